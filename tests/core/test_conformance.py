@@ -1,0 +1,30 @@
+"""Every registered solver keeps the contract of a solver."""
+
+import pytest
+
+from zoopt_nas import GLD, MGS, RS, SOLVERS, Solver
+from zoopt_nas.testing import SolverConformance
+
+
+class TestRegisteredSolvers(SolverConformance):
+    @pytest.fixture(params=list(SOLVERS))
+    def solver(self, request: pytest.FixtureRequest) -> Solver:
+        return SOLVERS[request.param]()
+
+
+VARIANTS = {
+    "rs-one_point": RS(estimator="one_point", learning_rate=0.002, smoothing=0.5, n_samples=8),
+    "rs-two_point": RS(estimator="two_point", direction="gaussian"),
+    "rs-orthogonal": RS(orthogonal=True, direction="gaussian"),
+    "mgs-exact": MGS(weighting="exact", mixing=0.3),
+    "mgs-fixed_norm": MGS(weighting="fixed_norm", mixing=0.3),
+    "gld-fast": GLD(schedule="fast", direction="ball"),
+    "gld-deterministic": GLD(deterministic=True, direction="gaussian"),
+}
+
+
+class TestVariants(SolverConformance):
+    @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+    def solver(self, request: pytest.FixtureRequest) -> Solver:
+        variant: Solver = request.param
+        return variant

@@ -1,0 +1,38 @@
+"""Zero-order (gradient-free) optimization, and neural architecture search with it.
+
+``minimize`` optimizes a black-box function; ``RS``, ``MGS`` and ``GLD`` are driven by hand with
+``init``, ``ask`` and ``tell``; ``zoopt_nas.nas`` (the extra ``nas``) searches architectures.
+"""
+
+from zoopt_nas._minimize import Status, minimize
+from zoopt_nas.checkpoint import load_state, save_state
+from zoopt_nas.errors import (
+    DataError,
+    InvalidValueError,
+    MissingDependencyError,
+    RunError,
+    UnknownNameError,
+    ZooptNasError,
+)
+from zoopt_nas.solvers import GLD, MGS, RS, SOLVERS, Solver, SolverState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GLD",
+    "MGS",
+    "RS",
+    "SOLVERS",
+    "DataError",
+    "InvalidValueError",
+    "MissingDependencyError",
+    "RunError",
+    "Solver",
+    "SolverState",
+    "Status",
+    "UnknownNameError",
+    "ZooptNasError",
+    "load_state",
+    "minimize",
+    "save_state",
+]

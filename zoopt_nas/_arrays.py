@@ -1,0 +1,249 @@
+"""The one place that knows NumPy and torch: conversion in and out, and random generators.
+
+Everywhere else, arrays are handled through the namespace that ``array_namespace`` returns. torch is
+imported here, inside functions, and only for input that is already torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_torch_array
+
+from zoopt_nas.errors import InvalidValueError, MissingDependencyError, RunError
+
+# A NumPy array or a torch tensor. Python has no common static type for the two.
+Array: TypeAlias = Any
+# A numpy.random.Generator or, beside torch arrays, a torch.Generator on their device.
+Generator: TypeAlias = Any
+
+__all__ = [
+    "Array",
+    "Generator",
+    "array_namespace",
+    "as_generator",
+    "as_like",
+    "as_point",
+    "copy",
+    "decode_array",
+    "decode_generator",
+    "device",
+    "encode_array",
+    "encode_generator",
+    "import_torch",
+    "is_torch_array",
+    "to_numpy",
+    "value_dtype",
+]
+
+
+def import_torch() -> Any:
+    """Returns the torch module.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            "torch is not installed; install it with: pip install 'zoopt-nas[nas]'"
+        ) from error
+    return torch
+
+
+def as_point(name: str, value: object) -> Array:
+    """Returns a copy of a start point: (dim,), finite, floating.
+
+    A floating NumPy array or torch tensor keeps its dtype (and device); anything else that
+    ``numpy.asarray`` reads as integers or reals becomes float64.
+
+    Raises:
+        InvalidValueError: not real, not one-dimensional, empty, or with a non-finite entry.
+    """
+    if is_torch_array(value):
+        point: Array = value.detach().clone()
+        torch = import_torch()
+        real = not point.is_complex() and point.dtype is not torch.bool
+        if real and not point.is_floating_point():
+            point = point.to(torch.float64)
+    else:
+        try:
+            point = np.array(value)  # always a copy: the caller's array stays the caller's
+        except ValueError as error:  # a ragged list
+            raise InvalidValueError(f"{name} must be a 1-D array of real numbers") from error
+        real = point.dtype.kind in "iuf"
+        if real and point.dtype.kind != "f":
+            point = point.astype(np.float64)
+    if not real:
+        raise InvalidValueError(f"{name} must be an array of real numbers, got {point.dtype}")
+    if point.ndim != 1 or point.shape[0] == 0:
+        raise InvalidValueError(
+            f"{name} must be one-dimensional and not empty, got shape {tuple(point.shape)}"
+        )
+    xp = array_namespace(point)
+    if not bool(xp.all(xp.isfinite(point))):
+        raise InvalidValueError(f"{name} must be finite, got {value!r}")
+    return point
+
+
+def copy(array: Array) -> Array:
+    """Returns a copy, in the same namespace and dtype and on the same device."""
+    return array_namespace(array).asarray(array, copy=True)
+
+
+def as_like(
+    name: str, value: object, like: Array, shape: tuple[int, ...], dtype: Any = None
+) -> Array:
+    """Returns ``value`` in the namespace and on the device of ``like``, of ``dtype`` or its dtype.
+
+    No copy is made where none is needed.
+
+    Raises:
+        InvalidValueError: ``value`` is not made of real numbers or has another shape.
+    """
+    dtype = like.dtype if dtype is None else dtype
+    try:
+        if is_torch_array(like):
+            array: Array = import_torch().as_tensor(value, dtype=dtype, device=like.device).detach()
+        else:
+            array = np.asarray(to_numpy(value))
+            if array.dtype.kind not in "biuf":
+                raise TypeError(f"not real: {array.dtype}")
+            array = array.astype(dtype, copy=False)
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"{name} must be an array of real numbers, got {value!r}"
+        raise InvalidValueError(message) from error
+    if tuple(array.shape) != shape:
+        raise InvalidValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
+    return array
+
+
+def value_dtype(like: Array) -> Any:
+    """Returns the dtype in which objective values are compared: float64 where the device has it.
+
+    Values of neighbouring points differ in their last digits, so a float32 ``x`` is no reason to
+    round them; Apple's MPS is the one device without float64.
+    """
+    if not is_torch_array(like):
+        return np.dtype(np.float64)
+    torch = import_torch()
+    return torch.float32 if like.device.type == "mps" else torch.float64
+
+
+def to_numpy(value: Any) -> Any:
+    """Returns a torch tensor as a NumPy array on the CPU; anything else as it is."""
+    if not is_torch_array(value):
+        return value
+    host = value.detach().cpu()
+    # NumPy has no bfloat16; float32 holds each of its values exactly.
+    return host.float().numpy() if str(host.dtype) == "torch.bfloat16" else host.numpy()
+
+
+def as_generator(rng: object, like: Array) -> Generator:
+    """Returns the generator that draws arrays like ``like``, following SPEC 7.
+
+    Args:
+        rng: None (fresh entropy), a non-negative int, a ``numpy.random.Generator``, or, beside a
+            torch ``like``, a ``torch.Generator`` on its device.
+        like: the array whose namespace and device the draws shall have. For torch, a
+            ``torch.Generator`` on its device is seeded by one draw from ``rng``.
+
+    Raises:
+        InvalidValueError: ``rng`` is none of these.
+    """
+    torch = import_torch() if is_torch_array(like) else None
+    if torch is not None and isinstance(rng, torch.Generator):
+        if rng.device.type != like.device.type:
+            raise InvalidValueError(
+                f"rng must be on the device of x0 ({like.device}), got {rng.device}"
+            )
+        return rng
+    if isinstance(rng, np.random.Generator):
+        source = rng
+    elif rng is None or (
+        isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0
+    ):
+        source = np.random.default_rng(rng)
+    else:
+        raise InvalidValueError(
+            f"rng must be None, a non-negative integer or a numpy.random.Generator, got {rng!r}"
+        )
+    if torch is None:
+        return source
+    generator = torch.Generator(device=like.device)
+    generator.manual_seed(int(source.integers(2**63 - 1)))
+    return generator
+
+
+def encode_array(value: Array) -> tuple[np.ndarray, dict[str, str]]:
+    """Returns a NumPy copy of ``value`` and what restores it: namespace, dtype, device."""
+    if is_torch_array(value):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return np.array(to_numpy(value)), {
+            "namespace": "torch",
+            "dtype": dtype,
+            "device": str(value.device),
+        }
+    array = np.array(value)
+    return array, {"namespace": "numpy", "dtype": array.dtype.str}
+
+
+def decode_array(array: np.ndarray, spec: Mapping[str, str]) -> Array:
+    """The inverse of ``encode_array``; always a copy."""
+    if spec["namespace"] == "torch":
+        torch = import_torch()
+        tensor = torch.from_numpy(np.array(array))
+        return tensor.to(dtype=getattr(torch, spec["dtype"]), device=spec["device"])
+    return np.array(array, dtype=spec["dtype"])
+
+
+def encode_generator(rng: Generator) -> dict[str, Any]:
+    """Returns the complete state of a generator as JSON-able values."""
+    if isinstance(rng, np.random.Generator):
+        return {"kind": "numpy", "state": _jsonable(rng.bit_generator.state)}
+    return {
+        "kind": "torch",
+        "device": str(rng.device),
+        "state": bytes(rng.get_state().numpy()).hex(),
+    }
+
+
+def decode_generator(data: Mapping[str, Any]) -> Generator:
+    """The inverse of ``encode_generator``.
+
+    Raises:
+        RunError: the state belongs to a bit generator that NumPy does not bring.
+    """
+    if data["kind"] == "torch":
+        torch = import_torch()
+        generator = torch.Generator(device=data["device"])
+        state = np.frombuffer(bytes.fromhex(data["state"]), dtype=np.uint8)
+        generator.set_state(torch.from_numpy(state.copy()))
+        return generator
+    name = data["state"]["bit_generator"]
+    kind = getattr(np.random, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
+        raise RunError(f"the saved generator is of unknown kind {name!r}")
+    bits: Any = kind()
+    bits.state = _unjsonable(data["state"])
+    return np.random.Generator(bits)
+
+
+def _jsonable(state: Any) -> Any:
+    """Turns the arrays of a bit generator's state (MT19937, Philox, SFC64) into lists."""
+    if isinstance(state, Mapping):
+        return {key: _jsonable(value) for key, value in state.items()}
+    if isinstance(state, np.ndarray):
+        return {"array": state.tolist(), "dtype": state.dtype.str}
+    return state
+
+
+def _unjsonable(state: Any) -> Any:
+    if not isinstance(state, Mapping):
+        return state
+    if set(state) == {"array", "dtype"}:
+        return np.array(state["array"], dtype=state["dtype"])
+    return {key: _unjsonable(value) for key, value in state.items()}

@@ -1,0 +1,95 @@
+"""Saving a run and resuming it exactly: one ``.npz`` file, written atomically, without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from zoopt_nas.errors import RunError, UnknownNameError, ZooptNasError
+from zoopt_nas.solvers import SOLVERS, Solver, SolverState
+
+_FORMAT = "zoopt_nas.state.v1"
+
+# What NumPy, zipfile and json raise for bytes that are no .npz, and what a foreign .npz leads to.
+_MALFORMED: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    zipfile.BadZipFile,
+)
+
+
+def save_state(path: str | os.PathLike[str], solver: Solver, state: SolverState) -> None:
+    """Writes a run to ``path``, which is replaced only once the new file is complete.
+
+    Args:
+        path: the file; its folder must exist. No suffix is added.
+        solver: its fields must be numbers, strings, bools or None.
+        state: the run; a pending batch and the generator are saved with it.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    path = Path(path)
+    data = state.to_dict()
+    meta = {
+        "format": _FORMAT,
+        "solver": solver.name,
+        # `.item()` turns a NumPy scalar, which a user may have given, into a Python number.
+        "fields": dataclasses.asdict(solver),
+        "state": data["meta"],
+    }
+    text = json.dumps(meta, default=lambda scalar: scalar.item())
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            try:
+                np.savez(file, meta=np.array(text), **data["arrays"])
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def load_state(
+    path: str | os.PathLike[str], *, solvers: Mapping[str, type[Solver]] = SOLVERS
+) -> tuple[Solver, SolverState]:
+    """Reads what ``save_state`` wrote; the run continues bitwise as if it had never stopped.
+
+    Args:
+        path: the file.
+        solvers: where to look the solver's class up by name, if not in ``SOLVERS``.
+
+    Raises:
+        RunError: the file is missing, truncated, or not a saved state.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        meta = json.loads(str(arrays.pop("meta")))
+        if meta["format"] != _FORMAT:
+            raise RunError(f"{path} has format {meta['format']!r}, expected {_FORMAT!r}")
+        solver = solvers[meta["solver"]](**meta["fields"])
+        return solver, SolverState.from_dict({"arrays": arrays, "meta": meta["state"]})
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except UnknownNameError as error:
+        raise RunError(f"cannot resume {path}: {error}") from error
+    except ZooptNasError:
+        raise
+    except _MALFORMED as error:
+        raise RunError(f"{path} is not a saved solver state, or is truncated") from error

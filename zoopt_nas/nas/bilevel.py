@@ -1,0 +1,266 @@
+"""The objective of the search, L(alpha) = L_val(omega*(alpha), alpha) (paper, Eq. 1), as a function.
+
+For each candidate alpha the weights omega*(alpha) are approximated from the supernet's current
+weights, and the loss is measured on images that the weights are not fitted on:
+
+- ``inner="sgd"``: M steps of SGD on L_train with alpha fixed (paper, section 4).
+- ``inner="second"``: the one unrolled step of Eq. 2, not clipped.
+- ``inner="first"``: no step, omega* = omega (Eq. 3).
+
+All of it happens on one scratch copy of the supernet that is made once and refilled for every
+candidate. The supernet itself, its optimizer and its BatchNorm buffers are only read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.config import INNER_MODES, SearchConfig
+from zoopt_nas.nas.operations import Noise, seed_noise
+from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.training import set_lr, weight_step
+
+Batch = tuple[Tensor, Tensor]
+"""``(images, labels)``."""
+
+
+class Stream(Protocol):
+    """An endless source of batches, as ``data.BatchStream`` is one."""
+
+    def next_batch(self) -> Batch: ...
+
+
+class Draw(NamedTuple):
+    """What every candidate of one call sees: common random numbers make losses comparable.
+
+    Attributes:
+        train: the batches of the inner steps, one for each step.
+        val: the batches whose mean loss is L_val.
+        noise_seed: seeds the noise operations of space S4.
+    """
+
+    train: list[Batch]
+    val: list[Batch]
+    noise_seed: int
+
+
+class BilevelObjective:
+    """``objective(alphas)``: ``(n, dim)`` to ``(n,)``.
+
+    Args:
+        supernet: holds the current weights omega.
+        optimizer: the SGD that trains them; inner steps take its learning rate, weight decay and
+            momentum as they are at the time of the call.
+        train_stream: batches of the images that fit weights.
+        val_stream: batches of the images that score alpha.
+        seed: seeds the noise operations of the candidates.
+        inner: ``"sgd"``, ``"second"`` or ``"first"``; see the module.
+        inner_steps: M, with ``inner="sgd"``.
+        inner_lr: learning rate of the inner steps; None = the optimizer's current one.
+        inner_momentum: whether the inner steps start from the optimizer's momentum, or from none.
+        grad_clip: bound on the gradient's norm in the M steps.
+        val_batches: how many batches make up L_val.
+
+    Attributes:
+        n_evaluations: candidates evaluated so far.
+
+    Raises:
+        InvalidValueError: ``inner`` or a count is out of range.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        optimizer: torch.optim.SGD,
+        train_stream: Stream,
+        val_stream: Stream,
+        *,
+        seed: int,
+        inner: str = "sgd",
+        inner_steps: int = 10,
+        inner_lr: float | None = None,
+        inner_momentum: bool = True,
+        grad_clip: float | None = 5.0,
+        val_batches: int = 1,
+    ) -> None:
+        if inner not in INNER_MODES:
+            raise InvalidValueError(f"inner must be one of {', '.join(INNER_MODES)}, got {inner}")
+        if inner_steps < 0 or val_batches < 1:
+            raise InvalidValueError(
+                "inner_steps must be at least 0 and val_batches at least 1, "
+                f"got {inner_steps} and {val_batches}"
+            )
+        self.supernet = supernet
+        self.n_evaluations = 0
+        self._optimizer = optimizer
+        self._train_stream = train_stream
+        self._val_stream = val_stream
+        self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
+        self._n_val = val_batches
+        self._inner_lr = inner_lr
+        self._inner_momentum = inner_momentum
+        self._grad_clip = grad_clip if inner == "sgd" else None
+        self._seeds = torch.Generator().manual_seed(seed)
+        self._noise = torch.Generator(next(supernet.parameters()).device)
+        self._scratch = _scratch_copy(supernet)
+        seed_noise(self._scratch, self._noise)
+        # Built from the very parameters it trains; the released code steps other ones (B1).
+        self._inner_optimizer = torch.optim.SGD(self._scratch.parameters(), lr=1.0)
+
+    @classmethod
+    def from_config(
+        cls,
+        supernet: Supernet,
+        optimizer: torch.optim.SGD,
+        train_stream: Stream,
+        val_stream: Stream,
+        config: SearchConfig,
+        *,
+        seed: int,
+        inner: str | None = None,
+    ) -> BilevelObjective:
+        """The objective that a search config describes; ``inner`` overrides the config's."""
+        return cls(
+            supernet,
+            optimizer,
+            train_stream,
+            val_stream,
+            seed=seed,
+            inner=inner or config.inner,
+            inner_steps=config.inner_steps,
+            inner_lr=config.inner_lr,
+            inner_momentum=config.inner_momentum,
+            grad_clip=config.grad_clip,
+            val_batches=config.val_batches,
+        )
+
+    def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
+        """The losses ``(n,)`` of candidates ``(n, dim)``, on the supernet's device.
+
+        Args:
+            alphas: the candidates. A value does not depend on which others are in the batch.
+            draw: the batches to use; by default fresh ones. A loss may come out non-finite.
+
+        Raises:
+            InvalidValueError: alphas has another shape.
+        """
+        if alphas.ndim != 2 or alphas.shape[1] != self.supernet.space.dim:
+            raise InvalidValueError(
+                f"alphas must have shape (n, {self.supernet.space.dim}), got {tuple(alphas.shape)}"
+            )
+        draw = draw or self.draw()
+        values = []
+        for alpha in alphas.detach():
+            network = self.fit(alpha, draw)
+            with torch.no_grad():
+                values.append(self.val_loss(network, alpha, draw))
+        self.n_evaluations += len(values)
+        return torch.stack(values)
+
+    def draw(self) -> Draw:
+        """Takes the next batches from both streams."""
+        return Draw(
+            train=[self._train_stream.next_batch() for _ in range(self._n_train)],
+            val=[self._val_stream.next_batch() for _ in range(self._n_val)],
+            noise_seed=int(torch.randint(2**62, (), generator=self._seeds)),
+        )
+
+    def start(self) -> Supernet:
+        """The scratch network with the supernet's current weights. The next call reuses it."""
+        with torch.no_grad():
+            torch._foreach_copy_(list(self._scratch.parameters()), list(self.supernet.parameters()))
+        return self._scratch
+
+    def fit(self, alpha: Tensor, draw: Draw) -> Supernet:
+        """The scratch network with omega*(alpha), fitted on the batches of ``draw``."""
+        network = self.start()
+        self._start_optimizer()
+        self._noise.manual_seed(draw.noise_seed)
+        for images, labels in draw.train:
+            loss = F.cross_entropy(network(images, alpha), labels)
+            weight_step(loss, network, self._inner_optimizer, self._grad_clip)
+        return network
+
+    def val_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
+        """Mean cross-entropy () of ``network`` at ``alpha`` over the draw's validation batches."""
+        self._noise.manual_seed(draw.noise_seed + 1)
+        return self._mean_loss(network, alpha, draw.val)
+
+    def train_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
+        """Mean cross-entropy () of ``network`` at ``alpha`` over the draw's training batches."""
+        self._noise.manual_seed(draw.noise_seed)
+        return self._mean_loss(network, alpha, draw.train)
+
+    def alpha_gradient(self, alpha: Tensor, draw: Draw) -> Tensor:
+        """The gradient ``(dim,)`` of L_val(omega, alpha) in alpha alone (Eq. 3)."""
+        alpha = alpha.detach().requires_grad_()
+        loss = self.val_loss(self.start(), alpha, draw)
+        return torch.autograd.grad(loss, alpha)[0]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the inner steps: xi of Eq. 2."""
+        current: float = self._optimizer.param_groups[0]["lr"]
+        return current if self._inner_lr is None else self._inner_lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to go on bit for bit, beside the streams and the supernet."""
+        return {"n_evaluations": self.n_evaluations, "seeds": self._seeds.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.n_evaluations = int(state["n_evaluations"])
+        self._seeds.set_state(state["seeds"])
+
+    def _mean_loss(self, network: Supernet, alpha: Tensor, batches: Sequence[Batch]) -> Tensor:
+        losses = [F.cross_entropy(network(images, alpha), labels) for images, labels in batches]
+        return torch.stack(losses).mean()
+
+    def _start_optimizer(self) -> None:
+        """Gives the inner SGD the settings and, as a copy, the momentum of the supernet's."""
+        inner = self._inner_optimizer
+        settings = self._optimizer.param_groups[0]
+        for key in ("momentum", "weight_decay", "dampening", "nesterov"):
+            inner.param_groups[0][key] = settings[key]
+        set_lr(inner, self.lr)
+        sources = [
+            self._optimizer.state[parameter].get("momentum_buffer")
+            if parameter in self._optimizer.state and self._inner_momentum
+            else None
+            for parameter in self.supernet.parameters()
+        ]
+        pairs = [
+            (parameter, source)
+            for parameter, source in zip(self._scratch.parameters(), sources, strict=True)
+            if source is not None
+        ]
+        if len(pairs) < len(sources):  # SGD makes a missing buffer from its first gradient
+            inner.state.clear()
+        for parameter, source in pairs:
+            if inner.state[parameter].get("momentum_buffer") is None:
+                inner.state[parameter]["momentum_buffer"] = torch.empty_like(source)
+        if pairs:
+            buffers = [inner.state[parameter]["momentum_buffer"] for parameter, _ in pairs]
+            torch._foreach_copy_(buffers, [source for _, source in pairs])
+
+
+def _scratch_copy(supernet: Supernet) -> Supernet:
+    """A copy in training mode whose BatchNorm uses batch statistics and tracks none."""
+    generators = {
+        id(module.generator): module.generator
+        for module in supernet.modules()
+        if isinstance(module, Noise)
+    }
+    # A generator cannot be copied; telling deepcopy that it is its own copy passes it through.
+    scratch = copy.deepcopy(supernet, dict(generators)).train()
+    for module in scratch.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return scratch

@@ -1,0 +1,314 @@
+"""Every setting of a search and of a retraining, with its default and where the default comes from.
+
+This is the one place with defaults: the command line and the library read them here. A config is a
+frozen dataclass; ``to_toml`` and ``from_toml`` store it in a run folder and read it back.
+
+Sources: *paper* is ZARTS (Wang et al., 2022); *released* its published scripts; *DARTS* Liu et al.
+(2019) with its code; *ours* a choice made here, with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, get_args, get_type_hints
+
+from zoopt_nas.errors import InvalidValueError, MissingDependencyError, UnknownNameError
+
+GRADIENT_ALGOS = ("darts1", "darts2")
+INNER_MODES = ("first", "second", "sgd")
+SIGMA_SCHEDULES = ("cosine", "constant")
+
+# The image data sets' own sizes are the papers'; the embedded digits get what two CPU cores manage
+# in three minutes (ours, measured by `make demo`).
+_SEARCH_BY_DATASET: dict[str, dict[str, Any]] = {
+    "digits": {
+        "epochs": 12,
+        "batch_size": 64,
+        "init_channels": 4,
+        "n_cells": 3,
+        "inner_steps": 4,
+    },
+    # Released run_search_imagenet.sh: batch 256.
+    "imagenet": {"batch_size": 256},
+}
+# What a zero-order solver gets on alpha unless the config says otherwise.
+_SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
+    "rs": {"n_samples": 4, "learning_rate": 0.1, "smoothing": 0.1},
+    "mgs": {"n_samples": 4, "sigma": 0.2, "temperature": 0.01, "mixing": 1e-3},
+    "gld": {"max_radius": 2.0, "min_radius": 0.25},
+}
+_TRAIN_BY_DATASET: dict[str, dict[str, Any]] = {
+    "digits": {
+        "epochs": 20,
+        "batch_size": 64,
+        "init_channels": 8,
+        "n_cells": 4,
+        "auxiliary": False,
+        "drop_path": 0.0,
+        "cutout": 0,
+    },
+    # Paper section 5.2 and S (SmoothDARTS): 14 cells x 48 channels, 250 epochs, batch 1024, lr 0.5.
+    "imagenet": {
+        "epochs": 250,
+        "batch_size": 1024,
+        "init_channels": 48,
+        "n_cells": 14,
+        "lr": 0.5,
+        "weight_decay": 3e-5,
+        "label_smoothing": 0.1,
+        "drop_path": 0.0,
+        "cutout": 0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a search and a retraining have in common.
+
+    Raises:
+        InvalidValueError: a value breaks its field's rule.
+    """
+
+    kind: ClassVar[str] = "run"
+    _positive: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "init_channels", "n_cells")
+    _non_negative: ClassVar[tuple[str, ...]] = ("seed", "cutout", "weight_decay", "momentum")
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    dataset: str = "digits"
+    seed: int = 0
+    data_dir: str = "data"
+    download: bool = False
+    image_size: int | None = None
+    n_train: int | None = None
+    device: str = "auto"
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    grad_clip: float = 5.0
+    cutout: int = 0
+    epochs: int = 50
+    batch_size: int = 64
+    init_channels: int = 16
+    n_cells: int = 8
+    lr: float = 0.025
+    lr_min: float = 0.001
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for spec in dataclasses.fields(self):
+            value = _typed(spec.name, getattr(self, spec.name), hints[spec.name])
+            object.__setattr__(self, spec.name, value)
+        for name in (*self._positive, "image_size", "n_train"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidValueError(f"{name} must be a positive integer, got {value}")
+        for name in self._non_negative:
+            if not getattr(self, name) >= 0:
+                raise InvalidValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.lr_min <= self.lr:
+            raise InvalidValueError(f"lr_min must lie in [0, lr], got {self.lr_min}")
+        if not (self.lr > 0 and self.grad_clip > 0):
+            raise InvalidValueError(
+                f"lr and grad_clip must be positive, got {self.lr} and {self.grad_clip}"
+            )
+        for name, choices in self._choices.items():
+            if getattr(self, name) not in choices:
+                raise UnknownNameError(name, getattr(self, name), choices)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **_known_fields(type(self), changes))
+
+    def to_toml(self) -> str:
+        """The config as TOML; fields that are None are left out."""
+        try:
+            import tomli_w
+        except ImportError as error:
+            raise MissingDependencyError(
+                "run folders need tomli-w: pip install 'zoopt-nas[nas]'"
+            ) from error
+        fields = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in vars(self).items()
+            if value is not None
+        }
+        return tomli_w.dumps({"kind": self.kind, **fields})
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """The inverse of ``to_toml``.
+
+        Raises:
+            InvalidValueError: not TOML, another kind of config, or a value breaks a rule.
+            UnknownNameError: a field does not exist.
+        """
+        return cls(**cls.read_fields(text))
+
+    @classmethod
+    def read_fields(cls, text: str) -> dict[str, Any]:
+        """The fields that a TOML text sets, checked by name; a config file may set a few only."""
+        try:
+            fields = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidValueError(f"config is not valid TOML: {error}") from error
+        kind = fields.pop("kind", cls.kind)
+        if kind != cls.kind:
+            raise InvalidValueError(f"config must be of kind {cls.kind}, got {kind}")
+        return _known_fields(cls, fields)
+
+
+@dataclass(frozen=True)
+class SearchConfig(RunConfig):
+    """Settings of a search. The values here are the papers' size; ``for_dataset`` adapts them.
+
+    Attributes:
+        dataset: a name of ``DATASETS``, an ``.npz`` file, or a folder of class folders.
+        seed: seeds everything, each stream of random numbers separately.
+        data_dir: where the data sets' files are; ``download`` fetches them there.
+        image_size: side to which the user's own images are resized; None = as they are.
+        n_train: use only so many training images; None = all.
+        device: ``auto`` (CUDA, then MPS, then CPU) or a torch device.
+        momentum, weight_decay, grad_clip, lr, lr_min: SGD of the weights, cosine from lr to lr_min
+            over the epochs: 0.9, 3e-4, 5, 0.025, 0.001 (DARTS; paper B.2).
+        cutout: side of the square cut out of training images; off in search (DARTS).
+        epochs, batch_size, init_channels, n_cells: 50, 64, 16, 8 (DARTS; paper B.2).
+        space: a name of ``SPACES``; S3 is one on which DARTS collapses (paper 5.1).
+        algo: ``mgs`` (paper 5: best trade-off), another solver, or a gradient baseline.
+        train_portion: share of the training images that fits weights; the rest scores alpha (DARTS).
+        warmup_epochs: epochs in which alpha is frozen: a fifth of all (released: 10 of 50; the
+            paper names none); 0 for the gradient baselines (DARTS).
+        inner: how omega*(alpha) is approximated: ``sgd`` = M steps (paper 4), ``second`` = Eq. 2,
+            ``first`` = Eq. 3. The gradient baselines bring their own.
+        inner_steps: M = 10 (paper B.2), also the number of weight steps between two updates of
+            alpha (released); gradient baselines update at every step (DARTS).
+        inner_lr: learning rate of the inner steps; None = the current one of the weights (ours:
+            the step that the weights would take next; the paper does not say).
+        inner_momentum: whether inner steps start from the weights' momentum (ours, same reason).
+        val_batches: batches whose mean loss is L_val: 1 (released; the paper does not say).
+        sigma_schedule: ``cosine`` decay of the solver's search width over the alpha epochs
+            (released scripts) or ``constant`` (released default).
+        solver: options of the zero-order solver; see ``zoopt_nas.SOLVERS``.
+        alpha_lr, alpha_betas, alpha_weight_decay: Adam of the gradient baselines (DARTS).
+    """
+
+    kind: ClassVar[str] = "search"
+    _positive: ClassVar[tuple[str, ...]] = (*RunConfig._positive, "val_batches")
+    _non_negative: ClassVar[tuple[str, ...]] = (
+        *RunConfig._non_negative,
+        "warmup_epochs",
+        "inner_steps",
+        "alpha_weight_decay",
+    )
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "inner": INNER_MODES,
+        "sigma_schedule": SIGMA_SCHEDULES,
+    }
+
+    space: str = "s3"
+    algo: str = "mgs"
+    train_portion: float = 0.5
+    warmup_epochs: int = 10
+    inner: str = "sgd"
+    inner_steps: int = 10
+    inner_lr: float | None = None
+    inner_momentum: bool = True
+    val_batches: int = 1
+    sigma_schedule: str = "cosine"
+    solver: dict[str, Any] = field(default_factory=dict)
+    alpha_lr: float = 3e-4
+    alpha_betas: tuple[float, float] = (0.5, 0.999)
+    alpha_weight_decay: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.train_portion < 1:
+            raise InvalidValueError(f"train_portion must lie in (0, 1), got {self.train_portion}")
+        if self.warmup_epochs >= self.epochs:
+            raise InvalidValueError(
+                f"warmup_epochs must be less than epochs ({self.epochs}), got {self.warmup_epochs}"
+            )
+        if self.alpha_lr <= 0 or (self.inner_lr is not None and self.inner_lr <= 0):
+            raise InvalidValueError(
+                f"alpha_lr and inner_lr must be positive, got {self.alpha_lr} and {self.inner_lr}"
+            )
+
+    @classmethod
+    def for_dataset(cls, dataset: str = "digits", algo: str = "mgs", **overrides: Any) -> Self:
+        """The defaults for a data set and a method, with some of them overridden."""
+        fields = {"algo": algo, **_SEARCH_BY_DATASET.get(dataset, {})}
+        fields |= _known_fields(cls, overrides)
+        epochs = _typed("epochs", fields.get("epochs", cls.epochs), int)
+        fields.setdefault("warmup_epochs", 0 if algo in GRADIENT_ALGOS else epochs // 5)
+        fields["solver"] = _SOLVER_OPTIONS.get(algo, {}) | fields.get("solver", {})
+        return cls(dataset=dataset, **fields)
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Settings of a retraining. The values here are those of DARTS (2019) on CIFAR (paper B.2).
+
+    Fields that ``SearchConfig`` has too mean the same; the others are:
+
+    Attributes:
+        genotype: the architecture, in its published string form.
+        epochs, batch_size, init_channels, n_cells: 600, 96, 36, 20.
+        lr_min: the cosine ends at 0.
+        cutout: 16.
+        auxiliary, auxiliary_weight: the auxiliary head and the weight of its loss, 0.4.
+        drop_path: probability at the end; it grows linearly from 0, to 0.2.
+        label_smoothing: 0; 0.1 on ImageNet.
+    """
+
+    kind: ClassVar[str] = "train"
+    _non_negative: ClassVar[tuple[str, ...]] = (*RunConfig._non_negative, "auxiliary_weight")
+
+    genotype: str = "DARTS_V2"
+    epochs: int = 600
+    batch_size: int = 96
+    init_channels: int = 36
+    n_cells: int = 20
+    lr_min: float = 0.0
+    cutout: int = 16
+    auxiliary: bool = True
+    auxiliary_weight: float = 0.4
+    drop_path: float = 0.2
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("drop_path", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+    @classmethod
+    def for_dataset(cls, dataset: str, genotype: str, **overrides: Any) -> Self:
+        """The defaults for a data set, with some of them overridden."""
+        fields = _TRAIN_BY_DATASET.get(dataset, {}) | _known_fields(cls, overrides)
+        return cls(dataset=dataset, genotype=genotype, **fields)
+
+
+def _known_fields(cls: type[RunConfig], fields: dict[str, Any]) -> dict[str, Any]:
+    names = [spec.name for spec in dataclasses.fields(cls)]
+    for name in fields:
+        if name not in names:
+            raise UnknownNameError(f"{cls.kind} setting", name, names)
+    return fields
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as the type of its field; TOML has no tuples, and 1 is a fine float."""
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in options:
+        return None
+    wanted = next(option for option in options if option is not types.NoneType)
+    origin = getattr(wanted, "__origin__", wanted)
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(get_args(wanted)):
+        return tuple(_typed(name, item, part) for item, part in zip(value, get_args(wanted)))
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+        raise InvalidValueError(f"{name} must be of type {origin.__name__}, got {value!r}")
+    return value

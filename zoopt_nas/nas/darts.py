@@ -1,0 +1,92 @@
+"""The gradient baselines: DARTS (Liu et al., 2019) with the first- and second-order approximation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoopt_nas.nas.bilevel import BilevelObjective
+from zoopt_nas.nas.updaters import Metrics
+
+# Radius of the finite difference in weight space (paper, appendix A.1: epsilon' of Eq. 24).
+DIFFERENCE_RADIUS = 0.01
+
+
+def first_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
+    """The gradient ``(dim,)`` of L_val(omega, alpha), taking omega* = omega (Eq. 3)."""
+    return objective.alpha_gradient(alpha, objective.draw())
+
+
+def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
+    """The gradient ``(dim,)`` of L_val(omega'(alpha), alpha), omega' one SGD step away (Eq. 2).
+
+    By the chain rule it is the gradient in alpha at omega' less xi times a mixed second derivative
+    times v = grad_omega' L_val, which is taken as a central difference along v (Eq. 20). Momentum
+    and weight decay shift omega' but do not depend on alpha, so that the formula stays exact.
+
+    Args:
+        objective: with ``inner="second"``.
+        alpha: ``(dim,)``.
+    """
+    draw = objective.draw()
+    alpha = alpha.detach().requires_grad_()
+    network = objective.fit(alpha.detach(), draw)
+    weights = list(network.parameters())
+    loss = objective.val_loss(network, alpha, draw)
+    direct, *v = torch.autograd.grad(loss, [alpha, *weights], materialize_grads=True)
+
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v)))
+    epsilon = DIFFERENCE_RADIUS / norm.clamp_min(1e-12)
+    offset = torch._foreach_mul(v, epsilon)
+    sides = []
+    for sign in (1.0, -1.0):
+        network = objective.start()
+        with torch.no_grad():
+            torch._foreach_add_(weights, offset, alpha=sign)
+        train_loss = objective.train_loss(network, alpha, draw)
+        sides.append(torch.autograd.grad(train_loss, alpha)[0])
+    mixed = (sides[0] - sides[1]) / (2.0 * epsilon)
+    return direct - objective.lr * mixed
+
+
+class GradientUpdater:
+    """Adam on alpha, down the first- or the second-order gradient.
+
+    Args:
+        alpha: the starting point ``(dim,)``.
+        second_order: Eq. 2 instead of Eq. 3; needs an objective with ``inner="second"``.
+        lr, betas, weight_decay: of Adam (DARTS: 3e-4, (0.5, 0.999), 1e-3).
+    """
+
+    def __init__(
+        self,
+        alpha: Tensor,
+        *,
+        second_order: bool,
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
+        self._gradient = second_order_gradient if second_order else first_order_gradient
+        self._alpha = alpha.detach().clone().requires_grad_()
+        self._adam = torch.optim.Adam([self._alpha], lr, betas, weight_decay=weight_decay)
+
+    @property
+    def alpha(self) -> Tensor:
+        return self._alpha.detach()
+
+    def step(self, objective: BilevelObjective, progress: float) -> Metrics:
+        gradient = self._gradient(objective, self.alpha)
+        self._alpha.grad = gradient
+        self._adam.step()
+        return {"gradient_norm": torch.linalg.vector_norm(gradient)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self._alpha.copy_(state["alpha"])
+        self._adam.load_state_dict(state["adam"])

@@ -1,0 +1,312 @@
+"""Images on the device: loaded datasets, disjoint splits, streams of batches.
+
+The images of a dataset lie in one uint8 tensor on the device and are augmented there, a batch at a
+time; ImageNet, which does not fit, is decoded batch by batch. All random draws come from CPU
+generators that are passed in, so that a seed gives the same batches on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from zoopt_nas._checks import check_positive_int
+from zoopt_nas.errors import DataError, InvalidValueError
+from zoopt_nas.nas.augmentation import Augmentation, Transform
+from zoopt_nas.nas.datasets import DATASETS, DatasetSpec, Loaded, user_spec
+from zoopt_nas.nas.image_files import Pixels, decode_image, resize_pixels
+
+# ImageNet's convention: the shorter side becomes 256 for crops of 224.
+_DECODED_PER_CROP = 256 / 224
+
+
+class ImageSet:
+    """Labelled images on one device.
+
+    Args:
+        images: uint8 (n, c, h, w).
+        labels: int64 (n,), on the same device.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the images (b, c, h, w), uint8, and labels (b,) at ``indices`` (b,), int64."""
+        indices = indices.to(self.labels.device, non_blocking=True)
+        return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+
+
+class LazyImageSet(ImageSet):
+    """Labelled image files, decoded to squares when they are fetched; it has no ``images``.
+
+    Args:
+        paths: n image files.
+        labels: int64 (n,), on the device to which the decoded images go.
+        size: side in pixels of the decoded squares.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: Tensor, size: int) -> None:
+        self.paths, self.labels = paths, labels
+        self._decode = partial(decode_image, mode="RGB", size=size)
+        self._pool = ThreadPoolExecutor()  # its threads start with the first fetch
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """As `ImageSet.fetch`; ``indices`` should be on the CPU, or it waits for the device.
+
+        Raises:
+            DataError: a file cannot be decoded.
+        """
+        paths = [self.paths[i] for i in indices.tolist()]
+        pixels = torch.from_numpy(np.stack(list(self._pool.map(self._decode, paths))))
+        device = self.labels.device
+        images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        return images, self.labels.index_select(0, indices.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A loaded dataset; ``test`` is None when only the training images were asked for."""
+
+    name: str
+    n_classes: int
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+    train: ImageSet
+    test: ImageSet | None
+
+    def transform(self, augment: bool = True, cutout: int = 0) -> Transform:
+        """Returns the transform of training batches, or of test batches (``augment=False``).
+
+        Args:
+            cutout: side of the square cut out of training images; 0 is none.
+        """
+        return Transform(
+            self.mean,
+            self.std,
+            replace(self.augmentation, cutout=cutout) if augment else None,
+            image_size=self.image_size,
+            device=self.train.labels.device,
+        )
+
+
+def load_dataset(
+    name_or_path: str,
+    *,
+    data_dir: Path,
+    device: torch.device,
+    download: bool = False,
+    splits: tuple[str, ...] = ("train", "test"),
+    image_size: int | None = None,
+    n_train: int | None = None,
+) -> Dataset:
+    """Loads a dataset of `DATASETS`, or a person's own ``.npz`` file or image folder.
+
+    Args:
+        name_or_path: a registered name wins over a path; ``./digits`` is always a path.
+        data_dir: the folder that holds the files of the registered datasets.
+        download: fetch missing files into ``data_dir`` where that is possible.
+        splits: ("train", "test"), or ("train",) to leave the test images alone.
+        image_size: side in pixels that every image is resized to; None: the dataset's own.
+        n_train: use this many training images only: the first of a permutation drawn with seed 0,
+            so that a smaller subset is part of a larger one.
+
+    Raises:
+        UnknownNameError: no dataset has that name.
+        DataError: a file is missing or cannot be used.
+        InvalidValueError: ``splits``, ``image_size`` or ``n_train`` breaks its rule.
+    """
+    if tuple(splits) not in (("train", "test"), ("train",)):
+        raise InvalidValueError(f"splits must be ('train', 'test') or ('train',), got {splits!r}")
+    if image_size is not None:
+        check_positive_int("image_size", image_size)
+    spec = _find_spec(name_or_path, image_size)
+    size = image_size or spec.image_size
+    images, labels = spec.load(data_dir, "train", download)
+    if n_train is not None:
+        if check_positive_int("n_train", n_train) > len(labels):
+            raise InvalidValueError(
+                f"n_train must be at most {len(labels)}, the number of images, got {n_train}"
+            )
+        kept = np.random.default_rng(0).permutation(len(labels))[:n_train]
+        images = tuple(images[i] for i in kept) if isinstance(images, tuple) else images[kept]
+        labels = labels[kept]
+    mean, std = spec.mean, spec.std
+    if mean is None or std is None:
+        mean, std = channel_statistics(cast(Pixels, images))
+    with_test = "test" in splits
+    return Dataset(
+        spec.name,
+        spec.n_classes,
+        spec.in_channels,
+        size,
+        mean,
+        std,
+        _fit_augmentation(spec, size),
+        train=_image_set((images, labels), size, device),
+        test=_image_set(spec.load(data_dir, "test", download), size, device) if with_test else None,
+    )
+
+
+def _find_spec(name_or_path: str, image_size: int | None) -> DatasetSpec:
+    path = Path(name_or_path).expanduser()
+    if name_or_path not in DATASETS:
+        if path.exists():
+            return user_spec(path, image_size)
+        if path.suffix or len(path.parts) > 1 or name_or_path.startswith(("~", ".", "/")):
+            raise DataError(f"dataset {name_or_path}: no such file or folder")
+    return DATASETS[name_or_path]
+
+
+def _fit_augmentation(spec: DatasetSpec, size: int) -> Augmentation:
+    if size == spec.image_size:
+        return spec.augmentation
+    if spec.augmentation.resized_crop is not None:
+        return replace(spec.augmentation, resized_crop=size)
+    return replace(spec.augmentation, crop_padding=size // 8)
+
+
+def _image_set(loaded: Loaded, size: int, device: torch.device) -> ImageSet:
+    images, labels = loaded
+    label_tensor = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
+    if isinstance(images, tuple):
+        return LazyImageSet(images, label_tensor, round(size * _DECODED_PER_CROP))
+    pixels = torch.from_numpy(np.ascontiguousarray(resize_pixels(images, size))).to(device)
+    return ImageSet(pixels.permute(0, 3, 1, 2).contiguous(), label_tensor)
+
+
+def channel_statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation per channel, for pixels in 0..1, of (n, h, w, c)."""
+    levels = np.arange(256) / 255
+    means, deviations = [], []
+    for channel in np.moveaxis(images, -1, 0):
+        # From the histogram: exact, and no float copy of the dataset.
+        share = np.bincount(channel.ravel(), minlength=256) / channel.size
+        mean = float(share @ levels)
+        deviation = math.sqrt(float(share @ (levels - mean) ** 2))
+        means.append(mean)
+        deviations.append(deviation or 1.0)  # a constant channel stays constant
+    return tuple(means), tuple(deviations)
+
+
+def split_indices(n: int, train_portion: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Splits 0..n-1 at random: ⌊n · train_portion⌋ indices to train, the others to validate.
+
+    Returns:
+        Two disjoint int64 tensors on the CPU, together all of 0..n-1.
+
+    Raises:
+        InvalidValueError: a part would be empty.
+    """
+    if not 0 < train_portion < 1 or not 0 < int(n * train_portion) < n:
+        raise InvalidValueError(
+            f"train_portion must lie in (0, 1) and leave both parts of {n} images some, "
+            f"got {train_portion}"
+        )
+    order = torch.randperm(n, generator=generator)
+    n_train = int(n * train_portion)
+    return order[:n_train], order[n_train:]
+
+
+class BatchStream:
+    """An endless stream of training batches; it can be stopped and go on bit for bit.
+
+    It walks through random permutations of the indices. The rest of a permutation that fills no
+    batch is a smaller batch, unless ``drop_last``; a rest of one image is always left out, since
+    BatchNorm cannot take it. If there are fewer images than ``batch_size``, a batch is all of them.
+
+    Args:
+        image_set: where the images come from.
+        indices: int64 (n,), which images.
+        transform: applied to each batch with the stream's generator.
+        generator: a CPU generator of the stream's own: its state is saved with the stream.
+
+    Raises:
+        InvalidValueError: there is no index, or ``batch_size`` is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        indices: Tensor,
+        batch_size: int,
+        *,
+        transform: Transform,
+        generator: Generator,
+        drop_last: bool = False,
+    ) -> None:
+        if len(indices) == 0:
+            raise InvalidValueError("indices must hold at least one index, got none")
+        self._image_set, self._transform, self._generator = image_set, transform, generator
+        self._indices = indices.cpu()
+        self._batch_size = min(check_positive_int("batch_size", batch_size), len(indices))
+        self.n_batches, rest = divmod(len(indices), self._batch_size)
+        if rest > 1 and not drop_last:
+            self.n_batches += 1
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        order = torch.randperm(len(self._indices), generator=self._generator)
+        self._permutation, self._n_used = self._indices[order], 0
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Returns images, float32 (b, c, h, w), augmented and normalised, and labels (b,)."""
+        if self._n_used == self.n_batches:
+            self._shuffle()
+        start = self._n_used * self._batch_size
+        self._n_used += 1
+        images, labels = self._image_set.fetch(self._permutation[start : start + self._batch_size])
+        return self._transform(images, self._generator), labels
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position as tensors and one int."""
+        return {
+            "permutation": self._permutation.clone(),
+            "n_used": self._n_used,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to a saved position.
+
+        Raises:
+            InvalidValueError: the state is that of a stream over other images or batches.
+        """
+        permutation, n_used = state["permutation"].cpu(), int(state["n_used"])
+        if not torch.equal(permutation.sort().values, self._indices.sort().values):
+            raise InvalidValueError("permutation must hold the indices of this stream, it does not")
+        if not 0 <= n_used <= self.n_batches:
+            raise InvalidValueError(f"n_used must lie in 0..{self.n_batches}, got {n_used}")
+        self._permutation, self._n_used = permutation.clone(), n_used
+        self._generator.set_state(state["generator"].cpu())
+
+
+def sequential_batches(
+    image_set: ImageSet, indices: Tensor | None, batch_size: int, transform: Transform
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields each image once, in order, in batches (the last may be smaller).
+
+    Args:
+        indices: int64 (n,), which images; None is all of them.
+        transform: one without augmentation.
+    """
+    chosen = torch.arange(len(image_set)) if indices is None else indices.cpu()
+    check_positive_int("batch_size", batch_size)
+    for start in range(0, len(chosen), batch_size):
+        images, labels = image_set.fetch(chosen[start : start + batch_size])
+        yield transform(images), labels

@@ -1,0 +1,238 @@
+"""A genotype: the discrete architecture of a normal and a reduction cell."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas.operations import OPERATIONS
+
+CELL_KINDS = ("normal", "reduce")
+N_INPUTS = 2  # nodes 0 and 1 of a cell are the outputs of the two cells before it
+EDGES_PER_NODE = 2  # a derived node keeps its two strongest inputs
+
+Edge = tuple[str, int]
+"""``(operation, source node)``."""
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """Immutable; equal genotypes compare equal and hash alike.
+
+    Attributes:
+        normal: edges of the normal cell, two for each intermediate node in order: node
+            ``2 + i // 2`` receives ``normal[i]``. Within a node the stronger edge comes first.
+        reduce: the same for the reduction cell.
+        normal_concat: the nodes whose channel-wise concatenation is the cell's output.
+        reduce_concat: the same for the reduction cell.
+
+    Raises:
+        InvalidValueError: a node has not two inputs, an edge does not come from an earlier node, or
+            a concatenated node does not exist.
+        UnknownNameError: an operation is not in ``OPERATIONS``.
+    """
+
+    normal: tuple[Edge, ...]
+    reduce: tuple[Edge, ...]
+    normal_concat: tuple[int, ...] = (2, 3, 4, 5)
+    reduce_concat: tuple[int, ...] = (2, 3, 4, 5)
+
+    def __post_init__(self) -> None:
+        for kind in CELL_KINDS:
+            edges = tuple((str(op), int(source)) for op, source in self.edges(kind))
+            concat = tuple(int(node) for node in self.concat(kind))
+            object.__setattr__(self, kind, edges)
+            object.__setattr__(self, f"{kind}_concat", concat)
+            _check_cell(kind, edges, concat)
+
+    def edges(self, kind: str) -> tuple[Edge, ...]:
+        """The edges of the ``"normal"`` or ``"reduce"`` cell."""
+        edges: tuple[Edge, ...] = getattr(self, kind)
+        return edges
+
+    def concat(self, kind: str) -> tuple[int, ...]:
+        """The output nodes of the ``"normal"`` or ``"reduce"`` cell."""
+        concat: tuple[int, ...] = getattr(self, f"{kind}_concat")
+        return concat
+
+    def count(self, operation: str, kind: str = "normal") -> int:
+        """How many edges of a cell use ``operation``; the skip count is the sign of collapse."""
+        return sum(op == operation for op, _ in self.edges(kind))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and strings, as ``to_json`` writes them."""
+        return {
+            key: [list(item) if isinstance(item, tuple) else item for item in getattr(self, key)]
+            for key in ("normal", "normal_concat", "reduce", "reduce_concat")
+        }
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, fields: object) -> Genotype:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            InvalidValueError: not a mapping with the cells ``normal`` and ``reduce``.
+        """
+        known = {"normal", "normal_concat", "reduce", "reduce_concat"}
+        if not isinstance(fields, dict) or not {"normal", "reduce"} <= set(fields) <= known:
+            raise InvalidValueError(
+                f"genotype must have the fields normal and reduce, got {_brief(fields)}"
+            )
+        try:
+            return cls(**{key: tuple(map(_item, value)) for key, value in fields.items()})
+        except TypeError as error:
+            raise InvalidValueError(
+                f"genotype edges must be pairs (operation, source), got {_brief(fields)}"
+            ) from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Genotype:
+        """The inverse of ``to_json``.
+
+        Raises:
+            InvalidValueError: the text is not JSON, or not a genotype.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidValueError(f"genotype is not valid JSON: {error}") from error
+        return cls.from_dict(fields)
+
+    def __str__(self) -> str:
+        """The form in which papers publish genotypes; ``from_string`` reads it."""
+        return (
+            f"Genotype(normal={list(self.normal)!r}, normal_concat={list(self.normal_concat)!r}, "
+            f"reduce={list(self.reduce)!r}, reduce_concat={list(self.reduce_concat)!r})"
+        )
+
+    @classmethod
+    def from_string(cls, text: str) -> Genotype:
+        """Reads the published form, ``Genotype(normal=[('skip_connect', 0), ...], ...)``.
+
+        Only literals and ``range(a, b)`` are accepted; nothing is executed.
+
+        Raises:
+            InvalidValueError: the text has another form.
+        """
+        try:
+            call = ast.parse(text.strip(), mode="eval").body
+            if not isinstance(call, ast.Call) or call.args:
+                raise ValueError("not a call with keywords")
+            fields = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+        except (SyntaxError, ValueError) as error:
+            raise InvalidValueError(
+                f"genotype must read Genotype(normal=[('op', source), ...], ...), got {_brief(text)}"
+            ) from error
+        return cls.from_dict(fields)
+
+    @classmethod
+    def load(cls, source: str | Path) -> Genotype:
+        """A genotype by known name, by its published string, or from a file of JSON or string.
+
+        Raises:
+            InvalidValueError: a file holds something else.
+            UnknownNameError: neither a known name, nor a string of that form, nor a file.
+        """
+        text = str(source)
+        if text in GENOTYPES:
+            return GENOTYPES[text]
+        if not text.lstrip().startswith("Genotype("):
+            path = Path(text)
+            if not path.is_file():
+                raise UnknownNameError("genotype", text, GENOTYPES)
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidValueError(f"genotype file {path} is not text") from error
+        return cls.from_json(text) if text.lstrip().startswith("{") else cls.from_string(text)
+
+
+def _item(item: Any) -> Any:
+    return tuple(item) if isinstance(item, list) else item
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
+        return list(range(*(ast.literal_eval(argument) for argument in node.args)))
+    return ast.literal_eval(node)
+
+
+def _check_cell(kind: str, edges: Sequence[Edge], concat: Sequence[int]) -> None:
+    if not edges or len(edges) % EDGES_PER_NODE:
+        raise InvalidValueError(
+            f"{kind} must have {EDGES_PER_NODE} edges for each node, got {len(edges)} edges"
+        )
+    for i, (operation, source) in enumerate(edges):
+        node = N_INPUTS + i // EDGES_PER_NODE
+        if operation not in OPERATIONS:
+            raise UnknownNameError("operation", operation, OPERATIONS)
+        if not 0 <= source < node:
+            raise InvalidValueError(
+                f"{kind} edge {i} into node {node} must come from a node before it, got {source}"
+            )
+    n_nodes = N_INPUTS + len(edges) // EDGES_PER_NODE
+    if not concat or not all(N_INPUTS <= node < n_nodes for node in concat):
+        raise InvalidValueError(
+            f"{kind}_concat must name nodes from {N_INPUTS} to {n_nodes - 1}, got {tuple(concat)}"
+        )
+
+
+def _sep(*sources: int) -> tuple[Edge, ...]:
+    return tuple(("sep_conv_3x3", source) for source in sources)
+
+
+# The two genotypes of Liu et al. (2019), the yardsticks of every later paper.
+GENOTYPES = {
+    "DARTS_V1": Genotype(
+        normal=(
+            *_sep(1, 0),
+            ("skip_connect", 0),
+            *_sep(1),
+            ("skip_connect", 0),
+            *_sep(1, 0),
+            ("skip_connect", 2),
+        ),
+        reduce=(
+            ("max_pool_3x3", 0),
+            ("max_pool_3x3", 1),
+            ("skip_connect", 2),
+            ("max_pool_3x3", 0),
+            ("max_pool_3x3", 0),
+            ("skip_connect", 2),
+            ("skip_connect", 2),
+            ("avg_pool_3x3", 0),
+        ),
+    ),
+    "DARTS_V2": Genotype(
+        normal=(
+            *_sep(0, 1, 0, 1, 1),
+            ("skip_connect", 0),
+            ("skip_connect", 0),
+            ("dil_conv_3x3", 2),
+        ),
+        reduce=(
+            ("max_pool_3x3", 0),
+            ("max_pool_3x3", 1),
+            ("skip_connect", 2),
+            ("max_pool_3x3", 1),
+            ("max_pool_3x3", 0),
+            ("skip_connect", 2),
+            ("skip_connect", 2),
+            ("max_pool_3x3", 1),
+        ),
+    ),
+}

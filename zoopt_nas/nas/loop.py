@@ -1,0 +1,185 @@
+"""The loop over epochs and steps that a search and a retraining share: checkpoints, rows, stopping.
+
+A checkpoint may be taken between any two steps; whoever resumes from it goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoopt_nas.errors import DivergedError, RunInterrupted
+from zoopt_nas.nas.config import RunConfig
+from zoopt_nas.nas.runs import ARCHITECTURES, METRICS, RunFolder
+from zoopt_nas.nas.training import Meter
+
+
+class Progress(NamedTuple):
+    """Where a loop is. Reading ``meter`` waits for the device, so read it seldom."""
+
+    epoch: int
+    n_epochs: int
+    step: int
+    n_steps: int
+    meter: Meter
+
+
+class Observer:
+    """Watches a run and may stop it. The base class watches nothing; override what you need."""
+
+    def on_step(self, progress: Progress) -> None:
+        """Called after every weight step."""
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """Called with an epoch's row of ``metrics.jsonl``, after its checkpoint is written."""
+
+    def should_stop(self) -> bool:
+        """Asked before every weight step; True saves a checkpoint and raises RunInterrupted."""
+        return False
+
+
+class EpochLoop(ABC):
+    """Runs ``config.epochs`` epochs of ``n_steps`` steps.
+
+    A subclass says what a step does, what an epoch ends with, and what its own state is.
+
+    Args:
+        config: the settings.
+        observer: watches.
+        device: where the model is.
+
+    Attributes:
+        folder: where rows and checkpoints go; None keeps everything in memory.
+        epoch: epochs that are complete.
+        step: steps taken in the current epoch.
+        rows: one for each complete epoch.
+    """
+
+    def __init__(self, config: RunConfig, observer: Observer | None, device: torch.device) -> None:
+        self.device = device
+        self.folder: RunFolder | None = None
+        self.epoch = 0
+        self.step = 0
+        self.rows: list[dict[str, Any]] = []
+        self._epochs = config.epochs
+        self._observer = observer or Observer()
+        self._elapsed = 0.0  # seconds of the current epoch before its last resumption
+        self._meter = Meter(device)
+
+    @property
+    @abstractmethod
+    def n_steps(self) -> int:
+        """Steps of an epoch."""
+
+    @abstractmethod
+    def begin_epoch(self) -> None:
+        """Sets what depends on ``self.epoch`` alone: schedules, training mode."""
+
+    @abstractmethod
+    def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
+        """One step; returns its loss (), logits (batch, classes) and labels (batch,)."""
+
+    @abstractmethod
+    def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """More columns of the epoch's row, and its row of ``architectures.jsonl`` if it has one."""
+
+    @abstractmethod
+    def own_state(self) -> dict[str, Any]:
+        """All that changes from step to step in the subclass: tensors and plain values."""
+
+    @abstractmethod
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """The inverse of ``own_state``."""
+
+    def run(self) -> None:
+        """Runs the epochs that are left.
+
+        Raises:
+            RunInterrupted: the observer asked to stop; the checkpoint is written.
+            DivergedError: an epoch's training loss is not finite.
+        """
+        while self.epoch < self._epochs:
+            started = time.perf_counter()
+            self.begin_epoch()
+            while self.step < self.n_steps:
+                if self._observer.should_stop():
+                    self._elapsed += time.perf_counter() - started
+                    self._stop()
+                self._meter.update(*self.train_step())
+                self.step += 1
+                self._observer.on_step(
+                    Progress(self.epoch, self._epochs, self.step, self.n_steps, self._meter)
+                )
+            self._close_epoch(started)
+
+    def resume(self) -> bool:
+        """Goes back to the folder's last checkpoint; False if it has none and the run starts anew.
+
+        Raises:
+            RunError: the checkpoint cannot be used.
+        """
+        if self.folder is None:
+            return False
+        state = self.folder.load_checkpoint(self.device)
+        if state is not None:
+            self.epoch, self.step = int(state["epoch"]), int(state["step"])
+            self._elapsed = float(state["elapsed"])
+            self._meter.load_state_dict(state["meter"])
+            self.load_own_state(state["own"])
+        self.folder.cut(self.epoch)
+        self.rows = self.folder.rows(METRICS)
+        return state is not None
+
+    def _stop(self) -> None:
+        where = f"stopped in epoch {self.epoch + 1} of {self._epochs}"
+        if self.folder is None:
+            raise RunInterrupted(f"{where}; nothing is saved without a run folder")
+        self._save()
+        raise RunInterrupted(f"{where} and saved in {self.folder.path}")
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            self.folder.save_checkpoint(
+                {
+                    "epoch": self.epoch,
+                    "step": self.step,
+                    "elapsed": self._elapsed,
+                    "meter": self._meter.state_dict(),
+                    "own": self.own_state(),
+                }
+            )
+
+    def _close_epoch(self, started: float) -> None:
+        if not math.isfinite(self._meter.loss):
+            raise DivergedError(
+                f"the training loss is not finite in epoch {self.epoch + 1}; "
+                "start again with a lower lr (--lr), or resume on other hardware"
+            )
+        own, architecture = self.end_epoch()
+        row = {
+            "epoch": self.epoch,
+            "train_loss": self._meter.loss,
+            "train_accuracy": self._meter.accuracy,
+            **{key: _finite(value) for key, value in own.items()},
+            "seconds": round(self._elapsed + time.perf_counter() - started, 3),
+        }
+        self.rows.append(row)
+        if self.folder is not None:
+            self.folder.append(METRICS, row)
+            if architecture is not None:
+                self.folder.append(ARCHITECTURES, {"epoch": self.epoch, **architecture})
+        self.epoch, self.step, self._elapsed = self.epoch + 1, 0, 0.0
+        self._meter = Meter(self.device)
+        self._save()
+        self._observer.on_epoch(row)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

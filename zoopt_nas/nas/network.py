@@ -1,0 +1,177 @@
+"""The network that a genotype stands for, as it is trained from scratch after a search."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, Genotype
+from zoopt_nas.nas.operations import OPERATIONS, seed_noise
+from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
+
+
+def drop_path(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    """Zeroes whole samples with ``probability`` and scales the others to keep the mean.
+
+    Larsson et al., FractalNet, 2017, as DARTS uses it: one draw for each sample of an edge.
+
+    Args:
+        x: ``(batch, channels, height, width)``.
+        probability: in [0, 1).
+        generator: on the device of ``x``; None means torch's default generator.
+    """
+    keep = 1.0 - probability
+    mask = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)
+    return x * mask.bernoulli_(keep, generator=generator).div_(keep)
+
+
+class FixedCell(nn.Module):
+    """A cell with the chosen operations only: two edges into each node."""
+
+    def __init__(self, genotype: Genotype, plan: CellPlan) -> None:
+        super().__init__()
+        edges = genotype.edges(plan.kind)
+        self._sources = [source for _, source in edges]
+        self._concat = genotype.concat(plan.kind)
+        self.preprocess = Preprocess(plan, affine=True)
+        self.operations = nn.ModuleList(
+            OPERATIONS[name](plan.channels, plan.stride(source), False) for name, source in edges
+        )
+
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor,
+        drop_probability: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        nodes: list[Tensor] = list(self.preprocess(first, second))
+        outputs: list[Tensor] = []
+        for operation, source in zip(self.operations, self._sources, strict=True):
+            out = operation(nodes[source])
+            if drop_probability > 0.0 and not isinstance(operation, nn.Identity):
+                out = drop_path(out, drop_probability, generator)
+            outputs.append(out)
+            if len(outputs) % EDGES_PER_NODE == 0:
+                nodes.append(outputs[-2] + outputs[-1])
+        return torch.cat([nodes[node] for node in self._concat], dim=1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier at two thirds of the depth, used in training only.
+
+    On the published sizes it pools as published (CIFAR 8x8 with stride 3, ImageNet 7x7 with stride
+    2), which both give 2x2; other sizes are pooled to 2x2. The ImageNet head has no BatchNorm
+    after the second convolution, as in the released DARTS code.
+    """
+
+    def __init__(self, in_channels: int, n_classes: int, stem: str) -> None:
+        super().__init__()
+        self._published_size, self._stride = (8, 3) if stem == "cifar" else (7, 2)
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity(),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        if x.shape[-2:] == (self._published_size,) * 2:
+            x = F.avg_pool2d(x, 5, stride=self._stride, count_include_pad=False)
+        else:
+            x = F.adaptive_avg_pool2d(x, 2)
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
+
+
+class Network(nn.Module):
+    """A trainable network from a genotype (Liu et al., 2019, section 3.2).
+
+    Args:
+        genotype: the cells.
+        n_classes: number of classes.
+        init_channels: width of the first cell (36 on CIFAR, 48 on ImageNet in the papers).
+        n_cells: number of cells (20 on CIFAR, 14 on ImageNet).
+        in_channels: channels of the images.
+        auxiliary: whether to build the auxiliary head.
+        stem: ``"cifar"`` or ``"imagenet"``.
+
+    Attributes:
+        drop_path_probability: in [0, 1); acts in training mode only. A training schedule sets it.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        n_classes: int,
+        init_channels: int = 36,
+        n_cells: int = 20,
+        *,
+        in_channels: int = 3,
+        auxiliary: bool = False,
+        stem: str = "cifar",
+    ) -> None:
+        super().__init__()
+        n_outputs = {kind: len(genotype.concat(kind)) for kind in CELL_KINDS}
+        plans = list(
+            plan_cells(n_cells, init_channels, (n_outputs["normal"], n_outputs["reduce"]), stem)
+        )
+        self.genotype = genotype
+        self.drop_path_probability = 0.0
+        self._generator: torch.Generator | None = None
+        self.stem = build_stem(stem, in_channels, init_channels)
+        self.cells = nn.ModuleList(FixedCell(genotype, plan) for plan in plans)
+        last = plans[-1]
+        self.head = Head(n_outputs[last.kind] * last.channels, n_classes)
+        self._auxiliary_index = 2 * n_cells // 3
+        self.auxiliary: AuxiliaryHead | None = None
+        if auxiliary:
+            plan = plans[self._auxiliary_index]
+            self.auxiliary = AuxiliaryHead(n_outputs[plan.kind] * plan.channels, n_classes, stem)
+
+    def set_generator(self, generator: torch.Generator | None) -> None:
+        """Where drop path and noise operations draw from: a generator on the network's device."""
+        self._generator = generator
+        seed_noise(self, generator)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(batch, n_classes)`` of ``images`` (batch, in_channels, h, w)."""
+        return self._run(images, None)[0]
+
+    def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits and those of the auxiliary head, both ``(batch, n_classes)``.
+
+        Raises:
+            InvalidValueError: the network was built without an auxiliary head.
+        """
+        if self.auxiliary is None:
+            raise InvalidValueError("auxiliary must be True to use the auxiliary head, got False")
+        return cast(tuple[Tensor, Tensor], self._run(images, self.auxiliary))
+
+    def _run(self, images: Tensor, auxiliary: AuxiliaryHead | None) -> tuple[Tensor, Tensor | None]:
+        drop_probability = self.drop_path_probability if self.training else 0.0
+        auxiliary_logits: Tensor | None = None
+        first, second = self.stem(images)
+        for index, cell in enumerate(self.cells):
+            out = cell(first, second, drop_probability, self._generator)
+            first, second = second, out
+            if auxiliary is not None and index == self._auxiliary_index:
+                auxiliary_logits = auxiliary(second)
+        return self.head(second), auxiliary_logits
+
+
+def count_parameters(model: nn.Module, *, with_auxiliary: bool = False) -> int:
+    """The number of trainable parameters; papers leave the auxiliary head out of the count."""
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if with_auxiliary or not name.startswith("auxiliary.")
+    )

@@ -1,0 +1,183 @@
+"""Candidate operations of the search spaces and the table that names them.
+
+Every operation maps ``(batch, channels, height, width)`` to the same shape, or to half the height
+and width (rounded up) with stride 2, and leaves its input unchanged. Facts: Liu et al. (DARTS, 2019),
+Zela et al. (R-DARTS, 2020). No convolution has a bias. During search BatchNorm has no affine
+parameters, since they would let a candidate rescale itself past its architecture weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoopt_nas.registry import Registry
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, convolution, BatchNorm: the 1x1 preprocessing of a cell's inputs."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, *, affine: bool = True
+    ) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+            nn.BatchNorm2d(out_channels, affine=affine),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """Halves height and width without losing pixels: two 1x1 convolutions on shifted grids.
+
+    Odd sizes are padded by one row or column of zeros, so that both grids have ceil(size / 2)
+    points; for even sizes this is the published operation to the letter.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool = True) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.conv_even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.conv_odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        height, width = x.shape[-2:]
+        shifted = F.pad(x[:, :, 1:, 1:], (0, width % 2, 0, height % 2))
+        out: Tensor = self.norm(torch.cat([self.conv_even(x), self.conv_odd(shifted)], dim=1))
+        return out
+
+
+class SepConv(nn.Sequential):
+    """Depthwise separable convolution, applied twice; only the first one strides."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
+        super().__init__(
+            *_depthwise_separable(channels, kernel_size, stride, 1, affine),
+            *_depthwise_separable(channels, kernel_size, 1, 1, affine),
+        )
+
+
+class DilConv(nn.Sequential):
+    """Depthwise separable convolution with dilation 2, applied once."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
+        super().__init__(*_depthwise_separable(channels, kernel_size, stride, 2, affine))
+
+
+def _depthwise_separable(
+    channels: int, kernel_size: int, stride: int, dilation: int, affine: bool
+) -> list[nn.Module]:
+    padding = dilation * (kernel_size // 2)
+    return [
+        nn.ReLU(),
+        nn.Conv2d(
+            channels,
+            channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=channels,
+            bias=False,
+        ),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    ]
+
+
+class Pool(nn.Sequential):
+    """3x3 max or average pooling; an average counts no padding.
+
+    During search BatchNorm follows, so that a pooled edge has the scale of a convolved one; the
+    retrained network has none.
+    """
+
+    def __init__(self, pool: nn.Module, channels: int, *, search: bool) -> None:
+        super().__init__(pool, *([nn.BatchNorm2d(channels, affine=False)] if search else []))
+
+
+class Zero(nn.Module):
+    """No connection: zeros. ``MixedOp`` leaves it out of its sum, which is the same number."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class Noise(nn.Module):
+    """Fresh standard normal noise in place of the input, in training and in evaluation (space S4).
+
+    ``generator`` is where it draws from; None means torch's default generator. The supernet sets
+    it, so that a search is reproducible and every candidate of a batch sees the same noise.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        strided = x[:, :, :: self.stride, :: self.stride]
+        return torch.empty_like(strided).normal_(generator=self.generator)
+
+
+def _skip_connect(channels: int, stride: int, search: bool) -> nn.Module:
+    if stride == 1:
+        return nn.Identity()
+    return FactorizedReduce(channels, channels, affine=not search)
+
+
+def _max_pool(channels: int, stride: int, search: bool) -> nn.Module:
+    return Pool(nn.MaxPool2d(3, stride, padding=1), channels, search=search)
+
+
+def _avg_pool(channels: int, stride: int, search: bool) -> nn.Module:
+    pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+    return Pool(pool, channels, search=search)
+
+
+def _sep_conv(kernel_size: int) -> OperationBuilder:
+    return lambda channels, stride, search: SepConv(
+        channels, kernel_size, stride, affine=not search
+    )
+
+
+def _dil_conv(kernel_size: int) -> OperationBuilder:
+    return lambda channels, stride, search: DilConv(
+        channels, kernel_size, stride, affine=not search
+    )
+
+
+OperationBuilder = Callable[[int, int, bool], nn.Module]
+"""``(channels, stride, search) -> module``; ``search`` picks the supernet's form."""
+
+OPERATIONS: Registry[OperationBuilder] = Registry(
+    "operation",
+    {
+        "none": lambda channels, stride, search: Zero(stride),
+        "skip_connect": _skip_connect,
+        "max_pool_3x3": _max_pool,
+        "avg_pool_3x3": _avg_pool,
+        "sep_conv_3x3": _sep_conv(3),
+        "sep_conv_5x5": _sep_conv(5),
+        "sep_conv_7x7": _sep_conv(7),
+        "dil_conv_3x3": _dil_conv(3),
+        "dil_conv_5x5": _dil_conv(5),
+        "noise": lambda channels, stride, search: Noise(stride),
+    },
+)
+
+
+def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
+    """Makes every ``Noise`` operation inside ``model`` draw from ``generator``."""
+    for module in model.modules():
+        if isinstance(module, Noise):
+            module.generator = generator

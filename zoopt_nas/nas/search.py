@@ -1,0 +1,355 @@
+"""The search: Algorithm 1 of the paper, alternating weight steps and updates of alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoopt_nas import SOLVERS
+from zoopt_nas._minimize import _as_solver as make_solver
+from zoopt_nas.nas.bilevel import BilevelObjective
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.darts import GradientUpdater
+from zoopt_nas.nas.data import (
+    BatchStream,
+    Dataset,
+    load_dataset,
+    sequential_batches,
+    split_indices,
+)
+from zoopt_nas.nas.genotype import Genotype
+from zoopt_nas.nas.loop import EpochLoop, Observer
+from zoopt_nas.nas.operations import seed_noise
+from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.training import (
+    cosine,
+    evaluate,
+    make_sgd,
+    pick_device,
+    seeded_init,
+    set_lr,
+    weight_step,
+)
+from zoopt_nas.nas.updaters import AlphaUpdater, Metrics, ZeroOrderUpdater
+from zoopt_nas.registry import Registry
+
+EVAL_BATCH_SIZE = 256  # forward only: as much as is fast, the result does not depend on it
+IMAGENET_STEM_SIZE = 128  # images at least this large get the ImageNet stem
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to update alpha.
+
+    Attributes:
+        build: ``(config, initial alpha, seed)`` to its updater.
+        inner: the approximation of omega* that it is defined with; None = the config's.
+        every_step: whether it updates at every weight step, or every ``inner_steps``.
+    """
+
+    build: Callable[[SearchConfig, Tensor, int], AlphaUpdater]
+    inner: str | None = None
+    every_step: bool = False
+
+
+def _zero_order(name: str) -> Method:
+    def build(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
+        options = dict(config.solver)
+        n_samples = options.pop("n_samples", None)
+        solver = make_solver(name, options)
+        if n_samples is not None:  # not a field of every solver: each knows what N means to it
+            solver = solver.with_n_samples(n_samples)
+        return ZeroOrderUpdater(solver, alpha, seed=seed, schedule=config.sigma_schedule)
+
+    return Method(build)
+
+
+def _gradient(second_order: bool) -> Method:
+    def build(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
+        return GradientUpdater(
+            alpha,
+            second_order=second_order,
+            lr=config.alpha_lr,
+            betas=config.alpha_betas,
+            weight_decay=config.alpha_weight_decay,
+        )
+
+    return Method(build, inner="second" if second_order else "first", every_step=True)
+
+
+METHODS: Registry[Method] = Registry(
+    "method",
+    {
+        **{name: _zero_order(name) for name in SOLVERS},
+        "darts1": _gradient(second_order=False),
+        "darts2": _gradient(second_order=True),
+    },
+)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        genotype: the architecture of the last epoch (paper B.5: no selection among epochs).
+        alpha: ``(dim,)`` on the CPU.
+        metrics: one row for each epoch, as in ``metrics.jsonl``.
+        run_dir: the run folder, if one was written.
+    """
+
+    genotype: Genotype
+    alpha: Tensor
+    metrics: list[dict[str, Any]]
+    run_dir: Path | None
+
+
+class Search(EpochLoop):
+    """A search in progress. ``run_search`` is the usual way in."""
+
+    def __init__(
+        self, config: SearchConfig, dataset: Dataset, observer: Observer | None = None
+    ) -> None:
+        device = pick_device(config.device)
+        super().__init__(config, observer, device)
+        self.config = config
+        method = METHODS[config.algo]
+        space = SPACES[config.space]
+        seeds = _seeds(config.seed)
+
+        stem = "imagenet" if dataset.image_size >= IMAGENET_STEM_SIZE else "cifar"
+        with seeded_init(seeds["weights"]):
+            self.supernet = Supernet(
+                space,
+                dataset.n_classes,
+                config.init_channels,
+                config.n_cells,
+                in_channels=dataset.in_channels,
+                stem=stem,
+            ).to(device)
+        self._noise = torch.Generator(device).manual_seed(seeds["noise"])
+        seed_noise(self.supernet, self._noise)
+        self._optimizer = make_sgd(self.supernet, config)
+
+        fit, score = split_indices(
+            len(dataset.train), config.train_portion, _generator(seeds["split"])
+        )
+        self._streams = _make_streams(config, dataset, fit, score, seeds)
+        self._val_batches = partial(
+            sequential_batches,
+            dataset.train,
+            score,
+            EVAL_BATCH_SIZE,
+            dataset.transform(augment=False),
+        )
+        self._objective = BilevelObjective.from_config(
+            self.supernet,
+            self._optimizer,
+            self._streams["inner"],
+            self._streams["val"],
+            config,
+            seed=seeds["objective"],
+            inner=method.inner,
+        )
+        alpha = space.init_alpha(rng=seeds["alpha"], device=device)
+        self._updater = method.build(config, alpha, seeds["solver"])
+        self._period = 1 if method.every_step else max(config.inner_steps, 1)
+        self._updates: list[Metrics] = []  # what this epoch's updates measured
+
+    @property
+    def alpha(self) -> Tensor:
+        """The current architecture parameters ``(dim,)``."""
+        return self._updater.alpha
+
+    @property
+    def genotype(self) -> Genotype:
+        """The architecture that the current alpha stands for."""
+        return self.supernet.space.discretize(self.alpha)
+
+    @property
+    def n_steps(self) -> int:
+        return self._streams["train"].n_batches
+
+    def begin_epoch(self) -> None:
+        config = self.config
+        set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
+        self.supernet.train()
+
+    def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        if self.epoch >= config.warmup_epochs and self.step % self._period == 0:
+            passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+            self._updates.append(self._updater.step(self._objective, passed))
+        images, labels = self._streams["train"].next_batch()
+        logits = self.supernet(images, self.alpha)
+        loss = F.cross_entropy(logits, labels)
+        weight_step(loss, self.supernet, self._optimizer, config.grad_clip)
+        return loss, logits, labels
+
+    def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.supernet.eval()
+        alpha = self.alpha
+        val = evaluate(
+            lambda images: self.supernet(images, alpha), self._val_batches(), self.device
+        )
+        genotype = self.genotype
+        row = {
+            "val_loss": val.loss,
+            "val_accuracy": val.accuracy,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "sigma": None,
+            "n_effective": None,
+            **_mean_metrics(self._updates),
+            "updates": len(self._updates),
+            "evaluations": self._objective.n_evaluations,
+            "skip_connections": genotype.count("skip_connect"),
+        }
+        self._updates = []
+        return row, {"genotype": genotype.to_dict(), "alpha": alpha.tolist()}
+
+    def own_state(self) -> dict[str, Any]:
+        return {
+            "supernet": self.supernet.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "updater": self._updater.state_dict(),
+            "objective": self._objective.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
+            "noise": self._noise.get_state(),
+            "updates": [
+                {name: float(value) for name, value in update.items()} for update in self._updates
+            ],
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.supernet.load_state_dict(state["supernet"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._updater.load_state_dict(state["updater"])
+        self._objective.load_state_dict(state["objective"])
+        for name, stream in self._streams.items():
+            stream.load_state_dict(state["streams"][name])
+        self._noise.set_state(state["noise"].cpu())
+        self._updates = state["updates"]
+
+
+def run_search(
+    config: SearchConfig,
+    *,
+    run_dir: str | Path | None = None,
+    observer: Observer | None = None,
+) -> SearchResult:
+    """Searches from scratch.
+
+    Args:
+        config: all settings; ``SearchConfig.for_dataset`` gives good ones.
+        run_dir: a folder to create and to write the run into; None writes nothing.
+        observer: watches the run and may stop it.
+
+    Raises:
+        UnknownNameError: no such space, method, data set or solver option.
+        DataError: the data set's files are missing or damaged.
+        RunError: ``run_dir`` exists or cannot be written.
+        RunInterrupted: the observer asked to stop; the run is saved.
+        DivergedError: training became non-finite.
+    """
+    search = _build(config, observer)  # before the folder: a wrong setting leaves nothing behind
+    if run_dir is not None:
+        search.folder = RunFolder.create(run_dir, config)
+    return _finish(search)
+
+
+def resume_search(run_dir: str | Path, *, observer: Observer | None = None) -> SearchResult:
+    """Goes on with the search in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
+
+    A finished search gives its result again. Raises as ``run_search`` does.
+    """
+    folder = RunFolder.open(run_dir)
+    search = _build(folder.config(SearchConfig), observer)
+    search.folder = folder
+    search.resume()
+    return _finish(search)
+
+
+def _build(config: SearchConfig, observer: Observer | None) -> Search:
+    for table, name in ((METHODS, config.algo), (SPACES, config.space)):
+        table[name]  # a wrong name before the data set is read
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=Path(config.data_dir),
+        device=pick_device(config.device),
+        download=config.download,
+        splits=("train",),
+        image_size=config.image_size,
+        n_train=config.n_train,
+    )
+    return Search(config, dataset, observer)
+
+
+def _finish(search: Search) -> SearchResult:
+    search.run()
+    if search.folder is not None:
+        search.folder.write("genotype.json", search.genotype.to_json() + "\n")
+    return SearchResult(
+        genotype=search.genotype,
+        alpha=search.alpha.cpu(),
+        metrics=search.rows,
+        run_dir=search.folder.path if search.folder is not None else None,
+    )
+
+
+def _make_streams(
+    config: SearchConfig, dataset: Dataset, fit: Tensor, score: Tensor, seeds: dict[str, int]
+) -> dict[str, BatchStream]:
+    """The batches of the weights' steps, of the candidates' inner steps, and of L_val.
+
+    Inner steps and L_val use full batches only, so that every candidate loss weighs alike.
+    """
+    transform = dataset.transform(augment=True, cutout=config.cutout)
+
+    def stream(name: str, indices: Tensor, drop_last: bool) -> BatchStream:
+        return BatchStream(
+            dataset.train,
+            indices,
+            config.batch_size,
+            transform=transform,
+            generator=_generator(seeds[name]),
+            drop_last=drop_last,
+        )
+
+    return {
+        "train": stream("train", fit, False),
+        "inner": stream("inner", fit, True),
+        "val": stream("val", score, True),
+    }
+
+
+def _mean_metrics(updates: list[Metrics]) -> dict[str, float]:
+    """The mean over an epoch's updates of everything that they measured."""
+    names = dict.fromkeys(name for update in updates for name in update)
+    return {
+        name: sum(float(update[name]) for update in updates if name in update)
+        / sum(name in update for update in updates)
+        for name in names
+    }
+
+
+_SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
+
+
+def _seeds(seed: int) -> dict[str, int]:
+    """One independent seed for each use of randomness, so that none disturbs another."""
+    words = np.random.SeedSequence(seed).generate_state(len(_SEEDED), np.uint32)
+    return dict(zip(_SEEDED, words.tolist(), strict=True))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,133 @@
+"""Weight steps, schedules and evaluation: used by the search and by the retraining alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.config import RunConfig
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA, then MPS, then the CPU; any other name is a torch device.
+
+    Raises:
+        InvalidValueError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidValueError(
+            f"device must be auto or a device that this machine has, got {name}"
+        ) from error
+    return device
+
+
+@contextmanager
+def seeded_init(seed: int) -> Iterator[None]:
+    """Modules built inside get PyTorch's default initialisation from ``seed``.
+
+    ``torch.nn`` draws initial weights from the global generator and takes no other, so it is
+    seeded here and given back as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
+
+
+def make_sgd(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
+    """SGD with momentum and weight decay over the weights of ``model``."""
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def cosine(step: float, n_steps: float, start: float, end: float) -> float:
+    """Half a cosine from ``start`` at step 0 to ``end`` at ``n_steps``; flat outside.
+
+    A closed form, so that a schedule has no state to save.
+    """
+    share = min(max(step / n_steps, 0.0), 1.0)
+    return end + (start - end) * (1.0 + math.cos(math.pi * share)) / 2.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def weight_step(
+    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, grad_clip: float | None
+) -> None:
+    """One step down the gradient of ``loss``; the gradient's norm is clipped at ``grad_clip``."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if grad_clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    optimizer.step()
+
+
+class Meter:
+    """Mean loss and accuracy over images. It sums on the device and syncs only when read."""
+
+    def __init__(self, device: torch.device) -> None:
+        # Loss sum, correct answers, images: float64 counts exactly and does not drift.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.zeros(3, dtype=dtype, device=device)
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch: its mean ``loss`` (), ``logits`` (batch, classes), ``labels`` (batch,)."""
+        n_images = labels.shape[0]
+        with torch.no_grad():
+            self._sums[0] += loss.detach() * n_images
+            self._sums[1] += (logits.argmax(dim=1) == labels).sum()
+            self._sums[2] += n_images
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of an image; NaN if none was seen."""
+        return float(self._sums[0] / self._sums[2])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, in [0, 1]; NaN if no image was seen."""
+        return float(self._sums[1] / self._sums[2])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums.copy_(state["sums"])
+
+
+def evaluate(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+) -> Meter:
+    """Cross-entropy and accuracy of ``forward`` (images to logits) over ``batches``.
+
+    The caller puts the model into evaluation mode.
+    """
+    meter = Meter(device)
+    with torch.no_grad():
+        for images, labels in batches:
+            logits = forward(images)
+            meter.update(F.cross_entropy(logits, labels), logits, labels)
+    return meter

@@ -1,0 +1,78 @@
+"""How alpha is updated: one protocol for every method, and its zero-order implementation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from zoopt_nas import Solver, SolverState
+from zoopt_nas.nas.bilevel import BilevelObjective
+from zoopt_nas.nas.training import cosine
+
+Metrics = dict[str, Any]
+"""What an update measured, by name: floats or 0-d tensors, which may stay on the device."""
+
+
+class AlphaUpdater(Protocol):
+    """Holds alpha and moves it downhill on a bilevel objective."""
+
+    @property
+    def alpha(self) -> Tensor:
+        """The current architecture parameters ``(dim,)``, without a gradient."""
+
+    def step(self, objective: BilevelObjective, progress: float) -> Metrics:
+        """One update of alpha.
+
+        Args:
+            objective: evaluates candidates, or is differentiated in alpha.
+            progress: share of the updating epochs that has passed, in [0, 1).
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which ``load_state_dict`` goes on bit for bit."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class ZeroOrderUpdater:
+    """Any solver of ``zoopt_nas.SOLVERS`` on alpha: one ask, evaluate, tell an update (Alg. 1).
+
+    Args:
+        solver: the hyper-parameters.
+        alpha: the starting point ``(dim,)``.
+        seed: seeds the solver's draws.
+        schedule: ``"cosine"`` shrinks the fields that the solver names in ``annealed`` with
+            ``progress`` (released scripts: sigma of MGS); ``"constant"`` leaves them.
+    """
+
+    def __init__(self, solver: Solver, alpha: Tensor, *, seed: int, schedule: str) -> None:
+        self._solver = solver
+        self._schedule = schedule
+        self._state = solver.init(alpha, rng=seed)
+
+    @property
+    def alpha(self) -> Tensor:
+        alpha: Tensor = self._state.x
+        return alpha
+
+    def step(self, objective: BilevelObjective, progress: float) -> Metrics:
+        factor = cosine(progress, 1.0, 1.0, 0.0) if self._schedule == "cosine" else 1.0
+        solver = self._solver.scaled(factor)
+        draw = objective.draw()
+        # Eq. 26 centres the proposal at minus the gradient, on the batch that scores candidates.
+        guide = -objective.alpha_gradient(self.alpha, draw) if solver.uses_guide else None
+        candidates = solver.ask(self._state, guide=guide)
+        solver.tell(self._state, candidates, objective(candidates, draw))
+        return {**self._state.metrics, **{name: getattr(solver, name) for name in solver.annealed}}
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self._state.to_dict()
+        arrays = {name: torch.from_numpy(array) for name, array in state["arrays"].items()}
+        return {"arrays": arrays, "meta": json.dumps(state["meta"])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        arrays = {name: tensor.numpy() for name, tensor in state["arrays"].items()}
+        self._state = SolverState.from_dict({"arrays": arrays, "meta": json.loads(state["meta"])})

@@ -1,0 +1,166 @@
+"""Test functions that know their optimum, for NumPy and torch, one point or a batch.
+
+Calling one with x of shape (dim,) returns a number, with (n, dim) returns (n,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from zoopt_nas._arrays import Array, array_namespace, device
+from zoopt_nas._checks import check_at_least, check_positive_int
+from zoopt_nas.errors import InvalidValueError
+
+
+class Problem(Protocol):
+    """A function with a known minimum."""
+
+    @property
+    def x_opt(self) -> np.ndarray:
+        """(dim,), where the minimum is."""
+
+    @property
+    def f_opt(self) -> float:
+        """The value there."""
+
+    @property
+    def x0(self) -> np.ndarray:
+        """(dim,), a customary start."""
+
+    def __call__(self, x: Array) -> Array:
+        """Evaluates (dim,) to a number, or (n, dim) to (n,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A fixed function; ``formula`` takes points (..., dim) and their namespace."""
+
+    name: str
+    formula: Callable[[Array, Any], Array]
+    x_opt: np.ndarray
+    x0: np.ndarray
+    f_opt: float = 0.0
+
+    def __call__(self, x: Array) -> Array:
+        """Evaluates (dim,) to a number, or (n, dim) to (n,)."""
+        if x.shape[-1] != len(self.x0):
+            raise InvalidValueError(
+                f"x must have {len(self.x0)} coordinates for {self.name}, got {x.shape[-1]}"
+            )
+        return self.formula(x, array_namespace(x))
+
+
+def sphere(dim: int) -> Function:
+    """Σ x_i²."""
+    check_positive_int("dim", dim)
+    return Function("sphere", lambda x, xp: xp.sum(x * x, axis=-1), np.zeros(dim), np.ones(dim))
+
+
+def ellipsoid(dim: int, condition: float = 100.0) -> Function:
+    """Σ a_i x_i² with a_i from 1 to ``condition`` in equal ratios: its Hessian's condition number.
+
+    Raises:
+        InvalidValueError: ``condition`` is below 1.
+    """
+    check_positive_int("dim", dim)
+    check_at_least("condition", condition, 1)
+    scales = np.geomspace(1.0, condition, dim)
+
+    def formula(x: Array, xp: Any) -> Array:
+        return xp.sum(xp.asarray(scales, dtype=x.dtype, device=device(x)) * x * x, axis=-1)
+
+    return Function("ellipsoid", formula, np.zeros(dim), np.ones(dim))
+
+
+def rosenbrock(dim: int) -> Function:
+    """Σ 100 (x_{i+1} - x_i²)² + (1 - x_i)²: a curved valley (Rosenbrock 1960).
+
+    Raises:
+        InvalidValueError: ``dim`` is below 2.
+    """
+    if check_positive_int("dim", dim) < 2:
+        raise InvalidValueError(f"dim must be at least 2 for rosenbrock, got {dim}")
+
+    def formula(x: Array, xp: Any) -> Array:
+        head, tail = x[..., :-1], x[..., 1:]
+        return xp.sum(100 * (tail - head * head) ** 2 + (1 - head) ** 2, axis=-1)
+
+    return Function("rosenbrock", formula, np.ones(dim), np.zeros(dim))
+
+
+def rastrigin(dim: int) -> Function:
+    """10 dim + Σ x_i² - 10 cos(2π x_i): a local minimum near every whole-numbered point."""
+    check_positive_int("dim", dim)
+
+    def formula(x: Array, xp: Any) -> Array:
+        return xp.sum(x * x + 10 * (1 - xp.cos(2 * math.pi * x)), axis=-1)
+
+    return Function("rastrigin", formula, np.zeros(dim), np.full(dim, 2.2))
+
+
+class Noisy:
+    """A problem whose values carry additive noise ~ N(0, std²), fresh in every evaluation.
+
+    Args:
+        problem: the true function; the optimum is its own.
+        std: >= 0.
+        rng: None, an int or a ``numpy.random.Generator`` for the noise.
+    """
+
+    def __init__(self, problem: Problem, std: float, rng: Any = None) -> None:
+        self.problem = problem
+        self.std = check_at_least("std", std, 0)
+        self._rng = np.random.default_rng(rng)
+        self.x_opt = problem.x_opt
+        self.f_opt = problem.f_opt
+        self.x0 = problem.x0
+
+    def __call__(self, x: Array) -> Array:
+        """Evaluates (dim,) to a number, or (n, dim) to (n,)."""
+        noise = self.std * self._rng.standard_normal(tuple(x.shape[:-1]))
+        xp = array_namespace(x)
+        return self.problem(x) + xp.asarray(noise, dtype=x.dtype, device=device(x))
+
+
+class Drifting:
+    """A problem whose optimum moves by ``velocity`` (dim,) after every call, single or batch.
+
+    ``x_opt`` is where the optimum is in the next call.
+    """
+
+    def __init__(self, problem: Problem, velocity: Any) -> None:
+        self.problem = problem
+        self.velocity = np.asarray(velocity, dtype=np.float64)
+        if self.velocity.shape != problem.x0.shape:
+            raise InvalidValueError(
+                f"velocity must have shape {problem.x0.shape}, got {self.velocity.shape}"
+            )
+        self.f_opt = problem.f_opt
+        self.x0 = problem.x0
+        self.n_calls = 0
+
+    @property
+    def x_opt(self) -> np.ndarray:
+        """(dim,), where the optimum is now."""
+        return self.problem.x_opt + self.n_calls * self.velocity
+
+    def __call__(self, x: Array) -> Array:
+        """Evaluates (dim,) to a number, or (n, dim) to (n,)."""
+        xp = array_namespace(x)
+        offset = self.n_calls * self.velocity
+        self.n_calls += 1
+        return self.problem(x - xp.asarray(offset, dtype=x.dtype, device=device(x)))
+
+
+# The fixed functions by name: each takes the dimension.
+PROBLEMS: dict[str, Callable[[int], Function]] = {
+    "sphere": sphere,
+    "ellipsoid": ellipsoid,
+    "rosenbrock": rosenbrock,
+    "rastrigin": rastrigin,
+}

@@ -1,0 +1,236 @@
+"""The contract of a solver: frozen hyper-parameters (`Solver`) and a moving `SolverState`.
+
+The public ``init``, ``ask`` and ``tell`` check their input once and call ``_init``, ``_ask`` and
+``_tell``; those three (the first is optional) are all that a new solver writes::
+
+    @dataclass(frozen=True)
+    class RandomWalk(Solver):
+        name: ClassVar[str] = "random_walk"
+        step: float = 0.1
+        n_samples: int = 4
+
+        def _ask(self, state, guide):
+            return state.x + self.step * sampling.gaussian(state.rng, self.n_samples, state.x)
+
+        def _tell(self, state, candidates, values):
+            xp = array_namespace(candidates)
+            return xp.take(candidates, xp.argmin(values)[None], axis=0)[0]
+
+A solver keeps no best-so-far: where the objective drifts (in architecture search the weights move
+between two steps) an old value is stale. `minimize` keeps it for the user whose objective does not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from zoopt_nas._arrays import (
+    Array,
+    Generator,
+    array_namespace,
+    as_generator,
+    as_like,
+    as_point,
+    decode_array,
+    decode_generator,
+    encode_array,
+    encode_generator,
+    value_dtype,
+)
+from zoopt_nas._checks import check_positive, check_positive_int
+from zoopt_nas.errors import InvalidValueError
+
+
+@dataclass(eq=False)
+class SolverState:
+    """Where a solver is: everything that a resumed run needs beside the hyper-parameters.
+
+    Attributes:
+        x: the iterate, (dim,).
+        rng: the generator of every draw; a ``torch.Generator`` if ``x`` is a torch tensor.
+        n_steps: how many batches have been told.
+        pending: the batch that was asked and not told yet, (n, dim), or None.
+        memory: what the solver keeps between steps: arrays and numbers, by name.
+        metrics: what the last ``tell`` measured, by name. An entry may be a 0-d array on the device
+            of ``x``, so that a step never waits for the device; ``float()`` reads it.
+    """
+
+    x: Array
+    rng: Generator
+    n_steps: int = 0
+    pending: Array | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a complete copy: ``{"arrays": {name: numpy array}, "meta": JSON-able dict}``."""
+        fields: dict[str, Any] = {"x": self.x}
+        if self.pending is not None:
+            fields["pending"] = self.pending
+        fields |= {f"memory.{key}": value for key, value in self.memory.items()}
+        fields |= {f"metrics.{key}": value for key, value in self.metrics.items()}
+        encoded = {name: encode_array(value) for name, value in fields.items()}
+        return {
+            "arrays": {name: array for name, (array, _) in encoded.items()},
+            "meta": {
+                "n_steps": self.n_steps,
+                "rng": encode_generator(self.rng),
+                "arrays": {name: spec for name, (_, spec) in encoded.items()},
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SolverState:
+        """The inverse of ``to_dict``: the state continues bitwise as the saved one would.
+
+        Numbers in ``memory`` and ``metrics`` come back as 0-d arrays of the same value.
+
+        Raises:
+            RunError: the generator is of a kind that NumPy does not bring.
+            KeyError: a part is missing.
+        """
+        meta = data["meta"]
+        decoded = {
+            name: decode_array(data["arrays"][name], spec) for name, spec in meta["arrays"].items()
+        }
+        return cls(
+            x=decoded["x"],
+            rng=decode_generator(meta["rng"]),
+            n_steps=meta["n_steps"],
+            pending=decoded.get("pending"),
+            memory=_section("memory.", decoded),
+            metrics=_section("metrics.", decoded),
+        )
+
+
+def _section(prefix: str, decoded: Mapping[str, Array]) -> dict[str, Any]:
+    return {key.removeprefix(prefix): v for key, v in decoded.items() if key.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """A zero-order optimizer: hyper-parameters only, so one instance may drive many runs.
+
+    Attributes:
+        name: the key in ``SOLVERS``.
+        uses_guide: whether ``ask`` takes a ``guide``.
+        evaluates_iterate: whether the iterate is always a point of the last batches, so that its
+            value is known without another evaluation. Such a solver keeps that value, as last
+            measured, in ``state.memory["value"]``.
+        annealed: the fields that an outer schedule may shrink; see ``scaled``.
+    """
+
+    name: ClassVar[str]
+    uses_guide: ClassVar[bool] = False
+    evaluates_iterate: ClassVar[bool] = False
+    annealed: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, x0: Any, *, rng: Any = None) -> SolverState:
+        """Starts a run at ``x0``.
+
+        Args:
+            x0: (dim,), finite and real; copied. A floating NumPy array or torch tensor keeps its
+                dtype and device, anything else becomes a float64 NumPy array.
+            rng: None, a non-negative int, a ``numpy.random.Generator`` (used as it is for NumPy;
+                for torch, one draw from it seeds a ``torch.Generator`` on the device of ``x0``) or,
+                for torch, a ``torch.Generator``.
+
+        Raises:
+            InvalidValueError: ``x0`` or ``rng`` is none of these.
+        """
+        x = as_point("x0", x0)
+        state = SolverState(x=x, rng=as_generator(rng, x))
+        self._init(state)
+        return state
+
+    def ask(self, state: SolverState, *, guide: Any = None) -> Array:
+        """Draws a batch of candidates to evaluate; the iterate does not move.
+
+        Asking again before telling draws a fresh batch, which replaces the pending one.
+
+        Args:
+            state: the run; its generator advances and its ``pending`` becomes the batch.
+            guide: (dim,), where the solver should look, as a displacement of the iterate. Only for
+                a solver with ``uses_guide``.
+
+        Returns:
+            (n, dim) in the namespace and dtype and on the device of ``state.x``. It is
+            ``state.pending`` itself: do not write into it, pass a repaired copy to ``tell``.
+
+        Raises:
+            InvalidValueError: a guide of the wrong shape, or to a solver that takes none.
+        """
+        if guide is not None:
+            if not self.uses_guide:
+                raise InvalidValueError(f"guide must be None for {self.name}, which takes none")
+            guide = as_like("guide", guide, state.x, tuple(state.x.shape))
+        state.pending = self._ask(state, guide)
+        return state.pending
+
+    def tell(self, state: SolverState, candidates: Any, values: Any) -> SolverState:
+        """Moves the iterate by the values of the batch that ``ask`` returned.
+
+        Args:
+            state: the run; advanced in place.
+            candidates: (n, dim), the pending batch. Rows may have been repaired (clipped to a box,
+                say): the solver uses them as they are given, in the order in which they were asked.
+            values: (n,), the objective at each row: a list, NumPy array or torch tensor. NaN and
+                both infinities mark a failed evaluation; the solver sees +inf for it.
+
+        Returns:
+            ``state`` itself.
+
+        Raises:
+            InvalidValueError: nothing is pending, or a shape is wrong.
+        """
+        if state.pending is None:
+            raise InvalidValueError("tell must follow ask, got no pending batch")
+        shape = tuple(state.pending.shape)
+        candidates = as_like("candidates", candidates, state.x, shape)
+        values = as_like("values", values, state.x, shape[:1], dtype=value_dtype(state.x))
+        xp = array_namespace(state.x)
+        values = xp.where(xp.isfinite(values), values, xp.inf)
+        # inf - inf and the overflow of huge values are expected here; their results are caught
+        # below and in the solvers, so NumPy need not warn (torch never does).
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = self._tell(state, candidates, values)
+        # A step that overflows is no step. `where` rather than `if`: no wait for the device.
+        state.x = xp.where(xp.all(xp.isfinite(x)), x, state.x)
+        state.n_steps += 1
+        state.pending = None
+        return state
+
+    def with_n_samples(self, n: int) -> Self:
+        """Returns a copy that draws ``n`` samples a step (what a sample is, each solver says)."""
+        if not hasattr(self, "n_samples"):
+            raise InvalidValueError(f"{self.name} has no n_samples to set to {n!r}")
+        return replace(self, n_samples=check_positive_int("n_samples", n))  # type: ignore[call-arg]
+
+    def scaled(self, factor: float) -> Self:
+        """Returns a copy whose ``annealed`` fields are multiplied by ``factor`` > 0."""
+        factor = check_positive("factor", factor)
+        return replace(self, **{name: getattr(self, name) * factor for name in self.annealed})
+
+    def _init(self, state: SolverState) -> None:  # noqa: B027 (an optional hook)
+        """Fills ``state.memory`` with what the solver wants to keep. Optional."""
+
+    @abstractmethod
+    def _ask(self, state: SolverState, guide: Array | None) -> Array:
+        """Returns (n, dim) candidates in the namespace, dtype and device of ``state.x``.
+
+        ``guide`` is (dim,) like ``state.x``, or None. All randomness comes from ``state.rng``.
+        """
+
+    @abstractmethod
+    def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
+        """Returns the new iterate (dim,), and may write ``state.memory`` and ``state.metrics``.
+
+        ``candidates`` is (n, dim) like ``state.x``. ``values`` is (n,), of ``value_dtype``, with
+        +inf where the evaluation failed and finite everywhere else. Never write into either, nor
+        into ``state.x``. A returned iterate with a non-finite entry is discarded by ``tell``.
+        """

@@ -1,0 +1,272 @@
+"""The contract of a solver as a test class. Subclass it in your own tests and supply one fixture::
+
+    from zoopt_nas.testing import SolverConformance
+
+    class TestMySolver(SolverConformance):
+        @pytest.fixture
+        def solver(self):
+            return MySolver(step=0.1)
+
+Every test runs on NumPy and, where torch is installed, on torch, in float64 and float32. Needs
+``pip install 'zoopt-nas[test]'``.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from zoopt_nas import SOLVERS, Solver, SolverState, load_state, minimize, save_state
+from zoopt_nas._arrays import import_torch, is_torch_array, to_numpy
+
+# The fixtures below are immutable, so sharing them between the examples of one test is safe.
+conformance_settings = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=15,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.differing_executors,
+        HealthCheck.too_slow,
+    ],
+)
+
+dims = st.integers(1, 200)
+seeds = st.integers(0, 2**32 - 1)
+# What a black box may return: ordinary values, huge ones, and every kind of failure.
+any_value = st.one_of(
+    st.floats(-1e3, 1e3),
+    st.sampled_from([1e30, -1e30, 1e308, -1e308, np.nan, np.inf, -np.inf]),
+)
+failures = st.sampled_from([np.nan, np.inf, -np.inf])
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A namespace and a dtype to test in."""
+
+    namespace: str
+    dtype: str
+
+    def array(self, values: Any) -> Any:
+        """Returns ``values`` as an array of this backend."""
+        if self.namespace == "numpy":
+            return np.array(values, dtype=self.dtype)
+        torch = import_torch()
+        return torch.tensor(np.array(values, dtype=self.dtype))
+
+    def start(self, dim: int, seed: int) -> Any:
+        """Returns a start point (dim,) of standard normal numbers."""
+        return self.array(np.random.default_rng([seed, dim]).standard_normal(dim))
+
+    def check(self, array: Any) -> None:
+        """Asserts that ``array`` belongs to this backend."""
+        assert is_torch_array(array) == (self.namespace == "torch")
+        assert str(array.dtype).removeprefix("torch.") == self.dtype
+
+
+BACKENDS = [Backend(name, dtype) for name in ("numpy", "torch") for dtype in ("float64", "float32")]
+
+
+def sphere(points: Any) -> Any:
+    """The sum of squares along the last axis."""
+    return (points * points).sum(-1)
+
+
+def run_steps(solver: Solver, state: SolverState, n_steps: int) -> Any:
+    """Takes ``n_steps`` on the sphere function and returns the iterate as a NumPy array."""
+    for _ in range(n_steps):
+        candidates = solver.ask(state)
+        state = solver.tell(state, candidates, sphere(candidates))
+    return to_numpy(state.x)
+
+
+def _draw_values(data: Any, n: int, values: Any) -> list[float]:
+    drawn: list[float] = data.draw(st.lists(values, min_size=n, max_size=n), label="values")
+    return drawn
+
+
+class SolverConformance:
+    """What every solver promises. Supply the fixture ``solver``."""
+
+    @pytest.fixture
+    def solver(self) -> Solver:
+        """The solver under test."""
+        raise NotImplementedError("override the fixture `solver`")
+
+    @pytest.fixture(params=BACKENDS, ids=lambda b: f"{b.namespace}-{b.dtype}")
+    def backend(self, request: pytest.FixtureRequest) -> Backend:
+        """The namespace and dtype under test."""
+        backend: Backend = request.param
+        if backend.namespace == "torch":
+            pytest.importorskip("torch")
+        return backend
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds)
+    def test_ask_gives_finite_candidates_of_the_same_kind(
+        self, solver: Solver, backend: Backend, dim: int, seed: int
+    ) -> None:
+        x0 = backend.start(dim, seed)
+        state = solver.init(x0, rng=seed)
+        for _ in range(3):
+            candidates = solver.ask(state)
+            assert candidates.ndim == 2
+            assert candidates.shape[0] >= 1
+            assert candidates.shape[1] == dim
+            backend.check(candidates)
+            assert np.isfinite(to_numpy(candidates)).all()
+            state = solver.tell(state, candidates, sphere(candidates))
+            assert tuple(state.x.shape) == (dim,)
+            backend.check(state.x)
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds)
+    def test_ask_moves_nothing(self, solver: Solver, backend: Backend, dim: int, seed: int) -> None:
+        x0 = backend.start(dim, seed)
+        before = np.array(to_numpy(x0))
+        state = solver.init(x0, rng=seed)
+        first = np.array(to_numpy(solver.ask(state)))
+        second = to_numpy(solver.ask(state))
+        np.testing.assert_array_equal(to_numpy(state.x), before)
+        assert state.n_steps == 0
+        assert second.shape == first.shape
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds)
+    def test_x0_is_not_written_to(
+        self, solver: Solver, backend: Backend, dim: int, seed: int
+    ) -> None:
+        x0 = backend.start(dim, seed)
+        before = np.array(to_numpy(x0))
+        run_steps(solver, solver.init(x0, rng=seed), 3)
+        np.testing.assert_array_equal(to_numpy(x0), before)
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds)
+    def test_same_seed_same_run(
+        self, solver: Solver, backend: Backend, dim: int, seed: int
+    ) -> None:
+        x0 = backend.start(dim, seed)
+        runs = [run_steps(solver, solver.init(x0, rng=seed), 4) for _ in range(2)]
+        np.testing.assert_array_equal(runs[0], runs[1])
+
+    def test_seeds_0_and_1_differ(self, solver: Solver, backend: Backend) -> None:
+        x0 = backend.start(20, 0)
+        first, second = (to_numpy(solver.ask(solver.init(x0, rng=seed))) for seed in (0, 1))
+        assert not np.array_equal(first, second)
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds, data=st.data())
+    def test_x_stays_finite_whatever_the_values(
+        self, solver: Solver, backend: Backend, dim: int, seed: int, data: Any
+    ) -> None:
+        state = solver.init(backend.start(dim, seed), rng=seed)
+        for _ in range(3):
+            candidates = solver.ask(state)
+            values = _draw_values(data, candidates.shape[0], any_value)
+            state = solver.tell(state, candidates, values)
+            assert np.isfinite(to_numpy(state.x)).all()
+            backend.check(state.x)
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds, data=st.data())
+    def test_a_batch_of_failures_leaves_x(
+        self, solver: Solver, backend: Backend, dim: int, seed: int, data: Any
+    ) -> None:
+        state = solver.init(backend.start(dim, seed), rng=seed)
+        run_steps(solver, state, 1)
+        before = np.array(to_numpy(state.x))
+        candidates = solver.ask(state)
+        values = _draw_values(data, candidates.shape[0], failures)
+        state = solver.tell(state, candidates, values)
+        np.testing.assert_array_equal(to_numpy(state.x), before)
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds)
+    def test_values_may_be_a_list_numpy_or_torch(
+        self, solver: Solver, backend: Backend, dim: int, seed: int
+    ) -> None:
+        x0 = backend.start(dim, seed)
+        ends = []
+        for convert in (list, np.asarray, backend.array):
+            state = solver.init(x0, rng=seed)
+            candidates = solver.ask(state)
+            # Whole numbers, which every form holds exactly.
+            values = [float(k * 7 % 5) for k in range(candidates.shape[0])]
+            ends.append(to_numpy(solver.tell(state, candidates, convert(values)).x))
+        np.testing.assert_array_equal(ends[0], ends[1])
+        np.testing.assert_array_equal(ends[0], ends[2])
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds, n_before=st.integers(0, 3), is_pending=st.booleans())
+    def test_a_saved_run_continues_bitwise(
+        self,
+        solver: Solver,
+        backend: Backend,
+        tmp_path: Path,
+        dim: int,
+        seed: int,
+        n_before: int,
+        is_pending: bool,
+    ) -> None:
+        state = solver.init(backend.start(dim, seed), rng=seed)
+        run_steps(solver, state, n_before)
+        if is_pending:
+            solver.ask(state)
+        path = tmp_path / "state.npz"
+        save_state(path, solver, state)
+        loaded_solver, loaded = load_state(path, solvers={**SOLVERS, solver.name: type(solver)})
+        assert loaded_solver == solver
+        assert loaded.n_steps == n_before
+        backend.check(loaded.x)
+        for run in (state, loaded):
+            if run.pending is not None:
+                solver.tell(run, run.pending, sphere(run.pending))
+        np.testing.assert_array_equal(run_steps(solver, state, 3), run_steps(solver, loaded, 3))
+        np.testing.assert_array_equal(
+            to_numpy(solver.ask(state)), to_numpy(solver.ask(loaded))
+        )  # the generators still agree
+
+    def test_the_global_generators_are_untouched(self, solver: Solver, backend: Backend) -> None:
+        def snapshot() -> tuple[str, str, str]:
+            legacy = repr(np.random.get_state())  # noqa: NPY002 (its state is what we watch)
+            torch_state = ""
+            if backend.namespace == "torch":
+                torch_state = bytes(import_torch().get_rng_state().numpy()).hex()
+            return legacy, repr(random.getstate()), torch_state
+
+        before = snapshot()
+        for rng in (0, None):
+            run_steps(solver, solver.init(backend.start(5, 0), rng=rng), 3)
+        assert snapshot() == before
+
+    @conformance_settings
+    @given(dim=st.integers(1, 20), seed=seeds, maxfev=st.integers(1, 60))
+    def test_maxfev_is_exact(
+        self, solver: Solver, backend: Backend, dim: int, seed: int, maxfev: int
+    ) -> None:
+        calls = 0
+
+        def fun(x: Any) -> float:
+            nonlocal calls
+            calls += 1
+            return float(sphere(x))
+
+        result = minimize(fun, backend.start(dim, seed), solver, maxfev=maxfev, rng=seed)
+        assert calls == maxfev
+        assert result.nfev == maxfev
+
+    def test_minimize_improves_the_sphere(self, solver: Solver, backend: Backend) -> None:
+        x0 = backend.array([1.0, -2.0])
+        result = minimize(sphere, x0, solver, maxfev=2000, rng=0, vectorized=True)
+        assert result.fun < 1.0
+        np.testing.assert_allclose(float(sphere(result.x)), result.fun, rtol=1e-5)
+        backend.check(result.x)
