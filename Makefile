@@ -14,8 +14,14 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# The main job on real data: search space S3 with GLD on the handwritten digits that ship inside
+# scikit-learn, retrain what it found, test it once, draw it. Every run gets a folder of its own.
+demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: setup
-	$(BIN)/zoopt-nas demo
+	$(BIN)/zoopt-nas search --space s3 --dataset digits --algo gld --run-dir $(RUN)
+	$(BIN)/zoopt-nas train $(RUN) --run-dir $(RUN)/train
+	$(BIN)/zoopt-nas show $(RUN)
+	@echo "run folder: $(RUN), pictures: $(RUN)/pictures"
 
 test: setup
 	$(BIN)/python -m pytest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -50,9 +51,9 @@ def main() -> None:
         for dim in (10, 1000):
             solver = kind()
             columns = [
-                best_of(5, lambda s=solver, d=dim: ask_tell(s, d)),
-                best_of(5, lambda s=solver, d=dim: whole_minimize(s, d, False)),
-                best_of(5, lambda s=solver, d=dim: whole_minimize(s, d, True)),
+                best_of(5, partial(ask_tell, solver, dim)),
+                best_of(5, partial(whole_minimize, solver, dim, False)),
+                best_of(5, partial(whole_minimize, solver, dim, True)),
             ]
             print(f"{name:<8}{dim:>6}{columns[0]:>10.1f}{columns[1]:>10.1f}{columns[2]:>12.1f}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoopt_nas.errors import RunError, UnknownNameError, ZooptNasError
+from zoopt_nas.errors import MissingDependencyError, RunError
 from zoopt_nas.solvers import SOLVERS, Solver, SolverState
 
 _FORMAT = "zoopt_nas.state.v1"
@@ -78,18 +78,18 @@ def load_state(
         RunError: the file is missing, truncated, or not a saved state.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
         meta = json.loads(str(arrays.pop("meta")))
         if meta["format"] != _FORMAT:
             raise RunError(f"{path} has format {meta['format']!r}, expected {_FORMAT!r}")
+        if meta["solver"] not in solvers:
+            raise RunError(f"{path} was saved by an unknown solver, {meta['solver']!r}")
         solver = solvers[meta["solver"]](**meta["fields"])
         return solver, SolverState.from_dict({"arrays": arrays, "meta": meta["state"]})
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
-    except UnknownNameError as error:
-        raise RunError(f"cannot resume {path}: {error}") from error
-    except ZooptNasError:
+    except (RunError, MissingDependencyError):
         raise
     except _MALFORMED as error:
         raise RunError(f"{path} is not a saved solver state, or is truncated") from error

@@ -1,4 +1,4 @@
-"""The objective of the search, L(alpha) = L_val(omega*(alpha), alpha) (paper, Eq. 1), as a function.
+"""The search objective, L(alpha) = L_val(omega*(alpha), alpha) (paper, Eq. 1), as a function.
 
 For each candidate alpha the weights omega*(alpha) are approximated from the supernet's current
 weights, and the loss is measured on images that the weights are not fitted on:
@@ -151,9 +151,10 @@ class BilevelObjective:
         Raises:
             InvalidValueError: alphas has another shape.
         """
-        if alphas.ndim != 2 or alphas.shape[1] != self.supernet.space.dim:
+        if alphas.ndim != 2 or alphas.shape[0] < 1 or alphas.shape[1] != self.supernet.space.dim:
             raise InvalidValueError(
-                f"alphas must have shape (n, {self.supernet.space.dim}), got {tuple(alphas.shape)}"
+                f"alphas must have shape (n, {self.supernet.space.dim}) with n of at least 1, "
+                f"got {tuple(alphas.shape)}"
             )
         draw = draw or self.draw()
         values = []
@@ -216,7 +217,7 @@ class BilevelObjective:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.n_evaluations = int(state["n_evaluations"])
-        self._seeds.set_state(state["seeds"])
+        self._seeds.set_state(state["seeds"].cpu())  # a checkpoint may be loaded onto a GPU
 
     def _mean_loss(self, network: Supernet, alpha: Tensor, batches: Sequence[Batch]) -> Tensor:
         losses = [F.cross_entropy(network(images, alpha), labels) for images, labels in batches]

@@ -25,7 +25,7 @@ SIGMA_SCHEDULES = ("cosine", "constant")
 # in three minutes (ours, measured by `make demo`).
 _SEARCH_BY_DATASET: dict[str, dict[str, Any]] = {
     "digits": {
-        "epochs": 12,
+        "epochs": 10,
         "batch_size": 64,
         "init_channels": 4,
         "n_cells": 3,
@@ -118,6 +118,11 @@ class RunConfig:
             if getattr(self, name) not in choices:
                 raise UnknownNameError(name, getattr(self, name), choices)
 
+    @classmethod
+    def defaults_for(cls, dataset: str) -> dict[str, Any]:
+        """The fields whose default differs for a data set."""
+        return {}
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **_known_fields(type(self), changes))
@@ -177,7 +182,8 @@ class SearchConfig(RunConfig):
         epochs, batch_size, init_channels, n_cells: 50, 64, 16, 8 (DARTS; paper B.2).
         space: a name of ``SPACES``; S3 is one on which DARTS collapses (paper 5.1).
         algo: ``mgs`` (paper 5: best trade-off), another solver, or a gradient baseline.
-        train_portion: share of the training images that fits weights; the rest scores alpha (DARTS).
+        train_portion: share of the training images that fits weights, the rest scores alpha
+            (DARTS).
         warmup_epochs: epochs in which alpha is frozen: a fifth of all (released: 10 of 50; the
             paper names none); 0 for the gradient baselines (DARTS).
         inner: how omega*(alpha) is approximated: ``sgd`` = M steps (paper 4), ``second`` = Eq. 2,
@@ -230,15 +236,21 @@ class SearchConfig(RunConfig):
             raise InvalidValueError(
                 f"warmup_epochs must be less than epochs ({self.epochs}), got {self.warmup_epochs}"
             )
-        if self.alpha_lr <= 0 or (self.inner_lr is not None and self.inner_lr <= 0):
+        if not self.alpha_lr > 0 or not (self.inner_lr is None or self.inner_lr > 0):
             raise InvalidValueError(
                 f"alpha_lr and inner_lr must be positive, got {self.alpha_lr} and {self.inner_lr}"
             )
+        if not all(0 <= beta < 1 for beta in self.alpha_betas):
+            raise InvalidValueError(f"alpha_betas must lie in [0, 1), got {self.alpha_betas}")
+
+    @classmethod
+    def defaults_for(cls, dataset: str) -> dict[str, Any]:
+        return dict(_SEARCH_BY_DATASET.get(dataset, {}))
 
     @classmethod
     def for_dataset(cls, dataset: str = "digits", algo: str = "mgs", **overrides: Any) -> Self:
         """The defaults for a data set and a method, with some of them overridden."""
-        fields = {"algo": algo, **_SEARCH_BY_DATASET.get(dataset, {})}
+        fields = {"algo": algo, **cls.defaults_for(dataset)}
         fields |= _known_fields(cls, overrides)
         epochs = _typed("epochs", fields.get("epochs", cls.epochs), int)
         fields.setdefault("warmup_epochs", 0 if algo in GRADIENT_ALGOS else epochs // 5)
@@ -284,9 +296,13 @@ class TrainConfig(RunConfig):
                 raise InvalidValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
     @classmethod
+    def defaults_for(cls, dataset: str) -> dict[str, Any]:
+        return dict(_TRAIN_BY_DATASET.get(dataset, {}))
+
+    @classmethod
     def for_dataset(cls, dataset: str, genotype: str, **overrides: Any) -> Self:
         """The defaults for a data set, with some of them overridden."""
-        fields = _TRAIN_BY_DATASET.get(dataset, {}) | _known_fields(cls, overrides)
+        fields = cls.defaults_for(dataset) | _known_fields(cls, overrides)
         return cls(dataset=dataset, genotype=genotype, **fields)
 
 
@@ -305,8 +321,11 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return None
     wanted = next(option for option in options if option is not types.NoneType)
     origin = getattr(wanted, "__origin__", wanted)
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(get_args(wanted)):
-        return tuple(_typed(name, item, part) for item, part in zip(value, get_args(wanted)))
+    if origin is tuple:
+        parts = get_args(wanted)
+        if not isinstance(value, list | tuple) or len(value) != len(parts):
+            raise InvalidValueError(f"{name} must be {len(parts)} numbers, got {value!r}")
+        return tuple(_typed(name, item, part) for item, part in zip(value, parts, strict=True))
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):

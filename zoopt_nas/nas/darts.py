@@ -1,7 +1,8 @@
-"""The gradient baselines: DARTS (Liu et al., 2019) with the first- and second-order approximation."""
+"""The gradient baselines: DARTS (Liu et al., 2019) of first and of second order."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
     draw = objective.draw()
     alpha = alpha.detach().requires_grad_()
     network = objective.fit(alpha.detach(), draw)
-    weights = list(network.parameters())
+    weights: list[Tensor] = list(network.parameters())
     loss = objective.val_loss(network, alpha, draw)
     direct, *v = torch.autograd.grad(loss, [alpha, *weights], materialize_grads=True)
 
@@ -48,7 +49,8 @@ def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
         train_loss = objective.train_loss(network, alpha, draw)
         sides.append(torch.autograd.grad(train_loss, alpha)[0])
     mixed = (sides[0] - sides[1]) / (2.0 * epsilon)
-    return direct - objective.lr * mixed
+    gradient: Tensor = direct - objective.lr * mixed
+    return gradient
 
 
 class GradientUpdater:
@@ -84,9 +86,10 @@ class GradientUpdater:
         return {"gradient_norm": torch.linalg.vector_norm(gradient)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"alpha": self.alpha, "adam": self._adam.state_dict()}
+        # Copies: Adam writes into its tensors, and takes over those that it loads.
+        return copy.deepcopy({"alpha": self.alpha, "adam": self._adam.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             self._alpha.copy_(state["alpha"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(copy.deepcopy(state["adam"]))

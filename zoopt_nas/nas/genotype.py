@@ -6,8 +6,9 @@ import ast
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.operations import OPERATIONS
@@ -32,8 +33,8 @@ class Genotype:
         reduce_concat: the same for the reduction cell.
 
     Raises:
-        InvalidValueError: a node has not two inputs, an edge does not come from an earlier node, or
-            a concatenated node does not exist.
+        InvalidValueError: an edge is not a pair, a node has not two inputs, an edge does not come
+            from an earlier node, or a concatenated node does not exist.
         UnknownNameError: an operation is not in ``OPERATIONS``.
     """
 
@@ -44,8 +45,14 @@ class Genotype:
 
     def __post_init__(self) -> None:
         for kind in CELL_KINDS:
-            edges = tuple((str(op), int(source)) for op, source in self.edges(kind))
-            concat = tuple(int(node) for node in self.concat(kind))
+            try:
+                edges = tuple((str(op), index(source)) for op, source in self.edges(kind))
+                concat = tuple(index(node) for node in self.concat(kind))
+            except (TypeError, ValueError) as error:
+                raise InvalidValueError(
+                    f"{kind} must be pairs (operation, source) and {kind}_concat integers, "
+                    f"got {_brief(self.edges(kind))} and {_brief(self.concat(kind))}"
+                ) from error
             object.__setattr__(self, kind, edges)
             object.__setattr__(self, f"{kind}_concat", concat)
             _check_cell(kind, edges, concat)
@@ -103,7 +110,7 @@ class Genotype:
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidValueError(f"genotype is not valid JSON: {error}") from error
         return cls.from_dict(fields)
 
@@ -125,30 +132,31 @@ class Genotype:
         """
         try:
             call = ast.parse(text.strip(), mode="eval").body
-            if not isinstance(call, ast.Call) or call.args:
-                raise ValueError("not a call with keywords")
+            if not _is_call(call, "Genotype") or call.args:
+                raise ValueError("not Genotype(...) with keywords")
             fields = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-        except (SyntaxError, ValueError) as error:
+        except _UNREADABLE as error:
             raise InvalidValueError(
-                f"genotype must read Genotype(normal=[('op', source), ...], ...), got {_brief(text)}"
+                "genotype must read Genotype(normal=[('op', source), ...], ...), "
+                f"got {_brief(text)}"
             ) from error
         return cls.from_dict(fields)
 
     @classmethod
     def load(cls, source: str | Path) -> Genotype:
-        """A genotype by known name, by its published string, or from a file of JSON or string.
+        """A genotype by known name, by its published string or JSON, or from a file of either.
 
         Raises:
             InvalidValueError: a file holds something else.
-            UnknownNameError: neither a known name, nor a string of that form, nor a file.
+            UnknownNameError: neither a known name, nor text of such a form, nor a file.
         """
         text = str(source)
         if text in GENOTYPES:
             return GENOTYPES[text]
-        if not text.lstrip().startswith("Genotype("):
+        if not text.lstrip().startswith(("Genotype(", "{")):
             path = Path(text)
-            if not path.is_file():
-                raise UnknownNameError("genotype", text, GENOTYPES)
+            if not _is_file(path):
+                raise UnknownNameError("genotype", _brief(text)[1:-1], GENOTYPES)
             try:
                 text = path.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
@@ -165,9 +173,28 @@ def _brief(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no file can have such a name
+        return False
+
+
+# What parsing and evaluating a literal raise on hostile text.
+_UNREADABLE = (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError)
+_MAX_RANGE = 100  # a cell has a handful of nodes; a longer range would only fill the memory
+
+
+def _is_call(node: ast.expr, name: str) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+
+
 def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
-        return list(range(*(ast.literal_eval(argument) for argument in node.args)))
+    if _is_call(node, "range"):
+        numbers = range(*(ast.literal_eval(argument) for argument in node.args))
+        if len(numbers) > _MAX_RANGE:
+            raise ValueError("range too long")
+        return list(numbers)
     return ast.literal_eval(node)
 
 

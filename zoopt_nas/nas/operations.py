@@ -1,8 +1,8 @@
 """Candidate operations of the search spaces and the table that names them.
 
 Every operation maps ``(batch, channels, height, width)`` to the same shape, or to half the height
-and width (rounded up) with stride 2, and leaves its input unchanged. Facts: Liu et al. (DARTS, 2019),
-Zela et al. (R-DARTS, 2020). No convolution has a bias. During search BatchNorm has no affine
+and width (rounded up) with stride 2, and leaves its input unchanged. Facts: Liu et al. (DARTS,
+2019), Zela et al. (R-DARTS, 2020). No convolution has a bias. During search BatchNorm has no affine
 parameters, since they would let a candidate rescale itself past its architecture weight.
 """
 

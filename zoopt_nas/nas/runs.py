@@ -141,7 +141,7 @@ class RunFolder:
                 self.write(name, "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint by ``state``: tensors, plain values, and dicts and lists of them."""
+        """Replaces the checkpoint by ``state``: tensors and plain values in dicts and lists."""
         self.save_tensors("checkpoint.pt", state)
 
     def save_tensors(self, name: str, state: dict[str, Any]) -> None:

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,19 +30,22 @@ from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.supernet import Supernet
 from zoopt_nas.nas.training import (
+    EVAL_BATCH_SIZE,
     cosine,
     evaluate,
+    generator,
     make_sgd,
     pick_device,
     seeded_init,
+    seeds_for,
     set_lr,
+    stem_for,
     weight_step,
 )
 from zoopt_nas.nas.updaters import AlphaUpdater, Metrics, ZeroOrderUpdater
 from zoopt_nas.registry import Registry
 
-EVAL_BATCH_SIZE = 256  # forward only: as much as is fast, the result does not depend on it
-IMAGENET_STEM_SIZE = 128  # images at least this large get the ImageNet stem
+_SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,13 @@ class Method:
     """A way to update alpha.
 
     Attributes:
+        description: one line, for lists.
         build: ``(config, initial alpha, seed)`` to its updater.
         inner: the approximation of omega* that it is defined with; None = the config's.
         every_step: whether it updates at every weight step, or every ``inner_steps``.
     """
 
+    description: str
     build: Callable[[SearchConfig, Tensor, int], AlphaUpdater]
     inner: str | None = None
     every_step: bool = False
@@ -71,7 +74,7 @@ def _zero_order(name: str) -> Method:
             solver = solver.with_n_samples(n_samples)
         return ZeroOrderUpdater(solver, alpha, seed=seed, schedule=config.sigma_schedule)
 
-    return Method(build)
+    return Method(f"zero-order: the solver {name} on alpha (paper, Alg. 1)", build)
 
 
 def _gradient(second_order: bool) -> Method:
@@ -84,7 +87,10 @@ def _gradient(second_order: bool) -> Method:
             weight_decay=config.alpha_weight_decay,
         )
 
-    return Method(build, inner="second" if second_order else "first", every_step=True)
+    if second_order:
+        description = "DARTS, one unrolled step (paper, Eq. 2)"
+        return Method(description, build, inner="second", every_step=True)
+    return Method("DARTS, omega* = omega (paper, Eq. 3)", build, inner="first", every_step=True)
 
 
 METHODS: Registry[Method] = Registry(
@@ -125,9 +131,8 @@ class Search(EpochLoop):
         self.config = config
         method = METHODS[config.algo]
         space = SPACES[config.space]
-        seeds = _seeds(config.seed)
+        seeds = seeds_for(config.seed, _SEEDED)
 
-        stem = "imagenet" if dataset.image_size >= IMAGENET_STEM_SIZE else "cifar"
         with seeded_init(seeds["weights"]):
             self.supernet = Supernet(
                 space,
@@ -135,14 +140,14 @@ class Search(EpochLoop):
                 config.init_channels,
                 config.n_cells,
                 in_channels=dataset.in_channels,
-                stem=stem,
+                stem=stem_for(dataset.image_size),
             ).to(device)
-        self._noise = torch.Generator(device).manual_seed(seeds["noise"])
+        self._noise = generator(seeds["noise"], device)
         seed_noise(self.supernet, self._noise)
         self._optimizer = make_sgd(self.supernet, config)
 
         fit, score = split_indices(
-            len(dataset.train), config.train_portion, _generator(seeds["split"])
+            len(dataset.train), config.train_portion, generator(seeds["split"])
         )
         self._streams = _make_streams(config, dataset, fit, score, seeds)
         self._val_batches = partial(
@@ -321,7 +326,7 @@ def _make_streams(
             indices,
             config.batch_size,
             transform=transform,
-            generator=_generator(seeds[name]),
+            generator=generator(seeds[name]),
             drop_last=drop_last,
         )
 
@@ -340,16 +345,3 @@ def _mean_metrics(updates: list[Metrics]) -> dict[str, float]:
         / sum(name in update for update in updates)
         for name in names
     }
-
-
-_SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
-
-
-def _seeds(seed: int) -> dict[str, int]:
-    """One independent seed for each use of randomness, so that none disturbs another."""
-    words = np.random.SeedSequence(seed).generate_state(len(_SEEDED), np.uint32)
-    return dict(zip(_SEEDED, words.tolist(), strict=True))
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What the supernet and the retrained network share: stem, plan of the cells, preprocessing, head."""
+"""What supernet and retrained network share: stem, plan of the cells, preprocessing, head."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Preprocess(nn.Module):
 
 
 class CifarStem(nn.Module):
-    """One 3x3 convolution with BatchNorm (affine also in search); both cell inputs are its output."""
+    """A 3x3 convolution with BatchNorm, affine also in search; both cell inputs are its output."""
 
     def __init__(self, in_channels: int, init_channels: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class CifarStem(nn.Module):
 
 
 class ImageNetStem(nn.Module):
-    """Three strided 3x3 convolutions; the cell inputs are at one quarter and one eighth of the size."""
+    """Three strided 3x3 convolutions; the cell inputs have a quarter and an eighth of the size."""
 
     def __init__(self, in_channels: int, init_channels: int) -> None:
         super().__init__()

@@ -104,7 +104,8 @@ class SearchSpace:
         """
         if alpha.shape != (self.dim,):
             raise InvalidValueError(
-                f"alpha must have shape ({self.dim},) in space {self.name}, got {tuple(alpha.shape)}"
+                f"alpha must have shape ({self.dim},) in space {self.name}, "
+                f"got {tuple(alpha.shape)}"
             )
         parts = torch.split(alpha, list(self.sizes))
         n_edges = len(self.normal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -104,12 +105,12 @@ class Supernet(nn.Module):
         weights = self._edge_weights(alpha)
         first, second = self.stem(images)
         for cell in self.cells:
-            first, second = second, cell(first, second, weights[cell.kind])
+            first, second = second, cell(first, second, weights[cast(SearchCell, cell).kind])
         logits: Tensor = self.head(second)
         return logits
 
     def _edge_weights(self, alpha: Tensor) -> dict[str, Tensor]:
-        """The softmax of alpha on each edge, as ``(n_edges, max candidates)`` for each cell kind."""
+        """The softmax of alpha on each edge: ``(n_edges, max candidates)`` for each cell kind."""
         if alpha.shape != (self.space.dim,):
             raise InvalidValueError(
                 f"alpha must have shape ({self.space.dim},) in space {self.space.name}, "

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import RunConfig
+
+EVAL_BATCH_SIZE = 256  # forward only: the result does not depend on it
+IMAGENET_STEM_SIZE = 128  # images at least this large get the ImageNet stem
+
+
+def stem_for(image_size: int) -> str:
+    """The stem for images of a side of ``image_size`` pixels."""
+    return "imagenet" if image_size >= IMAGENET_STEM_SIZE else "cifar"
+
+
+def seeds_for(seed: int, uses: Sequence[str]) -> dict[str, int]:
+    """One independent seed for each use of randomness, so that none disturbs another."""
+    words = np.random.SeedSequence(seed).generate_state(len(uses), np.uint32)
+    return dict(zip(uses, words.tolist(), strict=True))
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own on ``device``."""
+    return torch.Generator(device).manual_seed(seed)
 
 
 def pick_device(name: str) -> torch.device:
@@ -43,7 +63,7 @@ def seeded_init(seed: int) -> Iterator[None]:
     seeded here and given back as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
 
 
@@ -77,7 +97,7 @@ def weight_step(
 ) -> None:
     """One step down the gradient of ``loss``; the gradient's norm is clipped at ``grad_clip``."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     if grad_clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     optimizer.step()

@@ -74,5 +74,5 @@ class ZeroOrderUpdater:
         return {"arrays": arrays, "meta": json.dumps(state["meta"])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        arrays = {name: tensor.numpy() for name, tensor in state["arrays"].items()}
+        arrays = {name: tensor.cpu().numpy() for name, tensor in state["arrays"].items()}
         self._state = SolverState.from_dict({"arrays": arrays, "meta": json.loads(state["meta"])})

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -69,12 +69,12 @@ class SolverState:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a complete copy: ``{"arrays": {name: numpy array}, "meta": JSON-able dict}``."""
-        fields: dict[str, Any] = {"x": self.x}
+        parts: dict[str, Any] = {"x": self.x}
         if self.pending is not None:
-            fields["pending"] = self.pending
-        fields |= {f"memory.{key}": value for key, value in self.memory.items()}
-        fields |= {f"metrics.{key}": value for key, value in self.metrics.items()}
-        encoded = {name: encode_array(value) for name, value in fields.items()}
+            parts["pending"] = self.pending
+        parts |= {f"memory.{key}": value for key, value in self.memory.items()}
+        parts |= {f"metrics.{key}": value for key, value in self.metrics.items()}
+        encoded = {name: encode_array(value) for name, value in parts.items()}
         return {
             "arrays": {name: array for name, (array, _) in encoded.items()},
             "meta": {
@@ -207,7 +207,7 @@ class Solver(ABC):
 
     def with_n_samples(self, n: int) -> Self:
         """Returns a copy that draws ``n`` samples a step (what a sample is, each solver says)."""
-        if not hasattr(self, "n_samples"):
+        if "n_samples" not in (f.name for f in fields(self)):
             raise InvalidValueError(f"{self.name} has no n_samples to set to {n!r}")
         return replace(self, n_samples=check_positive_int("n_samples", n))  # type: ignore[call-arg]
 

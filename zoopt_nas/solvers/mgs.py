@@ -72,13 +72,15 @@ class MGS(Solver):
         check_choice("weighting", self.weighting, WEIGHTINGS)
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
-        xp = array_namespace(state.x)
-        # Without a guide, centre at x. The last step as a guide (momentum) was measured too: on the
-        # sphere and Rosenbrock functions in 10 dimensions half of it ends 2 to 6 times higher, and
-        # all of it diverges, since nothing damps the noise that each step carries on to the next.
-        guide = xp.zeros_like(state.x) if guide is None else copy(guide)
-        state.memory["guide"] = guide  # _tell needs q again
         noise = self._noise(state)
+        if guide is None:
+            # The last step as a guide (momentum) was measured too: on the sphere and Rosenbrock
+            # functions in 10 dimensions half of it ends 2 to 6 times higher, and all of it
+            # diverges, since nothing damps the noise that each step hands on to the next.
+            state.memory.pop("guide", None)
+            return state.x + noise
+        xp = array_namespace(state.x)
+        state.memory["guide"] = copy(guide)  # _tell needs q again
         # A mixture: each sample draws the component that it comes from (Eq. 26).
         is_centred = sampling.choose(state.rng, self.n_samples, self.mixing, state.x)
         centres = xp.where(is_centred[:, None], xp.zeros_like(guide), guide)
@@ -93,14 +95,14 @@ class MGS(Solver):
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         xp = array_namespace(state.x)
         steps = candidates - state.x
-        weights = self._weights(steps, values, state.memory["guide"])
+        weights = self._weights(steps, values, state.memory.get("guide"))
         squares = xp.sum(weights * weights)
         n_effective = xp.sum(weights) / xp.where(squares > 0, squares, 1.0)  # N_e of A.3; or 0
         state.metrics["n_effective"] = n_effective
         state.metrics["effective_ratio"] = n_effective / self.n_samples  # Eq. 27
         return state.x + xp.astype(weights, steps.dtype) @ steps
 
-    def _weights(self, steps: Array, values: Array, guide: Array) -> Array:
+    def _weights(self, steps: Array, values: Array, guide: Array | None) -> Array:
         """Returns (n,) weights that sum to 1, or all 0 if every value is +inf (Eq. 10)."""
         xp = array_namespace(values)
         # Only differences of values matter, so L(x) of Eq. 10 cancels; the least value in its place
@@ -115,12 +117,16 @@ class MGS(Solver):
         total = xp.sum(c)
         return c / xp.where(total > 0, total, 1.0)
 
-    def _log_density(self, steps: Array, guide: Array) -> Array:
+    def _log_density(self, steps: Array, guide: Array | None) -> Array:
         """Returns log q(u) of Eq. 26 at each row, up to the constant that both components share."""
+        centred = -_half_square(steps, self.sigma)
+        if guide is None:  # the components coincide
+            return centred
+        guided = -_half_square(steps - guide, self.sigma)
         xp = array_namespace(steps)
-        guided = _log_weight(1 - self.mixing) - _half_square(steps - guide, self.sigma)
-        centred = _log_weight(self.mixing) - _half_square(steps, self.sigma)
-        return xp.logaddexp(guided, centred)
+        return xp.logaddexp(
+            guided + _log_weight(1 - self.mixing), centred + _log_weight(self.mixing)
+        )
 
 
 def _log_weight(probability: float) -> float:

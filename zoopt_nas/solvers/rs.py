@@ -39,7 +39,7 @@ class RS(Solver):
         direction: ``"sphere"`` (φ = dim) or ``"gaussian"`` (φ = 1).
         orthogonal: draw directions that are orthogonal within blocks of dim, at the norm that the
             formula expects: 1 for the sphere, sqrt(dim) for Gaussian. Less variance, and exact on
-            a linear objective if N is a multiple of dim (Choromanski et al. 2018, arXiv 1804.02395).
+            a linear objective if dim divides N (Choromanski et al. 2018, arXiv 1804.02395).
 
     Raises:
         InvalidValueError: a field is out of its range.

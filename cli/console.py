@@ -1,0 +1,176 @@
+"""The only place that prints: results, tables, progress and one-line errors."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from zoopt_nas.errors import RunInterrupted, ZooptNasError
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(soft_wrap=True, highlight=False, stderr=True)
+
+USAGE_ERROR = 2  # a wrong name, path or value
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
+
+
+def say(line: str) -> None:
+    """Prints one line as it is."""
+    out.print(line, markup=False)
+
+
+def say_json(value: object) -> None:
+    """Prints a value as one line of JSON, for programs."""
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table."""
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def fail(message: str, code: int = USAGE_ERROR) -> int:
+    """Prints one line of error and gives the exit code back."""
+    one_line = " ".join(message.split())
+    err.print(f"[bold red]error:[/bold red] {escape(one_line)}")
+    return code
+
+
+def report(error: Exception) -> int:
+    """One line for an error that the package raises on purpose, or that the system raised."""
+    if isinstance(error, RunInterrupted):
+        return fail(str(error), INTERRUPTED)
+    if isinstance(error, ZooptNasError):
+        return fail(str(error))
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return fail(f"{error.strerror or error}{where}", 1)
+    raise error
+
+
+class StopFlag:
+    """Whether the user has asked to stop."""
+
+    raised = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """Inside, the first Ctrl-C (or SIGTERM) raises a flag; a second one interrupts at once."""
+    flag = StopFlag()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if flag.raised:
+            raise KeyboardInterrupt
+        flag.raised = True
+        err.print("stopping after this step; press Ctrl-C again to stop at once")
+
+    previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class LiveReport:
+    """A progress bar on a terminal, a plain line for each epoch when piped.
+
+    It has the methods of ``zoopt_nas.nas.Observer``; it is no subclass, so that the command line
+    starts without torch.
+    """
+
+    def __init__(self, flag: StopFlag, quiet: bool) -> None:
+        self._flag = flag
+        self._quiet = quiet
+        self._next_read = 0.0
+        self._progress: Progress | None = None
+        if out.is_terminal and not quiet:
+            self._progress = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[numbers]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=out,
+            )
+            self._task = self._progress.add_task("", epoch="", numbers="", total=None)
+
+    def __enter__(self) -> LiveReport:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def should_stop(self) -> bool:
+        return self._flag.raised
+
+    def on_step(self, progress: Any) -> None:
+        now = time.monotonic()
+        if self._progress is None or now < self._next_read:
+            return
+        self._next_read = now + 0.5  # reading the meter waits for the device
+        self._progress.update(
+            self._task,
+            total=progress.n_epochs * progress.n_steps,
+            completed=progress.epoch * progress.n_steps + progress.step,
+            epoch=f"{progress.epoch + 1}/{progress.n_epochs}",
+            numbers=f"loss {progress.meter.loss:.3f}  accuracy {progress.meter.accuracy:.1%}",
+        )
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        if not self._quiet:
+            say(epoch_line(row))
+
+
+@contextmanager
+def watched(*, quiet: bool, resume_with: str) -> Iterator[LiveReport]:
+    """Shows a run's progress and lets Ctrl-C stop it; says how to resume if it did.
+
+    Args:
+        quiet: show nothing, for machine-readable output.
+        resume_with: the command that goes on with the run.
+    """
+    with stop_on_signals() as flag, LiveReport(flag, quiet) as observer:
+        try:
+            yield observer
+        except RunInterrupted as interrupted:
+            raise RunInterrupted(f"{interrupted}; go on with: {resume_with}") from interrupted
+
+
+_COLUMNS = (
+    ("train_loss", "loss {:.4f}"),
+    ("train_accuracy", "accuracy {:.2%}"),
+    ("val_loss", "val loss {:.4f}"),
+    ("val_accuracy", "val accuracy {:.2%}"),
+    ("n_effective", "N_e {:.2f}"),
+    ("skip_connections", "skips {}"),
+    ("seconds", "{:.1f} s"),
+)
+
+
+def epoch_line(row: Mapping[str, Any]) -> str:
+    """An epoch's row of ``metrics.jsonl`` as one line; columns without a number are left out."""
+    parts = [form.format(row[key]) for key, form in _COLUMNS if row.get(key) is not None]
+    return f"epoch {row['epoch'] + 1}: " + ", ".join(parts)

@@ -1,0 +1,62 @@
+"""The command line ``zoopt-nas``: one file for each command, put together here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+import zoopt_nas
+
+from . import console, search, show, tables, train
+
+app = typer.Typer(
+    name="zoopt-nas",
+    help="Zero-order optimization, and neural architecture search with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("search")(search.search)
+app.command("train")(train.train)
+app.command("show")(show.show)
+app.command("list")(tables.list_names)
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.say(f"zoopt-nas {zoopt_nas.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the command ``zoopt-nas``: errors become one line and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code; only bugs raise."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except TyperException as error:
+        if not arguments:  # no command: the message is the help
+            console.say(error.format_message())
+            return 0
+        return console.fail(error.format_message(), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        return console.fail("interrupted", console.INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - report() raises what is not an expected error
+        return console.report(error)
+    return int(code or 0)

@@ -1,0 +1,91 @@
+"""What the commands' options have in common: how defaults are shown, and who overrides whom."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from zoopt_nas.errors import InvalidValueError, RunError
+from zoopt_nas.nas.config import RunConfig
+
+# The panels of --help.
+WHAT, RUN, SUPERNET, NETWORK, WEIGHTS, ALPHA, DATA, MACHINE = (
+    "What to do",
+    "Run folder",
+    "Supernet",
+    "Network",
+    "Weights",
+    "Alpha",
+    "Data",
+    "Machine",
+)
+
+
+def setting(cls: type[RunConfig], name: str, help_text: str, panel: str, **more: Any) -> Any:
+    """The option of a config's field: left out, it means what the config says for the data set.
+
+    The default shown is that of the config, with the one for the embedded digits if it differs.
+    """
+    usual = {spec.name: spec.default for spec in dataclasses.fields(cls)}[name]
+    shown = "none" if usual is None else _shown(usual)
+    digits = cls.defaults_for("digits").get(name, usual)
+    if digits != usual:
+        shown += f"; digits: {_shown(digits)}"
+    return typer.Option(help=help_text, rich_help_panel=panel, show_default=shown, **more)
+
+
+def _shown(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def given(ctx: typer.Context, cls: type[RunConfig]) -> dict[str, Any]:
+    """The config fields that were set on the command line."""
+    names = {spec.name for spec in dataclasses.fields(cls)}
+    return {
+        name: value for name, value in ctx.params.items() if name in names and value is not None
+    }
+
+
+def read_config_file(path: Path | None, cls: type[RunConfig]) -> dict[str, Any]:
+    """The settings in a ``--config`` file, none if there is no file."""
+    if path is None:
+        return {}
+    try:
+        return cls.read_fields(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read --config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"cannot read --config {path}: it is not text") from error
+
+
+def parse_pairs(pairs: list[str]) -> dict[str, Any]:
+    """``["sigma=0.2", "weighting=exact"]`` as a mapping; values are TOML, or else strings."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InvalidValueError(f"--solver-option must read NAME=VALUE, got {pair}")
+        try:
+            parsed[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed[key] = value
+    return parsed
+
+
+def resume_alone(ctx: typer.Context, cls: type[RunConfig]) -> None:
+    """A resumed run has its settings already; another one beside ``--resume`` is a mistake."""
+    others = [*given(ctx, cls), *(n for n in ("config", "run_dir") if ctx.params.get(n))]
+    if others:
+        flags = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise InvalidValueError(f"--resume takes every setting from the run; leave out {flags}")
+
+
+def dated(*parts: object) -> str:
+    """A name for a run folder: date, time and what it is about."""
+    names = [Path(str(part)).stem for part in parts]
+    return "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *names])

@@ -1,0 +1,157 @@
+"""``zoopt-nas search``: searches an architecture and writes a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoopt_nas.nas.config import SearchConfig
+
+from . import console
+from .options import (
+    ALPHA,
+    DATA,
+    MACHINE,
+    RUN,
+    SUPERNET,
+    WEIGHTS,
+    WHAT,
+    dated,
+    given,
+    parse_pairs,
+    read_config_file,
+    resume_alone,
+    setting,
+)
+
+
+def _field(name: str, help_text: str, panel: str, **more: Any) -> Any:
+    return setting(SearchConfig, name, help_text, panel, **more)
+
+
+def search(
+    ctx: typer.Context,
+    space: Annotated[str | None, _field("space", "Search space.", WHAT)] = None,
+    dataset: Annotated[
+        str | None,
+        _field("dataset", "Data set: a name, an .npz file or a folder of class folders.", WHAT),
+    ] = None,
+    algo: Annotated[
+        str | None, _field("algo", "Method: rs, mgs, gld, darts1, darts2, ...", WHAT)
+    ] = None,
+    seed: Annotated[int | None, _field("seed", "Seeds everything.", WHAT)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with settings; options override it.", rich_help_panel=WHAT),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to create.",
+            rich_help_panel=RUN,
+            show_default="runs/<date>-<space>-<dataset>-<algo>-seed<k>",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with this run; needs no other option.", rich_help_panel=RUN),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON only.", rich_help_panel=RUN)
+    ] = False,
+    init_channels: Annotated[
+        int | None, _field("init_channels", "Width of the first cell.", SUPERNET)
+    ] = None,
+    n_cells: Annotated[int | None, _field("n_cells", "Number of cells.", SUPERNET)] = None,
+    epochs: Annotated[int | None, _field("epochs", "Epochs.", WEIGHTS)] = None,
+    batch_size: Annotated[int | None, _field("batch_size", "Images in a batch.", WEIGHTS)] = None,
+    lr: Annotated[float | None, _field("lr", "Learning rate at the start.", WEIGHTS)] = None,
+    weight_decay: Annotated[float | None, _field("weight_decay", "Weight decay.", WEIGHTS)] = None,
+    warmup_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Epochs before alpha moves.",
+            rich_help_panel=ALPHA,
+            show_default="a fifth of the epochs; darts1, darts2: 0",
+        ),
+    ] = None,
+    n_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="N: samples in an update of alpha (rs: pairs; gld: radii).",
+            rich_help_panel=ALPHA,
+            show_default="4",
+        ),
+    ] = None,
+    inner_steps: Annotated[
+        int | None, _field("inner_steps", "M: weight steps for each candidate.", ALPHA)
+    ] = None,
+    val_batches: Annotated[
+        int | None, _field("val_batches", "Batches that score a candidate.", ALPHA)
+    ] = None,
+    sigma_schedule: Annotated[
+        str | None, _field("sigma_schedule", "Search width: cosine or constant.", ALPHA)
+    ] = None,
+    solver_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE of the solver, for example sigma=0.2; may be repeated.",
+            rich_help_panel=ALPHA,
+            show_default=False,
+        ),
+    ] = None,
+    alpha_lr: Annotated[
+        float | None, _field("alpha_lr", "Adam's learning rate in darts1 and darts2.", ALPHA)
+    ] = None,
+    data_dir: Annotated[
+        str | None, _field("data_dir", "Folder of the data sets' files.", DATA)
+    ] = None,
+    download: Annotated[
+        bool | None, _field("download", "Fetch missing files into --data-dir.", DATA)
+    ] = None,
+    n_train: Annotated[
+        int | None, _field("n_train", "Use only so many training images.", DATA)
+    ] = None,
+    image_size: Annotated[
+        int | None, _field("image_size", "Resize images to this side.", DATA)
+    ] = None,
+    device: Annotated[str | None, _field("device", "auto, cpu, cuda, mps.", MACHINE)] = None,
+) -> None:
+    """Search an architecture; without options, MGS on the embedded handwritten digits."""
+    from zoopt_nas import nas  # torch takes a second or two to import: not for --help
+
+    options = parse_pairs(solver_option or [])
+    if n_samples is not None:
+        options["n_samples"] = n_samples
+    if resume is not None:
+        resume_alone(ctx, SearchConfig)
+    else:
+        fields = read_config_file(config, SearchConfig) | given(ctx, SearchConfig)
+        if options:
+            fields["solver"] = fields.get("solver", {}) | options
+        resolved = SearchConfig.for_dataset(**fields)
+        name = dated(resolved.space, resolved.dataset, resolved.algo, f"seed{resolved.seed}")
+        run_dir = run_dir or Path("runs") / name
+
+    resume_with = f"zoopt-nas search --resume {resume or run_dir}"
+    with console.watched(quiet=json, resume_with=resume_with) as observer:
+        if resume is not None:
+            result = nas.resume_search(resume, observer=observer)
+        else:
+            result = nas.run_search(resolved, run_dir=run_dir, observer=observer)
+
+    last = result.metrics[-1]
+    if json:
+        console.say_json(
+            {"run_dir": str(result.run_dir), "genotype": result.genotype.to_dict(), **last}
+        )
+        return
+    console.say(str(result.genotype))
+    console.say(
+        f"supernet validation accuracy {last['val_accuracy']:.2%}, "
+        f"{last['skip_connections']} of 8 normal edges are skip connections"
+    )
+    console.say(f"run folder: {result.run_dir}")
+    console.say(f"next: zoopt-nas train {result.run_dir}, zoopt-nas show {result.run_dir}")

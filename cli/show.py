@@ -1,0 +1,76 @@
+"""``zoopt-nas show``: prints a genotype and draws it, with the curves and alphas of its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoopt_nas.nas.config import SearchConfig
+
+from . import console
+
+
+def show(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_GENOTYPE",
+            help="Run folder, file with a genotype, its published string, or a name like DARTS_V2.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the pictures.", show_default="RUN/pictures, or pictures"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON only.")] = False,
+) -> None:
+    """Print a genotype as a table; draw its cells, and a run's curves and alphas (SVG and PNG)."""
+    from zoopt_nas import nas
+    from zoopt_nas.nas import plots
+    from zoopt_nas.nas.runs import ARCHITECTURES, METRICS
+
+    folder = nas.RunFolder.open(source) if Path(source).is_dir() else None
+    genotype = folder.genotype() if folder else nas.Genotype.load(source)
+    out = out or (folder.path / "pictures" if folder else Path("pictures"))
+    figures: dict[str, Any] = {
+        "normal": plots.draw_cell(genotype, "normal"),
+        "reduction": plots.draw_cell(genotype, "reduce"),
+    }
+    rows: list[dict[str, Any]] = []
+    if folder is not None:
+        rows = folder.rows(METRICS)
+        if rows:
+            figures["curves"] = plots.draw_curves(rows)
+        architectures = folder.rows(ARCHITECTURES)
+        if architectures:
+            space = nas.SPACES[folder.config(SearchConfig).space]
+            figures["alpha"] = plots.draw_alpha(space, architectures)
+
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = [path for name, figure in figures.items() for path in plots.save(figure, out / name)]
+    if json:
+        console.say_json(
+            {
+                "genotype": genotype.to_dict(),
+                "last_epoch": rows[-1] if rows else None,
+                "pictures": [str(path) for path in pictures],
+            }
+        )
+        return
+    for kind, title in (("normal", "normal cell"), ("reduce", "reduction cell")):
+        console.say_table(title, ["node", "from", "operation"], _edge_rows(genotype, kind))
+    if rows:
+        console.say(console.epoch_line(rows[-1]))
+    for path in pictures:
+        console.say(str(path))
+
+
+def _edge_rows(genotype: Any, kind: str) -> list[list[str]]:
+    """One row for each edge; nodes are named as in the paper's Fig. 5."""
+    names = ["c_{k-2}", "c_{k-1}", *map(str, range(len(genotype.edges(kind))))]
+    return [
+        [names[2 + i // 2], names[node], operation]
+        for i, (operation, node) in enumerate(genotype.edges(kind))
+    ]

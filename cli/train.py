@@ -1,0 +1,153 @@
+"""``zoopt-nas train``: trains a found network from scratch and tests it once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.config import SearchConfig, TrainConfig
+
+from . import console
+from .options import (
+    DATA,
+    MACHINE,
+    NETWORK,
+    RUN,
+    WEIGHTS,
+    WHAT,
+    dated,
+    given,
+    read_config_file,
+    resume_alone,
+    setting,
+)
+
+# What a retraining takes over from the search that found its genotype.
+_FROM_SEARCH = ("dataset", "seed", "data_dir", "download", "image_size", "n_train", "device")
+
+
+def _field(name: str, help_text: str, panel: str, **more: Any) -> Any:
+    return setting(TrainConfig, name, help_text, panel, **more)
+
+
+def train(
+    ctx: typer.Context,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN_OR_GENOTYPE",
+            help="Run folder of a search, file with a genotype, its published string, or DARTS_V2.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set: a name, an .npz file or a folder of class folders.",
+            rich_help_panel=WHAT,
+            show_default="that of the search, or digits",
+        ),
+    ] = None,
+    seed: Annotated[int | None, _field("seed", "Seeds everything.", WHAT)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with settings; options override it.", rich_help_panel=WHAT),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to create.",
+            rich_help_panel=RUN,
+            show_default="RUN/train-<date>-seed<k>, or runs/<date>-train-...",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with this retraining; needs no other.", rich_help_panel=RUN),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON only.", rich_help_panel=RUN)
+    ] = False,
+    init_channels: Annotated[
+        int | None, _field("init_channels", "Width of the first cell.", NETWORK)
+    ] = None,
+    n_cells: Annotated[int | None, _field("n_cells", "Number of cells.", NETWORK)] = None,
+    auxiliary: Annotated[bool | None, _field("auxiliary", "Auxiliary head.", NETWORK)] = None,
+    auxiliary_weight: Annotated[
+        float | None, _field("auxiliary_weight", "Weight of its loss.", NETWORK)
+    ] = None,
+    drop_path: Annotated[
+        float | None, _field("drop_path", "Drop-path probability at the end.", NETWORK)
+    ] = None,
+    epochs: Annotated[int | None, _field("epochs", "Epochs.", WEIGHTS)] = None,
+    batch_size: Annotated[int | None, _field("batch_size", "Images in a batch.", WEIGHTS)] = None,
+    lr: Annotated[float | None, _field("lr", "Learning rate at the start.", WEIGHTS)] = None,
+    weight_decay: Annotated[float | None, _field("weight_decay", "Weight decay.", WEIGHTS)] = None,
+    label_smoothing: Annotated[
+        float | None, _field("label_smoothing", "Label smoothing.", WEIGHTS)
+    ] = None,
+    cutout: Annotated[
+        int | None, _field("cutout", "Side of the square cut out of images.", DATA)
+    ] = None,
+    data_dir: Annotated[
+        str | None, _field("data_dir", "Folder of the data sets' files.", DATA)
+    ] = None,
+    download: Annotated[
+        bool | None, _field("download", "Fetch missing files into --data-dir.", DATA)
+    ] = None,
+    n_train: Annotated[
+        int | None, _field("n_train", "Use only so many training images.", DATA)
+    ] = None,
+    image_size: Annotated[
+        int | None, _field("image_size", "Resize images to this side.", DATA)
+    ] = None,
+    device: Annotated[str | None, _field("device", "auto, cpu, cuda, mps.", MACHINE)] = None,
+) -> None:
+    """Train the network of a genotype on the full training set, and test it once at the end."""
+    from zoopt_nas import nas
+
+    if (source is None) == (resume is None):
+        raise InvalidValueError("give either RUN_OR_GENOTYPE or --resume")
+    if resume is not None:
+        resume_alone(ctx, TrainConfig)
+    else:
+        genotype, fields, parent = _find(str(source))
+        fields |= read_config_file(config, TrainConfig) | given(ctx, TrainConfig)
+        fields["genotype"] = str(genotype)
+        resolved = TrainConfig.for_dataset(**{"dataset": "digits", **fields})
+        seeded = f"seed{resolved.seed}"
+        if parent is not None:
+            run_dir = run_dir or parent / f"train-{dated(seeded)}"
+        else:
+            run_dir = run_dir or Path("runs") / dated("train", resolved.dataset, seeded)
+
+    resume_with = f"zoopt-nas train --resume {resume or run_dir}"
+    with console.watched(quiet=json, resume_with=resume_with) as observer:
+        if resume is not None:
+            result = nas.resume_training(resume, observer=observer)
+        else:
+            result = nas.run_training(resolved, run_dir=run_dir, observer=observer)
+
+    if json:
+        console.say_json({"run_dir": str(resume or run_dir), **asdict(result)})
+        return
+    console.say(
+        f"test accuracy {result.test_accuracy:.2%} (loss {result.test_loss:.4f}) "
+        f"with {result.n_parameters:,} parameters after {result.seconds:.0f} s"
+    )
+    console.say(f"run folder: {resume or run_dir}")
+
+
+def _find(source: str) -> tuple[Any, dict[str, Any], Path | None]:
+    """The genotype that ``source`` names, the settings that come with it, and its run folder."""
+    from zoopt_nas import nas
+
+    if not Path(source).is_dir():
+        return nas.Genotype.load(source), {}, None
+    folder = nas.RunFolder.open(source)
+    cls = SearchConfig if folder.kind == SearchConfig.kind else TrainConfig
+    config = folder.config(cls)
+    return folder.genotype(), {name: getattr(config, name) for name in _FROM_SEARCH}, folder.path

@@ -1,0 +1,171 @@
+"""Saving and resuming: bitwise, atomic, and one line for whatever is no saved state."""
+
+import json
+
+import numpy as np
+import pytest
+
+import zoopt_nas
+from zoopt_nas import GLD, MGS, RS, RunError, SolverState, load_state, save_state
+from zoopt_nas._arrays import encode_generator
+from zoopt_nas.testing import run_steps
+
+
+@pytest.fixture
+def saved(tmp_path):
+    solver = RS(learning_rate=0.05)
+    state = solver.init([1.0, -1.0], rng=0)
+    run_steps(solver, state, 2)
+    path = tmp_path / "state.npz"
+    save_state(path, solver, state)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])
+def test_every_numpy_bit_generator_resumes(tmp_path, kind):
+    solver = GLD()
+    state = solver.init(np.ones(3), rng=np.random.Generator(getattr(np.random, kind)(5)))
+    run_steps(solver, state, 2)
+    save_state(tmp_path / "s.npz", solver, state)
+    _, loaded = load_state(tmp_path / "s.npz")
+    assert type(loaded.rng.bit_generator).__name__ == kind
+    np.testing.assert_array_equal(run_steps(solver, state, 3), run_steps(solver, loaded, 3))
+    assert encode_generator(state.rng) == encode_generator(loaded.rng)
+
+
+def test_memory_metrics_and_pending_come_back():
+    solver = MGS(weighting="exact", mixing=0.2)
+    state = solver.init(np.ones(3, dtype=np.float32), rng=0)
+    candidates = solver.ask(state, guide=[0.1, 0.2, 0.3])
+    solver.tell(state, candidates, [1, 2, 3, 4])
+    solver.ask(state, guide=[0.3, 0.2, 0.1])
+    data = state.to_dict()
+    json.dumps(data["meta"])  # JSON-able
+    assert all(isinstance(array, np.ndarray) for array in data["arrays"].values())
+    loaded = SolverState.from_dict(data)
+    assert loaded.x.dtype == np.float32
+    np.testing.assert_array_equal(loaded.pending, state.pending)
+    np.testing.assert_array_equal(loaded.memory["guide"], state.memory["guide"])
+    assert {k: float(v) for k, v in loaded.metrics.items()} == {
+        k: float(v) for k, v in state.metrics.items()
+    }
+
+
+def test_the_dict_is_a_copy():
+    solver = RS()
+    state = solver.init([1.0, -1.0], rng=0)
+    data = state.to_dict()
+    first = run_steps(solver, SolverState.from_dict(data), 3)
+    run_steps(solver, state, 3)
+    np.testing.assert_array_equal(run_steps(solver, SolverState.from_dict(data), 3), first)
+
+
+def test_torch_dtype_and_device_come_back(tmp_path):
+    torch = pytest.importorskip("torch")
+    solver = GLD(deterministic=True)
+    state = solver.init(torch.ones(3, dtype=torch.bfloat16), rng=0)
+    run_steps(solver, state, 2)
+    save_state(tmp_path / "s.npz", solver, state)
+    _, loaded = load_state(tmp_path / "s.npz")
+    assert loaded.x.dtype == torch.bfloat16
+    assert loaded.x.device == state.x.device
+    assert torch.equal(loaded.x, state.x)
+    assert loaded.memory["value"].dtype == torch.float64
+    np.testing.assert_array_equal(
+        run_steps(solver, state, 3).astype(float), run_steps(solver, loaded, 3).astype(float)
+    )
+
+
+def test_numpy_scalars_as_fields_are_saved(tmp_path):
+    solver = RS(learning_rate=np.float32(0.5), n_samples=np.int64(3))
+    save_state(tmp_path / "s.npz", solver, solver.init([1.0]))
+    assert load_state(tmp_path / "s.npz")[0] == solver
+
+
+def test_no_suffix_is_added_and_nothing_else_is_left(saved):
+    path = saved.with_name("plain")
+    solver, state = load_state(saved)
+    save_state(path, solver, state)
+    save_state(path, solver, state)  # replaces
+    assert sorted(p.name for p in saved.parent.iterdir()) == ["plain", "state.npz"]
+
+
+def test_a_failed_write_keeps_the_old_file(saved, monkeypatch):
+    before = saved.read_bytes()
+    solver, state = load_state(saved)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(RunError, match="cannot write .*state.npz: No space left on device"):
+        save_state(saved, solver, state)
+    assert saved.read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == ["state.npz"]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_file_is_one_line(saved, fraction):
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(fraction * len(data))])
+    with pytest.raises(RunError) as caught:
+        load_state(saved)
+    assert str(caught.value) == f"{saved} is not a saved solver state, or is truncated"
+
+
+def test_flipped_bytes_are_noticed(saved):
+    data = bytearray(saved.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    saved.write_bytes(bytes(data))
+    with pytest.raises(RunError):
+        load_state(saved)
+
+
+def write_text(path):
+    path.write_text("hello")
+
+
+def write_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+
+
+def write_foreign_npz(path):
+    with path.open("wb") as file:
+        np.savez(file, weights=np.ones(3))
+
+
+def write_pickle(path):
+    with path.open("wb") as file:
+        np.savez(file, meta=np.array([{"a": 1}], dtype=object))
+
+
+def write_json_list(path):
+    with path.open("wb") as file:
+        np.savez(file, meta=np.array("[1, 2]"))
+
+
+@pytest.mark.parametrize(
+    "write", [write_text, write_array, write_foreign_npz, write_pickle, write_json_list]
+)
+def test_a_foreign_file_is_one_line(tmp_path, write):
+    path = tmp_path / "foreign.npz"
+    write(path)
+    with pytest.raises(RunError, match="is not a saved solver state, or is truncated"):
+        load_state(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(RunError, match="cannot read .*none.npz: No such file or directory"):
+        load_state(tmp_path / "none.npz")
+    solver = RS()
+    with pytest.raises(RunError, match="cannot write .*: No such file or directory"):
+        save_state(tmp_path / "no" / "folder.npz", solver, solver.init([1.0]))
+
+
+def test_another_format_and_an_unknown_solver(saved, monkeypatch):
+    with pytest.raises(RunError, match="was saved by an unknown solver, 'rs'"):
+        load_state(saved, solvers={"gld": GLD})
+    monkeypatch.setattr(zoopt_nas.checkpoint, "_FORMAT", "zoopt_nas.state.v2")
+    with pytest.raises(RunError, match=r"has format 'zoopt_nas\.state\.v1', expected"):
+        load_state(saved)

@@ -1,0 +1,208 @@
+"""Retraining: a found network is trained from scratch on all training images, then tested once.
+
+Protocol of Liu et al. (2019, section 3.2): SGD with a cosine to zero, auxiliary head, cutout, drop
+path that grows linearly. No validation set, no choice among epochs: the last one counts.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoopt_nas.nas.config import TrainConfig
+from zoopt_nas.nas.data import BatchStream, Dataset, load_dataset, sequential_batches
+from zoopt_nas.nas.genotype import Genotype
+from zoopt_nas.nas.loop import EpochLoop, Observer
+from zoopt_nas.nas.network import Network, count_parameters
+from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.training import (
+    EVAL_BATCH_SIZE,
+    cosine,
+    evaluate,
+    generator,
+    make_sgd,
+    pick_device,
+    seeded_init,
+    seeds_for,
+    set_lr,
+    stem_for,
+    weight_step,
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a retraining ended with, as in ``result.json``.
+
+    Attributes:
+        genotype: the architecture, in its published string form.
+        test_accuracy: share of right answers on the test set, in [0, 1], at the last epoch.
+        test_loss: mean cross-entropy on the test set.
+        train_accuracy: of the last epoch, on augmented images.
+        n_parameters: without the auxiliary head.
+        seconds: of training.
+    """
+
+    genotype: str
+    test_accuracy: float
+    test_loss: float
+    train_accuracy: float
+    n_parameters: int
+    seconds: float
+
+
+class Training(EpochLoop):
+    """A retraining in progress. ``run_training`` is the usual way in."""
+
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, observer: Observer | None = None
+    ) -> None:
+        device = pick_device(config.device)
+        super().__init__(config, observer, device)
+        self.config = config
+        seeds = seeds_for(config.seed, ("weights", "train", "drop_path"))
+        with seeded_init(seeds["weights"]):
+            self.network = Network(
+                Genotype.load(config.genotype),
+                dataset.n_classes,
+                config.init_channels,
+                config.n_cells,
+                in_channels=dataset.in_channels,
+                auxiliary=config.auxiliary,
+                stem=stem_for(dataset.image_size),
+            ).to(device)
+        self._drop_path = generator(seeds["drop_path"], device)
+        self.network.set_generator(self._drop_path)
+        self._optimizer = make_sgd(self.network, config)
+        self._stream = BatchStream(
+            dataset.train,
+            torch.arange(len(dataset.train)),
+            config.batch_size,
+            transform=dataset.transform(augment=True, cutout=config.cutout),
+            generator=generator(seeds["train"]),
+        )
+
+    @property
+    def n_steps(self) -> int:
+        return self._stream.n_batches
+
+    def begin_epoch(self) -> None:
+        config = self.config
+        set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
+        self.network.drop_path_probability = config.drop_path * self.epoch / config.epochs
+        self.network.train()
+
+    def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        images, labels = self._stream.next_batch()
+        smoothing = config.label_smoothing
+        if config.auxiliary:
+            logits, auxiliary = self.network.forward_with_auxiliary(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            auxiliary_loss = F.cross_entropy(auxiliary, labels, label_smoothing=smoothing)
+            total = loss + config.auxiliary_weight * auxiliary_loss
+        else:
+            logits = self.network(images)
+            total = loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        weight_step(total, self.network, self._optimizer, config.grad_clip)
+        return loss, logits, labels
+
+    def end_epoch(self) -> tuple[dict[str, Any], None]:
+        return {
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "drop_path": self.network.drop_path_probability,
+        }, None
+
+    def own_state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "stream": self._stream.state_dict(),
+            "drop_path": self._drop_path.get_state(),
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._stream.load_state_dict(state["stream"])
+        self._drop_path.set_state(state["drop_path"].cpu())
+
+
+def run_training(
+    config: TrainConfig,
+    *,
+    run_dir: str | Path | None = None,
+    observer: Observer | None = None,
+) -> TrainResult:
+    """Trains a genotype from scratch and tests it once, at the end.
+
+    Args:
+        config: all settings; ``TrainConfig.for_dataset`` gives good ones.
+        run_dir: a folder to create and to write the run into; None writes nothing.
+        observer: watches the run and may stop it.
+
+    Raises:
+        UnknownNameError: no such data set or genotype.
+        DataError: the data set's files are missing or damaged.
+        RunError: ``run_dir`` exists or cannot be written.
+        RunInterrupted: the observer asked to stop; the run is saved.
+        DivergedError: training became non-finite.
+    """
+    training, dataset = _build(config, observer)  # before the folder: see run_search
+    if run_dir is not None:
+        training.folder = RunFolder.create(run_dir, config)
+    return _finish(training, dataset)
+
+
+def resume_training(run_dir: str | Path, *, observer: Observer | None = None) -> TrainResult:
+    """Goes on with the retraining in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
+
+    A finished retraining gives its result again, from the weights. Raises as ``run_training`` does.
+    """
+    folder = RunFolder.open(run_dir)
+    training, dataset = _build(folder.config(TrainConfig), observer)
+    training.folder = folder
+    training.resume()
+    return _finish(training, dataset)
+
+
+def _build(config: TrainConfig, observer: Observer | None) -> tuple[Training, Dataset]:
+    Genotype.load(config.genotype)  # a wrong one before the data set is read
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=Path(config.data_dir),
+        device=pick_device(config.device),
+        download=config.download,
+        image_size=config.image_size,
+        n_train=config.n_train,
+    )
+    return Training(config, dataset, observer), dataset
+
+
+def _finish(training: Training, dataset: Dataset) -> TrainResult:
+    training.run()
+    network = training.network.eval()
+    assert dataset.test is not None  # _build asks for both splits
+    batches = sequential_batches(
+        dataset.test, None, EVAL_BATCH_SIZE, dataset.transform(augment=False)
+    )
+    test = evaluate(network, batches, training.device)
+    result = TrainResult(
+        genotype=str(network.genotype),
+        test_accuracy=test.accuracy,
+        test_loss=test.loss,
+        train_accuracy=training.rows[-1]["train_accuracy"],
+        n_parameters=count_parameters(network),
+        seconds=round(sum(row["seconds"] for row in training.rows), 3),
+    )
+    if training.folder is not None:
+        training.folder.save_tensors("weights.pt", {"network": network.state_dict()})
+        training.folder.write("genotype.json", network.genotype.to_json() + "\n")
+        training.folder.write("result.json", json.dumps(asdict(result), indent=1) + "\n")
+    return result
