@@ -18,8 +18,8 @@ from rich.table import Table
 
 from zoopt_nas.errors import RunInterrupted, ZooptNasError
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(soft_wrap=True, highlight=False, stderr=True)
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
 
 USAGE_ERROR = 2  # a wrong name, path or value
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
@@ -56,6 +56,8 @@ def report(error: Exception) -> int:
         return fail(str(error), INTERRUPTED)
     if isinstance(error, ZooptNasError):
         return fail(str(error))
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("zoopt_nas"):
+        return fail(f'this needs {error.name}: pip install "zoopt-nas[nas]"')
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return fail(f"{error.strerror or error}{where}", 1)

@@ -49,7 +49,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; only bugs raise."""
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="zoopt-nas", standalone_mode=False)
     except TyperException as error:
         if not arguments:  # no command: the message is the help
             console.say(error.format_message())

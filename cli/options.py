@@ -77,9 +77,13 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def resume_alone(ctx: typer.Context, cls: type[RunConfig]) -> None:
+def resume_alone(ctx: typer.Context) -> None:
     """A resumed run has its settings already; another one beside ``--resume`` is a mistake."""
-    others = [*given(ctx, cls), *(n for n in ("config", "run_dir") if ctx.params.get(n))]
+    others = [
+        name
+        for name, value in ctx.params.items()
+        if name not in ("resume", "json") and value not in (None, [], ())
+    ]
     if others:
         flags = ", ".join("--" + name.replace("_", "-") for name in others)
         raise InvalidValueError(f"--resume takes every setting from the run; leave out {flags}")

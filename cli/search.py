@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,16 +127,17 @@ def search(
     if n_samples is not None:
         options["n_samples"] = n_samples
     if resume is not None:
-        resume_alone(ctx, SearchConfig)
+        resume_alone(ctx)
     else:
         fields = read_config_file(config, SearchConfig) | given(ctx, SearchConfig)
-        if options:
-            fields["solver"] = fields.get("solver", {}) | options
+        solver = fields.get("solver", {})
+        if options and isinstance(solver, dict):  # anything else is refused by the next line
+            fields["solver"] = solver | options
         resolved = SearchConfig.for_dataset(**fields)
         name = dated(resolved.space, resolved.dataset, resolved.algo, f"seed{resolved.seed}")
         run_dir = run_dir or Path("runs") / name
 
-    resume_with = f"zoopt-nas search --resume {resume or run_dir}"
+    resume_with = f"zoopt-nas search --resume {shlex.quote(str(resume or run_dir))}"
     with console.watched(quiet=json, resume_with=resume_with) as observer:
         if resume is not None:
             result = nas.resume_search(resume, observer=observer)
@@ -154,4 +156,5 @@ def search(
         f"{last['skip_connections']} of 8 normal edges are skip connections"
     )
     console.say(f"run folder: {result.run_dir}")
-    console.say(f"next: zoopt-nas train {result.run_dir}, zoopt-nas show {result.run_dir}")
+    run = shlex.quote(str(result.run_dir))
+    console.say(f"next: zoopt-nas train {run}, zoopt-nas show {run}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from zoopt_nas.errors import RunError
 from zoopt_nas.nas.config import SearchConfig
 
 from . import console
@@ -31,7 +33,7 @@ def show(
     from zoopt_nas.nas import plots
     from zoopt_nas.nas.runs import ARCHITECTURES, METRICS
 
-    folder = nas.RunFolder.open(source) if Path(source).is_dir() else None
+    folder = nas.RunFolder.open(source) if os.path.isdir(source) else None
     genotype = folder.genotype() if folder else nas.Genotype.load(source)
     out = out or (folder.path / "pictures" if folder else Path("pictures"))
     figures: dict[str, Any] = {
@@ -48,7 +50,10 @@ def show(
             space = nas.SPACES[folder.config(SearchConfig).space]
             figures["alpha"] = plots.draw_alpha(space, architectures)
 
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
     pictures = [path for name, figure in figures.items() for path in plots.save(figure, out / name)]
     if json:
         console.say_json(

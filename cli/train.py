@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,7 +114,7 @@ def train(
     if (source is None) == (resume is None):
         raise InvalidValueError("give either RUN_OR_GENOTYPE or --resume")
     if resume is not None:
-        resume_alone(ctx, TrainConfig)
+        resume_alone(ctx)
     else:
         genotype, fields, parent = _find(str(source))
         fields |= read_config_file(config, TrainConfig) | given(ctx, TrainConfig)
@@ -124,7 +126,7 @@ def train(
         else:
             run_dir = run_dir or Path("runs") / dated("train", resolved.dataset, seeded)
 
-    resume_with = f"zoopt-nas train --resume {resume or run_dir}"
+    resume_with = f"zoopt-nas train --resume {shlex.quote(str(resume or run_dir))}"
     with console.watched(quiet=json, resume_with=resume_with) as observer:
         if resume is not None:
             result = nas.resume_training(resume, observer=observer)
@@ -145,7 +147,7 @@ def _find(source: str) -> tuple[Any, dict[str, Any], Path | None]:
     """The genotype that ``source`` names, the settings that come with it, and its run folder."""
     from zoopt_nas import nas
 
-    if not Path(source).is_dir():
+    if not os.path.isdir(source):  # Path.is_dir refuses texts as long as a genotype's
         return nas.Genotype.load(source), {}, None
     folder = nas.RunFolder.open(source)
     cls = SearchConfig if folder.kind == SearchConfig.kind else TrainConfig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,9 @@ import numpy as np
 
 from zoopt_nas._arrays import copy
 from zoopt_nas._checks import check_positive_int
-from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.objective import Objective
-from zoopt_nas.solvers import SOLVERS, Solver, SolverState
+from zoopt_nas.solvers import Solver, SolverState, make_solver
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
@@ -106,7 +105,7 @@ def minimize(
         Exception: whatever ``fun`` or ``callback`` raises, with the result so far in its attribute
             ``partial_result``.
     """
-    solver = _as_solver(method, options)
+    solver = make_solver(method, options)
     state = solver.init(x0, rng=rng)
     if callback is not None and not callable(callback):
         raise InvalidValueError(f"callback must be callable, got {callback!r}")
@@ -169,7 +168,7 @@ class _Run:
 
     def intermediate_result(self) -> OptimizeResult:
         """Returns the result so far, as the callback sees it."""
-        from scipy.optimize import OptimizeResult  # half a second that `import zoopt_nas` spares
+        from scipy.optimize import OptimizeResult  # slow to load: not at import
 
         best = self.objective.best_x
         return OptimizeResult(
@@ -199,15 +198,3 @@ class _Run:
         if objective.history is not None:
             result["history"] = np.array(objective.history)
         return result
-
-
-def _as_solver(method: str | Solver, options: Mapping[str, Any] | None) -> Solver:
-    if not isinstance(method, str | Solver):
-        raise InvalidValueError(f"method must be the name of a solver or a Solver, got {method!r}")
-    kind = SOLVERS[method] if isinstance(method, str) else type(method)
-    known = [field.name for field in dataclasses.fields(kind)]
-    options = dict(options or {})
-    for option in options:
-        if option not in known:
-            raise UnknownNameError(f"option of {kind.name}", option, known)
-    return kind(**options) if isinstance(method, str) else dataclasses.replace(method, **options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,23 +45,23 @@ def save_state(path: str | os.PathLike[str], solver: Solver, state: SolverState)
     meta = {
         "format": _FORMAT,
         "solver": solver.name,
-        # `.item()` turns a NumPy scalar, which a user may have given, into a Python number.
         "fields": dataclasses.asdict(solver),
         "state": data["meta"],
     }
+    # A field may have been given as a NumPy scalar; `item` makes it a Python number.
     text = json.dumps(meta, default=lambda scalar: scalar.item())
+    # Beside the target, so that the rename stays within one file system and is atomic.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            try:
-                np.savez(file, meta=np.array(text), **data["arrays"])
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with open(temporary, "wb") as file:
+            np.savez(file, meta=np.array(text), **data["arrays"])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # still there only if something went wrong
 
 
 def load_state(

@@ -98,7 +98,7 @@ def test_a_failed_write_keeps_the_old_file(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full_disk)
-    with pytest.raises(RunError, match="cannot write .*state.npz: No space left on device"):
+    with pytest.raises(RunError, match=r"cannot write .*state.npz: No space left on device"):
         save_state(saved, solver, state)
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == ["state.npz"]
@@ -156,10 +156,10 @@ def test_a_foreign_file_is_one_line(tmp_path, write):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(RunError, match="cannot read .*none.npz: No such file or directory"):
+    with pytest.raises(RunError, match=r"cannot read .*none.npz: No such file or directory"):
         load_state(tmp_path / "none.npz")
     solver = RS()
-    with pytest.raises(RunError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(RunError, match=r"cannot write .*: No such file or directory"):
         save_state(tmp_path / "no" / "folder.npz", solver, solver.init([1.0]))
 
 

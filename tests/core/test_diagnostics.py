@@ -43,9 +43,9 @@ def test_condition_number_of_a_linear_function():
 def test_condition_number_vectorized_in_torch_is_the_same():
     torch = pytest.importorskip("torch")
     Q = condition_number(
-        lambda X: X.sum(-1), torch.ones(3), radius=0.5, n_directions=500, rng=0, vectorized=True
+        lambda x: x.sum(-1), torch.ones(3), radius=0.5, n_directions=500, rng=0, vectorized=True
     )
-    assert Q == pytest.approx(1.0, rel=0.02)  # sqrt(3) sqrt(3) / 3
+    assert pytest.approx(1.0, rel=0.02) == Q  # sqrt(3) sqrt(3) / 3
 
 
 def test_condition_number_skips_failures_and_refuses_the_undefined():

@@ -56,13 +56,13 @@ def test_invariant_under_increasing_transforms(solver, dim, seed, transform):
     fun = sphere(dim)
     x0 = np.random.default_rng(seed).uniform(0.5, 2, dim)
     plain = iterates(solver, fun, x0, 10, seed)
-    transformed = iterates(solver, lambda X: transform(fun(X)), x0, 10, seed)
+    transformed = iterates(solver, lambda x: transform(fun(x)), x0, 10, seed)
     np.testing.assert_array_equal(plain, transformed)
 
 
 @pytest.mark.parametrize(
     ("max_radius", "min_radius", "n_radii"),
-    [(1.0, 1.0, 1), (1.0, 0.51, 1), (1.0, 0.5, 2), (1.0, 1e-3, 10), (0.3, 0.3 / 2**7, 8)],
+    [(1.0, 1.0, 1), (1.0, 0.51, 1), (1.0, 0.5, 2), (1.0, 1e-3, 10), (0.3, (0.1 + 0.2) / 2, 2)],
 )
 def test_search_radii(max_radius, min_radius, n_radii):
     solver = GLD(max_radius=max_radius, min_radius=min_radius)
@@ -74,12 +74,12 @@ def test_search_radii(max_radius, min_radius, n_radii):
     np.testing.assert_allclose(np.linalg.norm(candidates[1:], axis=1), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("Q", [1.0, 2.0, 4.0, 30.0])
+@pytest.mark.parametrize("condition", [1.0, 2.0, 4.0, 30.0])
 @pytest.mark.parametrize("dim", [1, 7])
-def test_fast_radii(Q, dim):
-    solver = GLD(schedule="fast", condition_number=Q, max_radius=2.0)
-    K = math.ceil(math.log2(4 * math.sqrt(Q)))
-    H = max(1, math.ceil(dim * Q * math.log2(Q)))
+def test_fast_radii(condition, dim):
+    solver = GLD(schedule="fast", condition_number=condition, max_radius=2.0)
+    K = math.ceil(math.log2(4 * math.sqrt(condition)))
+    H = max(1, math.ceil(dim * condition * math.log2(condition)))
     for step, halvings in ((0, 0), (H - 1, 0), (H, 1), (3 * H, 3)):
         expected = [2.0 / 2**halvings * 2.0**-k for k in range(-K, K + 1)]
         assert solver.radii(dim, step) == expected

@@ -139,7 +139,7 @@ def test_no_effective_sample_if_all_failed():
 
 
 def test_the_guide_is_copied():
-    solver = MGS(weighting="exact", mixing=0.3, sigma=0.2)
+    solver = MGS(weighting="exact", mixing=0.3, sigma=0.2, temperature=1.0)
     ends = []
     for overwrite in (False, True):
         guide = GUIDE.copy()

@@ -104,6 +104,8 @@ def test_target_stops_at_once(method):
     assert calls[-1] == result.fun <= 1.0
     assert min(calls[:-1]) > 1.0
     assert len(calls) == result.nfev
+    # What a solver that never evaluates its iterate would need one more evaluation for.
+    assert math.isnan(result.fun_iterate) == (not SOLVERS[method].evaluates_iterate)
 
 
 @pytest.mark.parametrize("method", METHODS)

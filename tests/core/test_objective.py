@@ -42,7 +42,7 @@ def test_non_finite_values_are_failures(vectorized):
     returned = np.array([math.nan, -math.inf, 7.0, math.inf])
     lookup = dict(zip(POINTS[:, 0], returned, strict=True))
     objective = Objective(
-        (lambda X: returned) if vectorized else (lambda x: lookup[x[0]]),
+        (lambda x: returned) if vectorized else (lambda x: lookup[x[0]]),
         vectorized=vectorized,
         history=True,
         target=-1e9,
@@ -95,7 +95,7 @@ def test_torch_values_are_numbers():
     points = torch.tensor(POINTS, dtype=torch.float32)
     weights = torch.ones(2, requires_grad=True)
     single = Objective(lambda x: x @ weights)
-    batch = Objective(lambda X: X @ weights, vectorized=True)
+    batch = Objective(lambda x: x @ weights, vectorized=True)
     np.testing.assert_array_equal(single.evaluate(points), POINTS[:, 0])
     np.testing.assert_array_equal(batch.evaluate(points), POINTS[:, 0])
     assert isinstance(batch.best_x, torch.Tensor)
@@ -118,7 +118,7 @@ def test_what_does_not(value):
 )
 def test_a_bad_batch_is_refused(returned, message):
     with pytest.raises(InvalidValueError, match=message):
-        Objective(lambda X: returned, vectorized=True).evaluate(POINTS)
+        Objective(lambda x: returned, vectorized=True).evaluate(POINTS)
 
 
 @pytest.mark.parametrize(

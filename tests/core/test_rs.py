@@ -102,7 +102,7 @@ def test_candidates_are_interleaved_pairs_at_distance_smoothing():
 @pytest.mark.parametrize("n_blocks", [1, 3])
 def test_orthogonal_directions_are_exact_on_a_linear_objective(direction, n_blocks):
     solver = RS(orthogonal=True, direction=direction, n_samples=n_blocks * DIM)
-    np.testing.assert_allclose(estimate(solver, lambda X: X @ B, seed=0), B, rtol=1e-9)
+    np.testing.assert_allclose(estimate(solver, lambda x: x @ B, seed=0), B, rtol=1e-9)
 
 
 @pytest.mark.parametrize("failure", [np.nan, np.inf, -np.inf])

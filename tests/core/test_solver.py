@@ -1,4 +1,4 @@
-"""What the base class checks for every solver: x0, rng, guide, order and shapes; a minimal solver."""
+"""What the base class checks for every solver, the registry, and a solver of minimal size."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,8 +6,17 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, MGS, RS, SOLVERS, InvalidValueError, Solver, UnknownNameError, minimize
-from zoopt_nas import sampling
+from zoopt_nas import (
+    GLD,
+    MGS,
+    RS,
+    SOLVERS,
+    InvalidValueError,
+    Solver,
+    UnknownNameError,
+    minimize,
+    sampling,
+)
 from zoopt_nas._arrays import array_namespace
 from zoopt_nas.registry import Registry
 from zoopt_nas.testing import SolverConformance

@@ -69,6 +69,7 @@ class BilevelObjective:
         val_batches: how many batches make up L_val.
 
     Attributes:
+        inner: as given.
         n_evaluations: candidates evaluated so far.
 
     Raises:
@@ -98,6 +99,7 @@ class BilevelObjective:
                 f"got {inner_steps} and {val_batches}"
             )
         self.supernet = supernet
+        self.inner = inner
         self.n_evaluations = 0
         self._optimizer = optimizer
         self._train_stream = train_stream

@@ -24,7 +24,7 @@ HEAD_LENGTH = 0.11  # of an arrow
 _ROW_GAP = 0.13  # between neighbours in a column
 _COLUMN_GAP = 0.34  # on top of the widest label
 _OUTPUT_GAP = 0.85  # before the output, where arrows have no label
-_CLEARANCE = 0.03  # around a label
+_CLEARANCE = 0.04  # around a label
 _SPREADS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5)
 _N_STARTS, _N_SWEEPS, _N_ORDERS = 8, 6, 4
 _CLASH, _COVER = 1000.0, 10.0  # costs: label on label or node; label on a foreign edge
@@ -237,7 +237,7 @@ def _draw(
     gap = widest + _COLUMN_GAP * spread + (spread - 1) * widest
     lefts = [(NODE_WIDTH + gap) * column for column in range(len(order))]
     lefts[-1] += _OUTPUT_GAP - gap
-    ys = _heights(graph, order, _ROW_GAP * spread + (spread - 1) * 0.2)
+    ys = _heights(graph, order, spread)
     halves = np.array([graph.height(item) / 2 for item in range(len(ys))])
     ys -= (ys - halves).min()
     nodes = tuple(
@@ -255,7 +255,7 @@ def _draw(
     return cost + 0.01 * climb, CellDrawing(nodes, arrows, width, height)
 
 
-def _heights(graph: _Graph, order: Order, row_gap: float) -> Array:
+def _heights(graph: _Graph, order: Order, spread: float) -> Array:
     """The y of every item: least squares of the climbs, with neighbours kept apart.
 
     The unknowns are the bottom of each column and the distances above it, so that keeping apart is
@@ -264,7 +264,8 @@ def _heights(graph: _Graph, order: Order, row_gap: float) -> Array:
     n = len(graph.column)
     to_y, lower = np.zeros((n, n)), np.full(n, -np.inf)
     unknown = 0
-    for column in order:
+    for c, column in enumerate(order):
+        row_gap = _ROW_GAP * spread + (spread - 1) * (0.2 if c else 0.6)  # inputs fan out most
         for i, item in enumerate(column):
             if i:
                 below = column[i - 1]
@@ -331,19 +332,22 @@ def _place_labels(
     none wants to.
     """
     traces = [_sample(curve) for curve in curves]
-    choices: dict[int, list[Box]] = {}
+    places: dict[int, Array] = {}
+    extents: dict[int, Array] = {}
     costs: dict[int, Array] = {}
     for i, (_, _, operation) in enumerate(graph.links):
         if operation is not None:
-            choices[i] = [Box(x, y, *sizes[operation]) for x, y in np.round(traces[i][2:-2], 4)]
+            places[i], extents[i] = traces[i][2:-2], np.array(sizes[operation])
             foreign = [trace for j, trace in enumerate(traces) if j != i]
-            costs[i] = _place_costs(choices[i], nodes, foreign)
+            costs[i] = _place_costs(places[i], extents[i], nodes, foreign)
     chosen = {i: int(np.argmin(cost)) for i, cost in costs.items()}
 
     def total(i: int) -> Array:
-        others = [choices[j][chosen[j]] for j in chosen if j != i]
-        clashes = [sum(box.overlaps(o, _CLEARANCE) for o in others) for box in choices[i]]
-        sums: Array = costs[i] + _CLASH * np.array(clashes)
+        sums = costs[i].copy()
+        for j in chosen:
+            if j != i:
+                reach = (extents[i] + extents[j]) / 2 + _CLEARANCE
+                sums += _CLASH * _near(places[i], places[j][chosen[j]], reach)
         return sums
 
     for _ in range(10):
@@ -353,20 +357,31 @@ def _place_labels(
         if chosen == before:
             break
     cost = sum(float(total(i)[place]) for i, place in chosen.items())
-    return {i: choices[i][place] for i, place in chosen.items()}, cost
+    boxes = {
+        i: Box(*places[i][place].round(4).tolist(), *extents[i].tolist())
+        for i, place in chosen.items()
+    }
+    return boxes, cost
 
 
-def _place_costs(boxes: Sequence[Box], nodes: Sequence[Box], foreign: Sequence[Array]) -> Array:
-    """What each place for a label covers; among free ones the middle of the edge is cheapest."""
-    costs: Array = 0.05 * np.abs(np.linspace(-1, 1, len(boxes)))
-    for k, box in enumerate(boxes):
-        costs[k] += _CLASH * any(box.overlaps(node, HEAD_LENGTH + _CLEARANCE) for node in nodes)
-    centres = np.array([(box.x, box.y) for box in boxes])
-    reach = np.array([boxes[0].width, boxes[0].height]) / 2 + _CLEARANCE
+def _place_costs(
+    places: Array, extent: Array, nodes: Sequence[Box], foreign: Sequence[Array]
+) -> Array:
+    """What a label covers at each place; among free ones the middle of the edge is cheapest."""
+    costs: Array = 0.05 * np.abs(np.linspace(-1, 1, len(places)))
+    for node in nodes:
+        reach = np.add(extent, (node.width, node.height)) / 2 + HEAD_LENGTH + _CLEARANCE
+        costs += _CLASH * _near(places, np.array([node.x, node.y]), reach)
     for trace in foreign:
-        within = np.abs(centres[:, None] - trace) < reach
-        costs += _COVER * within.all(axis=2).any(axis=1)
+        within = _near(places[:, None], trace, extent / 2 + _CLEARANCE)
+        costs += _COVER * within.any(axis=-1)
     return costs
+
+
+def _near(points: Array, others: Array, reach: Array) -> NDArray[np.bool_]:
+    """Whether points are within ``reach`` of others in both coordinates."""
+    near: NDArray[np.bool_] = np.abs(points - others) < reach
+    return near[..., 0] & near[..., 1]
 
 
 def _sample(curve: Array) -> Array:

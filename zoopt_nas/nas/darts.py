@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.updaters import Metrics
 
@@ -30,7 +31,14 @@ def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
     Args:
         objective: with ``inner="second"``.
         alpha: ``(dim,)``.
+
+    Raises:
+        InvalidValueError: the objective approximates omega* in another way.
     """
+    if objective.inner != "second":
+        raise InvalidValueError(
+            f"the second-order gradient needs inner='second', got {objective.inner!r}"
+        )
     draw = objective.draw()
     alpha = alpha.detach().requires_grad_()
     network = objective.fit(alpha.detach(), draw)

@@ -156,7 +156,7 @@ class Genotype:
         if not text.lstrip().startswith(("Genotype(", "{")):
             path = Path(text)
             if not _is_file(path):
-                raise UnknownNameError("genotype", _brief(text)[1:-1], GENOTYPES)
+                raise UnknownNameError("genotype", _shorten(text), GENOTYPES)
             try:
                 text = path.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
@@ -169,7 +169,10 @@ def _item(item: Any) -> Any:
 
 
 def _brief(value: object) -> str:
-    text = repr(value)
+    return _shorten(repr(value))
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -9,12 +9,12 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from zoopt_nas.errors import DivergedError, RunInterrupted
+from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.config import RunConfig
 from zoopt_nas.nas.runs import ARCHITECTURES, METRICS, RunFolder
 from zoopt_nas.nas.training import Meter
@@ -30,18 +30,27 @@ class Progress(NamedTuple):
     meter: Meter
 
 
-class Observer:
-    """Watches a run and may stop it. The base class watches nothing; override what you need."""
+class Observer(Protocol):
+    """Watches a run and may stop it. Subclass it and override what you need; the rest does nothing.
+
+    A class with the same three methods will do as well.
+    """
 
     def on_step(self, progress: Progress) -> None:
         """Called after every weight step."""
+        return  # said out loud: an empty body would make the method abstract
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Called with an epoch's row of ``metrics.jsonl``, after its checkpoint is written."""
+        return
 
     def should_stop(self) -> bool:
         """Asked before every weight step; True saves a checkpoint and raises RunInterrupted."""
         return False
+
+
+class _NoObserver(Observer):
+    """Watches nothing."""
 
 
 class EpochLoop(ABC):
@@ -68,7 +77,7 @@ class EpochLoop(ABC):
         self.step = 0
         self.rows: list[dict[str, Any]] = []
         self._epochs = config.epochs
-        self._observer = observer or Observer()
+        self._observer = observer or _NoObserver()
         self._elapsed = 0.0  # seconds of the current epoch before its last resumption
         self._meter = Meter(device)
 
@@ -122,18 +131,29 @@ class EpochLoop(ABC):
         """Goes back to the folder's last checkpoint; False if it has none and the run starts anew.
 
         Raises:
-            RunError: the checkpoint cannot be used.
+            RunError: the checkpoint cannot be used, or rows of epochs before it are missing.
         """
         if self.folder is None:
             return False
         state = self.folder.load_checkpoint(self.device)
         if state is not None:
-            self.epoch, self.step = int(state["epoch"]), int(state["step"])
-            self._elapsed = float(state["elapsed"])
-            self._meter.load_state_dict(state["meter"])
-            self.load_own_state(state["own"])
+            try:
+                self.epoch, self.step = int(state["epoch"]), int(state["step"])
+                self._elapsed = float(state["elapsed"])
+                self._meter.load_state_dict(state["meter"])
+                self.load_own_state(state["own"])
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise RunError(
+                    f"the checkpoint in {self.folder.path} does not belong to its config.toml"
+                ) from error
+        rows = [row for row in self.folder.rows(METRICS) if row["epoch"] < self.epoch]
+        if [row["epoch"] for row in rows] != list(range(self.epoch)):
+            raise RunError(
+                f"{self.folder.path / METRICS} must have a row for each of the {self.epoch} epochs "
+                f"before the checkpoint, got {len(rows)}"
+            )
         self.folder.cut(self.epoch)
-        self.rows = self.folder.rows(METRICS)
+        self.rows = rows
         return state is not None
 
     def _stop(self) -> None:

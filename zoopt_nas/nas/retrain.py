@@ -7,6 +7,7 @@ path that grows linearly. No validation set, no choice among epochs: the last on
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.config import TrainConfig
 from zoopt_nas.nas.data import BatchStream, Dataset, load_dataset, sequential_batches
 from zoopt_nas.nas.genotype import Genotype
@@ -193,6 +195,10 @@ def _finish(training: Training, dataset: Dataset) -> TrainResult:
         dataset.test, None, EVAL_BATCH_SIZE, dataset.transform(augment=False)
     )
     test = evaluate(network, batches, training.device)
+    if not math.isfinite(test.loss):
+        raise DivergedError(
+            "the test loss is not finite after the last step; train again with a lower lr (--lr)"
+        )
     result = TrainResult(
         genotype=str(network.genotype),
         test_accuracy=test.accuracy,

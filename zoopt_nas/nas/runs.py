@@ -20,8 +20,10 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import tempfile
 import tomllib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,20 @@ from zoopt_nas.nas.genotype import Genotype
 CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
 METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"
+
+# What torch.load raises for bytes that are no file of its own, found by damaging one at random.
+_UNREADABLE: tuple[type[Exception], ...] = (
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    struct.error,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+)
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -56,7 +72,7 @@ class RunFolder:
         """
         path = Path(path)
         in_the_way = f"{path} exists already; name another run folder, or resume it"
-        if path.exists():
+        if os.path.lexists(path):  # also a link to nowhere
             raise RunError(in_the_way)
         text = config.to_toml()
         try:
@@ -70,8 +86,12 @@ class RunFolder:
             temporary.rename(path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            reason = in_the_way if path.exists() else f"cannot write {path}: {error.strerror}"
+            there = os.path.lexists(path)
+            reason = in_the_way if there else f"cannot write {path}: {error.strerror}"
             raise RunError(reason) from error
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         return cls(path)
 
     @classmethod
@@ -126,11 +146,14 @@ class RunFolder:
         rows: list[dict[str, Any]] = []
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError as error:
                 if number == len(lines):
                     break  # a kill in the middle of an append
                 raise RunError(f"{path} is damaged in line {number}") from error
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+                raise RunError(f"{path} is damaged in line {number}: it is not an epoch's row")
+            rows.append(row)
         return rows
 
     def cut(self, epoch: int) -> None:
@@ -160,11 +183,13 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-            raise RunError(f"{path} is truncated or not a checkpoint of zoopt-nas") from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of foreign pickles, beside the error below
+                state = torch.load(path, map_location=device, weights_only=True)
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror}") from error
+        except _UNREADABLE as error:
+            raise RunError(f"{path} is truncated or not a checkpoint of zoopt-nas") from error
         if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
             raise RunError(f"{path} is not a checkpoint of zoopt-nas, or of another version")
         return state
@@ -183,7 +208,10 @@ class RunFolder:
         rows = self.rows(ARCHITECTURES)
         if not rows:
             raise RunError(f"{self.path} has no genotype yet: no epoch has ended")
-        return Genotype.from_dict(rows[-1]["genotype"])
+        try:
+            return Genotype.from_dict(rows[-1].get("genotype"))
+        except ZooptNasError as error:
+            raise RunError(f"{self.path / ARCHITECTURES}: {error}") from error
 
     def _read(self, name: str) -> str:
         path = self.path / name

@@ -11,8 +11,6 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas import SOLVERS
-from zoopt_nas._minimize import _as_solver as make_solver
 from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.darts import GradientUpdater
@@ -44,6 +42,7 @@ from zoopt_nas.nas.training import (
 )
 from zoopt_nas.nas.updaters import AlphaUpdater, Metrics, ZeroOrderUpdater
 from zoopt_nas.registry import Registry
+from zoopt_nas.solvers import SOLVERS, make_solver
 
 _SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
 

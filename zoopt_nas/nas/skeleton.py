@@ -53,6 +53,10 @@ def plan_cells(
     for field, value in (("n_cells", n_cells), ("init_channels", init_channels)):
         if value < 1:
             raise InvalidValueError(f"{field} must be a positive integer, got {value}")
+    if stem == "imagenet" and init_channels < 2:  # its first convolution has half as many
+        raise InvalidValueError(
+            f"init_channels must be at least 2 with the imagenet stem, got {init_channels}"
+        )
     # With one or two cells n_cells // 3 is 0: a reduction must not come before any normal cell.
     reductions = {n_cells // 3, 2 * n_cells // 3} - ({0} if n_cells < 3 else set())
     width = init_channels if stem == "imagenet" else STEM_MULTIPLIER * init_channels

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.registry import Registry
 from zoopt_nas.solvers.base import Solver, SolverState
 from zoopt_nas.solvers.gld import GLD
@@ -12,4 +17,27 @@ SOLVERS: Registry[type[Solver]] = Registry(
     "solver", {"rs": RS, "mgs": MGS, "gld": GLD}, group="zoopt_nas.solvers"
 )
 
-__all__ = ["GLD", "MGS", "RS", "SOLVERS", "Solver", "SolverState"]
+
+def make_solver(method: str | Solver, options: Mapping[str, Any] | None = None) -> Solver:
+    """A solver by name, or a given one, with some of its fields set.
+
+    Args:
+        method: a name from ``SOLVERS`` or a ``Solver``.
+        options: fields of the solver, by name; the others keep their value.
+
+    Raises:
+        InvalidValueError: ``method`` is neither, or a value is out of its range.
+        UnknownNameError: no such solver or field; the message suggests the nearest.
+    """
+    if not isinstance(method, str | Solver):
+        raise InvalidValueError(f"method must be the name of a solver or a Solver, got {method!r}")
+    kind = SOLVERS[method] if isinstance(method, str) else type(method)
+    known = [field.name for field in dataclasses.fields(kind)]
+    options = dict(options or {})
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of {kind.name}", option, known)
+    return kind(**options) if isinstance(method, str) else dataclasses.replace(method, **options)
+
+
+__all__ = ["GLD", "MGS", "RS", "SOLVERS", "Solver", "SolverState", "make_solver"]

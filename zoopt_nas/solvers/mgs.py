@@ -57,7 +57,7 @@ class MGS(Solver):
 
     # σ, τ, N and λ are those of the paper's released search script. The weighting is measured: with
     # N = 4 on noisy quadratics of dim 56 and 196, with and without a guide, "density_free" and
-    # "fixed_norm" end alike (N_e about 3.9) and "exact" 1.3 to 10 times higher (N_e about 1.2).
+    # "fixed_norm" end alike (N_e 2.8 to 4.0) and "exact" 1.3 to 9 times higher (N_e 1.2 to 1.3).
     sigma: float = 0.025
     temperature: float = 0.01
     n_samples: int = 4
@@ -75,7 +75,7 @@ class MGS(Solver):
         noise = self._noise(state)
         if guide is None:
             # The last step as a guide (momentum) was measured too: on the sphere and Rosenbrock
-            # functions in 10 dimensions half of it ends 2 to 6 times higher, and all of it
+            # functions in 10 dimensions half of it ends 1.4 to 6 times higher, and all of it
             # diverges, since nothing damps the noise that each step hands on to the next.
             state.memory.pop("guide", None)
             return state.x + noise

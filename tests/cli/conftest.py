@@ -1,0 +1,195 @@
+"""Running the command line inside this process, and in real ones that can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from zoopt_nas_cli.main import run
+
+MAIN = "from zoopt_nas_cli.main import main; main()"
+
+# A process that has torch imported already and forks one child for each command: a child is a real
+# process that runs the real main(), but it starts in milliseconds. With "die_at" it ends itself, as
+# SIGKILL would, before the n-th time that it opens a file of the run for writing or renames one.
+_SERVER = """
+import json, os, sys, traceback
+import torch
+torch.set_num_threads(1)
+from zoopt_nas import nas
+from zoopt_nas.nas import search, retrain
+from zoopt_nas_cli.main import main
+
+def die_at(n, folder):
+    left = [n]
+    def hook(event, args):
+        writes = event == "open" and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in ("os.rename", "os.mkdir")) and folder in str(args[0]):
+            left[0] -= 1
+            if left[0] == 0:
+                os._exit(137)
+    sys.addaudithook(hook)
+
+for line in sys.stdin:
+    task = json.loads(line)
+    if "wait" in task:
+        print(os.waitstatus_to_exitcode(os.waitpid(task["wait"], 0)[1]), flush=True)
+        continue
+    pid = os.fork()
+    if pid:
+        print(pid, flush=True)
+        continue
+    code = 99
+    try:
+        os.chdir(task["cwd"])
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+        if task["die_at"]:
+            die_at(task["die_at"], task["cwd"])
+        sys.argv = ["zoopt-nas", *task["arguments"]]
+        main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+"""
+
+
+@dataclass
+class Result:
+    """What a command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys) -> Callable[..., Result]:
+    """``cli("search", "--epochs", 3)`` runs a command in this process."""
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refused(cli, tmp_path, monkeypatch) -> Callable[..., str]:
+    """``refused("search", ...)`` is the one line of a command that must end with exit code 2.
+
+    It must leave the folder ``tmp_path``, in which it runs, as it was.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object, code: int = 2) -> str:
+        before = listing(tmp_path)
+        result = cli(*arguments)
+        assert result.code == code, result
+        assert result.err.startswith("error: "), result
+        assert result.err.count("\n") == 1, result
+        assert result.err.endswith("\n"), result
+        assert "Traceback" not in result.err
+        assert listing(tmp_path) == before
+        return result.err[len("error: ") : -1]
+
+    return call
+
+
+def listing(folder: Path) -> list[tuple[str, int, bytes]]:
+    """Every file below a folder with its time and its contents."""
+    return sorted(
+        (
+            str(path.relative_to(folder)),
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in folder.rglob("*")
+    )
+
+
+class Process:
+    """A command in a process of its own."""
+
+    def __init__(self, server: Server, pid: int, out: Path, err: Path) -> None:
+        self._server, self.pid, self._out, self._err = server, pid, out, err
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)  # not waited for yet, so the id is still its own
+
+    def kill(self) -> Result:
+        self.signal(signal.SIGKILL)
+        return self.wait()
+
+    def wait(self) -> Result:
+        code = self._server.ask(wait=self.pid)
+        return Result(code, self._out.read_text(), self._err.read_text())
+
+
+class Server:
+    """Starts commands in processes of their own, quickly."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **task: object) -> int:
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def start(self, *arguments: object, cwd: Path, die_at: int = 0) -> Process:
+        cwd.mkdir(parents=True, exist_ok=True)
+        out, err = cwd.parent / f"{cwd.name}.out", cwd.parent / f"{cwd.name}.err"
+        pid = self.ask(
+            arguments=[str(argument) for argument in arguments],
+            cwd=str(cwd),
+            out=str(out),
+            err=str(err),
+            die_at=die_at,
+        )
+        return Process(self, pid, out, err)
+
+    def run(self, *arguments: object, cwd: Path, die_at: int = 0) -> Result:
+        return self.start(*arguments, cwd=cwd, die_at=die_at).wait()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def server():
+    started = Server()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """Polls a condition, and fails if it does not come true."""
+
+    def poll(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "it did not happen"
+            time.sleep(0.001)
+
+    return poll

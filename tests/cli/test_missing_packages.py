@@ -1,0 +1,64 @@
+"""Without the packages of the extra, one line says how to get them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# Runs the command in a process in which some packages cannot be found.
+_WITHOUT = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from zoopt_nas_cli.main import run
+sys.exit(run(sys.argv[2:]))
+"""
+TINY = ["--n-train", "64", "--epochs", "1", "--init-channels", "2", "--n-cells", "1"]
+
+
+def run_without(packages: str, *arguments: str, cwd) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _WITHOUT, packages, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("packages", "arguments", "named"),
+    [
+        ("torch,torchvision", ["search"], "torch"),
+        ("torch,torchvision", ["show", "DARTS_V2"], "torch"),
+        ("torch,torchvision", ["list", "spaces"], "torch"),
+        ("matplotlib", ["show", "DARTS_V2"], "matplotlib"),
+        ("sklearn", ["search"], "scikit-learn"),
+        ("tomli_w", ["search", *TINY], "tomli-w"),
+    ],
+)
+def test_a_missing_package_is_one_line(packages, arguments, named, tmp_path):
+    done = run_without(packages, *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert named in done.stderr
+    assert "pip install" in done.stderr
+    assert "zoopt-nas[nas]" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_base_install_has_help_and_solvers(tmp_path):
+    extra = "torch,torchvision,matplotlib,sklearn,tomli_w,PIL"
+    for arguments in (["--help"], ["search", "--help"], ["list", "solvers", "--json"]):
+        done = run_without(extra, *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith('{"rs": ')

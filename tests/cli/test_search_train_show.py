@@ -1,0 +1,209 @@
+"""The commands doing their work: from a search to pictures, and who overrides whom."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+
+import pytest
+
+from zoopt_nas import nas
+
+TINY = ("--epochs", 2, "--init-channels", 2, "--n-cells", 1, "--batch-size", 16)
+SEARCH = (*TINY, "--inner-steps", 1, "--device", "cpu")
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x1b]")
+
+
+def config_of(run) -> dict:
+    return tomllib.loads((run / "config.toml").read_text())
+
+
+def rows_of(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_from_a_search_on_digits_to_pictures(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digits = ("--n-train", 64, "--seed", 3)
+    found = cli("search", "--space", "s3", "--algo", "darts1", *digits, *SEARCH, "--run-dir", "run")
+    assert (found.code, found.err) == (0, "")
+    lines = found.out.splitlines()
+    assert re.fullmatch(
+        r"epoch 1: loss \d\.\d{4}, accuracy [\d.]+%, val loss \d\.\d{4}, "
+        r"val accuracy [\d.]+%, skips [0-8], [\d.]+ s",
+        lines[0],
+    )
+    assert lines[1].startswith("epoch 2: ")
+    genotype = nas.Genotype.from_string(lines[2])
+    assert genotype == nas.Genotype.from_json((tmp_path / "run" / "genotype.json").read_text())
+    last = rows_of(tmp_path / "run")[-1]
+    assert lines[3:] == [
+        f"supernet validation accuracy {last['val_accuracy']:.2%}, "
+        f"{genotype.count('skip_connect')} of 8 normal edges are skip connections",
+        "run folder: run",
+        "next: zoopt-nas train run, zoopt-nas show run",
+    ]
+    assert not CONTROL.search(found.out)  # plain lines when piped
+
+    trained = cli("train", "run", *TINY, "--run-dir", "run/train")
+    assert (trained.code, trained.err) == (0, "")
+    result = json.loads((tmp_path / "run" / "train" / "result.json").read_text())
+    assert trained.out.splitlines()[2:] == [
+        f"test accuracy {result['test_accuracy']:.2%} (loss {result['test_loss']:.4f}) "
+        f"with {result['n_parameters']:,} parameters after {result['seconds']:.0f} s",
+        "run folder: run/train",
+    ]
+    assert result["genotype"] == str(genotype)
+    # The data and the seed are those of the search; the rest are a retraining's own defaults.
+    config = config_of(tmp_path / "run" / "train")
+    assert (config["dataset"], config["n_train"], config["seed"]) == ("digits", 64, 3)
+    assert (config["device"], config["epochs"], config["lr_min"]) == ("cpu", 2, 0.0)
+    assert not CONTROL.search(trained.out)
+
+    shown = cli("show", "run", "--json")
+    assert (shown.code, shown.err) == (0, "")
+    output = json.loads(shown.out)
+    assert nas.Genotype.from_dict(output["genotype"]) == genotype
+    assert output["last_epoch"] == last
+    names = ["normal", "reduction", "curves", "alpha"]
+    expected = [f"run/pictures/{name}.{form}" for name in names for form in ("svg", "png")]
+    assert sorted(output["pictures"]) == sorted(expected)
+    for picture in output["pictures"]:
+        start = (tmp_path / picture).read_bytes()[:300]
+        assert b"<svg" in start or b"<?xml" in start or start.startswith(b"\x89PNG")
+
+
+def test_show_prints_both_cells_as_tables(cli, tmp_path):
+    result = cli("show", "DARTS_V2", "--out", tmp_path / "p")
+    assert (result.code, result.err) == (0, "")
+    cells = [
+        tuple(cell.strip() for cell in line.split("│")[1:-1])
+        for line in result.out.splitlines()
+        if line.startswith("│")
+    ]
+    genotype = nas.GENOTYPES["DARTS_V2"]
+    names = ["c_{k-2}", "c_{k-1}", "0", "1", "2", "3"]
+    assert cells == [
+        (str(i // 2), names[source], operation)
+        for kind in ("normal", "reduce")
+        for i, (operation, source) in enumerate(genotype.edges(kind))
+    ]
+    assert "normal cell" in result.out
+    assert "reduction cell" in result.out
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [
+        *("normal.png", "normal.svg", "reduction.png", "reduction.svg")
+    ]
+    assert not CONTROL.search(result.out)
+
+
+def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
+    run = tmp_path / "a run"  # with a space: the commands to go on with are quoted
+    found = cli("search", "--dataset", npz, "--algo", "gld", *SEARCH, "--run-dir", run, "--json")
+    assert (found.code, found.err) == (0, "")
+    assert found.out.count("\n") == 1
+    output = json.loads(found.out)
+    last = rows_of(run)[-1]
+    assert output.pop("run_dir") == str(run)
+    genotype = nas.Genotype.from_dict(output.pop("genotype"))
+    assert output == last
+    assert {"val_accuracy", "evaluations", "skip_connections", "seconds"} <= output.keys()
+
+    trained = cli("train", run, *TINY, "--json")
+    (folder,) = run.glob("train-*-seed0")
+    result = json.loads(trained.out)
+    assert result.pop("run_dir") == str(folder)
+    assert result == json.loads((folder / "result.json").read_text())
+    assert result["genotype"] == str(genotype)
+    assert config_of(folder)["dataset"] == str(npz)
+
+    again = cli("train", "--resume", folder, "--json")
+    assert json.loads(again.out) == {"run_dir": str(folder), **result}
+    assert cli("search", "--resume", run).out.splitlines()[-1] == (
+        f"next: zoopt-nas train '{run}', zoopt-nas show '{run}'"
+    )
+    shown = json.loads(cli("show", folder, "--json").out)  # of a retraining: no alpha
+    assert {path.rsplit("/", 1)[1] for path in shown["pictures"]} == {
+        f"{name}.{form}" for name in ("normal", "reduction", "curves") for form in ("svg", "png")
+    }
+
+
+def test_default_run_folders_say_what_they_are(cli, npz, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--dataset", npz, "--epochs", 1, *TINY[2:])
+    search = cli("search", *arguments, "--algo", "darts1", "--space", "s2", "--seed", 5, "--json")
+    assert re.fullmatch(r"runs/\d{8}-\d{6}-s2-bars-darts1-seed5", json.loads(search.out)["run_dir"])
+    train = cli("train", "DARTS_V1", *arguments, "--json")
+    assert re.fullmatch(r"runs/\d{8}-\d{6}-train-bars-seed0", json.loads(train.out)["run_dir"])
+
+
+def test_options_override_the_config_file_and_the_file_the_defaults(
+    cli, npz, tmp_path, monkeypatch
+):
+    def run_search(config, *, run_dir, observer):
+        resolved.append(config)
+        raise KeyboardInterrupt
+
+    resolved: list[nas.SearchConfig] = []
+    from zoopt_nas.nas import search
+
+    monkeypatch.setattr(search, "run_search", run_search)
+    (tmp_path / "c.toml").write_text(
+        'space = "s2"\nalgo = "gld"\nepochs = 7\nseed = 3\nalpha_betas = [0.4, 0.9]\n'
+        "[solver]\nmax_radius = 3.0\nn_samples = 6\n"
+    )
+    file = ("--config", tmp_path / "c.toml")
+    for arguments in (
+        file,
+        (*file, "--epochs", 20, "--seed", 0, "--n-samples", 2, "--solver-option", "max_radius=1.5"),
+        (*file, "--algo", "darts1"),
+        ("--dataset", npz),
+        ("--dataset", "cifar10", "--algo", "mgs", "--solver-option", "weighting=exact"),
+    ):
+        assert cli("search", *arguments).code == 130
+    by_file, by_flags, gradient, own, cifar = resolved
+    assert (by_file.space, by_file.algo, by_file.epochs, by_file.seed) == ("s2", "gld", 7, 3)
+    assert by_file.alpha_betas == (0.4, 0.9)
+    assert by_file.solver == {"max_radius": 3.0, "min_radius": 0.25, "n_samples": 6}
+    assert (by_file.warmup_epochs, by_file.n_cells) == (1, 3)  # a fifth of 7; digits
+    assert (by_flags.space, by_flags.epochs, by_flags.seed) == ("s2", 20, 0)
+    assert by_flags.solver == {"max_radius": 1.5, "min_radius": 0.25, "n_samples": 2}
+    assert by_flags.warmup_epochs == 4
+    assert (gradient.algo, gradient.warmup_epochs, gradient.epochs) == ("darts1", 0, 7)
+    assert (own.epochs, own.init_channels, own.n_cells) == (50, 16, 8)
+    assert cifar.solver["weighting"] == "exact"
+    assert (cifar.epochs, cifar.inner_steps, cifar.batch_size) == (50, 10, 64)
+
+
+def test_train_takes_a_config_file_too(cli, npz, tmp_path, monkeypatch):
+    def run_training(config, *, run_dir, observer):
+        resolved.append((config, run_dir))
+        raise KeyboardInterrupt
+
+    resolved: list = []
+    from zoopt_nas.nas import retrain
+
+    monkeypatch.setattr(retrain, "run_training", run_training)
+    (tmp_path / "c.toml").write_text(f'dataset = "{npz}"\ndrop_path = 0.1\nepochs = 9\n')
+    (tmp_path / "g.json").write_text(nas.GENOTYPES["DARTS_V1"].to_json())
+    arguments = ("--config", tmp_path / "c.toml", "--epochs", 4, "--run-dir", tmp_path / "r")
+    assert cli("train", tmp_path / "g.json", *arguments, "--no-auxiliary").code == 130
+    ((config, run_dir),) = resolved
+    assert (config.dataset, config.drop_path, config.epochs) == (str(npz), 0.1, 4)
+    assert (config.auxiliary, config.cutout, config.n_cells) == (False, 16, 20)
+    assert config.genotype == str(nas.GENOTYPES["DARTS_V1"])
+    assert run_dir == tmp_path / "r"
+
+
+@pytest.mark.parametrize(("algo", "per_sample", "fixed"), [("rs", 2, 0), ("mgs", 1, 0), ("gld", 1, 1)])
+def test_n_samples_sets_the_evaluations_of_an_update(
+    algo, per_sample, fixed, cli, npz, tmp_path
+):
+    arguments = ("--dataset", npz, *SEARCH, "--warmup-epochs", 1, "--algo", algo, "--json")
+    for n in (1, 3):
+        output = json.loads(
+            cli("search", *arguments, "--n-samples", n, "--run-dir", tmp_path / str(n)).out
+        )
+        assert output["updates"] == 2
+        assert output["evaluations"] == 2 * (per_sample * n + fixed)
+        assert config_of(tmp_path / str(n))["solver"]["n_samples"] == n

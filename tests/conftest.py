@@ -1,0 +1,96 @@
+"""What tests of all folders share: one thread, a tiny data set, a tiny search and retraining."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zoopt_nas.nas.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.spaces import SPACES, SearchSpace, cell_edges
+
+torch.set_num_threads(1)  # results are compared bit for bit, and tests share two cores
+
+SEARCH = {
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "batch_size": 16,
+    "init_channels": 2,
+    "n_cells": 1,
+    "inner_steps": 1,
+    "device": "cpu",
+}
+TRAIN = {"epochs": 3, "batch_size": 16, "init_channels": 2, "n_cells": 2, "device": "cpu"}
+
+
+@pytest.fixture
+def small_spaces(monkeypatch):
+    """S3 and S4 with two nodes instead of four: a third of the time, the same code."""
+    for name in ("s3", "s4"):
+        cell = SPACES[name].normal[:1] * len(cell_edges(2))
+        space = SearchSpace(f"small_{name}", normal=cell, reduce=cell, n_nodes=2)
+        monkeypatch.setitem(SPACES._table, space.name, space)
+
+
+@pytest.fixture(scope="session")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of one's own: 64 + 24 images of 8x8 pixels, three classes told apart by a bar."""
+    rng = np.random.default_rng(0)
+
+    def split(n: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(n) % 3
+        images = rng.integers(0, 120, (n, 8, 8, 1), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[:, 1 + 2 * label] = 250
+        return images, labels
+
+    x_train, y_train = split(64)
+    x_test, y_test = split(24)
+    path = tmp_path_factory.mktemp("data") / "bars.npz"
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+@pytest.fixture
+def search_config(npz, small_spaces):
+    """``search_config(algo="gld", ...)``: a search of 3 epochs with 2 weight steps each."""
+
+    def make(algo: str = "gld", **overrides: Any) -> SearchConfig:
+        fields: dict[str, Any] = {"dataset": str(npz), "space": "small_s3", **SEARCH, **overrides}
+        if algo in ("rs", "mgs", "gld"):
+            fields["solver"] = {"n_samples": 2, **fields.get("solver", {})}
+        return SearchConfig.for_dataset(algo=algo, **fields)
+
+    return make
+
+
+@pytest.fixture
+def train_config(npz):
+    """``train_config(...)``: a retraining of 3 epochs with 4 steps each."""
+
+    def make(**overrides: Any) -> TrainConfig:
+        fields: dict[str, Any] = {
+            "dataset": str(npz),
+            "genotype": "DARTS_V2",
+            "auxiliary": False,
+            "drop_path": 0.0,
+            "cutout": 0,
+            **TRAIN,
+            **overrides,
+        }
+        return TrainConfig.for_dataset(**fields)
+
+    return make
+
+
+@pytest.fixture
+def without_seconds():
+    """Rows of metrics.jsonl with the one column that two equal runs may differ in left out."""
+    return lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]

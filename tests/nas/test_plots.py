@@ -1,0 +1,445 @@
+"""Figures hold the right boxes, arrows, curves and numbers, and nothing covers anything."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from functools import cache
+from itertools import combinations
+from pathlib import Path as FilePath
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from matplotlib.text import Text
+
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas import plots
+from zoopt_nas.nas.cell_drawing import Box, lay_out_cell
+from zoopt_nas.nas.genotype import CELL_KINDS, GENOTYPES, Genotype
+from zoopt_nas.nas.plots import draw_alpha, draw_cell, draw_curves, draw_genotype, save
+from zoopt_nas.nas.spaces import SPACES, cell_edges
+
+V1, V2 = GENOTYPES["DARTS_V1"], GENOTYPES["DARTS_V2"]
+# Everything from the inputs, which is dense; and a chain with parallel edges and an idle input.
+FAN = tuple((op, i) for _ in range(4) for i, op in enumerate(("sep_conv_3x3", "max_pool_3x3")))
+CHAIN = (
+    ("sep_conv_3x3", 0),
+    ("noise", 0),
+    ("skip_connect", 2),
+    ("skip_connect", 2),
+    ("dil_conv_5x5", 3),
+    ("skip_connect", 0),
+    ("avg_pool_3x3", 4),
+    ("sep_conv_3x3", 4),
+)
+EXTREME = Genotype(FAN, CHAIN, (2, 3, 4, 5), (5,))
+
+
+def found(space: str, seed: int) -> Genotype:
+    return SPACES[space].discretize(SPACES[space].init_alpha(rng=seed))
+
+
+CASES = {
+    "v1": V1,
+    "v2": V2,
+    "extreme": EXTREME,
+    **{f"{space}-{seed}": found(space, seed) for space in SPACES for seed in (0, 1)},
+}
+
+
+@cache
+def drawn(name: str, kind: str | None = None) -> Figure:
+    """A figure of one cell or of both, shared by tests that only look."""
+    return draw_cell(CASES[name], kind) if kind else draw_genotype(CASES[name])
+
+
+def by_id(figure: Figure, pattern: str) -> dict[str, object]:
+    """The artists whose whole id matches, by id."""
+    artists = figure.findobj(lambda artist: re.fullmatch(pattern, artist.get_gid() or ""))
+    return {artist.get_gid(): artist for artist in artists}
+
+
+def boxes(figure: Figure, pattern: str) -> dict[str, Box]:
+    extents = {gid: patch.get_bbox() for gid, patch in by_id(figure, pattern).items()}
+    return {
+        gid: Box((b.x0 + b.x1) / 2, (b.y0 + b.y1) / 2, b.width, b.height)
+        for gid, b in extents.items()
+    }
+
+
+def curve_points(line: PathPatch) -> np.ndarray:
+    """Points along a curve, closer than a fiftieth of an inch to each other."""
+    pieces = [piece for piece, code in line.get_path().iter_bezier() if code == Path.CURVE4]
+    points = np.concatenate([piece(np.linspace(0, 1, 400)) for piece in pieces])
+    assert np.hypot(*np.diff(points, axis=0).T).max() < 0.02
+    return points
+
+
+def edges_of(genotype: Genotype, kind: str) -> list[tuple[int, int]]:
+    """(source, target) of every arrow: the genotype's, then those into the output."""
+    edges = genotype.edges(kind)
+    inner = [(source, 2 + i // 2) for i, (_, source) in enumerate(edges)]
+    return inner + [(node, 2 + len(edges) // 2) for node in genotype.concat(kind)]
+
+
+# --- cells
+
+
+@pytest.mark.parametrize("kind", CELL_KINDS)
+@pytest.mark.parametrize("name", ["v1", "extreme"])
+def test_cell_shows_every_node_edge_and_operation(name, kind):
+    genotype = CASES[name]
+    figure = drawn(name, kind)
+    n_arrows = len(genotype.edges(kind)) + len(genotype.concat(kind))
+    assert len(by_id(figure, rf"{kind}-node-\d")) == 7
+    assert len(by_id(figure, rf"{kind}-edge-\d+")) == n_arrows
+    assert len(by_id(figure, rf"{kind}-edge-\d+-head")) == n_arrows
+    labels = by_id(figure, rf"{kind}-edge-\d+-label-text")
+    assert {gid: text.get_text() for gid, text in labels.items()} == {
+        f"{kind}-edge-{i}-label-text": op for i, (op, _) in enumerate(genotype.edges(kind))
+    }
+    names = by_id(figure, rf"{kind}-node-\d-text").values()
+    assert [text.get_text() for text in names] == [
+        "$c_{k-2}$", "$c_{k-1}$", "0", "1", "2", "3", "$c_{k}$",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CELL_KINDS)
+@pytest.mark.parametrize("name", ["v1", "extreme"])
+def test_arrows_join_their_nodes_from_left_to_right(name, kind):
+    figure = drawn(name, kind)
+    nodes = boxes(figure, rf"{kind}-node-\d")
+    for i, (source, target) in enumerate(edges_of(CASES[name], kind)):
+        (line,) = by_id(figure, f"{kind}-edge-{i}").values()
+        (head,) = by_id(figure, f"{kind}-edge-{i}-head").values()
+        start, tip = line.get_path().vertices[0], head.get_xy()[0]
+        a, b = nodes[f"{kind}-node-{source}"], nodes[f"{kind}-node-{target}"]
+        assert start[0] == pytest.approx(a.x + a.width / 2)
+        assert abs(start[1] - a.y) < a.height / 2
+        assert tip[0] == pytest.approx(b.x - b.width / 2)
+        assert abs(tip[1] - b.y) < b.height / 2
+        assert start[0] < tip[0]
+        # The line ends inside the head.
+        assert head.get_xy()[1][0] <= line.get_path().vertices[-1][0] < tip[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_overlaps(name):
+    figure = drawn(name)
+    labels = boxes(figure, r"\w+-edge-\d+-label")
+    nodes = boxes(figure, r"\w+-node-\d")
+    assert (len(labels), len(nodes)) == (16, 14)
+    for a, b in combinations([*labels.items(), *nodes.items()], 2):
+        assert not a[1].overlaps(b[1]), (a, b)
+    width, height = figure.get_size_inches()
+    for box in [*labels.values(), *nodes.values()]:
+        assert box.width / 2 < box.x < width - box.width / 2
+        assert box.height / 2 < box.y < height - box.height / 2
+    # Curves: none under the label of another, none through a node that it does not join.
+    for kind in CELL_KINDS:
+        lines = by_id(figure, rf"{kind}-edge-\d+")
+        for i, (source, target) in enumerate(edges_of(CASES[name], kind)):
+            mine = {f"{kind}-edge-{i}-label", f"{kind}-node-{source}", f"{kind}-node-{target}"}
+            others = [box for gid, box in {**labels, **nodes}.items() if gid not in mine]
+            centres = np.array([[(box.x, box.y)] for box in others])
+            halves = np.array([[(box.width, box.height)] for box in others]) / 2
+            within = np.abs(curve_points(lines[f"{kind}-edge-{i}"]) - centres) < halves
+            assert not within.all(axis=-1).any(), (kind, i)
+
+
+def test_texts_fit_into_their_boxes_and_labels_lie_on_their_curve():
+    figure = drawn("extreme")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    patches = by_id(figure, r"\w+-(edge-\d+-label|node-\d)")
+    assert len(patches) == 30
+    for gid, patch in patches.items():
+        (text,) = by_id(figure, f"{gid}-text").values()
+        inner, outer = text.get_window_extent(renderer), patch.get_window_extent(renderer)
+        assert outer.x0 <= inner.x0 < inner.x1 <= outer.x1, gid
+        assert outer.y0 <= inner.y0 < inner.y1 <= outer.y1, gid
+    drawing = lay_out_cell(EXTREME.normal, EXTREME.normal_concat, lambda text: (0.9, 0.2))
+    for arrow in drawing.arrows[:8]:
+        centre = (arrow.label.x, arrow.label.y)
+        assert np.abs(arrow.points() - centre).sum(axis=1).min() < 1e-3
+
+
+def test_columns_follow_the_longest_path():
+    figure = drawn("v1", "reduce")
+    x = [box.x for box in boxes(figure, r"reduce-node-\d").values()]
+    assert x[0] == x[1] < x[2] < x[3] == x[4] == x[5] < x[6]  # 1, 2, 3 all read node 0
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 6])
+def test_cells_of_other_sizes(n_nodes):
+    edges = [("sep_conv_3x3", source) for node in range(n_nodes) for source in (node, node + 1)]
+    drawing = lay_out_cell(edges, range(2, 2 + n_nodes), lambda text: (0.9, 0.2))
+    assert len(drawing.nodes) == n_nodes + 3
+    labels = [arrow.label for arrow in drawing.arrows if arrow.label]
+    assert len(labels) == 2 * n_nodes
+    assert not any(a.overlaps(b) for a, b in combinations([*labels, *drawing.nodes], 2))
+
+
+def test_families_differ_in_colour_and_line_and_read_well_on_white():
+    figure = drawn("extreme", "reduce")
+    lines = [by_id(figure, f"reduce-edge-{i}")[f"reduce-edge-{i}"] for i in (0, 1, 2, 6)]
+    assert len({line.get_edgecolor() for line in lines}) == 4
+    assert len({str(line.get_linestyle()) for line in lines}) == 4
+    for text in by_id(figure, r"reduce-edge-\d+-label-text").values():
+        rgb = np.array(to_rgb(text.get_color()))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        assert 1.05 / (linear @ (0.2126, 0.7152, 0.0722) + 0.05) > 4.5  # WCAG AA
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(UnknownNameError, match="did you mean 'reduce'"):
+        draw_cell(V1, "reduction")
+
+
+def test_genotype_has_the_normal_cell_above_the_reduction_cell():
+    figure = drawn("v1")
+    titles = {
+        text.get_text(): text.get_position()[1]
+        for text in figure.findobj(Text)
+        if text.get_text().endswith("cell")
+    }
+    normal = [box.y for box in boxes(figure, r"normal-node-\d").values()]
+    reduce = [box.y for box in boxes(figure, r"reduce-node-\d").values()]
+    assert titles["Normal cell"] > max(normal)
+    assert min(normal) > titles["Reduction cell"] > max(reduce)
+
+
+# --- curves
+
+ROWS = [
+    {
+        "epoch": i,
+        "train_loss": 2.0 - 0.1 * i,
+        "val_loss": None if i == 3 else 2.5 - 0.1 * i,
+        "train_accuracy": 0.05 * i,
+        "val_accuracy": 0.04 * i,
+        "n_effective": 3.5,
+        "sigma": 0.5 - 0.02 * i,
+        "skip_connections": i // 4,
+        "lr": 0.025,
+    }
+    for i in range(15)
+]
+
+
+def panels(figure: Figure) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        axes.get_title(): {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+        for axes in figure.axes
+    }
+
+
+def test_curves_show_the_rows():
+    figure = draw_curves(ROWS)
+    shown = panels(figure)
+    assert list(shown) == [
+        "Loss", "Accuracy", "Effective samples $N_e$", "Sampling width σ", "Skip connections",
+    ]  # fmt: skip
+    assert list(shown["Loss"]) == list(shown["Accuracy"]) == ["train", "val"]
+    np.testing.assert_allclose(shown["Loss"]["train"], [row["train_loss"] for row in ROWS])
+    val = shown["Loss"]["val"]
+    assert np.isnan(val).nonzero()[0].tolist() == [3]  # a gap, not a zero
+    assert val[14] == pytest.approx(1.1)
+    (skips,) = figure.axes[4].get_lines()
+    assert skips.get_ydata().tolist() == [i // 4 for i in range(15)]
+    assert skips.get_xdata().tolist() == list(range(1, 16))
+    assert figure.axes[4].get_ylim()[0] == 0
+    assert all(figure.axes[0].get_shared_x_axes().joined(figure.axes[0], a) for a in figure.axes)
+
+
+def test_curves_leave_out_panels_without_a_number():
+    rows = [{"epoch": 0, "train_loss": 1.0, "sigma": None}, {"epoch": 1, "test_accuracy": 0.5}]
+    shown = panels(draw_curves(rows))
+    assert {title: list(lines) for title, lines in shown.items()} == {
+        "Loss": ["train"],
+        "Accuracy": ["test"],
+    }
+
+
+def test_a_lone_number_is_a_point():
+    rows = [{"epoch": None, "train_loss": float(i), "sigma": 1.0 if i == 5 else None}
+            for i in range(30)]  # fmt: skip
+    loss, sigma = draw_curves(rows).axes
+    assert loss.get_lines()[0].get_marker() == ""
+    assert sigma.get_lines()[0].get_marker() == "o"
+    assert list(loss.get_lines()[0].get_xdata()) == list(range(1, 31))
+
+
+@pytest.mark.parametrize("rows", [[], [{"epoch": 0}], [{"epoch": 0, "train_loss": None}]])
+def test_curves_without_a_number_are_refused(rows):
+    with pytest.raises(InvalidValueError, match=f"got {len(rows)} rows without one"):
+        draw_curves(rows)
+
+
+# --- alpha
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_heat_map_holds_the_softmax(name):
+    space = SPACES[name]
+    alpha = space.init_alpha(rng=4, scale=1.0)
+    figure = draw_alpha(space, alpha)
+    edges = cell_edges(space.n_nodes)
+    for axes, kind in zip(figure.axes[: len(CELL_KINDS)], CELL_KINDS, strict=True):
+        operations = [label.get_text() for label in axes.get_xticklabels()]
+        assert set(operations) == {op for ops in space.candidates(kind) for op in ops}
+        assert [label.get_text() for label in axes.get_yticklabels()] == [
+            f"{source}→{node}" for source, node in edges
+        ]
+        mesh = np.ma.filled(axes.collections[0].get_array(), np.nan)
+        printed = {text.get_position(): text.get_text() for text in axes.texts}
+        for row, part in enumerate(space.unflatten(alpha)[kind]):
+            expected = np.full(len(operations), np.nan)
+            exp = np.exp(part.numpy().astype(float))
+            for op, weight in zip(space.candidates(kind)[row], exp / exp.sum(), strict=True):
+                expected[operations.index(op)] = weight
+                assert printed[operations.index(op), row] == f"{weight:.2f}"
+            np.testing.assert_allclose(mesh[row], expected, rtol=1e-6)
+        assert len(printed) == sum(map(len, space.candidates(kind)))
+        assert axes.get_ylim()[0] > axes.get_ylim()[1]  # edge 0 on top
+        hatched = [p for p in axes.patches if p.get_gid().startswith("blank")]
+        assert len(hatched) == np.isnan(mesh).sum()
+        assert all(patch.get_hatch() for patch in hatched)
+
+
+def test_heat_map_frames_what_the_genotype_keeps():
+    space = SPACES["s1"]
+    alpha = space.init_alpha(rng=4, scale=1.0)
+    figure = draw_alpha(space, alpha)
+    edges = cell_edges()
+    for axes, kind in zip(figure.axes[:2], CELL_KINDS, strict=True):
+        operations = [label.get_text() for label in axes.get_xticklabels()]
+        framed = set()
+        for patch in axes.patches:
+            if patch.get_gid().startswith(f"{kind}-chosen"):
+                column, row = np.round(patch.get_center()).astype(int)
+                framed.add((operations[column], *edges[row]))
+        assert framed == {
+            (op, source, 2 + i // 2)
+            for i, (op, source) in enumerate(space.discretize(alpha).edges(kind))
+        }
+
+
+def test_heat_map_takes_rows_and_lists():
+    space = SPACES["s2"]
+    first, last = space.init_alpha(rng=0), space.init_alpha(rng=1, scale=1.0)
+    rows = [{"epoch": i, "alpha": a.tolist()} for i, a in enumerate((first, last))]
+    meshes = [
+        np.asarray(draw_alpha(space, each).axes[0].collections[0].get_array())
+        for each in (last, last.tolist(), rows, first)
+    ]
+    np.testing.assert_allclose(meshes[0], meshes[1])
+    np.testing.assert_allclose(meshes[0], meshes[2])
+    assert not np.allclose(meshes[0], meshes[3])
+
+
+@pytest.mark.parametrize(
+    ("alpha", "message"),
+    [
+        ([], "empty sequence"),
+        ([{"epoch": 0}], "must have the field alpha"),
+        ([0.0, 1.0], r"must have shape \(56,\) in space s2, got \(2,\)"),
+        (torch.full((56,), torch.nan), "must be finite"),
+    ],
+)
+def test_heat_map_refuses_what_is_no_alpha(alpha, message):
+    with pytest.raises(InvalidValueError, match=message):
+        draw_alpha(SPACES["s2"], alpha)
+
+
+# --- files
+
+SMALL = Figure(figsize=(1, 1))
+
+
+def test_save_writes_text_svg_and_png(tmp_path):
+    files = save(drawn("v1"), tmp_path / "cell.v1")
+    assert files == [tmp_path / "cell.v1.svg", tmp_path / "cell.v1.png"]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert files[1].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    root = ElementTree.parse(files[0]).getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg"
+    texts = ["".join(text.itertext()).strip() for text in root.iter(f"{svg}text")]
+    assert texts.count("sep_conv_3x3") == V1.count("sep_conv_3x3")
+    assert texts.count("max_pool_3x3") == V1.count("max_pool_3x3", "reduce")
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    assert "normal-edge-0" in ids
+
+
+@pytest.mark.parametrize(
+    ("draw", "formats"),
+    [
+        (lambda: draw_cell(V2, "reduce"), ["svg", "png"]),
+        (lambda: draw_curves(ROWS[:3]), ["svg"]),
+        (lambda: draw_alpha(SPACES["s2"], SPACES["s2"].init_alpha(rng=0)), ["svg"]),
+        (lambda: Figure(figsize=(1, 1)), ["pdf"]),
+    ],
+    ids=["cell", "curves", "alpha", "empty"],
+)
+def test_same_input_gives_the_same_bytes(tmp_path, draw, formats):
+    first = save(draw(), tmp_path / "a", formats)
+    before = matplotlib.rcParams.copy()
+    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "font.family": "serif"}):
+        second = save(draw(), tmp_path / "b", formats)  # nor does the user's style matter
+    assert [a.read_bytes() for a in first] == [b.read_bytes() for b in second]
+    assert matplotlib.rcParams.copy() == before
+
+
+def test_save_replaces_a_file(tmp_path):
+    (tmp_path / "f.svg").write_text("old")
+    save(SMALL, tmp_path / "f", ["svg"])
+    ElementTree.parse(tmp_path / "f.svg")
+    assert (tmp_path / "f.svg").stat().st_mode & 0o777 == 0o644
+
+
+def test_missing_folder_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"folder of the figure does not exist.*absent"):
+        save(SMALL, tmp_path / "absent" / "f")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_format_writes_nothing(tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown figure format 'jpg'"):
+        save(SMALL, tmp_path / "f", ["svg", "jpg"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
+    (tmp_path / "f.svg").write_text("old")
+
+    def fail(*paths):
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk on fire"):
+        save(SMALL, tmp_path / "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.svg"]
+    assert (tmp_path / "f.svg").read_text() == "old"
+
+
+def test_no_pyplot():
+    """It would keep every figure alive and pick a window system."""
+    tree = ast.parse(FilePath(plots.__file__).read_text(encoding="utf-8"))
+    imported = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (getattr(node, "module", None), *(alias.name for alias in node.names))
+    }
+    assert "matplotlib.figure" in imported
+    assert not any("pyplot" in (name or "") for name in imported)

@@ -1,0 +1,273 @@
+"""Retraining: all training images, the test set once, the last epoch, the published protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from zoopt_nas import nas
+from zoopt_nas.errors import DivergedError, InvalidValueError, RunError, UnknownNameError
+from zoopt_nas.nas import network as network_module
+from zoopt_nas.nas import retrain
+from zoopt_nas.nas.augmentation import Augmentation
+from zoopt_nas.nas.data import Dataset, ImageSet, load_dataset, sequential_batches
+from zoopt_nas.nas.genotype import GENOTYPES
+from zoopt_nas.nas.loop import Observer
+from zoopt_nas.nas.network import Network, count_parameters
+from zoopt_nas.nas.retrain import Training, resume_training, run_training
+
+CPU = torch.device("cpu")
+
+
+class Recorded(ImageSet):
+    """An image set that remembers which images were fetched."""
+
+    def __init__(self, images, labels):
+        super().__init__(images, labels)
+        self.fetched = []
+
+    def fetch(self, indices):
+        self.fetched.append(indices.tolist())
+        return super().fetch(indices)
+
+
+def numbered(n: int = 64, n_test: int = 24) -> Dataset:
+    def images(count: int) -> Recorded:
+        values = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
+        return Recorded(values.expand(-1, 1, 8, 8).contiguous(), torch.arange(count) % 3)
+
+    return Dataset(
+        "numbered", 3, 1, 8, (0.5,), (0.25,), Augmentation(), images(n), images(n_test)
+    )
+
+
+@pytest.fixture
+def dataset(monkeypatch):
+    data = numbered()
+    monkeypatch.setattr(retrain, "load_dataset", lambda *args, **kwargs: data)
+    return data
+
+
+def test_every_training_image_is_used_in_every_epoch_and_the_test_set_once_at_the_end(
+    dataset, train_config
+):
+    class Watching(Observer):
+        def on_epoch(self, row):
+            tested.append(len(dataset.test.fetched))
+
+    tested: list[int] = []
+    run_training(train_config(), observer=Watching())
+    assert tested == [0, 0, 0]  # no test image before the last epoch has ended
+    assert [i for batch in dataset.test.fetched for i in batch] == list(range(24))
+    assert len(dataset.train.fetched) == 3 * 4
+    epochs = [sum(dataset.train.fetched[4 * e : 4 * e + 4], []) for e in range(3)]
+    assert all(sorted(epoch) == list(range(64)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_the_last_epoch_counts_even_if_an_earlier_one_was_better(dataset, train_config):
+    class Spoil(Observer):
+        """Makes the network answer class 2, whatever it sees, in the last step."""
+
+        def on_step(self, progress):
+            if (progress.epoch, progress.step) == (2, 4):
+                training.network.head.classifier.bias.data = torch.tensor([0.0, 0.0, 1e6])
+
+    training = Training(train_config(), dataset, Spoil())
+    result = retrain._finish(training, dataset)
+    assert result.test_accuracy == 8 / 24
+    assert result.test_loss == pytest.approx(1e6 * 2 / 3, rel=1e-3)
+
+
+def test_rows_and_schedules(dataset, train_config):
+    config = train_config(epochs=4, drop_path=0.3, lr=0.1, lr_min=0.0)
+    training = Training(config, dataset)
+    training.run()
+    assert all(
+        row.keys() == {"epoch", "train_loss", "train_accuracy", "lr", "drop_path", "seconds"}
+        for row in training.rows
+    )
+    assert [row["drop_path"] for row in training.rows] == pytest.approx([0, 0.075, 0.15, 0.225])
+    lr = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert [row["lr"] for row in training.rows] == pytest.approx(lr, rel=1e-12)
+
+
+def test_drop_path_is_applied_with_the_schedule_and_in_training_only(
+    dataset, train_config, monkeypatch
+):
+    used: list[float] = []
+    original = network_module.drop_path
+
+    def recording(x, probability, generator):
+        used.append(probability)
+        assert generator is training._drop_path
+        return original(x, probability, generator)
+
+    monkeypatch.setattr(network_module, "drop_path", recording)
+    training = Training(train_config(drop_path=0.3, n_cells=1), dataset)
+    retrain._finish(training, dataset)
+    # DARTS_V2's normal cell has 6 edges that are no identity; epoch 0 drops nothing.
+    assert used == pytest.approx([0.1] * 6 * 4 + [0.2] * 6 * 4)
+
+
+def test_the_auxiliary_loss_is_added_with_its_weight_and_not_reported(
+    dataset, train_config, monkeypatch
+):
+    steps: list[float] = []
+    monkeypatch.setattr(
+        retrain, "weight_step", lambda loss, *args: steps.append(float(loss.detach()))
+    )
+    config = train_config(auxiliary=True, auxiliary_weight=0.25, label_smoothing=0.1)
+    training = Training(config, dataset)
+    training.begin_epoch()
+    seen = []
+    forward = training.network.forward_with_auxiliary
+
+    def recording(images):
+        seen.append(forward(images))
+        return seen[-1]
+
+    monkeypatch.setattr(training.network, "forward_with_auxiliary", recording)
+    loss, logits, labels = training.train_step()
+    main, auxiliary = (
+        float(F.cross_entropy(x.detach(), labels, label_smoothing=0.1)) for x in seen[0]
+    )
+    assert auxiliary != main
+    assert float(loss.detach()) == main
+    assert torch.equal(logits, seen[0][0])
+    assert steps == [pytest.approx(main + 0.25 * auxiliary, rel=1e-6)]
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_the_weights_give_the_reported_accuracy(auxiliary, npz, train_config, tmp_path):
+    config = train_config(epochs=4, init_channels=4, n_cells=1, lr=0.1, auxiliary=auxiliary)
+    result = run_training(config, run_dir=tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        *("checkpoint.pt", "config.toml", "genotype.json", "metrics.jsonl"),
+        *("result.json", "weights.pt"),
+    ]
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved == vars(result)
+    assert nas.Genotype.from_string(saved["genotype"]) == GENOTYPES["DARTS_V2"]
+
+    state = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
+    network = nas.Network(GENOTYPES["DARTS_V2"], 3, 4, 1, in_channels=1, auxiliary=auxiliary)
+    network.load_state_dict(state["network"])
+    data = load_dataset(str(npz), data_dir=Path("unused"), device=CPU)
+    right, loss = 0, 0.0
+    with torch.no_grad():
+        for images, labels in sequential_batches(data.test, None, 7, data.transform(augment=False)):
+            logits = network.eval()(images)
+            right += int((logits.argmax(1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    assert result.test_accuracy == right / 24
+    assert result.test_loss == pytest.approx(loss / 24, rel=1e-5)
+    assert result.n_parameters == count_parameters(network)
+    assert result.n_parameters == sum(
+        p.numel() for name, p in network.named_parameters() if "auxiliary" not in name
+    )
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert result.train_accuracy == rows[-1]["train_accuracy"]
+    assert result.seconds == pytest.approx(sum(row["seconds"] for row in rows), abs=2e-3)
+
+
+def test_retraining_learns(train_config):
+    """Three bars in noise: what it learns is not chance."""
+    result = run_training(train_config(epochs=8, init_channels=4, n_cells=1, lr=0.1, batch_size=8))
+    assert result.test_accuracy > 0.8
+
+
+def test_the_same_seed_gives_the_same_network(train_config, without_seconds):
+    first, again, other = (
+        run_training(train_config(epochs=1, n_cells=1, seed=seed)) for seed in (3, 3, 4)
+    )
+    assert first.test_loss == again.test_loss
+    assert first.test_loss != other.test_loss
+
+
+def test_a_finished_retraining_gives_its_result_again(train_config, tmp_path):
+    first = run_training(train_config(epochs=1, n_cells=1), run_dir=tmp_path / "run")
+    weights = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)["network"]
+    again = resume_training(tmp_path / "run")
+    assert again == first
+    kept = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)["network"]
+    assert all(torch.equal(weights[key], kept[key]) for key in weights)
+
+
+def test_a_genotype_comes_as_name_string_or_file(train_config, tmp_path, dataset):
+    genotype = GENOTYPES["DARTS_V1"]
+    (tmp_path / "g.json").write_text(genotype.to_json())
+    (tmp_path / "g.txt").write_text(str(genotype))
+    sources = ["DARTS_V1", str(genotype), str(tmp_path / "g.json"), str(tmp_path / "g.txt")]
+    for source in sources:
+        training = Training(train_config(genotype=source, n_cells=1), dataset)
+        assert training.network.genotype == genotype
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"genotype": "DARTS_V3"}, UnknownNameError, "unknown genotype 'DARTS_V3'; did you mean"),
+        ({"genotype": "Genotype(normal=3)"}, InvalidValueError, "genotype must have the fields"),
+        ({"dataset": "digts"}, UnknownNameError, "did you mean 'digits'?"),
+        ({"n_train": 65}, InvalidValueError, "n_train must be at most 64"),
+    ],
+)
+def test_a_wrong_setting_leaves_no_folder(changes, error, message, train_config, tmp_path):
+    with pytest.raises(error) as caught:
+        run_training(train_config(**changes), run_dir=tmp_path / "a" / "run")
+    assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_is_never_overwritten(train_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RunError, match="exists already"):
+        run_training(train_config(), run_dir=tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_divergence_keeps_the_last_checkpoint_and_writes_no_result(
+    dataset, train_config, tmp_path
+):
+    class Explode(Observer):
+        def on_step(self, progress):
+            if progress.epoch == 1:
+                saved.append((path / "checkpoint.pt").read_bytes())
+                training.network.head.classifier.weight.data.fill_(math.nan)
+
+    path = tmp_path / "run"
+    saved: list[bytes] = []
+    training = Training(train_config(), dataset, Explode())
+    training.folder = retrain.RunFolder.create(path, training.config)
+    with pytest.raises(DivergedError, match="not finite in epoch 2"):
+        retrain._finish(training, dataset)
+    assert (path / "checkpoint.pt").read_bytes() == saved[0]
+    assert dataset.test.fetched == []
+    assert sorted(entry.name for entry in path.iterdir()) == [
+        *("checkpoint.pt", "config.toml", "metrics.jsonl")
+    ]
+
+
+def test_divergence_in_the_very_last_step_is_noticed_too(dataset, train_config, tmp_path):
+    class Explode(Observer):
+        def on_step(self, progress):
+            if (progress.epoch, progress.step) == (2, 4):
+                training.network.head.classifier.weight.data.fill_(math.nan)
+
+    training = Training(train_config(n_cells=1), dataset, Explode())
+    training.folder = retrain.RunFolder.create(tmp_path / "run", training.config)
+    with pytest.raises(DivergedError, match="the test loss is not finite"):
+        retrain._finish(training, dataset)
+    assert not (tmp_path / "run" / "result.json").exists()  # JSON has no NaN
+
+
+def test_a_network_is_built_with_the_stem_for_its_images(train_config):
+    data = numbered(8)
+    assert type(Training(train_config(), data).network.stem).__name__ == "CifarStem"
+    assert isinstance(Training(train_config(), data).network, Network)
