@@ -74,27 +74,37 @@ def resume(server, command: str, cwd: Path) -> None:
 # ------------------------------------------------------------------------ at every write
 
 
-@pytest.mark.parametrize("kind", ["search", "train"])
+SHORT = ("--n-train", 32, "--batch-size", 16, "--epochs", 2, *TINY[2:], "--run-dir", "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n_writes"),
+    [
+        # The folder, its config and their names; an epoch's two rows and its checkpoint; the end.
+        (("search", "--algo", "gld", "--inner-steps", 1, "--n-samples", 1), 4 + 2 * 4 + 2),
+        # An epoch has one row; weights, genotype and result at the end.
+        (("train", "DARTS_V2", "--no-auxiliary"), 4 + 2 * 3 + 6),
+    ],
+)
 def test_dying_before_any_write_of_a_run_changes_nothing_of_its_end(
-    kind, server, searching, training, whole_search, whole_training, tmp_path
+    arguments, n_writes, server, npz, tmp_path
 ):
     """One process dies before its first write, one before its second, and so on until one ends."""
-    arguments, whole = (searching, whole_search) if kind == "search" else (training, whole_training)
-    for n in range(1, 100):
+    arguments = (*arguments, "--dataset", npz, *SHORT)
+    assert server.run(*arguments, cwd=tmp_path / "whole").code == 0
+    whole = end_of(tmp_path / "whole" / "run")
+    for n in range(1, n_writes + 1):
         cwd = tmp_path / str(n)
         result = server.run(*arguments, cwd=cwd, die_at=n)
-        if result.code == 0:
-            break
         assert (result.code, result.err) == (137, "")
-        if not (cwd / "run").exists():
-            continue  # it died before the run folder took its name: there is nothing to resume
-        if n % 3 == 0:  # dies again, a little later
-            server.run(kind, "--resume", "run", cwd=cwd, die_at=4)
-        resume(server, kind, cwd)
-        assert end_of(cwd / "run") == whole, n
-    # 3 for the folder; an epoch: its row (a search: and architecture), its checkpoint; the end.
-    assert n == 4 + EPOCHS * (4 if kind == "search" else 3) + (2 if kind == "search" else 6)
-    assert end_of(cwd / "run") == whole
+        assert (cwd / "run").exists() == (n > 4)  # before, there is nothing to resume
+        if n > 4:
+            if n % 2 == 0:  # dies again, when it has cut away the rows of an unfinished epoch
+                server.run(arguments[0], "--resume", "run", cwd=cwd, die_at=4)
+            resume(server, arguments[0], cwd)
+            assert end_of(cwd / "run") == whole, n
+    assert server.run(*arguments, cwd=tmp_path / "all", die_at=n_writes + 1).code == 0
+    assert end_of(tmp_path / "all" / "run") == whole
 
 
 # ------------------------------------------------------------------------ SIGKILL

@@ -135,7 +135,11 @@ class SearchSpace:
         alpha = alpha.detach().to("cpu", torch.float64)
         if not bool(torch.isfinite(alpha).all()):
             raise InvalidValueError("alpha must be finite to be discretized, got NaN or infinity")
-        weights = self.weights(alpha)
+        # The logarithm ranks alike, and does not underflow to ties where alphas lie far apart.
+        weights = {
+            kind: [torch.log_softmax(part, dim=0) for part in parts]
+            for kind, parts in self.unflatten(alpha).items()
+        }
         cells = {kind: self._discretize_cell(kind, weights[kind]) for kind in CELL_KINDS}
         concat = tuple(range(N_INPUTS, N_INPUTS + self.n_nodes))
         return Genotype(cells["normal"], cells["reduce"], concat, concat)
