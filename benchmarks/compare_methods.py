@@ -23,7 +23,7 @@ from pathlib import Path
 
 SEARCH = "--n-train 2000 --init-channels 4 --n-cells 3 --epochs 15 --inner-steps 5 --batch-size 64"
 TRAIN = (
-    "--n-train 2000 --init-channels 8 --n-cells 5 --epochs 30 --batch-size 64 "
+    "--n-train 2000 --init-channels 8 --n-cells 3 --epochs 15 --batch-size 64 "
     "--no-auxiliary --drop-path 0 --cutout 0"
 )
 

@@ -59,4 +59,6 @@ def run(arguments: list[str]) -> int:
         return console.fail("interrupted", console.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - report() raises what is not an expected error
         return console.report(error)
+    if code == console.INTERRUPTED:  # Typer has swallowed the KeyboardInterrupt
+        return console.fail("interrupted", console.INTERRUPTED)
     return int(code or 0)

@@ -8,46 +8,56 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from zoopt_nas_cli.main import run
 
-MAIN = "from zoopt_nas_cli.main import main; main()"
+# Makes S3 and S4 with two nodes: as tests/conftest.py does, for other processes.
+_SMALL_SPACES = """
+from zoopt_nas.nas.spaces import SPACES, SearchSpace, cell_edges
+for name in ("s3", "s4"):
+    cell = SPACES[name].normal[:1] * len(cell_edges(2))
+    SPACES._table[f"small_{name}"] = SearchSpace(f"small_{name}", cell, cell, n_nodes=2)
+"""
 
 # A process that has torch imported already and forks one child for each command: a child is a real
-# process that runs the real main(), but it starts in milliseconds. With "die_at" it ends itself, as
-# SIGKILL would, before the n-th time that it opens a file of the run for writing or renames one.
+# process that runs the real main(), but it starts in milliseconds. With "at_write": [(n, signal)]
+# it sends itself that signal before the n-th time that it opens a file of its folder for writing,
+# makes a folder or renames something.
 _SERVER = """
 import json, os, sys, traceback
 import torch
 torch.set_num_threads(1)
 from zoopt_nas import nas
 from zoopt_nas.nas import search, retrain
-from zoopt_nas_cli.main import main
+from zoopt_nas_cli.main import main, run
 
-# What torch imports at the first step of an optimizer takes a second: not in each child.
+# What is imported at the first option and at an optimizer's first step takes a second: do it here.
+run(["search", "--epochs", "0"])
+import array_api_compat.torch
 weight = torch.zeros(1, requires_grad=True)
 weight.grad = torch.ones(1)
 sgd = torch.optim.SGD([weight], 0.1)
 sgd.zero_grad(set_to_none=False)
 sgd.step()
 
-def die_at(n, folder):
-    left = [n]
+def signal_at_writes(signals, folder):
+    signals = dict(signals)
+    n_writes = 0
     def hook(event, args):
+        nonlocal n_writes
         if event not in ("open", "os.rename", "os.mkdir") or isinstance(args[0], int):
             return
         if event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR):
             return
         path = os.fsdecode(args[0])
         if not os.path.isabs(path) or path.startswith(folder):
-            left[0] -= 1
-            if left[0] == 0:
-                os._exit(137)
+            n_writes += 1
+            if n_writes in signals:
+                os.kill(os.getpid(), signals[n_writes])
     sys.addaudithook(hook)
 
 for line in sys.stdin:
@@ -64,8 +74,8 @@ for line in sys.stdin:
         os.chdir(task["cwd"])
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
-        if task["die_at"]:
-            die_at(task["die_at"], task["cwd"])
+        if task["at_write"]:
+            signal_at_writes(task["at_write"], task["cwd"])
         sys.argv = ["zoopt-nas", *task["arguments"]]
         main()
     except SystemExit as end:
@@ -139,6 +149,7 @@ class Process:
 
     def __init__(self, server: Server, pid: int, out: Path, err: Path) -> None:
         self._server, self.pid, self._out, self._err = server, pid, out, err
+        self._result: Result | None = None
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)  # not waited for yet, so the id is still its own
@@ -148,16 +159,24 @@ class Process:
         return self.wait()
 
     def wait(self) -> Result:
-        code = self._server.ask(wait=self.pid)
-        return Result(code, self._out.read_text(), self._err.read_text())
+        if self._result is None:
+            code = self._server.ask(wait=self.pid)
+            self._result = Result(code, self._out.read_text(), self._err.read_text())
+        return self._result
 
 
 class Server:
     """Starts commands in processes of their own, quickly."""
 
+    small_spaces = _SMALL_SPACES
+
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _SMALL_SPACES + _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def ask(self, **task: object) -> int:
@@ -165,7 +184,9 @@ class Server:
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
-    def start(self, *arguments: object, cwd: Path, die_at: int = 0) -> Process:
+    def start(
+        self, *arguments: object, cwd: Path, at_write: Sequence[tuple[int, int]] = ()
+    ) -> Process:
         cwd.mkdir(parents=True, exist_ok=True)
         out, err = cwd.parent / f"{cwd.name}.out", cwd.parent / f"{cwd.name}.err"
         pid = self.ask(
@@ -173,12 +194,14 @@ class Server:
             cwd=str(cwd),
             out=str(out),
             err=str(err),
-            die_at=die_at,
+            at_write=at_write,
         )
         return Process(self, pid, out, err)
 
-    def run(self, *arguments: object, cwd: Path, die_at: int = 0) -> Result:
-        return self.start(*arguments, cwd=cwd, die_at=die_at).wait()
+    def run(
+        self, *arguments: object, cwd: Path, at_write: Sequence[tuple[int, int]] = ()
+    ) -> Result:
+        return self.start(*arguments, cwd=cwd, at_write=at_write).wait()
 
     def close(self) -> None:
         self._process.stdin.close()

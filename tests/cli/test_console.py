@@ -15,11 +15,11 @@ import threading
 import pytest
 import torch
 from rich.console import Console
+from zoopt_nas_cli import console
 
 from zoopt_nas.errors import DataError, RunInterrupted
 from zoopt_nas.nas.loop import Progress
 from zoopt_nas.nas.training import Meter
-from zoopt_nas_cli import console
 
 ROW = {
     "epoch": 4,

@@ -40,8 +40,6 @@ def run_without(packages: str, *arguments: str, cwd) -> subprocess.CompletedProc
         ("torch,torchvision", ["show", "DARTS_V2"], "torch"),
         ("torch,torchvision", ["list", "spaces"], "torch"),
         ("matplotlib", ["show", "DARTS_V2"], "matplotlib"),
-        ("sklearn", ["search"], "scikit-learn"),
-        ("tomli_w", ["search", *TINY], "tomli-w"),
     ],
 )
 def test_a_missing_package_is_one_line(packages, arguments, named, tmp_path):
@@ -54,6 +52,18 @@ def test_a_missing_package_is_one_line(packages, arguments, named, tmp_path):
     assert "pip install" in done.stderr
     assert "zoopt-nas[nas]" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "named"),
+    [(("sklearn", "sklearn.datasets"), "scikit-learn"), (("tomli_w",), "tomli-w")],
+)
+def test_a_small_missing_package_is_one_line_too(modules, named, refused, monkeypatch):
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    line = refused("search", *TINY)
+    assert named in line
+    assert "pip install" in line
 
 
 def test_the_base_install_has_help_and_solvers(tmp_path):

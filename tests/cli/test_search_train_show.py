@@ -195,10 +195,10 @@ def test_train_takes_a_config_file_too(cli, npz, tmp_path, monkeypatch):
     assert run_dir == tmp_path / "r"
 
 
-@pytest.mark.parametrize(("algo", "per_sample", "fixed"), [("rs", 2, 0), ("mgs", 1, 0), ("gld", 1, 1)])
-def test_n_samples_sets_the_evaluations_of_an_update(
-    algo, per_sample, fixed, cli, npz, tmp_path
-):
+@pytest.mark.parametrize(
+    ("algo", "per_sample", "fixed"), [("rs", 2, 0), ("mgs", 1, 0), ("gld", 1, 1)]
+)
+def test_n_samples_sets_the_evaluations_of_an_update(algo, per_sample, fixed, cli, npz, tmp_path):
     arguments = ("--dataset", npz, *SEARCH, "--warmup-epochs", 1, "--algo", algo, "--json")
     for n in (1, 3):
         output = json.loads(

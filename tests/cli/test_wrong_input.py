@@ -39,6 +39,7 @@ TINY = ("--n-train", 64, "--epochs", 1, "--init-channels", 2, "--n-cells", 1, "-
         ("search --sigma-schedule cosin", "did you mean 'cosine'?"),
         ("search --n-train 99999", "n_train must be at most 1437"),
         ("search --n-samples 0", "n_samples must be a positive integer, got 0"),
+        ("search --algo darts1 --n-samples 3", "solver must have no options with darts1"),
         ("search --solver-option sgma=1", "unknown option of mgs 'sgma'; did you mean 'sigma'?"),
         ("search --solver-option sigma=-1", "sigma must be a positive finite number, got -1"),
         ("search --solver-option sigma=wide", "sigma must be a positive finite number, got 'wide'"),

@@ -41,15 +41,13 @@ def numbered(n: int = 64, n_test: int = 24) -> Dataset:
         values = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
         return Recorded(values.expand(-1, 1, 8, 8).contiguous(), torch.arange(count) % 3)
 
-    return Dataset(
-        "numbered", 3, 1, 8, (0.5,), (0.25,), Augmentation(), images(n), images(n_test)
-    )
+    return Dataset("numbered", 3, 1, 8, (0.5,), (0.25,), Augmentation(), images(n), images(n_test))
 
 
 @pytest.fixture
 def dataset(monkeypatch):
     data = numbered()
-    monkeypatch.setattr(retrain, "load_dataset", lambda *args, **kwargs: data)
+    monkeypatch.setattr(retrain, "load_run_dataset", lambda *args, **kwargs: data)
     return data
 
 
@@ -65,7 +63,8 @@ def test_every_training_image_is_used_in_every_epoch_and_the_test_set_once_at_th
     assert tested == [0, 0, 0]  # no test image before the last epoch has ended
     assert [i for batch in dataset.test.fetched for i in batch] == list(range(24))
     assert len(dataset.train.fetched) == 3 * 4
-    epochs = [sum(dataset.train.fetched[4 * e : 4 * e + 4], []) for e in range(3)]
+    fetched = dataset.train.fetched
+    epochs = [[i for batch in fetched[4 * e : 4 * e + 4] for i in batch] for e in range(3)]
     assert all(sorted(epoch) == list(range(64)) for epoch in epochs)
     assert epochs[0] != epochs[1]
 
@@ -232,9 +231,7 @@ def test_an_existing_run_is_never_overwritten(train_config, tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_divergence_keeps_the_last_checkpoint_and_writes_no_result(
-    dataset, train_config, tmp_path
-):
+def test_divergence_keeps_the_last_checkpoint_and_writes_no_result(dataset, train_config, tmp_path):
     class Explode(Observer):
         def on_step(self, progress):
             if progress.epoch == 1:

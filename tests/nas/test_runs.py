@@ -343,6 +343,11 @@ def test_the_genotype_is_that_of_the_end_or_else_of_the_last_epoch(folder):
     assert folder.genotype() == second
 
 
+def test_the_genotype_of_a_retraining_is_known_from_its_start(tmp_path):
+    config = TrainConfig.for_dataset("digits", "DARTS_V1")
+    assert RunFolder.create(tmp_path / "t", config).genotype() == GENOTYPES["DARTS_V1"]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -57,9 +57,7 @@ def numbered(n: int = 64, test: int = 4) -> Dataset:
         values = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
         return ImageSet(values.expand(-1, 1, 8, 8).contiguous(), torch.arange(count) % 3)
 
-    return Dataset(
-        "numbered", 3, 1, 8, (0.0,), (1 / 255,), Augmentation(), images(n), images(test)
-    )
+    return Dataset("numbered", 3, 1, 8, (0.0,), (1 / 255,), Augmentation(), images(n), images(test))
 
 
 def searched(config, observer=None) -> Search:

@@ -9,6 +9,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,8 +17,22 @@ from torch import Tensor
 
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.config import RunConfig
+from zoopt_nas.nas.data import Dataset, load_dataset
 from zoopt_nas.nas.runs import ARCHITECTURES, METRICS, RunFolder
-from zoopt_nas.nas.training import Meter
+from zoopt_nas.nas.training import Meter, pick_device
+
+
+def load_run_dataset(config: RunConfig, splits: tuple[str, ...]) -> Dataset:
+    """The data set that a config names, on the device that it names; see ``load_dataset``."""
+    return load_dataset(
+        config.dataset,
+        data_dir=Path(config.data_dir),
+        device=pick_device(config.device),
+        download=config.download,
+        splits=splits,
+        image_size=config.image_size,
+        n_train=config.n_train,
+    )
 
 
 class Progress(NamedTuple):

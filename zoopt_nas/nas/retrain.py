@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.config import TrainConfig
-from zoopt_nas.nas.data import BatchStream, Dataset, load_dataset, sequential_batches
+from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches
 from zoopt_nas.nas.genotype import Genotype
-from zoopt_nas.nas.loop import EpochLoop, Observer
+from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.network import Network, count_parameters
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.training import (
@@ -176,14 +176,7 @@ def resume_training(run_dir: str | Path, *, observer: Observer | None = None) ->
 
 def _build(config: TrainConfig, observer: Observer | None) -> tuple[Training, Dataset]:
     Genotype.load(config.genotype)  # a wrong one before the data set is read
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=Path(config.data_dir),
-        device=pick_device(config.device),
-        download=config.download,
-        image_size=config.image_size,
-        n_train=config.n_train,
-    )
+    dataset = load_run_dataset(config, ("train", "test"))
     return Training(config, dataset, observer), dataset
 
 

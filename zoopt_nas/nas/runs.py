@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 
 from zoopt_nas.errors import RunError, ZooptNasError
-from zoopt_nas.nas.config import RunConfig
+from zoopt_nas.nas.config import RunConfig, TrainConfig
 from zoopt_nas.nas.genotype import Genotype
 
 CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
@@ -205,6 +205,8 @@ class RunFolder:
                 return Genotype.from_json(self._read("genotype.json"))
             except ZooptNasError as error:
                 raise RunError(f"{self.path / 'genotype.json'}: {error}") from error
+        if self.kind == TrainConfig.kind:
+            return Genotype.load(self.config(TrainConfig).genotype)
         rows = self.rows(ARCHITECTURES)
         if not rows:
             raise RunError(f"{self.path} has no genotype yet: no epoch has ended")

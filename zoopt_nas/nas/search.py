@@ -11,18 +11,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.darts import GradientUpdater
-from zoopt_nas.nas.data import (
-    BatchStream,
-    Dataset,
-    load_dataset,
-    sequential_batches,
-    split_indices,
-)
+from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_indices
 from zoopt_nas.nas.genotype import Genotype
-from zoopt_nas.nas.loop import EpochLoop, Observer
+from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.spaces import SPACES
@@ -78,6 +73,11 @@ def _zero_order(name: str) -> Method:
 
 def _gradient(second_order: bool) -> Method:
     def build(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
+        if config.solver:
+            raise InvalidValueError(
+                f"solver must have no options with {config.algo}, which uses none of them, "
+                f"got {', '.join(config.solver)}"
+            )
         return GradientUpdater(
             alpha,
             second_order=second_order,
@@ -286,16 +286,7 @@ def resume_search(run_dir: str | Path, *, observer: Observer | None = None) -> S
 def _build(config: SearchConfig, observer: Observer | None) -> Search:
     for table, name in ((METHODS, config.algo), (SPACES, config.space)):
         table[name]  # a wrong name before the data set is read
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=Path(config.data_dir),
-        device=pick_device(config.device),
-        download=config.download,
-        splits=("train",),
-        image_size=config.image_size,
-        n_train=config.n_train,
-    )
-    return Search(config, dataset, observer)
+    return Search(config, load_run_dataset(config, ("train",)), observer)
 
 
 def _finish(search: Search) -> SearchResult:

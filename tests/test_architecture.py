@@ -1,0 +1,136 @@
+"""The order of the house: who may import whom, and what belongs in one place only."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zoopt_nas.solvers import SOLVERS
+
+ROOT = Path(__file__).parent.parent
+# Each file imports only from files above it.
+ORDER = [
+    *("errors", "registry", "_checks", "_arrays", "sampling", "objective", "problems"),
+    *("solvers.base", "solvers.gld", "solvers.mgs", "solvers.rs", "solvers.__init__"),
+    *("checkpoint", "_minimize", "diagnostics", "__init__", "testing"),
+    *("nas.config", "nas.operations", "nas.genotype", "nas.spaces", "nas.skeleton"),
+    *("nas.supernet", "nas.network", "nas.image_files", "nas.augmentation", "nas.datasets"),
+    *("nas.data", "nas.training", "nas.bilevel", "nas.updaters", "nas.darts", "nas.runs"),
+    *("nas.loop", "nas.search", "nas.retrain", "nas.cell_drawing", "nas.plots", "nas.__init__"),
+]
+FILES = sorted((ROOT / "zoopt_nas").rglob("*.py")) + sorted((ROOT / "cli").rglob("*.py"))
+CORE = [path for path in FILES if path.parts[-2] in ("zoopt_nas", "solvers")]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The dotted names that a file imports anywhere, with what it takes out of each module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_of(dotted: str) -> str | None:
+    """The entry of ORDER that ``zoopt_nas.x.y`` comes from; a package is its __init__."""
+    if dotted.partition(".")[0] != "zoopt_nas":
+        return None
+    name = dotted.removeprefix("zoopt_nas").removeprefix(".")
+    parent = name.rpartition(".")[0]
+    for candidate in (name, f"{name}.__init__", parent, f"{parent}.__init__"):
+        if candidate.removeprefix(".") in ORDER:
+            return candidate.removeprefix(".")
+    raise AssertionError(f"{dotted} is not in ORDER")
+
+
+def mentions(path: Path, what: str) -> bool:
+    return any(f"{name}.".startswith(f"{what}.") for name in imports_of(path))
+
+
+def test_the_order_lists_every_file():
+    listed = [f"zoopt_nas.{name}" for name in ORDER]
+    assert sorted(listed) == sorted(name_of(path) for path in FILES if "cli" not in path.parts)
+
+
+@pytest.mark.parametrize("position", range(len(ORDER)), ids=lambda position: ORDER[position])
+def test_a_file_imports_only_from_files_above_it(position):
+    path = ROOT / "zoopt_nas" / (ORDER[position].replace(".", "/") + ".py")
+    used = {module_of(name) for name in imports_of(path)} - {None}
+    assert used <= set(ORDER[:position])
+
+
+def test_the_check_of_the_order_can_fail():
+    assert module_of("zoopt_nas.nas.data.load_dataset") == "nas.data"
+    assert module_of("zoopt_nas.solvers.base.Solver") == "solvers.base"
+    assert module_of("zoopt_nas.SOLVERS") == "__init__"
+    assert module_of("zoopt_nas.sampling") == "sampling"
+    assert module_of("zoopt_nas.nas.plots") == "nas.plots"
+    assert module_of("torch.nn") is None
+
+
+def test_who_imports_what():
+    importers = {
+        what: {name_of(path) for path in FILES if mentions(path, what)}
+        for what in ("zoopt_nas_cli", "matplotlib", "sklearn", "torchvision", "typer", "rich")
+    }
+    assert importers["zoopt_nas_cli"] == set()  # inside cli/ imports are relative
+    assert importers["matplotlib"] <= {"zoopt_nas.nas.plots"}
+    assert importers["sklearn"] == importers["torchvision"] == {"zoopt_nas.nas.datasets"}
+    assert all(name.startswith("cli.") for name in importers["typer"] | importers["rich"])
+    assert importers["rich"] == {"cli.console"}
+    for path in CORE:
+        assert not mentions(path, "torch.nn"), path
+        assert not mentions(path, "zoopt_nas.nas"), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_habits_of_a_file(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400
+    assert not {"utils", "helpers", "common", "misc"} & {path.stem, *path.stem.split("_")}
+    assert ".cuda(" not in text
+    tree = ast.parse(text)
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = {ast.unparse(function) for function in calls}
+    if name_of(path) != "cli.console":
+        assert "print" not in names
+        assert not any(name.startswith(("sys.stdout", "sys.stderr")) for name in names)
+    # No default random numbers: generators are passed in (seeded_init gives the global one back).
+    assert not {"np.random.seed", "torch.manual_seed", "random.seed"} & names
+    if name_of(path) != "cli.main":
+        assert "sys.argv" not in text
+    # Nothing happens at import: top-level statements draw nothing and read no environment.
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            code = ast.unparse(node)
+            drawn = ("random.", "default_rng(", "Generator(", "environ", "getenv", "manual_seed")
+            calls_made = [
+                ast.unparse(n.func) + "(" for n in ast.walk(node) if isinstance(n, ast.Call)
+            ]
+            assert not any(word in call for call in calls_made for word in drawn), code
+
+
+def test_a_name_is_the_file_the_key_and_the_label():
+    for name in SOLVERS:
+        assert SOLVERS[name].name == name
+        assert SOLVERS[name].__module__ == f"zoopt_nas.solvers.{name}"
+        assert (ROOT / "zoopt_nas" / "solvers" / f"{name}.py").is_file()
+
+
+def test_a_command_is_a_file():
+    text = (ROOT / "cli" / "main.py").read_text()
+    for command, file in (
+        ("search", "search"),
+        ("train", "train"),
+        ("show", "show"),
+        ("list", "tables"),
+    ):
+        assert f'app.command("{command}")({file}.' in text
+        assert (ROOT / "cli" / f"{file}.py").is_file()
