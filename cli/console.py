@@ -57,7 +57,7 @@ def report(error: Exception) -> int:
     if isinstance(error, ZooptNasError):
         return fail(str(error))
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("zoopt_nas"):
-        return fail(f'this needs {error.name}: pip install "zoopt-nas[nas]"')
+        return fail(f"this needs {error.name}: pip install 'zoopt-nas[nas]'")
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return fail(f"{error.strerror or error}{where}", 1)

@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,26 @@ def setting(cls: type[RunConfig], name: str, help_text: str, panel: str, **more:
 
 def _shown(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _common(name: str, help_text: str, panel: str) -> Any:
+    return setting(RunConfig, name, help_text, panel)
+
+
+# The options that search and train have alike.
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(help="TOML file with settings; options override it.", rich_help_panel=WHAT),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")]
+Seed = Annotated[int | None, _common("seed", "Seeds everything.", WHAT)]
+LearningRate = Annotated[float | None, _common("lr", "Learning rate at the start.", WEIGHTS)]
+WeightDecay = Annotated[float | None, _common("weight_decay", "Weight decay.", WEIGHTS)]
+DataDir = Annotated[str | None, _common("data_dir", "Folder of the data sets' files.", DATA)]
+Download = Annotated[bool | None, _common("download", "Fetch missing files into it.", DATA)]
+NTrain = Annotated[int | None, _common("n_train", "Use only so many training images.", DATA)]
+ImageSize = Annotated[int | None, _common("image_size", "Resize images to this side.", DATA)]
+Device = Annotated[str | None, _common("device", "auto, cpu, cuda, mps.", MACHINE)]
 
 
 def given(ctx: typer.Context, cls: type[RunConfig]) -> dict[str, Any]:

@@ -14,11 +14,20 @@ from . import console
 from .options import (
     ALPHA,
     DATA,
-    MACHINE,
     RUN,
     SUPERNET,
     WEIGHTS,
     WHAT,
+    ConfigFile,
+    DataDir,
+    Device,
+    Download,
+    ImageSize,
+    Json,
+    LearningRate,
+    NTrain,
+    Seed,
+    WeightDecay,
     dated,
     given,
     parse_pairs,
@@ -42,11 +51,8 @@ def search(
     algo: Annotated[
         str | None, _field("algo", "Method: rs, mgs, gld, darts1, darts2, ...", WHAT)
     ] = None,
-    seed: Annotated[int | None, _field("seed", "Seeds everything.", WHAT)] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TOML file with settings; options override it.", rich_help_panel=WHAT),
-    ] = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
@@ -59,17 +65,15 @@ def search(
         Path | None,
         typer.Option(help="Go on with this run; needs no other option.", rich_help_panel=RUN),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON only.", rich_help_panel=RUN)
-    ] = False,
+    json: Json = False,
     init_channels: Annotated[
         int | None, _field("init_channels", "Width of the first cell.", SUPERNET)
     ] = None,
     n_cells: Annotated[int | None, _field("n_cells", "Number of cells.", SUPERNET)] = None,
     epochs: Annotated[int | None, _field("epochs", "Epochs.", WEIGHTS)] = None,
     batch_size: Annotated[int | None, _field("batch_size", "Images in a batch.", WEIGHTS)] = None,
-    lr: Annotated[float | None, _field("lr", "Learning rate at the start.", WEIGHTS)] = None,
-    weight_decay: Annotated[float | None, _field("weight_decay", "Weight decay.", WEIGHTS)] = None,
+    lr: LearningRate = None,
+    weight_decay: WeightDecay = None,
     warmup_epochs: Annotated[
         int | None,
         typer.Option(
@@ -106,19 +110,14 @@ def search(
     alpha_lr: Annotated[
         float | None, _field("alpha_lr", "Adam's learning rate in darts1 and darts2.", ALPHA)
     ] = None,
-    data_dir: Annotated[
-        str | None, _field("data_dir", "Folder of the data sets' files.", DATA)
+    cutout: Annotated[
+        int | None, _field("cutout", "Side of the square cut out of images.", DATA)
     ] = None,
-    download: Annotated[
-        bool | None, _field("download", "Fetch missing files into --data-dir.", DATA)
-    ] = None,
-    n_train: Annotated[
-        int | None, _field("n_train", "Use only so many training images.", DATA)
-    ] = None,
-    image_size: Annotated[
-        int | None, _field("image_size", "Resize images to this side.", DATA)
-    ] = None,
-    device: Annotated[str | None, _field("device", "auto, cpu, cuda, mps.", MACHINE)] = None,
+    data_dir: DataDir = None,
+    download: Download = None,
+    n_train: NTrain = None,
+    image_size: ImageSize = None,
+    device: Device = None,
 ) -> None:
     """Search an architecture; without options, MGS on the embedded handwritten digits."""
     from zoopt_nas import nas  # torch takes a second or two to import: not for --help

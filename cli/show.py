@@ -12,6 +12,7 @@ from zoopt_nas.errors import RunError
 from zoopt_nas.nas.config import SearchConfig
 
 from . import console
+from .options import Json
 
 
 def show(
@@ -26,7 +27,7 @@ def show(
         Path | None,
         typer.Option(help="Folder for the pictures.", show_default="RUN/pictures, or pictures"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print as JSON only.")] = False,
+    json: Json = False,
 ) -> None:
     """Print a genotype as a table; draw its cells, and a run's curves and alphas (SVG and PNG)."""
     from zoopt_nas import nas

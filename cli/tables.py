@@ -11,6 +11,7 @@ from zoopt_nas import SOLVERS
 from zoopt_nas.errors import UnknownNameError
 
 from . import console
+from .options import Json
 
 Rows = dict[str, str]
 
@@ -61,7 +62,7 @@ _LISTS: dict[str, Callable[[], Rows]] = {
 
 def list_names(
     what: Annotated[str, typer.Argument(help="solvers, spaces, datasets or methods.")],
-    json: Annotated[bool, typer.Option("--json", help="Print as JSON only.")] = False,
+    json: Json = False,
 ) -> None:
     """List the solvers, spaces, data sets or search methods that there are."""
     if what not in _LISTS:

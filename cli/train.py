@@ -16,11 +16,20 @@ from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from . import console
 from .options import (
     DATA,
-    MACHINE,
     NETWORK,
     RUN,
     WEIGHTS,
     WHAT,
+    ConfigFile,
+    DataDir,
+    Device,
+    Download,
+    ImageSize,
+    Json,
+    LearningRate,
+    NTrain,
+    Seed,
+    WeightDecay,
     dated,
     given,
     read_config_file,
@@ -28,8 +37,9 @@ from .options import (
     setting,
 )
 
-# What a retraining takes over from the search that found its genotype.
-_FROM_SEARCH = ("dataset", "seed", "data_dir", "download", "image_size", "n_train", "device")
+# What a retraining takes over from the search that found its genotype. Not n_train: the network is
+# trained on all training images unless told otherwise.
+_FROM_SEARCH = ("dataset", "seed", "data_dir", "download", "image_size", "device")
 
 
 def _field(name: str, help_text: str, panel: str, **more: Any) -> Any:
@@ -53,11 +63,8 @@ def train(
             show_default="that of the search, or digits",
         ),
     ] = None,
-    seed: Annotated[int | None, _field("seed", "Seeds everything.", WHAT)] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TOML file with settings; options override it.", rich_help_panel=WHAT),
-    ] = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
@@ -70,9 +77,7 @@ def train(
         Path | None,
         typer.Option(help="Go on with this retraining; needs no other.", rich_help_panel=RUN),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON only.", rich_help_panel=RUN)
-    ] = False,
+    json: Json = False,
     init_channels: Annotated[
         int | None, _field("init_channels", "Width of the first cell.", NETWORK)
     ] = None,
@@ -86,27 +91,19 @@ def train(
     ] = None,
     epochs: Annotated[int | None, _field("epochs", "Epochs.", WEIGHTS)] = None,
     batch_size: Annotated[int | None, _field("batch_size", "Images in a batch.", WEIGHTS)] = None,
-    lr: Annotated[float | None, _field("lr", "Learning rate at the start.", WEIGHTS)] = None,
-    weight_decay: Annotated[float | None, _field("weight_decay", "Weight decay.", WEIGHTS)] = None,
+    lr: LearningRate = None,
+    weight_decay: WeightDecay = None,
     label_smoothing: Annotated[
         float | None, _field("label_smoothing", "Label smoothing.", WEIGHTS)
     ] = None,
     cutout: Annotated[
         int | None, _field("cutout", "Side of the square cut out of images.", DATA)
     ] = None,
-    data_dir: Annotated[
-        str | None, _field("data_dir", "Folder of the data sets' files.", DATA)
-    ] = None,
-    download: Annotated[
-        bool | None, _field("download", "Fetch missing files into --data-dir.", DATA)
-    ] = None,
-    n_train: Annotated[
-        int | None, _field("n_train", "Use only so many training images.", DATA)
-    ] = None,
-    image_size: Annotated[
-        int | None, _field("image_size", "Resize images to this side.", DATA)
-    ] = None,
-    device: Annotated[str | None, _field("device", "auto, cpu, cuda, mps.", MACHINE)] = None,
+    data_dir: DataDir = None,
+    download: Download = None,
+    n_train: NTrain = None,
+    image_size: ImageSize = None,
+    device: Device = None,
 ) -> None:
     """Train the network of a genotype on the full training set, and test it once at the end."""
     from zoopt_nas import nas

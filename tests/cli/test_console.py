@@ -126,7 +126,7 @@ def test_an_interruption_says_how_to_go_on():
         (
             ModuleNotFoundError("No module named 'nope'", name="nope"),
             2,
-            'error: this needs nope: pip install "zoopt-nas[nas]"\n',
+            "error: this needs nope: pip install 'zoopt-nas[nas]'\n",
         ),
     ],
 )

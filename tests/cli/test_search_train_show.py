@@ -57,7 +57,7 @@ def test_from_a_search_on_digits_to_pictures(cli, tmp_path, monkeypatch):
     assert result["genotype"] == str(genotype)
     # The data and the seed are those of the search; the rest are a retraining's own defaults.
     config = config_of(tmp_path / "run" / "train")
-    assert (config["dataset"], config["n_train"], config["seed"]) == ("digits", 64, 3)
+    assert (config["dataset"], config["seed"], "n_train" in config) == ("digits", 3, False)
     assert (config["device"], config["epochs"], config["lr_min"]) == ("cpu", 2, 0.0)
     assert not CONTROL.search(trained.out)
 
@@ -99,7 +99,10 @@ def test_show_prints_both_cells_as_tables(cli, tmp_path):
 
 def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
     run = tmp_path / "a run"  # with a space: the commands to go on with are quoted
-    found = cli("search", "--dataset", npz, "--algo", "gld", *SEARCH, "--run-dir", run, "--json")
+    few = ("--n-train", 48)
+    found = cli(
+        "search", "--dataset", npz, *few, "--algo", "gld", *SEARCH, "--run-dir", run, "--json"
+    )
     assert (found.code, found.err) == (0, "")
     assert found.out.count("\n") == 1
     output = json.loads(found.out)
@@ -116,6 +119,9 @@ def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
     assert result == json.loads((folder / "result.json").read_text())
     assert result["genotype"] == str(genotype)
     assert config_of(folder)["dataset"] == str(npz)
+    # The search used a part of the images; the network is trained on all of them.
+    assert config_of(run)["n_train"] == 48
+    assert "n_train" not in config_of(folder)
 
     again = cli("train", "--resume", folder, "--json")
     assert json.loads(again.out) == {"run_dir": str(folder), **result}

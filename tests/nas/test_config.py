@@ -182,8 +182,22 @@ def test_ranges(field: str, value: Any):
 
 
 def test_lr_must_be_positive():
-    with pytest.raises(InvalidValueError, match="lr and grad_clip must be positive"):
-        SearchConfig(lr=0.0, lr_min=0.0)
+    for lr in (0.0, math.inf, math.nan):
+        with pytest.raises(InvalidValueError, match="lr must be positive and finite"):
+            SearchConfig(lr=lr, lr_min=0.0)
+
+
+def test_a_low_lr_takes_the_default_of_lr_min_down_with_it():
+    assert SearchConfig.for_dataset("cifar10", lr=5e-4).lr_min == 5e-4
+    assert SearchConfig.for_dataset("cifar10", lr=0.1).lr_min == 0.001
+    with pytest.raises(InvalidValueError, match="lr_min must lie in"):
+        SearchConfig.for_dataset("cifar10", lr=5e-4, lr_min=0.001)
+
+
+@pytest.mark.parametrize("field", ["dataset", "algo"])
+def test_names_must_be_strings(field: str):
+    with pytest.raises(InvalidValueError, match=rf"{field} must be of type str, got \[\]"):
+        SearchConfig.for_dataset(**{field: []})
 
 
 @pytest.mark.parametrize("field", ["drop_path", "label_smoothing"])

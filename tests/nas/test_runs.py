@@ -210,6 +210,23 @@ def test_cut_drops_later_epochs_of_both_files_and_nothing_else(folder):
     assert (folder.path / METRICS).read_bytes() == b""
 
 
+def test_cut_removes_what_a_kill_in_the_middle_of_a_write_left(folder, monkeypatch):
+    folder.append(METRICS, {"epoch": 0})
+    monkeypatch.setattr(os, "replace", disk_full)
+    monkeypatch.setattr(Path, "unlink", lambda *args, **kwargs: None)  # killed: no clean-up
+    with pytest.raises(OSError, match="No space left"):
+        folder.save_checkpoint(STATE)
+    monkeypatch.undo()
+    assert len(names(folder.path)) == 3
+    folder.cut(1)
+    assert names(folder.path) == ["config.toml", METRICS]
+
+
+def test_the_genotype_of_an_unfinished_retraining_is_the_one_being_trained(tmp_path):
+    folder = RunFolder.create(tmp_path / "train", TrainConfig(genotype="DARTS_V1"))
+    assert folder.genotype() == GENOTYPES["DARTS_V1"]
+
+
 # ------------------------------------------------------------------------ checkpoints
 
 

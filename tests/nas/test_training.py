@@ -70,7 +70,7 @@ def test_make_sgd_takes_the_configs_settings():
 def test_pick_device():
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type in ("cuda", "mps", "cpu")
-    for name in ("nonsense", "cuda:99", ""):
+    for name in ("nonsense", "cuda:99", "meta", ""):
         with pytest.raises(InvalidValueError, match="device must be auto or a device"):
             pick_device(name)
 

@@ -10,6 +10,7 @@ Sources: *paper* is ZARTS (Wang et al., 2022); *released* its published scripts;
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 from dataclasses import dataclass, field
@@ -115,12 +116,13 @@ class RunConfig:
         for name in self._non_negative:
             if not getattr(self, name) >= 0:
                 raise InvalidValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not (0 < self.lr < math.inf and self.grad_clip > 0):
+            raise InvalidValueError(
+                "lr must be positive and finite, and grad_clip positive, "
+                f"got {self.lr} and {self.grad_clip}"
+            )
         if not 0 <= self.lr_min <= self.lr:
             raise InvalidValueError(f"lr_min must lie in [0, lr], got {self.lr_min}")
-        if not (self.lr > 0 and self.grad_clip > 0):
-            raise InvalidValueError(
-                f"lr and grad_clip must be positive, got {self.lr} and {self.grad_clip}"
-            )
         for name, choices in self._choices.items():
             if getattr(self, name) not in choices:
                 raise UnknownNameError(name, getattr(self, name), choices)
@@ -257,8 +259,11 @@ class SearchConfig(RunConfig):
     @classmethod
     def for_dataset(cls, dataset: str = "digits", algo: str = "mgs", **overrides: Any) -> Self:
         """The defaults for a data set and a method, with some of them overridden."""
+        dataset, algo = _typed("dataset", dataset, str), _typed("algo", algo, str)
         fields = {"algo": algo, **cls.defaults_for(dataset)}
         fields |= _known_fields(cls, overrides)
+        lr = _typed("lr", fields.get("lr", cls.lr), float)
+        fields.setdefault("lr_min", min(cls.lr_min, lr))
         epochs = _typed("epochs", fields.get("epochs", cls.epochs), int)
         fields.setdefault("warmup_epochs", 0 if algo in GRADIENT_ALGOS else epochs // 5)
         own = _typed("solver", fields.get("solver", {}), dict)

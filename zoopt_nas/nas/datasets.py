@@ -89,7 +89,7 @@ def _load_digits(data_dir: Path, split: Split, download: bool) -> Loaded:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingDependencyError(
-            'dataset digits needs scikit-learn: pip install "zoopt-nas[nas]"'
+            "dataset digits needs scikit-learn: pip install 'zoopt-nas[nas]'"
         ) from error
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]

@@ -37,6 +37,7 @@ from zoopt_nas.nas.config import RunConfig, TrainConfig
 from zoopt_nas.nas.genotype import Genotype
 
 CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
+_TEMPORARY = "-temporary-"  # in the names of files that are not complete yet
 METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"
 
@@ -157,7 +158,12 @@ class RunFolder:
         return rows
 
     def cut(self, epoch: int) -> None:
-        """Drops the rows of ``epoch`` and later: a resumed run writes them again."""
+        """Drops the rows of ``epoch`` and later, which a resumed run writes again.
+
+        Also removes the temporary files that a kill in the middle of a write leaves behind.
+        """
+        for leftover in self.path.glob(f".*{_TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
         for name in (METRICS, ARCHITECTURES):
             if (self.path / name).is_file():
                 rows = [row for row in self.rows(name) if row["epoch"] < epoch]
@@ -227,7 +233,7 @@ class RunFolder:
     @contextmanager
     def _replacing(self, name: str) -> Iterator[BinaryIO]:
         """A temporary file beside ``name`` that takes its place if and only if all went well."""
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=self.path)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}{_TEMPORARY}", dir=self.path)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.errors import DivergedError, InvalidValueError
 from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.darts import GradientUpdater
@@ -206,6 +207,8 @@ class Search(EpochLoop):
         val = evaluate(
             lambda images: self.supernet(images, alpha), self._val_batches(), self.device
         )
+        if not math.isfinite(val.loss):
+            raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
         genotype = self.genotype
         row = {
             "val_loss": val.loss,

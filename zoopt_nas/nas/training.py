@@ -47,7 +47,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" makes tensors, but they hold nothing
     except (RuntimeError, AssertionError) as error:
         raise InvalidValueError(
             f"device must be auto or a device that this machine has, got {name}"
