@@ -24,7 +24,7 @@ demo: setup
 	@echo "run folder: $(RUN), pictures: $(RUN)/pictures"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: setup
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from zoopt_nas.errors import RunInterrupted, ZooptNasError
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
 
+_WIDE = 1000
 USAGE_ERROR = 2  # a wrong name, path or value
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
@@ -40,7 +41,9 @@ def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]])
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    # Piped, a row is a line however long it is; on a terminal, it wraps.
+    console = out if out.is_terminal else Console(width=_WIDE, highlight=False, emoji=False)
+    console.print(table)
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:

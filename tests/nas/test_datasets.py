@@ -254,7 +254,7 @@ def test_digits(tmp_path):
 
 def test_digits_without_scikit_learn(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "zoopt-nas\[nas\]"'):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'zoopt-nas\[nas\]'"):
         load("digits", tmp_path)
 
 
