@@ -13,7 +13,8 @@ from zoopt_nas.solvers import SOLVERS
 ROOT = Path(__file__).parent.parent
 # Each file imports only from files above it.
 ORDER = [
-    *("errors", "registry", "_checks", "_arrays", "sampling", "objective", "problems"),
+    *("errors", "registry", "_checks", "_arrays", "sampling", "bounds", "parallel"),
+    *("objective", "problems"),
     *("solvers.base", "solvers.gld", "solvers.mgs", "solvers.rs", "solvers.__init__"),
     *("checkpoint", "_minimize", "diagnostics", "__init__", "testing"),
     *("nas.config", "nas.operations", "nas.genotype", "nas.spaces", "nas.skeleton"),

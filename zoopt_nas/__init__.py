@@ -5,6 +5,7 @@
 """
 
 from zoopt_nas._minimize import Status, minimize
+from zoopt_nas.bounds import Box
 from zoopt_nas.checkpoint import load_state, save_state
 from zoopt_nas.errors import (
     DataError,
@@ -23,6 +24,7 @@ __all__ = [
     "MGS",
     "RS",
     "SOLVERS",
+    "Box",
     "DataError",
     "InvalidValueError",
     "MissingDependencyError",

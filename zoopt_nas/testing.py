@@ -23,8 +23,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zoopt_nas import SOLVERS, Solver, SolverState, load_state, minimize, save_state
+from zoopt_nas import SOLVERS, Box, Solver, SolverState, load_state, minimize, save_state
 from zoopt_nas._arrays import import_torch, is_torch_array, to_numpy
+from zoopt_nas.bounds import BOUND_METHODS
 
 # The fixtures below are immutable, so sharing them between the examples of one test is safe.
 conformance_settings = settings(
@@ -267,6 +268,30 @@ class SolverConformance:
         result = minimize(fun, backend.start(dim, seed), solver, maxfev=maxfev, rng=seed)
         assert calls == maxfev
         assert result.nfev == maxfev
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds, method=st.sampled_from(BOUND_METHODS))
+    def test_bounds_hold_at_every_point(
+        self, solver: Solver, backend: Backend, dim: int, seed: int, method: str
+    ) -> None:
+        seen = []
+
+        def fun(x: Any) -> float:
+            seen.append(np.asarray(to_numpy(x), dtype=np.float64))
+            return float(seen[-1].sum())
+
+        box = Box(-0.1, [None, 0.1] * (dim // 2) + [0.0] * (dim % 2), method)
+        x0 = backend.array(np.zeros(dim))
+        result = minimize(fun, x0, solver, bounds=box, maxfev=30, rng=seed)
+        seen.append(np.asarray(to_numpy(result.x_iterate), dtype=np.float64))
+        assert all(np.all((box.lower <= x) & (x <= box.upper)) for x in seen)
+
+    def test_antithetic_rows_are_pairs(self, solver: Solver, backend: Backend) -> None:
+        if not solver.antithetic:
+            pytest.skip("the solver does not draw pairs")
+        state = solver.init(backend.array(np.ones(3)), rng=0)
+        rows = np.asarray(to_numpy(solver.ask(state)), dtype=np.float64)
+        np.testing.assert_allclose((rows[::2] + rows[1::2]) / 2, 1.0, rtol=1e-6)
 
     def test_minimize_improves_the_sphere(self, solver: Solver, backend: Backend) -> None:
         x0 = backend.array([1.0, -2.0])

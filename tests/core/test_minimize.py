@@ -1,6 +1,7 @@
 """minimize: budget, target, callback, failures, errors, and what the result says."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -88,6 +89,18 @@ def test_maxiter_alone_limits_the_iterations(method):
     assert (both.nit, both.nfev, both.fun) == (7, result.nfev, result.fun)
     first = minimize(BOWL, [1.0, -2.0], method, maxiter=7, maxfev=3, rng=0)
     assert (first.nfev, first.status) == (3, Status.MAXFEV)
+
+
+def test_maxtime_ends_the_run_after_an_iteration():
+    start = time.monotonic()
+    result = minimize(lambda x: time.sleep(0.01) or 1.0, [1.0, -2.0], GLD(), maxtime=0.2, rng=0)
+    assert 0.2 <= time.monotonic() - start < 5
+    assert result.status == Status.MAXTIME
+    assert result.message == "The maximum time was used."
+    assert result.success
+    assert result.nfev % (len(GLD().radii(2)) + 1) == 0
+    first = minimize(BOWL, [1.0, -2.0], maxtime=60.0, maxiter=3)
+    assert first.status == Status.MAXITER
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -233,6 +246,7 @@ def test_options_are_fields_of_the_solver():
         ),
         ({"maxfev": 0}, InvalidValueError, "maxfev must be a positive integer, got 0"),
         ({"maxiter": 0}, InvalidValueError, "maxiter must be a positive integer, got 0"),
+        ({"maxtime": 0}, InvalidValueError, "maxtime must be a positive finite number, got 0"),
         ({"callback": 3}, InvalidValueError, "callback must be callable, got 3"),
         ({"fun": None}, InvalidValueError, "fun must be callable, got None"),
     ],
@@ -256,7 +270,7 @@ def test_torch_in_torch_out(method):
 
 
 def test_a_status_has_a_message_each():
-    assert len({status.message for status in Status}) == len(Status) == 5
+    assert len({status.message for status in Status}) == len(Status) == 6
 
 
 # Enough for each solver to show that it works, with a learning rate that suits the curvature.

@@ -130,6 +130,11 @@ class Solver(ABC):
     evaluates_iterate: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def antithetic(self) -> bool:
+        """Whether rows 2k and 2k + 1 of each batch are x + d and x - d, whose difference counts."""
+        return False
+
     def init(self, x0: Any, *, rng: Any = None) -> SolverState:
         """Starts a run at ``x0``.
 

@@ -64,6 +64,10 @@ class RS(Solver):
         check_choice("direction", self.direction, DIRECTIONS)
         check_bool("orthogonal", self.orthogonal)
 
+    @property
+    def antithetic(self) -> bool:
+        return self.estimator != "one_point"
+
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         xp = array_namespace(state.x)
         steps = self.smoothing * self._draw(state)
@@ -84,7 +88,9 @@ class RS(Solver):
         xp = array_namespace(state.x)
         phi = state.x.shape[0] if self.direction == "sphere" else 1
         # The directions are read back from the candidates: these are the points at which the
-        # objective was in fact evaluated, after rounding and after any repair by the caller.
+        # objective was in fact evaluated, after rounding and after any repair by the caller. The
+        # slope is over 2μ however short a repair made a pair: on a linear objective the estimate is
+        # then Σ d dᵀ g, which never points uphill, and nothing is divided by a vanishing length.
         if self.estimator == "one_point":
             directions = (candidates - state.x) / self.smoothing
             slopes = phi / self.smoothing * values  # Eq. 4
