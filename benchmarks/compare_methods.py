@@ -29,7 +29,7 @@ TRAIN = (
 
 
 def command(*arguments: str) -> None:
-    """Runs one ``zoopt-nas`` command with one thread; its lines go to a log beside the run."""
+    """Runs one ``zoopt-nas`` command with one thread; what it prints is shown only if it fails."""
     print("zoopt-nas", shlex.join(arguments), flush=True)
     run = subprocess.run(
         [sys.executable, "-c", "from zoopt_nas_cli.main import main; main()", *arguments],
@@ -57,9 +57,12 @@ def search_and_train(dataset: str, out: Path, space: str, algo: str, seed: int, 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     genotype = json.loads((run / "genotype.json").read_text())
     result = json.loads((train / "result.json").read_text())
-    short = " ".join(
-        f"{name.replace('_connect', '').replace('_conv', '').replace('x3', '')}@{source}"
-        for name, source in genotype["normal"]
+    cells = " | ".join(
+        " ".join(
+            f"{name.replace('_connect', '').replace('_conv_3x3', '')}@{source}"
+            for name, source in genotype[kind]
+        )
+        for kind in ("normal", "reduce")
     )
     return {
         "space": space,
@@ -72,21 +75,21 @@ def search_and_train(dataset: str, out: Path, space: str, algo: str, seed: int, 
         "evaluations": rows[-1]["evaluations"],
         "seconds": sum(row["seconds"] for row in rows),
         "train_seconds": result["seconds"],
-        "normal": short,
+        "cells": cells,
     }
 
 
 def print_table(results: list[dict]) -> None:
-    """Markdown: one row for each search, then the mean of each method over seeds and spaces."""
+    """Markdown: a row for each search, the mean of each method, and the cells that were found."""
     print(
         "\n| space | method | seed | skips of 8 | supernet val. acc. | test acc. | parameters "
-        "| evaluations | search s | retrain s | normal cell |\n" + "|---" * 11 + "|"
+        "| evaluations | search s | retrain s |\n" + "|---" * 10 + "|"
     )
     for r in results:
         print(
             f"| {r['space']} | {r['algo']} | {r['seed']} | {r['skips']} | {r['supernet']:.1%} "
             f"| {r['test']:.1%} | {r['parameters']:,} | {r['evaluations']} | {r['seconds']:.0f} "
-            f"| {r['train_seconds']:.0f} | {r['normal']} |"
+            f"| {r['train_seconds']:.0f} |"
         )
     print(
         "\n| method | n | skips | test acc., mean (min - max) | search s |\n|---|---|---|---|---|"
@@ -99,6 +102,10 @@ def print_table(results: list[dict]) -> None:
             f"| {statistics.mean(test):.1%} ({min(test):.1%} - {max(test):.1%}) "
             f"| {statistics.mean(r['seconds'] for r in own):.0f} |"
         )
+
+    print()
+    for r in results:
+        print(f"{r['space']} {r['algo']} {r['seed']}: {r['cells']}")
 
 
 def main() -> None:
