@@ -1,0 +1,129 @@
+"""Tiny float64 searches, for the tests of the bilevel objective and of the updates of alpha."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoopt_nas.nas.bilevel import BilevelObjective, Draw
+from zoopt_nas.nas.operations import seed_noise
+from zoopt_nas.nas.spaces import SearchSpace
+from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.training import weight_step
+
+# One intermediate node: the smallest cell that has mixed edges.
+TINY = SearchSpace(
+    "tiny",
+    normal=(("none", "skip_connect", "sep_conv_3x3"),) * 2,
+    reduce=(("avg_pool_3x3", "dil_conv_3x3"), ("skip_connect", "sep_conv_3x3")),
+    n_nodes=1,
+)
+NOISY = SearchSpace(
+    "noisy",
+    normal=(("noise", "sep_conv_3x3"),) * 2,
+    reduce=(("noise", "sep_conv_3x3"),) * 2,
+    n_nodes=1,
+)
+
+
+@dataclass
+class FakeStream:
+    """Random batches; counts how many were taken."""
+
+    seed: int
+    n_images: int = 6
+    n_taken: int = 0
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        self.n_taken += 1
+        n = self.n_images
+        images = torch.randn(n, 1, 6, 6, generator=self.generator, dtype=torch.float64)
+        return images, torch.randint(3, (n,), generator=self.generator)
+
+
+class OnAnotherDevice:
+    """Stands for a tensor of a checkpoint that was loaded onto a GPU: only a copy can be read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def cpu(self) -> Tensor:
+        return self._tensor
+
+
+@dataclass
+class Setup:
+    net: Supernet
+    optimizer: torch.optim.SGD
+    noise: torch.Generator
+
+    def objective(self, *, seed: int = 0, streams: int = 0, **options) -> BilevelObjective:
+        options = {"inner_steps": 3} | options
+        return BilevelObjective(
+            self.net,
+            self.optimizer,
+            FakeStream(streams),
+            FakeStream(streams + 1),
+            seed=seed,
+            **options,
+        )
+
+    def alphas(self, n: int = 3, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(n, self.net.space.dim, generator=generator, dtype=torch.float64)
+
+    def train(self, n_steps: int = 2) -> None:
+        stream = FakeStream(77)
+        for _ in range(n_steps):
+            images, labels = stream.next_batch()
+            loss = F.cross_entropy(self.net(images, self.alphas(1)[0]), labels)
+            weight_step(loss, self.net, self.optimizer, 5.0)
+
+
+def setup(
+    space: SearchSpace = TINY, *, momentum: float = 0.9, trained: bool = True, **sgd
+) -> Setup:
+    torch.manual_seed(0)
+    net = Supernet(space, 3, 2, 3, in_channels=1).double()
+    noise = torch.Generator().manual_seed(123)
+    seed_noise(net, noise)
+    sgd = {"lr": 0.05, "weight_decay": 1e-2} | sgd
+    made = Setup(net, torch.optim.SGD(net.parameters(), momentum=momentum, **sgd), noise)
+    if trained:
+        made.train()
+    return made
+
+
+def build(
+    inner: str = "second", *, space: SearchSpace = TINY, lr: float = 0.5, trained: bool = True
+) -> tuple[BilevelObjective, Tensor]:
+    """An objective on a tiny float64 supernet, with momentum in its optimizer, and an alpha."""
+    torch.manual_seed(0)
+    net = Supernet(space, 3, 4, 2, in_channels=1).double()
+    seed_noise(net, torch.Generator().manual_seed(5))
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    generator = torch.Generator().manual_seed(1)
+    alpha = torch.randn(space.dim, generator=generator, dtype=torch.float64)
+    if trained:
+        images, labels = FakeStream(9, 8).next_batch()
+        for _ in range(3):
+            weight_step(F.cross_entropy(net(images, alpha), labels), net, sgd, 5.0)
+    sgd.param_groups[0]["lr"] = lr
+    return BilevelObjective(
+        net, sgd, FakeStream(0, 8), FakeStream(1, 8), seed=0, inner=inner
+    ), alpha
+
+
+def fixed_draw(objective: BilevelObjective, monkeypatch: pytest.MonkeyPatch) -> Draw:
+    """The draw that every later call of ``objective.draw`` gives."""
+    draw = objective.draw()
+    monkeypatch.setattr(objective, "draw", lambda: draw)
+    return draw
