@@ -4,7 +4,8 @@
 ``init``, ``ask`` and ``tell``; ``zoopt_nas.nas`` (the extra ``nas``) searches architectures.
 """
 
-from zoopt_nas._minimize import Status, minimize
+from zoopt_nas._minimize import minimize
+from zoopt_nas._run import Status
 from zoopt_nas.bounds import Box
 from zoopt_nas.checkpoint import load_state, save_state
 from zoopt_nas.errors import (

@@ -6,6 +6,7 @@ imported here, inside functions, and only for input that is already torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -32,6 +33,8 @@ __all__ = [
     "device",
     "encode_array",
     "encode_generator",
+    "finite_or",
+    "finite_values",
     "import_torch",
     "is_torch_array",
     "to_numpy",
@@ -131,6 +134,36 @@ def value_dtype(like: Array) -> Any:
         return np.dtype(np.float64)
     torch = import_torch()
     return torch.float32 if like.device.type == "mps" else torch.float64
+
+
+def finite_values(name: str, values: object, like: Array, n: int) -> Array:
+    """Returns (n,) objective values beside ``like``, with +inf for each that is not finite.
+
+    Raises:
+        InvalidValueError: ``values`` is not made of ``n`` real numbers.
+    """
+    if (
+        isinstance(values, np.ndarray)
+        and values.dtype == np.float64
+        and values.shape == (n,)
+        and isinstance(like, np.ndarray)
+        and math.isfinite(np.add.reduce(values))  # then each of them is: the common case
+    ):
+        return values
+    values = as_like(name, values, like, (n,), dtype=value_dtype(like))
+    xp = array_namespace(like)
+    return xp.where(xp.isfinite(values), values, xp.inf)
+
+
+def finite_or(x: Array, default: Array) -> Array:
+    """Returns ``x`` if every entry is finite, else ``default``."""
+    if isinstance(x, np.ndarray):
+        # As above: only a sum that is not finite needs a look at each entry.
+        if math.isfinite(np.add.reduce(x)):
+            return x
+        return x if np.all(np.isfinite(x)) else default
+    xp = array_namespace(x)
+    return xp.where(xp.all(xp.isfinite(x)), x, default)  # no wait for the device
 
 
 def to_numpy(value: Any) -> Any:

@@ -1,56 +1,32 @@
-"""`minimize`: the only loop of the core."""
+"""`minimize`: its arguments, their rules and its result; the loop is in `_run`."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoopt_nas._arrays import Array, as_point, copy, encode_generator
-from zoopt_nas._checks import check_positive, check_positive_int
-from zoopt_nas.bounds import FittedBox, as_box
+from zoopt_nas._arrays import Array, as_like, as_point, encode_generator, is_torch_array
+from zoopt_nas._calls import takes_seed
+from zoopt_nas._checks import check_bool, check_positive, check_positive_int
+from zoopt_nas._run import N_ELITES, Limits, Run
+from zoopt_nas.bounds import as_box
 from zoopt_nas.checkpoint import Checkpoint, fingerprint
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.objective import Objective
+from zoopt_nas.progress import ProgressBar
 from zoopt_nas.solvers import Solver, SolverState, make_solver
+from zoopt_nas.solvers.base import Task
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
 # The default of maxfev, per dimension, if no limit is given.
 MAXFEV_PER_DIM = 1000
-
-
-class Status(IntEnum):
-    """Why a run ended. ``Status.MAXFEV.message`` is the sentence for people."""
-
-    TARGET_REACHED = 0
-    MAXFEV = 1
-    MAXITER = 2
-    CALLBACK = 3
-    NO_FINITE_VALUE = 4
-    MAXTIME = 5
-
-    @property
-    def message(self) -> str:
-        """What the status means, in one sentence."""
-        return _MESSAGES[self]
-
-
-_MESSAGES = {
-    Status.TARGET_REACHED: "The target value was reached.",
-    Status.MAXFEV: "The maximum number of function evaluations was used.",
-    Status.MAXITER: "The maximum number of iterations was used.",
-    Status.CALLBACK: "The callback stopped the run.",
-    Status.NO_FINITE_VALUE: "The function returned no finite value.",
-    Status.MAXTIME: "The maximum time was used.",
-}
 
 
 def minimize(
@@ -62,14 +38,20 @@ def minimize(
     maxfev: int | None = None,
     maxiter: int | None = None,
     maxtime: float | None = None,
+    maxstall: int | None = None,
     target: float | None = None,
     rng: Any = None,
     vectorized: bool = False,
     workers: Any = 1,
     timeout: float | None = None,
+    on_error: str | None = None,
+    noisy: bool = False,
+    n_reevaluations: int = 1,
+    warm_start: tuple[Any, Any] | None = None,
     callback: Callable[..., object] | None = None,
     options: Mapping[str, Any] | None = None,
     history: bool = False,
+    progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
 ) -> OptimizeResult:
@@ -84,7 +66,9 @@ def minimize(
     Args:
         fun: takes a point (dim,) and returns a real number; with ``vectorized``, takes points
             (n, dim) and returns (n,). NaN or an infinity says that the evaluation failed. Points
-            come in the namespace, dtype and device of ``x0``.
+            come in the namespace, dtype and device of ``x0``. A function with a parameter
+            ``eval_seed`` gets a seed by it, the same for all points of a batch (common random
+            numbers, under which noise hardly blurs who is better), and counts as noisy.
         x0: the start, (dim,): a floating NumPy array or torch tensor, or anything that becomes a
             float64 NumPy array.
         method: a name from ``SOLVERS`` or a ``Solver``.
@@ -97,6 +81,7 @@ def minimize(
         maxiter: the most iterations (one batch each).
         maxtime: the seconds after which no other iteration starts, so that the last one may end
             later. A resumed run counts those of the part before.
+        maxstall: the evaluations without a better value after which the run ends.
         target: stop as soon as a value at or below it was seen.
         rng: None, a non-negative int, a ``numpy.random.Generator``, or, for torch, a
             ``torch.Generator``. The global generators are never used.
@@ -110,10 +95,21 @@ def minimize(
         timeout: the seconds after which the evaluation of a candidate has failed; the run goes on.
             A number of processes (even 1, then) are stopped and replaced. The calls of an executor
             cannot be: they are given up, but keep their worker busy until they return.
+        on_error: what an exception in ``fun`` does: ``"raise"`` ends the run with it, ``"fail"``
+            makes it a failed evaluation. By default it is raised, but where workers make the calls
+            it fails, unless no call has ever returned.
+        noisy: the value of a point differs from call to call. A tenth of the evaluations is then
+            kept for the end, where the iterate and the four best points are measured anew, each
+            equally often: ``x`` is the best of them, ``fun`` the mean of its new values.
+        n_reevaluations: the calls made at each point, whose mean is its value; more than one says
+            that the function is noisy.
+        warm_start: known points and their values, ((n, dim), (n,)): the run starts from the best of
+            them instead of ``x0``. They cost no evaluation.
         callback: called as ``callback(intermediate_result=...)`` after every iteration, with the
             fields ``x, fun, nfev, nit, x_iterate``; may raise ``StopIteration`` to end the run.
         options: fields of the solver, by name: ``{"max_radius": 0.5}``.
         history: also return the field ``history``, (nfev,): each value in order, +inf where failed.
+        progress: show evaluations, best value and time on stderr while the run goes on.
         checkpoint: a file to save the run in, and to resume it from if the file exists: the same
             call again goes on from there, and ends in the very result of a run that was never
             killed. Limits, target, workers and callback may differ. The file is replaced
@@ -142,14 +138,32 @@ def minimize(
     """
     solver = make_solver(method, options)
     x0 = as_point("x0", x0)
+    known = None if warm_start is None else _known(warm_start, x0)
+    if known is not None:
+        x0 = known[0][int(np.argmin(known[1]))]
     box = None if bounds is None else as_box(bounds).fit(x0)
-    state = solver.init(x0 if box is None else box.start, rng=rng)
     if callback is not None and not callable(callback):
         raise InvalidValueError(f"callback must be callable, got {callback!r}")
-    maxiter = None if maxiter is None else check_positive_int("maxiter", maxiter)
-    maxtime = None if maxtime is None else check_positive("maxtime", maxtime)
-    if maxfev is maxiter is maxtime is None:
+    limits = Limits(
+        maxiter=None if maxiter is None else check_positive_int("maxiter", maxiter),
+        maxtime=None if maxtime is None else check_positive("maxtime", maxtime),
+        maxstall=None if maxstall is None else check_positive_int("maxstall", maxstall),
+    )
+    if maxfev is None and limits == Limits():
         maxfev = MAXFEV_PER_DIM * x0.shape[0]
+    noisy = check_bool("noisy", noisy) or n_reevaluations != 1 or takes_seed(fun)
+    task = Task(dim=x0.shape[0], maxfev=maxfev, bounded=box is not None, noisy=noisy)
+    prepared = solver.prepared(task)
+    start = x0 if box is None else box.start
+    state = prepared.init(start, rng=rng)
+    identity = {
+        "method": solver.name,
+        "options": asdict(solver),
+        "x0": fingerprint(x0),
+        "bounds": "none" if box is None else [box.method, fingerprint(box.lower, box.upper)],
+        "rng": None if rng is None else encode_generator(state.rng),
+        "history": history,
+    }
     objective = Objective(
         fun,
         maxfev=maxfev,
@@ -158,157 +172,69 @@ def minimize(
         history=history,
         workers=workers,
         timeout=timeout,
+        n_reevaluations=n_reevaluations,
+        on_error=on_error,
+        seed=_draw_seed(state) if takes_seed(fun) else 0,
+        n_elites=N_ELITES if noisy else 0,
     )
-    run = _Run(solver, state, objective, box)
+    if known is not None:
+        for point, value in zip(*known, strict=True):
+            objective.know(point, value)
+        prepared.tell(state, start[None, :], [min(known[1])])
+    run = Run(prepared, state, objective, box, noisy)
     if checkpoint is not None:
-        identity = {
-            "method": solver.name,
-            "options": asdict(solver),
-            "x0": fingerprint(x0),
-            "bounds": "none" if box is None else [box.method, fingerprint(box.lower, box.upper)],
-            "rng": None if rng is None else encode_generator(state.rng),
-            "history": history,
-        }
         run.resume(Checkpoint(checkpoint, checkpoint_every, identity))
-    try:
-        status = run.loop(maxiter, maxtime, callback)
-        run.save()
-        run.evaluate_iterate()
-    except BaseException as error:  # also Ctrl-C: hours of evaluations must not be lost
-        with contextlib.suppress(AttributeError):  # an exception class with __slots__
-            error.partial_result = run.intermediate_result()  # type: ignore[attr-defined]
-        error.add_note(
-            f"minimize: raised after {objective.nfev} evaluations; "
-            "the best point so far is in the attribute partial_result"
-        )
-        raise
-    finally:
-        objective.close()
+    return _carried_out(run, limits, callback, progress)
+
+
+def _carried_out(
+    run: Run, limits: Limits, callback: Callable[..., object] | None, progress: bool
+) -> OptimizeResult:
+    """Lets a run go on to its end, and returns its result."""
+    objective = run.objective
+    with ProgressBar(objective.maxfev) if progress else contextlib.nullcontext() as bar:
+
+        def after() -> None:
+            if bar is not None:
+                bar.update(objective.nfev, objective.best_fun)
+            if callback is not None:
+                callback(intermediate_result=run.intermediate_result())
+
+        try:
+            status = run.loop(limits, after if progress or callback is not None else None)
+            run.save()
+            run.finish()
+        except BaseException as error:  # also Ctrl-C: hours of evaluations must not be lost
+            with contextlib.suppress(AttributeError):  # an exception class with __slots__
+                error.partial_result = run.intermediate_result()  # type: ignore[attr-defined]
+            error.add_note(
+                f"minimize: raised after {objective.nfev} evaluations; "
+                "the best point so far is in the attribute partial_result"
+            )
+            raise
+        finally:
+            objective.close()
     return run.result(status)
 
 
-class _Run:
-    """One call of ``minimize``: a solver, where it is, what it minimizes, and in which box."""
+def _known(warm_start: Any, x0: Array) -> tuple[Array, list[float]] | None:
+    """Returns the known points (n, dim) beside ``x0`` whose value is finite, with their values."""
+    try:
+        points, values = warm_start
+        n = len(points)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(
+            f"warm_start must be a pair of points (n, dim) and values (n,), got {warm_start!r}"
+        ) from error
+    points = as_like("the points of warm_start", points, x0, (n, x0.shape[0]))
+    values = as_like("the values of warm_start", values, np.zeros(0), (n,)).tolist()
+    rows = [row for row in range(n) if np.isfinite(values[row])]
+    known = [as_point("a point of warm_start", points[row]) for row in rows]
+    return (known, [values[row] for row in rows]) if rows else None
 
-    def __init__(
-        self, solver: Solver, state: SolverState, objective: Objective, box: FittedBox | None
-    ) -> None:
-        self.solver = solver
-        self.state = state
-        self.objective = objective
-        self.box = box
-        self.fun_iterate = np.nan
-        self.checkpoint: Checkpoint | None = None
-        self.started = time.monotonic()
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Goes on from the checkpoint if there is one, and saves into it from now on."""
-        self.checkpoint = checkpoint
-        saved = checkpoint.load()
-        if saved is not None:
-            self.state, record = saved
-            self.objective.restore(record)
-            self.started -= record["meta"]["seconds"]
-
-    def save(self) -> None:
-        """Saves the run where it is, if it has a checkpoint."""
-        if self.checkpoint is not None:
-            self.checkpoint.save(self.state, self.record())
-
-    def record(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds beside the state of the solver."""
-        record = self.objective.to_dict()
-        record["meta"]["seconds"] = time.monotonic() - self.started
-        return record
-
-    def loop(
-        self,
-        maxiter: int | None,
-        maxtime: float | None,
-        callback: Callable[..., object] | None,
-    ) -> Status:
-        """Iterates until something ends the run, and says what."""
-        objective = self.objective
-        # A solver that never evaluates its iterate keeps one evaluation back for the last one.
-        reserve = 0 if self.solver.evaluates_iterate else 1
-        while True:
-            if objective.reached_target:  # in this batch, or before the run was resumed
-                return Status.TARGET_REACHED
-            if maxiter is not None and self.state.n_steps >= maxiter:
-                return Status.MAXITER
-            if objective.maxfev is not None and objective.nfev + reserve >= objective.maxfev:
-                return Status.MAXFEV
-            if maxtime is not None and time.monotonic() - self.started >= maxtime:
-                return Status.MAXTIME
-            asked = self.solver.ask(self.state)
-            points = self.points(asked)
-            values = objective.evaluate(points, reserve=reserve)
-            if objective.reached_target:
-                continue
-            self.tell(asked, points, values)
-            if callback is not None:
-                try:
-                    callback(intermediate_result=self.intermediate_result())
-                except StopIteration:
-                    return Status.CALLBACK
-            if self.checkpoint is not None:
-                self.checkpoint.save_if_due(self.state, self.record)
-
-    @property
-    def iterate(self) -> Array:
-        """Where the solver is, as a point of the function."""
-        return self.state.x if self.box is None else self.box.inside(self.state.x)
-
-    def points(self, asked: Array) -> Array:
-        """Returns the points to evaluate for a batch of the solver."""
-        if self.box is None:
-            return asked
-        return self.box.inside(asked, antithetic=self.solver.antithetic)
-
-    def tell(self, asked: Array, points: Array, values: np.ndarray) -> None:
-        """Moves the solver, and its iterate back into the box."""
-        if self.box is None or not self.box.repairs:
-            self.solver.tell(self.state, asked, values)
-        else:
-            self.solver.tell(self.state, points, values)
-            self.state.x = self.box.project(self.state.x)
-
-    def evaluate_iterate(self) -> None:
-        """Finds the value of the final iterate, by the evaluation kept back where it takes one."""
-        if self.solver.evaluates_iterate:
-            self.fun_iterate = float(self.state.memory.get("value", np.nan))
-        elif not self.objective.reached_target:
-            self.fun_iterate = float(self.objective.evaluate(self.iterate[None, :])[0])
-
-    def intermediate_result(self) -> OptimizeResult:
-        """Returns the result so far, as the callback sees it."""
-        from scipy.optimize import OptimizeResult  # slow to load: not at import
-
-        best = self.objective.best_x
-        return OptimizeResult(
-            x=copy(self.iterate if best is None else best),
-            fun=self.objective.best_fun,
-            nfev=self.objective.nfev,
-            nit=self.state.n_steps,
-            x_iterate=copy(self.iterate),
-        )
-
-    def result(self, status: Status) -> OptimizeResult:
-        """Returns the final result of a run that ended with ``status``."""
-        objective = self.objective
-        found_any = objective.best_x is not None
-        if objective.reached_target:  # perhaps only by the evaluation of the final iterate
-            status = Status.TARGET_REACHED
-        elif not found_any:
-            status = Status.NO_FINITE_VALUE
-        result = self.intermediate_result()
-        result.update(
-            success=objective.reached_target if objective.target is not None else found_any,
-            status=status,
-            message=status.message,
-            fun_iterate=self.fun_iterate,
-            n_failed=objective.n_failed,
-        )
-        if objective.history is not None:
-            result["history"] = np.array(objective.history)
-        return result
+def _draw_seed(state: SolverState) -> int:
+    """Draws the seed of the seeds that ``eval_seed`` gets."""
+    if is_torch_array(state.x):
+        return int(state.rng.initial_seed() % 2**63)
+    return int(state.rng.integers(2**63 - 1))

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from zoopt_nas._arrays import Array, copy, decode_array, encode_array, to_numpy
-from zoopt_nas._checks import check_positive_int
+from zoopt_nas._arrays import Array, copy, decode_array, encode_array
+from zoopt_nas._calls import Call, Job, Raised, as_float, as_values, takes_seed
+from zoopt_nas._checks import check_choice, check_positive_int
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.parallel import Workers, make_workers
+from zoopt_nas.parallel import make_workers
+
+ON_ERROR = ("raise", "fail")
+
+
+class _Means:
+    """The mean of the finite values of each of ``n`` points."""
+
+    def __init__(self, n: int) -> None:
+        self._totals = [0.0] * n
+        self._counts = [0] * n
+
+    def add(self, row: int, value: float) -> None:
+        if math.isfinite(value):
+            self._totals[row] += value
+            self._counts[row] += 1
+
+    def values(self) -> np.ndarray:
+        """Returns (n,) float64, +inf where no value was finite."""
+        means = [
+            total / count if count else math.inf
+            for total, count in zip(self._totals, self._counts, strict=True)
+        ]
+        return np.array(means, dtype=np.float64)
 
 
 class Objective:
@@ -18,7 +43,8 @@ class Objective:
 
     Args:
         fun: takes a point (dim,) and returns a real number; with ``vectorized`` takes points
-            (n, dim) and returns (n,) of them. It gets a copy of the points.
+            (n, dim) and returns (n,) of them. It gets a copy of the points, and, if it has a
+            parameter ``eval_seed``, the seed of its randomness.
         maxfev: the most evaluations ever made; None is no limit.
         target: evaluation stops once a value is this or less; None is never.
         vectorized: see ``fun``. A batch is then evaluated in full whatever the target.
@@ -26,22 +52,30 @@ class Objective:
         workers: who makes the calls of a batch, see ``make_workers``. With more than one, a batch
             is evaluated in full whatever the target.
         timeout: the seconds after which a call has failed.
+        n_reevaluations: the calls made at each point; its value is the mean of those that did not
+            fail.
+        on_error: what an exception does: ``"raise"``, or ``"fail"``, where it costs the candidate.
+            None: it fails where workers make the calls, but if no call has ever returned, as where
+            ``fun`` has a mistake, is raised at the end of the batch.
+        seed: of the seeds that ``eval_seed`` gets. All points of a batch get the same.
+        n_elites: how many of the best points to remember, for `measure`.
 
     Attributes:
         nfev: evaluations made so far.
-        n_failed: those of them whose value was NaN or infinite (of either sign).
+        n_failed: those of them whose value was NaN or infinite (of either sign), or that raised.
         best_x: (dim,), the point of the least finite value so far, or None.
         best_fun: that value, or +inf.
+        elites: the best points so far with their values, best first.
         history: the values in order, +inf where failed, if asked for; else None.
+        last_error: the last exception that cost a candidate, or None.
 
     Raises:
-        InvalidValueError: ``fun`` is not callable, ``maxfev`` no positive integer, ``target`` no
-            number, or ``workers`` or ``timeout`` break a rule.
+        InvalidValueError: ``fun`` is not callable, or another argument breaks a rule.
     """
 
     def __init__(
         self,
-        fun: Callable[[Any], Any],
+        fun: Callable[..., Any],
         *,
         maxfev: int | None = None,
         target: float | None = None,
@@ -49,31 +83,57 @@ class Objective:
         history: bool = False,
         workers: Any = 1,
         timeout: float | None = None,
+        n_reevaluations: int = 1,
+        on_error: str | None = None,
+        seed: int = 0,
+        n_elites: int = 0,
     ) -> None:
         if not callable(fun):
             raise InvalidValueError(f"fun must be callable, got {fun!r}")
-        self._fun = fun
-        self._vectorized = vectorized
         self._workers = make_workers(workers, timeout)
         if vectorized and self._workers is not None:
             raise InvalidValueError(
                 "vectorized must be False with workers or a timeout, which are for single calls, "
                 f"got {vectorized!r}"
             )
+        self._always_catches = on_error == "fail"
+        if on_error is None:
+            on_error = "raise" if self._workers is None else "fail"
+        self._catches = check_choice("on_error", on_error, ON_ERROR) == "fail"
+        self._has_returned = False
+        self._fun = fun
+        self._call = Call(fun, self._catches)
+        self._vectorized = vectorized
+        self._n_reevaluations = check_positive_int("n_reevaluations", n_reevaluations)
+        self._seed = seed if takes_seed(fun) else None
+        self._n_batches = 0
         self.maxfev = None if maxfev is None else check_positive_int("maxfev", maxfev)
-        self.target = None if target is None else _as_float("target", target)
-        if self.target is not None and np.isnan(self.target):
+        self.target = None if target is None else as_float("target", target)
+        if self.target is not None and math.isnan(self.target):
             raise InvalidValueError("target must be a number, got nan")
         self.nfev = 0
         self.n_failed = 0
         self.best_x: Array | None = None
-        self.best_fun = np.inf
+        self.best_fun = math.inf
+        self._n_elites = n_elites
+        self.elites: list[tuple[float, Array]] = []
         self.history: list[float] | None = [] if history else None
+        self.last_error: Exception | None = None
 
     @property
     def reached_target(self) -> bool:
         """Whether a value at or below the target was seen."""
         return self.target is not None and self.best_fun <= self.target
+
+    def know(self, point: Array, value: float) -> None:
+        """Takes a known value into account, at no cost."""
+        if value < self.best_fun:
+            self.best_fun = value
+            self.best_x = copy(point)
+        if self._n_elites and math.isfinite(value):
+            self.elites.append((value, copy(point)))
+            self.elites.sort(key=lambda elite: elite[0])
+            del self.elites[self._n_elites :]
 
     def evaluate(self, points: Array, *, reserve: int = 0) -> np.ndarray:
         """Evaluates the first rows of ``points``, as many as the budget allows.
@@ -88,25 +148,30 @@ class Objective:
 
         Raises:
             InvalidValueError: ``fun`` returned no real number, or not one for each row.
-            Exception: whatever ``fun`` raises.
+            Exception: what ``fun`` raises, see ``on_error``.
         """
-        n = points.shape[0]
-        if self.maxfev is not None:
-            n = max(0, min(n, self.maxfev - reserve - self.nfev))
-        values = np.full(points.shape[0], np.inf)
-        if self._vectorized:
-            if n > 0:
-                values[:n] = self._record(points[:n], self._call_batch(points[:n]))
-            return values
-        if self._workers is not None:
-            self._evaluate_side_by_side(self._workers, points[:n], values)
-            return values
-        for row in range(n):
-            if self.reached_target:
-                break
-            point = points[row : row + 1]
-            values[row] = self._record(point, self._call_one(point))[0]
+        is_plain = self._workers is None and not self._vectorized and not self._catches
+        if is_plain and self._n_reevaluations == 1 and self._seed is None:
+            return self._evaluate_plainly(points, reserve)
+        means = _Means(points.shape[0])
+        try:
+            self._call_all(points, self._n_reevaluations, means, reserve=reserve)
+        finally:  # also if a call raised: those that have returned were paid for
+            values = means.values()
+            for row in np.argsort(values)[: max(1, self._n_elites)].tolist():
+                self.know(points[row], float(values[row]))
         return values
+
+    def measure(self, points: Array, n_calls: int) -> np.ndarray:
+        """Returns the mean of ``n_calls`` fresh values of each point, and remembers no point.
+
+        Every point gets the same seeds. The number of calls is cut to what the budget allows.
+        """
+        if self.maxfev is not None:
+            n_calls = min(n_calls, (self.maxfev - self.nfev) // points.shape[0])
+        means = _Means(points.shape[0])
+        self._call_all(points, max(1, n_calls), means, stops=False)
+        return means.values()
 
     def close(self) -> None:
         """Ends the processes that were started for the evaluations, if any."""
@@ -115,11 +180,21 @@ class Objective:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what was counted and found: ``{"arrays": NumPy arrays, "meta": JSON-able}``."""
-        counts = {"nfev": self.nfev, "n_failed": self.n_failed, "best_fun": self.best_fun}
-        meta: dict[str, Any] = {**counts, "best_x": None}
+        meta: dict[str, Any] = {
+            "nfev": self.nfev,
+            "n_failed": self.n_failed,
+            "n_batches": self._n_batches,
+            "seed": self._seed,
+            "best_fun": self.best_fun,
+            "best_x": None,
+            "elites": [],
+        }
         arrays: dict[str, np.ndarray] = {}
         if self.best_x is not None:
             arrays["best_x"], meta["best_x"] = encode_array(self.best_x)
+        for k, (value, x) in enumerate(self.elites):
+            arrays[f"elite_{k}"], spec = encode_array(x)
+            meta["elites"].append([value, spec])
         if self.history is not None:
             arrays["history"] = np.array(self.history, dtype=np.float64)
         return {"arrays": arrays, "meta": meta}
@@ -132,62 +207,124 @@ class Objective:
         """
         arrays, meta = data["arrays"], data["meta"]
         self.nfev, self.n_failed = meta["nfev"], meta["n_failed"]
+        self._n_batches, self._seed = meta["n_batches"], meta["seed"]
         self.best_fun = meta["best_fun"]
         if meta["best_x"] is not None:
             self.best_x = decode_array(arrays["best_x"], meta["best_x"])
+        self.elites = [
+            (value, decode_array(arrays[f"elite_{k}"], spec))
+            for k, (value, spec) in enumerate(meta["elites"])
+        ]
         if self.history is not None:
             self.history = arrays["history"].tolist()
 
-    def _evaluate_side_by_side(self, workers: Workers, points: Array, values: np.ndarray) -> None:
-        """Writes the values of ``points`` into the first entries of ``values``."""
-        rows = [copy(points[row]) for row in range(points.shape[0])]
-        returned: dict[int, float] = {}
-        try:
-            for row, value in workers.map(self._fun, rows):
-                returned[row] = _as_float("the value of fun", value)
-        finally:
-            # In the order of the batch, so that the record does not depend on who was faster; and
-            # also if a call raised, since the others were paid for.
-            for row in sorted(returned):
-                point = points[row : row + 1]
-                values[row] = self._record(point, np.array([returned[row]]))[0]
-
-    def _call_batch(self, points: Array) -> np.ndarray:
-        returned = to_numpy(self._fun(copy(points)))
-        values = np.asarray(returned)
-        if values.dtype.kind not in "biuf":
-            raise InvalidValueError(f"fun must return real numbers, got {returned!r}")
-        if values.shape != (points.shape[0],):
-            raise InvalidValueError(
-                f"fun must return shape ({points.shape[0]},) for a batch of {points.shape[0]} "
-                f"points, got shape {values.shape}"
+    def _evaluate_plainly(self, points: Array, reserve: int) -> np.ndarray:
+        """The common case, one call after the other: a few microseconds each at the most."""
+        values = np.full(points.shape[0], math.inf)
+        n = points.shape[0]
+        if self.maxfev is not None:
+            n = min(n, self.maxfev - reserve - self.nfev)
+        is_numpy = isinstance(points, np.ndarray)
+        threshold = -math.inf if self.target is None else self.target
+        if self.best_fun <= threshold:
+            return values
+        for row in range(n):
+            point = points[row]
+            value = as_float(
+                "the value of fun", self._fun(point.copy() if is_numpy else copy(point))
             )
-        return values.astype(np.float64)
-
-    def _call_one(self, point: Array) -> np.ndarray:
-        return np.array([_as_float("the value of fun", self._fun(copy(point[0])))])
-
-    def _record(self, points: Array, values: np.ndarray) -> np.ndarray:
-        """Counts the evaluations and returns their values, with +inf for the failed."""
-        is_finite = np.isfinite(values)
-        values = np.where(is_finite, values, np.inf)
-        self.nfev += len(values)
-        self.n_failed += len(values) - int(np.count_nonzero(is_finite))
-        best = int(np.argmin(values))
-        if values[best] < self.best_fun:
-            self.best_fun = float(values[best])
-            self.best_x = copy(points[best])
-        if self.history is not None:
-            self.history.extend(values.tolist())
+            self._count(value)
+            if not math.isfinite(value):
+                continue
+            values[row] = value
+            if value < self.best_fun or self._n_elites:
+                self.know(point, value)
+            if value <= threshold:
+                break
         return values
 
+    def _count(self, value: float) -> None:
+        self.nfev += 1
+        if not math.isfinite(value):
+            self.n_failed += 1
+            value = math.inf
+        if self.history is not None:
+            self.history.append(value)
 
-def _as_float(name: str, value: object) -> float:
-    """Returns a number, or an array or tensor of one entry, as a float."""
-    try:
-        array = np.asarray(to_numpy(value))
-        if array.dtype.kind in "biuf":
-            return float(array.item())
-    except (TypeError, ValueError):
-        pass
-    raise InvalidValueError(f"{name} must be a real number, got {value!r}")
+    def _call_all(
+        self, points: Array, n_calls: int, means: _Means, *, reserve: int = 0, stops: bool = True
+    ) -> None:
+        """Calls the function ``n_calls`` times at each point, as far as the budget allows."""
+        limit = points.shape[0] * n_calls
+        if self.maxfev is not None:
+            limit = min(limit, self.maxfev - reserve - self.nfev)
+        if limit <= 0 or (stops and self.reached_target):
+            return
+        for row, value in self._returned(points, n_calls, limit, stops):
+            self._count(value)
+            means.add(row, value)
+        if self.last_error is not None and not (self._has_returned or self._always_catches):
+            raise self.last_error
+
+    def _returned(
+        self, points: Array, n_calls: int, limit: int, stops: bool
+    ) -> Iterator[tuple[int, float]]:
+        """Yields (row, value) of at most ``limit`` calls, NaN where a call failed."""
+        seeds = self._draw_seeds(n_calls)
+        if self._vectorized:
+            yield from self._call_vectorized(points, seeds, limit)
+            return
+        rows = [row for row in range(points.shape[0]) for _ in seeds][:limit]
+        jobs = [Job(copy(points[row]), seeds[k % n_calls]) for k, row in enumerate(rows)]
+        if self._workers is None:
+            threshold = -math.inf if self.target is None else self.target
+            for row, job in zip(rows, jobs, strict=True):
+                value = self._as_value(self._call(job))
+                yield row, value
+                if stops and n_calls == 1 and math.isfinite(value) and value <= threshold:
+                    return
+            return
+        returned: dict[int, Any] = {}
+        interruption: BaseException | None = None
+        try:
+            for k, value in self._workers.map(self._call, jobs):
+                returned[k] = value
+        except BaseException as error:  # noqa: BLE001 (raised below: what returned was paid for)
+            interruption = error
+        # In the order of the batch, so that the record does not depend on who was faster.
+        for k in sorted(returned):
+            yield rows[k], self._as_value(returned[k])
+        if interruption is not None:
+            raise interruption
+
+    def _call_vectorized(
+        self, points: Array, seeds: list[int | None], limit: int
+    ) -> Iterator[tuple[int, float]]:
+        n = points.shape[0]
+        for k, seed in enumerate(seeds):
+            # As where calls are single: the first points get all their calls, the last some.
+            n_rows = min(n, max(0, (limit - k + len(seeds) - 1) // len(seeds)))
+            if n_rows == 0:
+                continue
+            returned = self._call(Job(copy(points[:n_rows]), seed))
+            if isinstance(returned, Raised):
+                self.last_error = returned.error
+                yield from ((row, math.nan) for row in range(n_rows))
+            else:
+                self._has_returned = True
+                yield from enumerate(as_values(returned, n_rows).tolist())
+
+    def _as_value(self, returned: Any) -> float:
+        if isinstance(returned, Raised):
+            self.last_error = returned.error
+            return math.nan
+        self._has_returned = True
+        return as_float("the value of fun", returned)
+
+    def _draw_seeds(self, n_calls: int) -> list[int | None]:
+        """Returns the seeds of the calls at each point of the next batch."""
+        self._n_batches += 1
+        if self._seed is None:
+            return [None] * n_calls
+        sequence = np.random.SeedSequence([self._seed, self._n_batches])
+        return [int(seed) for seed in sequence.generate_state(n_calls)]

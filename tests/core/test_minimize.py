@@ -118,7 +118,7 @@ def test_target_stops_at_once(method):
     assert min(calls[:-1]) > 1.0
     assert len(calls) == result.nfev
     # What a solver that never evaluates its iterate would need one more evaluation for.
-    assert math.isnan(result.fun_iterate) == (not SOLVERS[method].evaluates_iterate)
+    assert math.isnan(result.fun_iterate) == (not SOLVERS[method]().evaluates_iterate)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -270,7 +270,7 @@ def test_torch_in_torch_out(method):
 
 
 def test_a_status_has_a_message_each():
-    assert len({status.message for status in Status}) == len(Status) == 6
+    assert len({status.message for status in Status}) == len(Status) == 7
 
 
 # Enough for each solver to show that it works, with a learning rate that suits the curvature.

@@ -227,13 +227,13 @@ def test_a_thread_past_the_timeout_is_given_up():
 def test_an_exception_propagates_with_what_is_known(kind):
     with ThreadPoolExecutor(2) as threads:
         workers = {"threads": threads, "map": map}.get(kind, kind)
-        objective = Objective(raises, workers=workers)
+        objective = Objective(raises, workers=workers, on_error="raise")
         with pytest.raises(FunError, match="no more memory"):
             objective.evaluate(POINTS)
         assert objective.best_fun == (math.inf if kind == "map" else 0.0)
         objective.close()
         with pytest.raises(FunError) as caught:
-            minimize(raises, [4.0, 0.0], GLD(), workers=workers, rng=0)
+            minimize(raises, [4.0, 0.0], GLD(), workers=workers, rng=0, on_error="raise")
     assert caught.value.partial_result.nfev < len(GLD().radii(2)) + 1
     assert not multiprocessing.active_children()
 

@@ -126,21 +126,12 @@ def test_torch_rng_forms():
         RS().init([1.0], rng=own)  # a torch generator beside NumPy
 
 
-def test_tell_before_ask():
-    solver = GLD()
-    state = solver.init([1.0])
-    with pytest.raises(InvalidValueError, match="tell must follow ask, got no pending batch"):
-        solver.tell(state, np.zeros((11, 1)), np.zeros(11))
-    candidates = solver.ask(state)
-    solver.tell(state, candidates, np.zeros(len(candidates)))
-    with pytest.raises(InvalidValueError, match="tell must follow ask"):
-        solver.tell(state, candidates, np.zeros(len(candidates)))
-
-
 @pytest.mark.parametrize(
     ("candidates", "values", "message"),
     [
-        (np.zeros((7, 2)), np.zeros(8), r"candidates must have shape \(8, 2\), got \(7, 2\)"),
+        (np.zeros((8, 3)), np.zeros(8), r"candidates must have shape \(8, 2\), got \(8, 3\)"),
+        (np.zeros((7, 2)), np.zeros(8), r"values must have shape \(7,\), got \(8,\)"),
+        (0.0, np.zeros(8), r"candidates must have shape \(1, 2\), got \(\)"),
         (np.zeros((8, 2)), np.zeros(7), r"values must have shape \(8,\), got \(7,\)"),
         (np.zeros((8, 2)), np.zeros((8, 1)), r"values must have shape \(8,\), got \(8, 1\)"),
         (np.zeros((8, 2)), 1.0, r"values must have shape \(8,\), got \(\)"),
@@ -169,14 +160,6 @@ def test_ask_again_replaces_the_pending_batch():
     first, second = solver.ask(state), solver.ask(state)
     assert state.pending is second
     assert not np.array_equal(first, second)
-
-
-def test_repaired_candidates_are_used_as_given():
-    solver = GLD(min_radius=1.0)
-    state = solver.init([1.0, 1.0], rng=0)
-    clipped = np.clip(solver.ask(state), 0.9, 1.1)
-    solver.tell(state, clipped, [1.0, 0.0])
-    np.testing.assert_array_equal(state.x, clipped[1])
 
 
 def test_guide_is_checked():

@@ -36,11 +36,15 @@ from zoopt_nas._arrays import (
     as_generator,
     as_like,
     as_point,
+    copy,
     decode_array,
     decode_generator,
+    device,
     encode_array,
     encode_generator,
-    value_dtype,
+    finite_or,
+    finite_values,
+    to_numpy,
 )
 from zoopt_nas._checks import check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
@@ -113,22 +117,43 @@ def _section(prefix: str, decoded: Mapping[str, Array]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What `minimize` knows of a run before it starts, for a solver that depends on it.
+
+    Attributes:
+        dim: the number of coordinates.
+        maxfev: the evaluations that may be made; None if no number limits them.
+        bounded: whether the points have bounds.
+        noisy: whether the caller said that the objective is.
+    """
+
+    dim: int
+    maxfev: int | None = None
+    bounded: bool = False
+    noisy: bool = False
+
+
+@dataclass(frozen=True)
 class Solver(ABC):
     """A zero-order optimizer: hyper-parameters only, so one instance may drive many runs.
 
     Attributes:
         name: the key in ``SOLVERS``.
         uses_guide: whether ``ask`` takes a ``guide``.
-        evaluates_iterate: whether the iterate is always a point of the last batches, so that its
-            value is known without another evaluation. Such a solver keeps that value, as last
-            measured, in ``state.memory["value"]``.
         annealed: the fields that an outer schedule may shrink; see ``scaled``.
     """
 
     name: ClassVar[str]
     uses_guide: ClassVar[bool] = False
-    evaluates_iterate: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def evaluates_iterate(self) -> bool:
+        """Whether the iterate is always a point that was evaluated: no other evaluation is needed.
+
+        Such a solver keeps its value, as last measured, in ``state.memory["value"]``.
+        """
+        return False
 
     @property
     def antithetic(self) -> bool:
@@ -165,7 +190,7 @@ class Solver(ABC):
 
         Returns:
             (n, dim) in the namespace and dtype and on the device of ``state.x``. It is
-            ``state.pending`` itself: do not write into it, pass a repaired copy to ``tell``.
+            ``state.pending`` itself: do not write into it.
 
         Raises:
             InvalidValueError: a guide of the wrong shape, or to a solver that takes none.
@@ -177,35 +202,46 @@ class Solver(ABC):
         state.pending = self._ask(state, guide)
         return state.pending
 
-    def tell(self, state: SolverState, candidates: Any, values: Any) -> SolverState:
-        """Moves the iterate by the values of the batch that ``ask`` returned.
+    def tell(
+        self, state: SolverState, candidates: Any, values: Any, *, repaired: bool = False
+    ) -> SolverState:
+        """Moves the iterate by the values of candidates that ``ask`` returned, or knows of others.
+
+        The rows may be any of the pending batch, in any order: each is recognized by its
+        coordinates, and rows that are missing count as failed. Rows that are not of the batch, such
+        as late ones of an earlier batch or points that were never asked for, leave it pending: see
+        ``_absorb`` for what becomes of them.
 
         Args:
             state: the run; advanced in place.
-            candidates: (n, dim), the pending batch. Rows may have been repaired (clipped to a box,
-                say): the solver uses them as they are given, in the order in which they were asked.
+            candidates: (n, dim); the pending batch itself is recognized at no cost.
             values: (n,), the objective at each row: a list, NumPy array or torch tensor. NaN and
                 both infinities mark a failed evaluation; the solver sees +inf for it.
+            repaired: the rows are all those of the pending batch, in the order in which they were
+                asked, but may have been moved (clipped to a box, say): the solver uses them as
+                they are given.
 
         Returns:
             ``state`` itself.
 
         Raises:
-            InvalidValueError: nothing is pending, or a shape is wrong.
+            InvalidValueError: a shape is wrong, or nothing is pending that could be repaired.
         """
-        if state.pending is None:
-            raise InvalidValueError("tell must follow ask, got no pending batch")
-        shape = tuple(state.pending.shape)
-        candidates = as_like("candidates", candidates, state.x, shape)
-        values = as_like("values", values, state.x, shape[:1], dtype=value_dtype(state.x))
-        xp = array_namespace(state.x)
-        values = xp.where(xp.isfinite(values), values, xp.inf)
+        pending = state.pending
+        if candidates is not pending or pending is None:
+            if repaired:
+                if pending is None:
+                    raise InvalidValueError("repaired rows must follow ask, got no pending batch")
+                candidates = as_like("candidates", candidates, state.x, tuple(pending.shape))
+            else:
+                candidates, values = _sort_out(self, state, candidates, values)
+                if candidates is None:
+                    return state
+        values = finite_values("values", values, state.x, candidates.shape[0])
         # inf - inf and the overflow of huge values are expected here; their results are caught
         # below and in the solvers, so NumPy need not warn (torch never does).
         with np.errstate(over="ignore", invalid="ignore"):
-            x = self._tell(state, candidates, values)
-        # A step that overflows is no step. `where` rather than `if`: no wait for the device.
-        state.x = xp.where(xp.all(xp.isfinite(x)), x, state.x)
+            state.x = finite_or(self._tell(state, candidates, values), state.x)
         state.n_steps += 1
         state.pending = None
         return state
@@ -221,8 +257,35 @@ class Solver(ABC):
         factor = check_positive("factor", factor)
         return replace(self, **{name: getattr(self, name) * factor for name in self.annealed})
 
+    def prepared(self, task: Task) -> Solver:
+        """Returns the solver for a run of `minimize`; itself, unless it wants to know the task."""
+        return self
+
+    def describe(self, state: SolverState) -> str:
+        """Returns what `minimize` shall add to the message of its result; nothing, by default."""
+        return ""
+
     def _init(self, state: SolverState) -> None:  # noqa: B027 (an optional hook)
         """Fills ``state.memory`` with what the solver wants to keep. Optional."""
+
+    def _absorb(self, state: SolverState, points: Array, values: Array) -> None:
+        """Makes use of points that are no rows of the pending batch. Optional.
+
+        Before the first batch, the run starts from the best of them, which is a warm start. Later
+        ones are ignored: the value of an old point says nothing where the objective drifts.
+
+        Args:
+            state: the run; ``state.memory["value"]`` is the value of its iterate, where known.
+            points: (n, dim) like ``state.x``.
+            values: (n,), +inf where failed.
+        """
+        if state.n_steps > 0 or state.pending is not None:
+            return
+        best = int(array_namespace(values).argmin(values))
+        value = float(values[best])
+        if value < float(state.memory.get("value", np.inf)):
+            state.x = copy(points[best])
+            state.memory["value"] = value
 
     @abstractmethod
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
@@ -239,3 +302,39 @@ class Solver(ABC):
         +inf where the evaluation failed and finite everywhere else. Never write into either, nor
         into ``state.x``. A returned iterate with a non-finite entry is discarded by ``tell``.
         """
+
+
+def _sort_out(
+    solver: Solver, state: SolverState, candidates: Any, values: Any
+) -> tuple[Array, Any]:
+    """Gives each told row its place in the pending batch, and strangers to the solver.
+
+    Returns:
+        The pending batch and (n,) values for it, +inf where no row was told; (None, None) if no
+        row is of the batch.
+    """
+    like = state.x
+    n = len(candidates) if hasattr(candidates, "__len__") else 1
+    told = as_like("candidates", candidates, like, (n, like.shape[0]))
+    values = finite_values("values", values, like, n)
+    xp = array_namespace(like)
+    place: dict[int, int] = {}
+    if state.pending is not None:
+        # Rows are compared one by one: n^2 comparisons at once would need n^2 vectors.
+        for row in range(n):
+            same = xp.all(state.pending == told[row], axis=1)
+            free = [k for k in np.flatnonzero(to_numpy(same)).tolist() if k not in place.values()]
+            if free:
+                place[row] = free[0]
+    strangers = [row for row in range(n) if row not in place]
+    if strangers:
+        index = xp.asarray(strangers, device=device(like))
+        solver._absorb(state, xp.take(told, index, axis=0), xp.take(values, index, axis=0))
+    if state.pending is None or not place:
+        return None, None
+    sorted_values = xp.full(
+        (state.pending.shape[0],), xp.inf, dtype=values.dtype, device=device(like)
+    )
+    for row, k in place.items():
+        sorted_values[k] = values[row]
+    return state.pending, sorted_values

@@ -52,8 +52,6 @@ class GLD(Solver):
     """
 
     name: ClassVar[str] = "gld"
-    evaluates_iterate: ClassVar[bool] = True
-
     # The paper gives no numbers. Of r = 1e-2..1e-5, 1e-3 is the best compromise measured on the
     # sphere function in 2, 10 and 50 dimensions at 100 to 250 evaluations per dimension; the three
     # directions differ by less than the seeds do.
@@ -75,6 +73,10 @@ class GLD(Solver):
         check_at_least("condition_number", self.condition_number, 1)
         check_choice("direction", self.direction, DIRECTIONS)
         check_bool("deterministic", self.deterministic)
+
+    @property
+    def evaluates_iterate(self) -> bool:
+        return True
 
     def radii(self, dim: int, n_steps: int = 0) -> list[float]:
         """Returns the radius of each candidate of step ``n_steps``, largest first.

@@ -1,0 +1,96 @@
+"""One call of the user's function: what it is given, what it may return, what becomes of an error.
+
+Everything here can be sent to another process.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zoopt_nas._arrays import to_numpy
+from zoopt_nas.errors import InvalidValueError
+
+# The parameter by which a function says that it takes a seed.
+SEED_PARAMETER = "eval_seed"
+
+
+def takes_seed(fun: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter ``eval_seed``."""
+    try:
+        return SEED_PARAMETER in inspect.signature(fun).parameters
+    except (TypeError, ValueError):  # a builtin that tells no signature
+        return False
+
+
+class Job(NamedTuple):
+    """What one call is given."""
+
+    point: Any
+    seed: int | None = None
+
+
+class Raised(NamedTuple):
+    """What a call returned that raised an exception."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Call:
+    """Calls a function with a job.
+
+    Attributes:
+        fun: the function.
+        catches: return an exception as ``Raised`` instead of raising it.
+    """
+
+    fun: Callable[..., Any]
+    catches: bool = False
+
+    def __call__(self, job: Job) -> Any:
+        try:
+            if job.seed is None:
+                return self.fun(job.point)
+            return self.fun(job.point, **{SEED_PARAMETER: job.seed})
+        except Exception as error:  # the caller's choice
+            if not self.catches:
+                raise
+            return Raised(error)
+
+
+def as_float(name: str, value: object) -> float:
+    """Returns a number, or an array or tensor of one entry, as a float.
+
+    Raises:
+        InvalidValueError: it is neither.
+    """
+    if isinstance(value, float):
+        return float(value)
+    try:
+        array = np.asarray(to_numpy(value))
+        if array.dtype.kind in "biuf":
+            return float(array.item())
+    except (TypeError, ValueError):
+        pass
+    raise InvalidValueError(f"{name} must be a real number, got {value!r}")
+
+
+def as_values(returned: object, n: int) -> np.ndarray:
+    """Returns what a vectorized function returned for ``n`` points as (n,) float64.
+
+    Raises:
+        InvalidValueError: it is not ``n`` real numbers.
+    """
+    values = np.asarray(to_numpy(returned))
+    if values.dtype.kind not in "biuf":
+        raise InvalidValueError(f"fun must return real numbers, got {returned!r}")
+    if values.shape != (n,):
+        raise InvalidValueError(
+            f"fun must return shape ({n},) for a batch of {n} points, got shape {values.shape}"
+        )
+    return values.astype(np.float64)
