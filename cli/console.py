@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import FrameType
 from typing import Any
 
@@ -32,8 +34,19 @@ def say(line: str) -> None:
 
 
 def say_json(value: object) -> None:
-    """Prints a value as one line of JSON, for programs."""
-    sys.stdout.write(json.dumps(value) + "\n")
+    """Prints a value as one line of JSON, for programs; what is not finite becomes null."""
+    sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
+
+
+def _finite(value: object) -> object:
+    """The value with None for NaN and the infinities, which are no JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
 
 
 def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -77,11 +90,17 @@ class StopFlag:
 def stop_on_signals() -> Iterator[StopFlag]:
     """Inside, the first Ctrl-C (or SIGTERM) raises a flag; a second one interrupts at once."""
     flag = StopFlag()
+    owner = os.getpid()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            _on_signal_in_worker(number)
+            return
         if flag.raised:
             raise KeyboardInterrupt
         flag.raised = True
+        if err.is_terminal:
+            err.line()  # below the progress bar
         err.print("stopping after this step; press Ctrl-C again to stop at once")
 
     previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
@@ -93,6 +112,55 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _on_signal_in_worker(number: int) -> None:
+    """What a forked process does, which inherits the handler.
+
+    Ctrl-C reaches all processes of a terminal, and what follows is up to the one that was started
+    there. A pool ends its processes by SIGTERM.
+    """
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+@contextmanager
+def stdout_for_the_result(json: bool) -> Iterator[None]:
+    """With ``json``, what the user's code prints inside goes to stderr: stdout is for programs."""
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        yield
+
+
+@contextmanager
+def counting(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Gives the callback ``(n_done, n_all)`` that shows a count on a terminal; erased at the end.
+
+    Args:
+        label: what is being done.
+        quiet: show nothing, for machine-readable output.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+    )
+    # Without auto-refresh there is no thread, beside which a fork of workers would not be safe.
+    bar = Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=err,
+        auto_refresh=False,
+        transient=True,
+        disable=quiet or not err.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(label)
+
+        def update(n_done: int, n_all: int) -> None:
+            bar.update(task, completed=n_done, total=n_all, refresh=True)
+
+        yield update
 
 
 class LiveReport:

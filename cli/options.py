@@ -83,13 +83,13 @@ def read_config_file(path: Path | None, cls: type[RunConfig]) -> dict[str, Any]:
         raise RunError(f"cannot read --config {path}: it is not text") from error
 
 
-def parse_pairs(pairs: list[str]) -> dict[str, Any]:
+def parse_pairs(pairs: list[str], flag: str = "--solver-option") -> dict[str, Any]:
     """``["sigma=0.2", "weighting=exact"]`` as a mapping; values are TOML, or else strings."""
     parsed: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise InvalidValueError(f"--solver-option must read NAME=VALUE, got {pair}")
+            raise InvalidValueError(f"{flag} must read NAME=VALUE, got {pair}")
         try:
             parsed[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

@@ -16,6 +16,8 @@ from zoopt_nas.errors import (
     UnknownNameError,
     ZooptNasError,
 )
+from zoopt_nas.integrations.scipy import scipy_method
+from zoopt_nas.plots import plot_history
 from zoopt_nas.solvers import GLD, MGS, RS, SOLVERS, Solver, SolverState
 
 __version__ = "0.1.0"
@@ -37,5 +39,7 @@ __all__ = [
     "ZooptNasError",
     "load_state",
     "minimize",
+    "plot_history",
     "save_state",
+    "scipy_method",
 ]

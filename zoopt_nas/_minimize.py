@@ -194,16 +194,21 @@ def _carried_out(
     objective = run.objective
     with ProgressBar(objective.maxfev) if progress else contextlib.nullcontext() as bar:
 
-        def after() -> None:
+        def show() -> None:
             if bar is not None:
                 bar.update(objective.nfev, objective.best_fun)
+
+        def after() -> None:
+            show()
             if callback is not None:
                 callback(intermediate_result=run.intermediate_result())
 
+        show()
         try:
             status = run.loop(limits, after if progress or callback is not None else None)
             run.save()
             run.finish()
+            show()
         except BaseException as error:  # also Ctrl-C: hours of evaluations must not be lost
             with contextlib.suppress(AttributeError):  # an exception class with __slots__
                 error.partial_result = run.intermediate_result()  # type: ignore[attr-defined]

@@ -195,6 +195,48 @@ class SolverConformance:
         np.testing.assert_array_equal(to_numpy(state.x), before)
 
     @conformance_settings
+    @given(dim=dims, seed=seeds, data=st.data())
+    def test_rows_may_come_in_any_order_and_some_not_at_all(
+        self, solver: Solver, backend: Backend, dim: int, seed: int, data: Any
+    ) -> None:
+        ends = []
+        state = solver.init(backend.start(dim, seed), rng=seed)
+        n = solver.ask(state).shape[0]
+        told = data.draw(st.permutations(range(n)), label="told")[: data.draw(st.integers(1, n))]
+        for in_order in (True, False):
+            state = solver.init(backend.start(dim, seed), rng=seed)
+            candidates = solver.ask(state)
+            values = to_numpy(sphere(candidates)).astype(np.float64)
+            if in_order:
+                values = np.where(np.isin(np.arange(n), told), values, np.inf)
+                solver.tell(state, candidates, values)
+            else:
+                solver.tell(state, candidates[told], values[told])
+            assert state.pending is None
+            ends.append(np.array(to_numpy(state.x)))
+            ends.append(np.array(to_numpy(solver.ask(state))))
+        np.testing.assert_array_equal(ends[0], ends[2])
+        np.testing.assert_array_equal(ends[1], ends[3])
+
+    @conformance_settings
+    @given(dim=dims, seed=seeds)
+    def test_strangers_and_late_rows_are_no_error(
+        self, solver: Solver, backend: Backend, dim: int, seed: int
+    ) -> None:
+        state = solver.init(backend.start(dim, seed), rng=seed)
+        strangers = backend.array(np.random.default_rng(seed).standard_normal((3, dim)) + 50.0)
+        solver.tell(state, strangers, sphere(strangers))
+        assert state.n_steps == 0
+        for _ in range(3):
+            late = backend.array(to_numpy(solver.ask(state)) + 50.0)
+            solver.tell(state, late, sphere(late))
+            assert state.pending is not None
+            solver.tell(state, state.pending, sphere(state.pending))
+            solver.tell(state, late, sphere(late))
+            assert np.isfinite(to_numpy(state.x)).all()
+        assert state.n_steps == 3
+
+    @conformance_settings
     @given(dim=dims, seed=seeds)
     def test_values_may_be_a_list_numpy_or_torch(
         self, solver: Solver, backend: Backend, dim: int, seed: int

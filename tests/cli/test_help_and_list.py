@@ -14,10 +14,11 @@ from zoopt_nas.nas.datasets import DATASETS
 from zoopt_nas.nas.search import METHODS
 from zoopt_nas.nas.spaces import SPACES
 
-COMMANDS = ("search", "train", "show", "list")
+COMMANDS = ("search", "train", "show", "minimize", "list", "bench")
 PANELS = {
     "search": ["What to do", "Run folder", "Supernet", "Weights", "Alpha", "Data", "Machine"],
     "train": ["What to do", "Run folder", "Network", "Weights", "Data", "Machine"],
+    "minimize": ["What to do", "When to stop", "Evaluations"],
 }
 
 

@@ -16,7 +16,7 @@ TINY = ("--n-train", 64, "--epochs", 1, "--init-channels", 2, "--n-cells", 1, "-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("serch", "Did you mean 'search'?"),
+        ("serch", "Did you mean 'search'"),
         ("search --epoch 3", "No such option: --epoch"),
         ("search --spcae s3", "--space"),
         ("search extra", "unexpected extra argument"),

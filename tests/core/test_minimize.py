@@ -301,7 +301,8 @@ def test_convergence(method, problem, options, bound):
     assert result.fun - function.f_opt < bound < float(function(function.x0))
 
 
-@pytest.mark.parametrize("method", METHODS)
+# nelder_mead and bfgs take a function for exact and fixed, as their pages say.
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("nelder_mead", "bfgs")])
 def test_noise_and_drift_are_survived(method):
     noisy = Noisy(sphere(5), std=0.05, rng=0)
     result = minimize(noisy, np.ones(5), method, maxfev=4000, rng=0, vectorized=True)

@@ -8,14 +8,23 @@ from typing import Any
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.registry import Registry
-from zoopt_nas.solvers.base import Solver, SolverState
+from zoopt_nas.solvers.base import Solver, SolverState, Task
+from zoopt_nas.solvers.bfgs import BFGS
+from zoopt_nas.solvers.cma import CMA
 from zoopt_nas.solvers.gld import GLD
 from zoopt_nas.solvers.mgs import MGS
+from zoopt_nas.solvers.nelder_mead import NelderMead
 from zoopt_nas.solvers.rs import RS
 
-SOLVERS: Registry[type[Solver]] = Registry(
-    "solver", {"rs": RS, "mgs": MGS, "gld": GLD}, group="zoopt_nas.solvers"
-)
+_TABLE: dict[str, type[Solver]] = {
+    "rs": RS,
+    "mgs": MGS,
+    "gld": GLD,
+    "cma": CMA,
+    "nelder_mead": NelderMead,
+    "bfgs": BFGS,
+}
+SOLVERS: Registry[type[Solver]] = Registry("solver", _TABLE, group="zoopt_nas.solvers")
 
 
 def make_solver(method: str | Solver, options: Mapping[str, Any] | None = None) -> Solver:
@@ -40,4 +49,16 @@ def make_solver(method: str | Solver, options: Mapping[str, Any] | None = None) 
     return kind(**options) if isinstance(method, str) else dataclasses.replace(method, **options)
 
 
-__all__ = ["GLD", "MGS", "RS", "SOLVERS", "Solver", "SolverState", "make_solver"]
+__all__ = [
+    "BFGS",
+    "CMA",
+    "GLD",
+    "MGS",
+    "RS",
+    "SOLVERS",
+    "NelderMead",
+    "Solver",
+    "SolverState",
+    "Task",
+    "make_solver",
+]

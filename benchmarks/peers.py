@@ -1,0 +1,94 @@
+"""Optimizers of other packages, as methods of ``zoopt_nas.bbob``: `benchmarks/bbob.py` runs them.
+
+Each goes on for ever, and starts anew where it ends: the suite ends it when its evaluations are
+spent. A new start is uniform in [-4, 4]^D, as the first one is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Fun = Callable[[np.ndarray], float]
+
+
+def restarted(fun: Fun, x0: np.ndarray, rng: np.random.Generator, method: str, **options: Any):
+    """Runs a local method of ``scipy.optimize.minimize`` again and again."""
+    from scipy.optimize import minimize
+
+    while True:
+        with np.errstate(all="ignore"):  # overflow of a function is the method's own affair
+            minimize(fun, x0, method=method, options=options)
+        x0 = rng.uniform(-4, 4, len(x0))
+
+
+def nelder_mead(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """SciPy, with the parameters that adapt to the dimension (Gao and Han 2012)."""
+    restarted(fun, x0, rng, "Nelder-Mead", adaptive=True, maxfev=maxfev)
+
+
+def powell(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """SciPy."""
+    restarted(fun, x0, rng, "Powell", maxfev=maxfev)
+
+
+def bfgs(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """SciPy, with gradients by forward differences, which count as evaluations."""
+    restarted(fun, x0, rng, "BFGS")
+
+
+def differential_evolution(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """SciPy with its defaults, in the box [-5, 5]^D, which it needs."""
+    from scipy.optimize import differential_evolution as minimize
+
+    while True:
+        minimize(fun, [(-5, 5)] * len(x0), x0=x0, rng=rng, maxiter=maxfev, polish=False)
+        x0 = rng.uniform(-4, 4, len(x0))
+
+
+def cma_ipop(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """The package cmaes, sigma 2; each restart doubles the population (Auger and Hansen 2005)."""
+    from cmaes import CMA
+
+    popsize = None
+    while True:
+        optimizer = CMA(x0, sigma=2.0, seed=int(rng.integers(2**31)), population_size=popsize)
+        while not optimizer.should_stop():
+            candidates = [optimizer.ask() for _ in range(optimizer.population_size)]
+            optimizer.tell([(candidate, fun(candidate)) for candidate in candidates])
+        popsize = 2 * optimizer.population_size
+        x0 = rng.uniform(-4, 4, len(x0))
+
+
+def one_plus_one(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """The package nevergrad, its (1+1) evolution strategy, from x0 with steps of 1 at first."""
+    import nevergrad
+
+    parameter = nevergrad.p.Array(init=x0)
+    parameter.random_state = np.random.RandomState(int(rng.integers(2**31)))
+    optimizer = nevergrad.optimizers.registry["OnePlusOne"](parameter, budget=maxfev)
+    while True:
+        candidate = optimizer.ask()
+        optimizer.tell(candidate, fun(candidate.value))
+
+
+def random_search(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """Points uniform in [-5, 5]^D: what any method should beat."""
+    while True:
+        fun(rng.uniform(-5, 5, len(x0)))
+
+
+PEERS = {
+    peer.__name__: peer
+    for peer in (
+        nelder_mead,
+        powell,
+        bfgs,
+        differential_evolution,
+        cma_ipop,
+        one_plus_one,
+        random_search,
+    )
+}

@@ -1,0 +1,311 @@
+"""Nelder-Mead and BFGS: the runs of scipy.optimize, restarted and resumed."""
+
+import copy
+import gc
+import math
+import threading
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from zoopt_nas import Box, InvalidValueError, SolverState, minimize
+from zoopt_nas.problems import rosenbrock, sphere
+from zoopt_nas.solvers.bfgs import BFGS
+from zoopt_nas.solvers.nelder_mead import NelderMead
+from zoopt_nas.testing import SolverConformance
+
+SOLVERS = [NelderMead(), BFGS()]
+each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.name)
+
+
+class TestConformance(SolverConformance):
+    @pytest.fixture(params=SOLVERS, ids=lambda s: s.name)
+    def solver(self, request):
+        return request.param
+
+
+def steps(solver, state, fun, n):
+    """Takes ``n`` steps and returns the batches."""
+    batches = []
+    for _ in range(n):
+        candidates = solver.ask(state)
+        solver.tell(state, candidates, fun(candidates))
+        batches.append(candidates)
+    return batches
+
+
+def until_restart(solver, state, fun):
+    """Returns every candidate before the first restart, and the batches' first rows."""
+    rows, firsts = [], []
+    while True:
+        candidates = solver.ask(state)
+        if int(state.memory["n_restarts"]) > 0:
+            return np.concatenate(rows), np.array(firsts)
+        rows.append(candidates)
+        firsts.append(candidates[0])
+        solver.tell(state, candidates, fun(candidates))
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_nelder_mead_evaluates_what_scipy_does(adaptive):
+    fun = rosenbrock(3)
+    x0 = np.array([-1.0, 1.5, 0.5])
+    solver = NelderMead(step=0.5, adaptive=adaptive, tolerance=1e-6)
+    state = solver.init(x0, rng=3)
+    simplex = solver.ask(state)
+    edges = simplex[1:] - simplex[0]
+    np.testing.assert_array_equal(np.abs(edges), 0.5 * np.eye(3))
+    rows, _ = until_restart(solver, state, fun)
+
+    expected = []
+
+    def recorded(x):
+        expected.append(x.copy())
+        return float(fun(x))
+
+    result = optimize.minimize(
+        recorded,
+        x0,
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "adaptive": adaptive, "xatol": 1e-6, "fatol": 1e-6},
+    )
+    assert result.success
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(state.x, result.x)
+    assert state.memory["value"] == result.fun
+
+
+def test_bfgs_evaluates_what_scipy_does():
+    fun = rosenbrock(4)
+    x0 = np.array([0.5, 1.5, 0.5, 1.5])
+    solver = BFGS()
+    state = solver.init(x0, rng=0)
+    signs = np.sign((solver.ask(state)[1:] - x0).sum(1))
+    rows, firsts = until_restart(solver, state, fun)
+
+    expected = []
+
+    def slopes(x):
+        expected.append(x.copy())
+        slope = np.empty(4)
+        for i in range(4):
+            neighbour = x.copy()
+            neighbour[i] += math.sqrt(np.finfo(float).eps) * signs[i] * max(1, abs(x[i]))
+            slope[i] = (float(fun(neighbour)) - float(fun(x))) / (neighbour[i] - x[i])
+        return slope
+
+    result = optimize.minimize(lambda x: float(fun(x)), x0, jac=slopes, method="BFGS")
+    # The values are those of single points there and of a batch here: the last digits may differ,
+    # and a line search carries them on.
+    np.testing.assert_allclose(firsts[:10], expected[:10], rtol=1e-6)
+    np.testing.assert_allclose(firsts[-1], result.x, rtol=1e-4)
+    np.testing.assert_allclose(state.x, 1.0, rtol=1e-4)
+    assert len(rows) == 5 * len(firsts)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_difference_step_fits_the_dtype(dtype):
+    x0 = np.array([0.5, -30.0], dtype=dtype)
+    epsilon = float(np.finfo(dtype).eps)
+    rows = BFGS().ask(BFGS().init(x0, rng=0)).astype(float)
+    assert rows.shape == (3, 2)
+    distances = np.abs(rows[1:] - x0)
+    # A point near 30 is rounded to 16 units of epsilon, half of it off.
+    np.testing.assert_allclose(distances[0], [math.sqrt(epsilon), 0], atol=epsilon)
+    np.testing.assert_allclose(distances[1], [0, 30 * math.sqrt(epsilon)], atol=16 * epsilon)
+    solver = BFGS(difference_step=0.125)
+    rows = solver.ask(solver.init(x0, rng=0)).astype(float)
+    np.testing.assert_array_equal(np.abs(rows[1:] - x0), [[0.125, 0], [0, 3.75]])
+
+
+def test_a_failed_neighbour_makes_a_slope_of_zero():
+    solver = BFGS()
+    x0 = np.array([1.0, 2.0, 3.0])
+    state = solver.init(x0, rng=0)
+    candidates = solver.ask(state)
+    values = sphere(3)(candidates)
+    values[2] = np.nan
+    solver.tell(state, candidates, values)
+    moved = solver.ask(state)[0] - x0
+    assert moved[1] == 0
+    # The first step of scipy has length 1.01, against the gradient.
+    np.testing.assert_allclose(moved[[0, 2]], 1.01 * np.array([-1, -3]) / math.sqrt(10), rtol=1e-6)
+
+
+@each_solver
+def test_x_is_the_best_point_told(solver):
+    fun = rosenbrock(2)
+    state = solver.init(np.array([-1.0, 1.0]), rng=1)
+    told = np.concatenate(steps(solver, state, fun, 300))
+    values = fun(told)
+    assert state.memory["value"] == values.min()
+    np.testing.assert_array_equal(state.x, told[np.argmin(values)])
+    assert int(state.metrics["n_restarts"]) > 0  # of all restarts
+
+
+@each_solver
+def test_asking_twice_gives_the_same_batch(solver):
+    state = solver.init(np.ones(3), rng=0)
+    for _ in range(5):
+        first = solver.ask(state).copy()
+        np.testing.assert_array_equal(solver.ask(state), first)
+        solver.tell(state, first, sphere(3)(first))
+
+
+@each_solver
+def test_restarts_begin_around_the_start_at_growing_scales(solver):
+    x0 = np.array([100.0, -100.0])
+    starts = []
+    for seed in range(40):
+        state = solver.init(x0, rng=seed)
+        while int(state.memory.get("n_restarts", 0)) < 4:
+            candidates = solver.ask(state)
+            if len(starts) < 4 * seed + int(state.memory["n_restarts"]):
+                starts.append(state.memory["start"])
+            solver.tell(state, candidates, np.zeros(len(candidates)))
+    # 40 restarts of two coordinates each: 80 normal numbers, whose mean square is chi²_80 / 80, of
+    # standard deviation sqrt(2 / 80) = 0.16.
+    squares = ((np.array(starts).reshape(40, 4, 2) - x0) ** 2).mean(axis=(0, 2))
+    np.testing.assert_allclose(squares / 4.0 ** np.arange(4), 1.0, atol=4 * math.sqrt(2 / 80))
+
+
+@each_solver
+@pytest.mark.parametrize("n_before", [0, 1, 40, 90])
+def test_a_loaded_state_goes_on_bitwise_through_restarts(solver, n_before):
+    fun = sphere(3)
+    state = solver.init(np.array([1.0, -2.0, 3.0]), rng=5)
+    steps(solver, state, fun, n_before)
+    loaded = SolverState.from_dict(state.to_dict())
+    deep = copy.deepcopy(state)
+    expected = steps(solver, state, fun, 400)
+    assert int(state.memory["n_restarts"]) > 0
+    for other in (loaded, deep):
+        for one, two in zip(expected, steps(solver, other, fun, 400), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@each_solver
+def test_a_killed_run_is_resumed_bitwise(tmp_path, solver):
+    def killed(x):
+        if next(calls) > 60:
+            raise RuntimeError("killed")
+        return float(rosenbrock(3)(x))
+
+    calls = iter(range(100))
+    run = {"x0": [1.0, -2.0, 0.5], "method": solver, "maxfev": 300, "rng": 1, "history": True}
+    with pytest.raises(RuntimeError, match="killed"):
+        minimize(killed, **run, checkpoint=tmp_path / "run", checkpoint_every=0)
+    resumed = minimize(rosenbrock(3), **run, checkpoint=tmp_path / "run")
+    whole = minimize(rosenbrock(3), **run)
+    np.testing.assert_array_equal(resumed.history, whole.history)
+    np.testing.assert_array_equal(resumed.x, whole.x)
+
+
+@each_solver
+def test_a_warm_start_moves_the_start(solver):
+    state = solver.init(np.zeros(2), rng=0)
+    solver.tell(state, [[3.0, 4.0], [5.0, 6.0]], [2.0, 1.0])
+    np.testing.assert_array_equal(solver.ask(state)[0], [5.0, 6.0])
+
+
+@each_solver
+def test_the_bound_is_found_in_a_mirrored_box(solver):
+    result = minimize(
+        lambda x: float(((x - 3) ** 2).sum()),
+        [0.5, -0.5],
+        solver,
+        bounds=Box(-1.0, 1.0, "reflect"),
+        maxfev=400,
+        rng=0,
+    )
+    np.testing.assert_allclose(result.x, 1.0, atol=1e-3)
+    assert result.fun == result.fun_iterate
+
+
+@each_solver
+def test_where_half_of_the_space_fails(solver):
+    def fun(x):
+        return float(((x - 1) ** 2).sum()) if x[0] < 1.5 else math.nan
+
+    result = minimize(fun, [1.3, -2.0], solver, maxfev=400, rng=0)
+    assert result.fun < 1e-6
+
+
+@each_solver
+def test_where_everything_fails_it_restarts_and_stays(solver):
+    x0 = np.array([1.0, 2.0])
+    state = solver.init(x0, rng=0)
+    steps(solver, state, lambda rows: np.full(len(rows), np.nan), 300)
+    np.testing.assert_array_equal(state.x, x0)
+    assert state.metrics["n_restarts"] > 0
+    assert minimize(lambda x: math.nan, x0, solver, maxfev=9, rng=0).fun_iterate == math.inf
+
+
+@each_solver
+def test_no_thread_outlives_its_run(solver):
+    def names():
+        gc.collect()
+        return [t.name for t in threading.enumerate() if "algorithm" in t.name]
+
+    assert names() == []
+    minimize(sphere(3), np.ones(3), solver, maxfev=100, rng=0)
+    assert names() == []
+    states = [solver.init(np.ones(3), rng=seed) for seed in range(10)]
+    for state in states:
+        steps(solver, state, sphere(3), 3)
+    assert len(names()) == 10
+    del states[:5]
+    assert len(names()) == 5
+    del states, state
+    assert names() == []
+
+
+def test_an_error_within_scipy_is_raised_and_not_a_hang(monkeypatch):
+    def broken(*args, **kwargs):
+        raise OSError("within scipy")
+
+    solver = NelderMead()
+    state = solver.init(np.ones(2), rng=0)
+    candidates = solver.ask(state)
+    solver.tell(state, candidates, sphere(2)(candidates))
+    monkeypatch.setattr(optimize, "minimize", broken)
+    monkeypatch.setattr("zoopt_nas.solvers.inversion._CALLS", {})  # so that it is run anew
+    for _ in range(2):
+        with pytest.raises(OSError, match="within scipy"):
+            solver.ask(state)
+    monkeypatch.undo()
+    assert solver.ask(state).shape == (1, 2)
+
+
+def test_the_memory_of_a_long_run_grows_by_doubling():
+    solver = NelderMead()
+    state = solver.init(np.ones(10), rng=0)
+    steps(solver, state, rosenbrock(10), 300)
+    assert state.memory["n_told"] == 310
+    assert 310 <= len(state.memory["told"]) < 620
+    assert all(np.asarray(part).dtype.kind in "if" for part in state.memory.values())
+
+
+def test_the_iterate_is_finite_far_out_in_float32():
+    solver = NelderMead(step=1e38)
+    state = solver.init(np.full(2, 2e38, dtype=np.float32), rng=0)
+    for candidates in steps(solver, state, lambda rows: -rows.astype(float).sum(1), 30):
+        assert np.isfinite(candidates).all()
+    assert (state.x == np.finfo(np.float32).max).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (NelderMead, {"step": 0}, "step must be a positive finite number, got 0"),
+        (NelderMead, {"adaptive": 1}, "adaptive must be True or False, got 1"),
+        (NelderMead, {"tolerance": -1.0}, "tolerance must be a positive finite number"),
+        (BFGS, {"difference_step": 0.0}, "difference_step must be a positive finite number"),
+        (BFGS, {"gtol": math.nan}, "gtol must be a positive finite number, got nan"),
+        (BFGS, {"spread": -2}, "spread must be a positive finite number, got -2"),
+    ],
+)
+def test_fields_out_of_range(kind, fields, message):
+    with pytest.raises(InvalidValueError, match=message):
+        kind(**fields)

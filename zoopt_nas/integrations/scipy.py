@@ -1,0 +1,197 @@
+"""Solvers as methods of ``scipy.optimize.minimize``.
+
+Source: the protocol of custom minimizers in the notes of ``scipy.optimize.minimize``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoopt_nas._minimize import minimize
+from zoopt_nas._run import Status
+from zoopt_nas.bounds import Box, as_box
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.solvers import Solver, make_solver
+
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult
+
+# The status that SciPy gives to a run that its callback stopped, whatever the method.
+_STOPPED_BY_CALLBACK = 99
+
+# What `minimize` takes but an option of SciPy cannot set, as SciPy has its own argument for it.
+_GIVEN_BY_SCIPY = frozenset({"fun", "x0", "method", "bounds", "callback", "options"})
+
+
+def scipy_method(method: str | Solver = "gld", **options: Any) -> Callable[..., OptimizeResult]:
+    """Returns a solver as a ``method`` of ``scipy.optimize.minimize``.
+
+    Example:
+        >>> import scipy.optimize, zoopt_nas
+        >>> method = zoopt_nas.scipy_method("gld")
+        >>> options = {"maxfev": 500, "rng": 0}
+        >>> fun = lambda x: (x**2).sum()
+        >>> result = scipy.optimize.minimize(fun, [1.0, -2.0], method=method, options=options)
+        >>> bool(result.fun < 1e-2), result.status
+        (True, 0)
+
+    SciPy's ``args``, ``bounds`` (in all its forms) and ``callback`` (of both styles) work as with
+    its own methods, and a start outside the bounds is moved to the nearest point inside. SciPy's
+    ``options`` may hold the arguments of ``zoopt_nas.minimize`` (``maxfev``, ``rng``, ``target``,
+    ``workers``, ...) and the fields of the solver. Anything else there, and ``tol``, gets an
+    ``OptimizeWarning`` and is not used.
+
+    The result has the fields of ``zoopt_nas.minimize``, with ``status`` and ``success`` as SciPy's
+    tools read them: a run that ended as it should, which for a solver without a test of convergence
+    is the end of its budget, has status 0 and is a success, so that ``basinhopping`` accepts it. No
+    success, with the status of ``zoopt_nas.Status``: no value was finite, or a ``target`` was given
+    and not reached. A callback that raised ``StopIteration`` gives status 99.
+
+    Args:
+        method: a name from ``SOLVERS`` or a ``Solver``.
+        **options: fields of the solver, by name; SciPy's ``options`` win over them.
+
+    Returns:
+        A callable that can be pickled if ``method`` can.
+
+    Raises:
+        InvalidValueError: an option is out of its range. When called: also for ``constraints``.
+        UnknownNameError: no such solver or field; the message suggests the nearest.
+    """
+    return _ScipyMethod(make_solver(method, options))
+
+
+@dataclass(frozen=True)
+class _ScipyMethod:
+    """The callable that SciPy calls as ``method(fun, x0, args=args, ..., **options)``."""
+
+    solver: Solver
+
+    def __call__(
+        self,
+        fun: Callable[..., Any],
+        x0: Any,
+        args: tuple[Any, ...] = (),
+        *,
+        jac: Any = None,
+        hess: Any = None,
+        hessp: Any = None,
+        bounds: Any = None,
+        constraints: Any = (),
+        callback: Callable[..., object] | None = None,
+        tol: float | None = None,
+        disp: object = None,
+        **options: Any,
+    ) -> OptimizeResult:
+        if not _is_empty(constraints):
+            raise InvalidValueError(
+                "constraints must be empty, since the solvers know only bounds; "
+                f"got {constraints!r}"
+            )
+        # With jac=True SciPy wraps fun so that it returns the value alone: no loss, no warning.
+        is_split_off = jac is not None and getattr(jac, "__self__", None) is fun
+        if (jac is not None and not is_split_off) or hess is not None or hessp is not None:
+            warnings.warn(
+                f"Method {self.solver.name} does not use jac, hess or hessp.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if tol is not None:
+            options["tol"] = tol
+        arguments, solver_options = self._sorted_out(options)
+        x0 = np.asarray(x0)
+        if bounds is not None:
+            bounds = as_box(bounds)
+            x0 = _moved_inside(x0, bounds)
+        result = minimize(
+            _WithArguments(fun, args) if args else fun,
+            x0,
+            method=make_solver(self.solver, solver_options),
+            bounds=bounds,
+            callback=None if callback is None else _in_style_of(callback),
+            **arguments,
+        )
+        return _as_scipy_reads_it(result)
+
+    def _sorted_out(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the arguments of `minimize` and the fields of the solver among ``options``."""
+        from scipy.optimize import OptimizeWarning
+        from scipy.optimize import minimize as scipy_minimize
+
+        arguments = set(inspect.signature(minimize).parameters) - _GIVEN_BY_SCIPY
+        solver_fields = {field.name for field in fields(self.solver)}
+        # SciPy: "the set of parameters may expand", and none of those is an option of the user.
+        passed_by_scipy = set(inspect.signature(scipy_minimize).parameters) - {"tol"}
+        unknown = set(options) - arguments - solver_fields - passed_by_scipy
+        for name in sorted(unknown):
+            near = difflib.get_close_matches(name, arguments | solver_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            warnings.warn(
+                f"Unknown solver option of {self.solver.name}: {name}{hint}",
+                OptimizeWarning,
+                stacklevel=4,
+            )
+        return (
+            {name: value for name, value in options.items() if name in arguments},
+            {name: value for name, value in options.items() if name in solver_fields - arguments},
+        )
+
+
+@dataclass(frozen=True)
+class _WithArguments:
+    """``fun`` with SciPy's ``args`` behind the point; a class, as worker processes pickle it."""
+
+    fun: Callable[..., Any]
+    args: tuple[Any, ...]
+
+    def __call__(self, x: Any) -> Any:
+        return self.fun(x, *self.args)
+
+
+def _is_empty(constraints: Any) -> bool:
+    try:
+        return len(constraints) == 0
+    except TypeError:  # a single constraint object, or None
+        return constraints is None
+
+
+def _moved_inside(x0: np.ndarray, box: Box) -> np.ndarray:
+    """Returns the point of the box next to ``x0``: where L-BFGS-B starts too.
+
+    ``basinhopping`` relies on it, as its steps know nothing of the bounds.
+    """
+    if box.lower.shape not in ((), x0.shape):
+        return x0  # `minimize` says what is wrong
+    inside: np.ndarray = np.clip(x0, box.lower, box.upper)
+    return inside.astype(x0.dtype) if x0.dtype.kind == "f" else inside
+
+
+def _in_style_of(callback: Callable[..., object]) -> Callable[..., object]:
+    """Returns ``callback`` as `minimize` calls it; SciPy tells two styles apart by a name."""
+    try:
+        names = set(inspect.signature(callback).parameters)
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        names = set()
+    if names == {"intermediate_result"}:
+        return callback
+
+    def with_point(intermediate_result: Any) -> object:
+        return callback(np.copy(intermediate_result.x))
+
+    return with_point
+
+
+def _as_scipy_reads_it(result: OptimizeResult) -> OptimizeResult:
+    if result.status == Status.CALLBACK:
+        result.success, result.status = False, _STOPPED_BY_CALLBACK
+        result.message = "`callback` raised `StopIteration`."
+    else:
+        result.status = 0 if result.success else int(result.status)
+    return result

@@ -1,0 +1,187 @@
+"""CMA-ES: evolution with an adapted covariance matrix, as the package ``cmaes`` has it.
+
+Source: Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; Ros and Hansen, "A
+Simple Modification in CMA-ES Achieving Linear Time and Space Complexity", PPSN X, 2008
+(sep-CMA-ES); Auger and Hansen, "A Restart CMA Evolution Strategy With Increasing Population Size",
+CEC 2005 (IPOP); Nomura and Shibata, "cmaes: A Simple yet Practical Python Library for CMA-ES",
+arXiv 2402.01373.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoopt_nas import sampling
+from zoopt_nas._arrays import Array, Generator, array_namespace, as_like, import_torch, to_numpy
+from zoopt_nas._checks import check_bool, check_choice, check_positive, check_positive_int
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.solvers.base import Solver, SolverState
+
+COVARIANCES = ("auto", "full", "diagonal")
+
+# Above, "auto" is diagonal: a candidate of the full matrix costs cmaes a product of two matrices.
+_LARGEST_FULL_DIM = 200
+# With fewer, the update of the covariance matrix in cmaes divides by zero.
+_LEAST_N_SAMPLES = 4
+# The package refuses coordinates from 1e32 on.
+_LARGEST_COORDINATE = 0.99e32
+_PREFIX = "cmaes."
+
+
+@dataclass(frozen=True)
+class CMA(Solver):
+    """CMA-ES: samples a normal distribution and moves it towards the better half of the samples.
+
+    Only comparisons of values are used. The iterate is the mean of the distribution that the last
+    batch led to; it is never evaluated. It runs in float64 on the CPU, whatever x is.
+
+    When the package's ``should_stop`` says that a run has converged or diverged, another begins
+    with twice the population (IPOP), at a normal draw around the start of deviation ``sigma``.
+
+    Attributes:
+        sigma: > 0, the standard deviation at the start, per coordinate, in units of x: about a
+            third of the range in which the optimum is expected.
+        n_samples: candidates a step, the population, at least 4. None: 4 + floor(3 ln dim) (Eq. 48
+            of the tutorial).
+        restart: whether to restart; without, a converged run goes on sampling, and only one whose
+            numbers overflowed begins anew.
+        covariance: ``"full"``; ``"diagonal"``, which is sep-CMA-ES, for at least 2 dimensions;
+            ``"auto"``: full up to 200 dimensions.
+
+    Raises:
+        InvalidValueError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "cma"
+
+    sigma: float = 1.0
+    n_samples: int | None = None
+    restart: bool = True
+    covariance: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_positive("sigma", self.sigma)
+        if self.n_samples is not None:
+            check_positive_int("n_samples", self.n_samples)
+            if self.n_samples < _LEAST_N_SAMPLES:
+                raise InvalidValueError(
+                    f"n_samples must be at least {_LEAST_N_SAMPLES}, got {self.n_samples}"
+                )
+        check_bool("restart", self.restart)
+        check_choice("covariance", self.covariance, COVARIANCES)
+
+    def _ask(self, state: SolverState, guide: Array | None) -> Array:
+        if "n_restarts" not in state.memory:
+            # Not before: a warm start moves x between `init` and the first batch.
+            self._start(state)
+        optimizer = self._load(state)
+        optimizer.reseed_rng(_seed(state.rng))
+        drawn = np.array([optimizer.ask() for _ in range(optimizer.population_size)])
+        limit = float(array_namespace(state.x).finfo(state.x.dtype).max)
+        return as_like(
+            "candidates", np.clip(self.sigma * drawn, -limit, limit), state.x, drawn.shape
+        )
+
+    def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
+        host = np.asarray(to_numpy(values), dtype=np.float64)
+        if np.all(np.isinf(host)):  # nothing to rank
+            return state.x
+        optimizer = self._load(state)
+        # The worse half gets negative weights, for which every row is stretched to full length. A
+        # row that a box has moved next to the mean would make the matrix collapse in its direction,
+        # so that the worse half counts as it was drawn, and the better half where it was evaluated.
+        rows = np.asarray(to_numpy(candidates), dtype=np.float64) / self.sigma
+        drawn = np.asarray(to_numpy(state.pending), dtype=np.float64) / self.sigma
+        is_worse = np.argsort(np.argsort(host, kind="stable")) >= len(host) // 2
+        rows = np.where(is_worse[:, None], drawn, rows)
+        rows = np.clip(rows, -_LARGEST_COORDINATE, _LARGEST_COORDINATE)
+        with np.errstate(all="ignore"):
+            optimizer.tell(list(zip(rows, host.tolist(), strict=True)))
+            x = self.sigma * optimizer.mean
+            if _has_ended(optimizer, self.restart):
+                self._restart(state, 2 * optimizer.population_size)
+            else:
+                self._save(state, optimizer)
+        state.metrics["sigma"] = self.sigma * float(state.memory[_PREFIX + "_sigma"])
+        state.metrics["n_restarts"] = int(state.memory["n_restarts"])
+        return as_like("x", x, state.x, x.shape)
+
+    def _start(self, state: SolverState) -> None:
+        origin = np.array(to_numpy(state.x), dtype=np.float64)
+        if np.max(np.abs(origin)) / self.sigma >= _LARGEST_COORDINATE:
+            raise InvalidValueError(f"x0 must be below 1e32 * sigma for cma, got {origin!r}")
+        state.memory["origin"] = origin
+        state.memory["n_restarts"] = 0
+        self._save(state, self._optimizer(origin, self.n_samples))
+
+    def _restart(self, state: SolverState, n_samples: int) -> None:
+        memory = state.memory
+        step = np.array(to_numpy(sampling.gaussian(state.rng, 1, state.x)[0]), dtype=np.float64)
+        memory["n_restarts"] = int(memory["n_restarts"]) + 1
+        self._save(state, self._optimizer(memory["origin"] + self.sigma * step, n_samples))
+
+    def _optimizer(self, mean: np.ndarray, n_samples: int | None) -> Any:
+        """Returns the package's optimizer in units of sigma, in which its tolerances are."""
+        import cmaes  # slow to load, with scipy.stats: not at import
+
+        dim = len(mean)
+        is_full = self.covariance == "full" or (
+            self.covariance == "auto" and dim <= _LARGEST_FULL_DIM
+        )
+        kind = cmaes.CMA if is_full or dim == 1 else cmaes.SepCMA
+        mean = np.clip(mean / self.sigma, -_LARGEST_COORDINATE, _LARGEST_COORDINATE)
+        return kind(mean=mean, sigma=1.0, population_size=n_samples)
+
+    def _save(self, state: SolverState, optimizer: Any) -> None:
+        """Moves the optimizer into the memory.
+
+        Every step begins with what `_load` makes of the memory, also in a run that was never saved:
+        the package symmetrizes its matrix on the way, so that an optimizer that lives on would not
+        be that of a resumed run to the last bit.
+        """
+        # Decomposes the matrix, after which no entry but `_bounds` is None.
+        optimizer.should_stop()
+        for name, value in optimizer.__getstate__().items():
+            if value is not None:
+                state.memory[_PREFIX + name] = value
+
+    def _load(self, state: SolverState) -> Any:
+        import cmaes
+
+        saved = {
+            key.removeprefix(_PREFIX): _plain(value)
+            for key, value in state.memory.items()
+            if key.startswith(_PREFIX)
+        }
+        kind = cmaes.CMA if "_c_1d" in saved else cmaes.SepCMA
+        optimizer: Any = object.__new__(kind)
+        optimizer.__setstate__(saved)
+        optimizer.set_bounds(None)
+        return optimizer
+
+
+def _plain(value: Any) -> Any:
+    """Returns a number for what is one, and a copy of an array: the package writes into its own."""
+    array = np.array(value)
+    return array.item() if array.ndim == 0 else array
+
+
+def _has_ended(optimizer: Any, restart: bool) -> bool:
+    """Says whether the optimizer cannot go on or, with ``restart``, need not."""
+    if not (np.all(np.isfinite(optimizer.mean)) and np.max(np.abs(optimizer.mean)) < 1e32):
+        return True
+    try:
+        should_stop = bool(optimizer.should_stop())
+    except np.linalg.LinAlgError:  # the covariance matrix has overflowed
+        return True
+    return should_stop and restart
+
+
+def _seed(rng: Generator) -> int:
+    """Draws the seed of one generation."""
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**32))
+    return int(import_torch().randint(2**32, (1,), generator=rng, device=rng.device)[0])
