@@ -18,19 +18,36 @@ from zoopt_nas.errors import (
 )
 from zoopt_nas.integrations.scipy import scipy_method
 from zoopt_nas.plots import plot_history
-from zoopt_nas.solvers import GLD, MGS, RS, SOLVERS, Solver, SolverState
+from zoopt_nas.solvers import (
+    BFGS,
+    CMA,
+    GLD,
+    LIZO,
+    MGS,
+    RS,
+    SOLVERS,
+    Auto,
+    NelderMead,
+    Solver,
+    SolverState,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BFGS",
+    "CMA",
     "GLD",
+    "LIZO",
     "MGS",
     "RS",
     "SOLVERS",
+    "Auto",
     "Box",
     "DataError",
     "InvalidValueError",
     "MissingDependencyError",
+    "NelderMead",
     "RunError",
     "Solver",
     "SolverState",

@@ -32,7 +32,7 @@ MAXFEV_PER_DIM = 1000
 def minimize(
     fun: Callable[[Any], Any],
     x0: Any,
-    method: str | Solver = "gld",
+    method: str | Solver = "auto",
     *,
     bounds: Any = None,
     maxfev: int | None = None,
@@ -71,7 +71,8 @@ def minimize(
             numbers, under which noise hardly blurs who is better), and counts as noisy.
         x0: the start, (dim,): a floating NumPy array or torch tensor, or anything that becomes a
             float64 NumPy array.
-        method: a name from ``SOLVERS`` or a ``Solver``.
+        method: a name from ``SOLVERS`` or a ``Solver``. The default, ``"auto"``, chooses by what it
+            can know of the task, and says in the message what it chose.
         bounds: every point evaluated, and ``x_iterate``, lies inside: a sequence of pairs (lower,
             upper), one for each coordinate, with None where open; a ``scipy.optimize.Bounds``; or a
             ``Box``, which also says how points are kept inside (by reflection, unless told

@@ -124,7 +124,7 @@ def test_the_installed_command_runs():
 
 
 LISTS = {
-    "solvers": ["rs", "mgs", "gld"],
+    "solvers": ["rs", "mgs", "gld", "lizo", "cma", "nelder_mead", "bfgs", "auto"],
     "spaces": list(SPACES),
     "datasets": list(DATASETS),
     "methods": list(METHODS),

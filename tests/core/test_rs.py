@@ -75,7 +75,9 @@ def reference(solver, candidates, values, x):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_step_is_the_formula(estimator, direction):
-    solver = RS(estimator=estimator, direction=direction, n_samples=5, learning_rate=0.3)
+    solver = RS(
+        estimator=estimator, direction=direction, n_samples=5, learning_rate=0.3, smoothing=0.01
+    )
     state = solver.init(X0, rng=3)
     candidates = solver.ask(state)
     values = quadratic(candidates)
@@ -87,12 +89,13 @@ def test_step_is_the_formula(estimator, direction):
 
 def test_batch_sizes():
     x0 = np.zeros(3)
-    sizes = {e: len(RS(estimator=e, n_samples=7).ask(RS().init(x0))) for e in ESTIMATORS}
+    solvers = {e: RS(learning_rate=0.1, estimator=e, n_samples=7) for e in ESTIMATORS}
+    sizes = {e: len(solver.ask(solver.init(x0))) for e, solver in solvers.items()}
     assert sizes == {"one_point": 7, "two_point": 2, "multi_point": 14}
 
 
 def test_candidates_are_interleaved_pairs_at_distance_smoothing():
-    solver = RS(smoothing=0.25, n_samples=3)
+    solver = RS(learning_rate=0.1, smoothing=0.25, n_samples=3)
     candidates = solver.ask(solver.init(X0, rng=0)) - X0
     np.testing.assert_allclose(candidates[::2], -candidates[1::2], rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(np.linalg.norm(candidates, axis=1), 0.25, rtol=1e-12)
@@ -101,14 +104,20 @@ def test_candidates_are_interleaved_pairs_at_distance_smoothing():
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("n_blocks", [1, 3])
 def test_orthogonal_directions_are_exact_on_a_linear_objective(direction, n_blocks):
-    solver = RS(orthogonal=True, direction=direction, n_samples=n_blocks * DIM)
+    solver = RS(
+        learning_rate=0.1,
+        smoothing=0.01,
+        orthogonal=True,
+        direction=direction,
+        n_samples=n_blocks * DIM,
+    )
     np.testing.assert_allclose(estimate(solver, lambda x: x @ B, seed=0), B, rtol=1e-9)
 
 
 @pytest.mark.parametrize("failure", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("member", [2, 3])
 def test_a_failed_member_drops_its_pair(failure, member):
-    solver = RS(n_samples=3, learning_rate=0.3)
+    solver = RS(n_samples=3, learning_rate=0.3, smoothing=0.01)
     state = solver.init(X0, rng=3)
     candidates = solver.ask(state)
     values = quadratic(candidates)
@@ -116,6 +125,19 @@ def test_a_failed_member_drops_its_pair(failure, member):
     kept = [0, 1, 4, 5]  # rows 2 and 3 are the second pair
     expected = X0 - 0.3 * reference(solver, candidates[kept], values[kept], X0)
     np.testing.assert_allclose(solver.tell(state, candidates, values).x, expected, rtol=1e-9)
+
+
+def test_none_is_the_default_of_the_paper_form():
+    explicit = RS(learning_rate=0.1, smoothing=0.01, n_samples=4)
+    for solver in (explicit, RS(learning_rate=0.1)):
+        state = solver.init(X0, rng=3)
+        candidates = solver.ask(state)
+        x = solver.tell(state, candidates, quadratic(candidates)).x
+        if solver is explicit:
+            expected = x
+    np.testing.assert_array_equal(x, expected)
+    assert not explicit.evaluates_iterate
+    assert explicit.antithetic
 
 
 def test_a_step_that_overflows_is_no_step():
@@ -126,7 +148,7 @@ def test_a_step_that_overflows_is_no_step():
 
 
 def test_gradient_norm_is_measured():
-    solver = RS(orthogonal=True, n_samples=DIM)
+    solver = RS(learning_rate=0.1, orthogonal=True, n_samples=DIM)
     state = solver.init(X0, rng=0)
     candidates = solver.ask(state)
     solver.tell(state, candidates, candidates @ B)
@@ -145,6 +167,7 @@ def test_gradient_norm_is_measured():
         ("estimator", "three_point", "one of one_point, two_point, multi_point"),
         ("direction", "cube", "one of sphere, gaussian"),
         ("orthogonal", 1, "True or False"),
+        ("acceleration", "nesterov", "one of quasi_newton, momentum, none"),
     ],
 )
 def test_bad_fields_are_named(field, value, rule):

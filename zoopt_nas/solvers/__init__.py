@@ -8,10 +8,12 @@ from typing import Any
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.registry import Registry
+from zoopt_nas.solvers.auto import Auto
 from zoopt_nas.solvers.base import Solver, SolverState, Task
 from zoopt_nas.solvers.bfgs import BFGS
 from zoopt_nas.solvers.cma import CMA
 from zoopt_nas.solvers.gld import GLD
+from zoopt_nas.solvers.lizo import LIZO
 from zoopt_nas.solvers.mgs import MGS
 from zoopt_nas.solvers.nelder_mead import NelderMead
 from zoopt_nas.solvers.rs import RS
@@ -20,9 +22,11 @@ _TABLE: dict[str, type[Solver]] = {
     "rs": RS,
     "mgs": MGS,
     "gld": GLD,
+    "lizo": LIZO,
     "cma": CMA,
     "nelder_mead": NelderMead,
     "bfgs": BFGS,
+    "auto": Auto,
 }
 SOLVERS: Registry[type[Solver]] = Registry("solver", _TABLE, group="zoopt_nas.solvers")
 
@@ -53,9 +57,11 @@ __all__ = [
     "BFGS",
     "CMA",
     "GLD",
+    "LIZO",
     "MGS",
     "RS",
     "SOLVERS",
+    "Auto",
     "NelderMead",
     "Solver",
     "SolverState",

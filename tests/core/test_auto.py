@@ -1,0 +1,133 @@
+"""Auto: which solvers run, for which task, and that they run as they would alone."""
+
+import math
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from zoopt_nas import CMA, RS, Auto, InvalidValueError, load_state, minimize, save_state
+from zoopt_nas.problems import rastrigin, rosenbrock, sphere
+from zoopt_nas.solvers.base import Task
+
+
+def shares(message):
+    """The evaluations of each solver, as the message has them."""
+    return {name: int(n) for n, name in re.findall(r"(\d+) by (\w+)", message)}
+
+
+def test_auto_is_the_default_and_says_what_it_chose():
+    result = minimize(rastrigin(3), [2.5, -3.5, 1.5], maxfev=900, rng=0)
+    assert "auto, for few dimensions:" in result.message
+    assert list(shares(result.message)) == ["rs", "cma"]
+    assert sum(shares(result.message).values()) + 1 == result.nfev  # and one for the iterate
+
+
+def test_until_it_converges_the_first_solver_runs_as_it_would_alone():
+    fun = rosenbrock(6)
+    result = minimize(fun, fun.x0, maxfev=300, rng=0, history=True)
+    alone = minimize(fun, fun.x0, RS(), maxfev=300, rng=0, history=True)
+    n_alone = shares(result.message)["rs"]
+    assert n_alone >= 100
+    np.testing.assert_array_equal(result.history[: n_alone - 1], alone.history[: n_alone - 1])
+
+
+def test_the_second_begins_at_the_best_point_of_the_first():
+    fun = rastrigin(3)
+    state = Auto().init(fun.x0 + 0.5, rng=0)
+    solver = Auto()
+    best = (math.inf, None)
+    while int(state.memory.get("auto.arm", 0)) == 0:
+        rows = solver.ask(state)
+        values = fun(rows)
+        k = int(np.argmin(values))
+        best = min(best, (float(values[k]), rows[k].tolist()))
+        solver.tell(state, rows, values)
+    np.testing.assert_array_equal(state.x, best[1])
+    rows = solver.ask(state)
+    # sigma is 1: the mean of the population is near its centre.
+    assert np.abs(rows.mean(axis=0) - best[1]).max() < 5 / math.sqrt(len(rows))
+
+
+def test_the_two_share_the_evaluations_of_a_long_run():
+    result = minimize(rastrigin(4), np.full(4, 2.5), maxfev=6000, rng=1)
+    counts = shares(result.message)
+    # A turn lasts until its solver has converged: they are equal but for the last turn.
+    assert 0.2 < counts["rs"] / (counts["rs"] + counts["cma"]) < 0.8
+
+
+def test_rules():
+    def plan(dim, **task):
+        result = minimize(sphere(dim), np.ones(dim), rng=0, **task)
+        return re.search(r"auto, for ([a-z ]+):", result.message)[1], list(shares(result.message))
+
+    assert plan(5, maxfev=19) == ("a small budget", ["gld"])
+    assert plan(5, maxfev=20) == ("few dimensions", ["rs"])
+    assert plan(100, maxfev=500) == ("few dimensions", ["rs"])
+    assert plan(101, maxfev=500) == ("many dimensions", ["rs"])
+    assert plan(5, maxiter=2)[0] == "few dimensions"
+
+
+def test_noise_is_told_or_found():
+    noise = np.random.default_rng(0)
+
+    def noisy(x):
+        return float((x**2).sum() + 0.1 * noise.standard_normal())
+
+    told = minimize(noisy, np.ones(4), maxfev=500, rng=0, noisy=True)
+    assert "auto, for noise:" in told.message
+    found = minimize(noisy, np.ones(4), maxfev=500, rng=0)
+    n_before = int(re.search(r"(\d+) to find the noise", found.message)[1])
+    assert n_before == 2 * 4 + 2  # the first batch of rs
+    denied = minimize(noisy, np.ones(4), Auto(noisy=False), maxfev=500, rng=0)
+    assert "auto, for few dimensions:" in denied.message
+    for result in (told, found):
+        # The noise is a hundredth of what there is to gain.
+        assert float((result.x_iterate**2).sum()) < 0.2
+
+
+def test_fields_win_over_the_task():
+    assert Auto().prepared(Task(dim=3, maxfev=7, noisy=True)) == Auto(maxfev=7, noisy=True)
+    assert Auto(maxfev=5, noisy=False).prepared(Task(dim=3, maxfev=7, noisy=True)) == Auto(
+        maxfev=5, noisy=False
+    )
+    assert Auto().prepared(Task(dim=3)) == Auto()
+
+
+def test_a_saved_race_continues_bitwise(tmp_path):
+    fun = rastrigin(3)
+    solver = Auto()
+    state = solver.init(fun.x0 + 0.5, rng=0)
+    arms = []
+    for _ in range(400):
+        arms.append(int(state.memory.get("auto.arm", 0)))
+        save_state(tmp_path / "state.npz", solver, state)
+        loaded_solver, loaded = load_state(tmp_path / "state.npz")
+        for run in (state, loaded):
+            rows = loaded_solver.ask(run)
+            loaded_solver.tell(run, rows, fun(rows))
+        np.testing.assert_array_equal(loaded.x, state.x)
+        state = loaded
+    # It has gone from the first to the second and back.
+    assert arms.count(0) > 10
+    assert arms.count(1) > 10
+    assert any(a == 1 and b == 0 for a, b in pairwise(arms))
+
+
+def test_a_warm_start_moves_where_it_begins():
+    known = ([[1.0, 2.0, 3.0]], [14.0])
+    result = minimize(sphere(3), np.full(3, 50.0), warm_start=known, maxfev=20, rng=0)
+    assert result.fun < 14.0
+
+
+@pytest.mark.parametrize("bad", [{"maxfev": 0}, {"maxfev": 1.5}, {"noisy": 1}])
+def test_bad_fields(bad):
+    with pytest.raises(InvalidValueError, match="must be"):
+        Auto(**bad)
+
+
+def test_the_second_solver_is_what_the_docs_say():
+    from zoopt_nas.solvers.auto import FEW, PLANS
+
+    assert PLANS[FEW].solvers == (RS(), CMA())

@@ -1,0 +1,87 @@
+"""The parts of a descent, each against an independent formula."""
+
+import numpy as np
+import pytest
+
+from zoopt_nas import RS
+from zoopt_nas.solvers import descent
+from zoopt_nas.solvers.differences import interpolated_gradient, orthogonal_to, parabola
+
+rng = np.random.default_rng(3)
+
+
+@pytest.mark.parametrize("n_rows", [2, 5, 9])
+def test_interpolation_is_the_weighted_least_squares_solution(n_rows):
+    rows = rng.standard_normal((n_rows, 5))
+    differences = rng.standard_normal(n_rows)
+    weights = 1 / np.linalg.norm(rows, axis=1)
+    expected = np.linalg.lstsq(rows * weights[:, None], differences * weights, rcond=None)[0]
+    np.testing.assert_allclose(interpolated_gradient(rows, differences), expected, rtol=1e-9)
+
+
+def test_interpolation_leaves_out_zero_rows():
+    rows = rng.standard_normal((5, 5))
+    rows[2] = 0
+    gradient = interpolated_gradient(rows, rows @ np.arange(5.0))
+    kept = rows[[0, 1, 3, 4]]
+    expected = np.linalg.lstsq(kept, kept @ np.arange(5.0), rcond=None)[0]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9)
+
+
+def test_bfgs_update_is_the_bfgs_formula():
+    basis = rng.standard_normal((4, 4))
+    hessian = np.diag([1.0, 2.0, 5.0, 9.0]) + 0.3
+    step = rng.standard_normal(4)
+    s = basis @ step
+    y = hessian @ s
+    updated, u = descent.bfgs_update(basis, step, basis.T @ y)
+    rho = 1 / (s @ y)
+    left = np.eye(4) - rho * np.outer(s, y)
+    expected = left @ basis @ basis.T @ left.T + rho * np.outer(s, s)
+    np.testing.assert_allclose(updated @ updated.T, expected, rtol=1e-9, atol=1e-9)
+    # The slopes along the new columns are those that u says.
+    gradient = rng.standard_normal(4)
+    slopes = basis.T @ gradient
+    np.testing.assert_allclose(updated.T @ gradient, slopes - u * (step @ slopes), atol=1e-9)
+
+
+@pytest.mark.parametrize("change", [[-1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+def test_no_update_without_positive_curvature(change):
+    assert descent.bfgs_update(np.eye(2), np.array([1.0, 0.0]), np.array(change)) is None
+
+
+def test_parabola_has_the_slope_and_the_curvature():
+    a, b = np.array([0.5, 0.1, 2.0]), np.array([-0.25, -0.1, 1.0])
+    slope, curvature = parabola(a, b, 3 * a + 2 * a**2, 3 * b + 2 * b**2)
+    np.testing.assert_allclose(slope, 3.0, rtol=1e-12)
+    np.testing.assert_allclose(curvature, 4.0, rtol=1e-9)
+
+
+def test_parabola_of_one_point_is_a_line():
+    slope, curvature = parabola(
+        np.array([0.5, 0.5]),
+        np.array([-0.5, -0.5]),
+        np.array([1.0, np.inf]),
+        np.array([np.inf] * 2),
+    )
+    np.testing.assert_array_equal(slope, [2.0, 0.0])
+    np.testing.assert_array_equal(curvature, [0.0, 0.0])
+
+
+def test_orthogonal_to_spans_the_rest():
+    state = RS().init(np.zeros(5), rng=0)
+    known = rng.standard_normal((2, 5))
+    rows = orthogonal_to(known, 3, state)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(rows @ known.T, 0, atol=1e-12)
+
+
+def test_the_noise_is_the_root_mean_square_of_repeats():
+    noise, deviation = 0.0, 2.5
+    changes = np.random.default_rng(0).normal(0, deviation * np.sqrt(2), 4000)
+    seen = []
+    for change in changes:
+        noise = descent.averaged_noise(noise, change)
+        seen.append(noise**2)
+    # Squares of normal numbers, averaged with weight 0.3: sd of the mean of 4000 is 2.3 %.
+    assert np.mean(seen) == pytest.approx(deviation**2, rel=0.1)

@@ -1,0 +1,379 @@
+"""The steps of a descent along estimated gradients: RS and LIZO differ only in the estimate.
+
+A run is a sequence of batches of four kinds. START measures a new starting point with a central
+difference along every coordinate. PROBE measures the slopes at the iterate. SEARCH tries one length
+of step, and EXPAND a longer one after a full step that the model did not expect to be so good.
+
+The steps are those of BFGS in product form (Powell, "Updating conjugate directions by the BFGS
+formula", Math. Programming 38, 1987): the columns of a basis Z, with Z Zᵀ the inverse Hessian
+estimate, are conjugate directions along which the modelled curvature is 1. The slopes g are
+measured along these columns, so the step is -Z g, the decrease that Newton's method still expects
+is |g|²/2, and a difference over a distance h along a column is wrong by about h/2 from curvature
+and 2ε/h from errors ε of the values: h = 2 sqrt(ε) balances the two whatever the units of x
+(Berahas et al. 2021, arXiv 1905.01332).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+from zoopt_nas import sampling
+from zoopt_nas._arrays import Array, array_namespace, copy, device
+from zoopt_nas.solvers.base import SolverState
+from zoopt_nas.solvers.differences import measures_iterate, parabola
+
+# Above this dim a (dim, dim) basis costs more than its share of a step.
+MAX_BASIS_DIM = 100
+
+# A step is accepted if it brings this part of the decrease that its slope promises (Armijo).
+SUFFICIENT_DECREASE = 0.1
+# A full step that brings nearly all of the slope's promise met no curvature: try one this longer.
+EXPANSION = 4.0
+MAX_TRIALS = 8
+# The probes come closer with the steps, but not faster than this: the first steps see the
+# landscape at a coarse scale, as in implicit filtering (Gilmore & Kelley 1995).
+SMOOTHING_PER_STEP = 0.01
+MAX_SHRINK = 0.1
+# A local descent that expects less than 1/10 of what it lacks to the best one is given up.
+HOPE = 10.0
+# The first step along a coordinate is at most so many times as long as its probe.
+MAX_FIRST_STEP = 10.0
+# Each second restart goes so much farther, up to 17 times, and then it begins anew.
+RESTART_GROWTH = 1.5
+N_SPREADS = 8
+# The least curvature along a coordinate at the start, as a part of the largest.
+MIN_CURVATURE = 1e-8
+
+
+class Phase(IntEnum):
+    """What the pending batch is for."""
+
+    START = 0
+    PROBE = 1
+    SEARCH = 2
+    EXPAND = 3
+
+
+Probe = Callable[[SolverState], Array]
+Estimate = Callable[[SolverState, Array, Array], Array]
+
+
+def begin(state: SolverState) -> None:
+    """Prepares ``state.memory`` for a descent from ``state.x``."""
+    state.memory.update(
+        phase=int(Phase.START),
+        value=math.inf,
+        noise=0.0,
+        origin_value=0.0,
+        scale=natural_scale(state.x),
+        n_restarts=0,
+        origin=copy(state.x),
+        start=copy(state.x),
+        best=copy(state.x),
+        best_value=math.inf,
+    )
+
+
+def ask(state: SolverState, probe: Probe) -> Array:
+    """Returns the batch of the current phase; ``probe`` makes that of PROBE."""
+    memory = state.memory
+    phase = int(memory["phase"])
+    if phase == Phase.START:
+        return _start_batch(state)
+    if phase == Phase.PROBE:
+        return probe(state)
+    length = float(memory["length"])
+    if phase == Phase.EXPAND:  # the iterate has already moved by one length
+        length *= EXPANSION - 1
+    return (state.x + length * memory["direction"])[None, :]
+
+
+def tell(state: SolverState, candidates: Array, values: Array, estimate: Estimate) -> Array:
+    """Returns the new iterate; ``estimate`` gives the slopes (dim,) along the basis from a PROBE.
+
+    ``estimate(state, candidates, values)`` may leave slopes 0 where it knows nothing.
+    """
+    memory = state.memory
+    phase = int(memory["phase"])
+    if phase == Phase.START:
+        return _tell_start(state, candidates, values)
+    if phase == Phase.PROBE:
+        return _tell_probe(state, candidates, values, estimate)
+    value = float(values[0])
+    if phase == Phase.SEARCH:
+        return _tell_search(state, candidates[0], value)
+    memory["phase"] = int(Phase.PROBE)
+    if not value < float(memory["value"]):
+        return state.x
+    memory["length"] = EXPANSION * float(memory["length"])
+    memory["phase"] = int(Phase.EXPAND)
+    return _move(state, candidates[0], value)
+
+
+def value_error(memory: dict[str, Any], dtype: Any, xp: Any) -> float:
+    """Returns ε, the error of a value near the iterate: measured noise, or a few roundings.
+
+    Where the least value is 0 its rounding is no bound: a run has also converged when its value has
+    fallen by eps^1.5, some 24 decades in float64.
+    """
+    eps = float(xp.finfo(dtype).eps)
+    value = abs(float(memory["value"]))
+    rounding = 4 * eps * value if math.isfinite(value) else 0.0
+    return max(
+        rounding, eps * math.sqrt(eps) * float(memory["origin_value"]), float(memory["noise"])
+    )
+
+
+def averaged_noise(noise: float, change: float) -> float:
+    """Takes in how two values of one point differ; the mean square over the last few counts."""
+    if noise == 0:
+        return abs(change) / math.sqrt(2)
+    averaged = math.hypot(math.sqrt(0.7) * noise, math.sqrt(0.15) * change)
+    return averaged if math.isfinite(averaged) else noise
+
+
+def bfgs_update(basis: Array, step: Array, change: Array) -> tuple[Array, Array] | None:
+    """Updates a product-form BFGS basis Z by one step.
+
+    With s, y the step and the change of the slopes, both in coordinates of the basis, the inverse
+    Hessian I of these coordinates becomes M Mᵀ, M = I - s uᵀ, u = y / sᵀy - s / sqrt(sᵀy sᵀs).
+
+    Args:
+        basis: (dim, dim) Z.
+        step: (dim,) s, the step was Z s.
+        change: (dim,) y = Zᵀ (difference of the gradients).
+
+    Returns:
+        Z M and u (slopes g become g - u (sᵀg)), or None if the step met no positive curvature.
+    """
+    xp = array_namespace(basis)
+    curvature, square = float(step @ change), float(step @ step)
+    if not curvature > 1e-8 * math.sqrt(square * float(change @ change)):
+        return None
+    root = math.sqrt(curvature) * math.sqrt(square)
+    if root == 0 or not math.isfinite(root):
+        return None
+    u = change / curvature - step / root
+    updated = basis - (basis @ step)[:, None] * u[None, :]
+    return (updated, u) if bool(xp.all(xp.isfinite(updated))) else None
+
+
+def natural_scale(x: Array) -> float:
+    """Returns the natural size of a coordinate, where nothing but the start point is known."""
+    xp = array_namespace(x)
+    return max(1.0, float(xp.linalg.vector_norm(x)) / math.sqrt(x.shape[0]))
+
+
+def _start_batch(state: SolverState) -> Array:
+    """Returns the origin, a pair of points along each coordinate, and in a first run it again."""
+    xp = array_namespace(state.x)
+    memory = state.memory
+    origin = memory["origin"]
+    # A random sign costs nothing, and a batch cut by a budget is then not always the same half.
+    signs = sampling.rademacher(state.rng, 1, origin)[0]
+    steps = xp.eye(origin.shape[0], dtype=origin.dtype, device=device(origin))
+    steps = steps * (float(memory["scale"]) * signs)
+    pairs = xp.reshape(xp.stack([origin + steps, origin - steps], axis=1), (-1, origin.shape[0]))
+    rows = [origin[None, :], pairs]
+    # One evaluation spent twice: the only certain sign of noise.
+    if int(memory["n_restarts"]) == 0 or measures_iterate(state):
+        rows.append(origin[None, :])
+    return xp.concat(rows, axis=0)
+
+
+def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
+    xp = array_namespace(candidates)
+    memory = state.memory
+    dim = state.x.shape[0]
+    value = float(values[0])
+    if not math.isfinite(value):
+        return _start_elsewhere(state, candidates, values)
+    origin = candidates[0]
+    if values.shape[0] > 2 * dim + 1 and math.isfinite(again := float(values[-1])):
+        memory["noise"] = max(abs(again - value) / math.sqrt(2), float(memory["noise"]) / 2)
+        value += (again - value) / 2
+    # A box repairs each coordinate by itself: every row still differs from the origin in one.
+    displacements = xp.astype(candidates[1 : 2 * dim + 1] - origin, values.dtype)
+    ahead = xp.linalg.diagonal(displacements[::2])
+    behind = xp.linalg.diagonal(displacements[1::2])
+    slopes, curvatures = parabola(
+        ahead, behind, values[1 : 2 * dim + 1 : 2] - value, values[2 : 2 * dim + 1 : 2] - value
+    )
+    scale = float(memory["scale"])
+    memory.update(value=value, origin_value=abs(value))
+    error = value_error(memory, candidates.dtype, xp)
+    curvatures = xp.abs(curvatures) + 2 * error / scale**2
+    top = float(xp.max(curvatures))
+    floor = xp.abs(slopes) / (MAX_FIRST_STEP * scale)
+    curvatures = xp.maximum(curvatures, floor)
+    curvatures = xp.where(curvatures > MIN_CURVATURE * top, curvatures, MIN_CURVATURE * top)
+    # A flat or overflowing landscape gives no curvature: keep the unit of the probes.
+    usable = (curvatures > 0) & xp.isfinite(curvatures)
+    widths = xp.where(usable, 1 / xp.sqrt(xp.where(usable, curvatures, 1.0)), scale)
+    slopes = slopes * widths
+    memory["basis"] = xp.astype(
+        xp.eye(dim, dtype=values.dtype, device=device(values)) * widths, candidates.dtype
+    )
+    memory["smoothing"] = scale / float(xp.min(widths))
+    memory.update(central=0, has_pair=0, n_stalls=0, slopes=xp.astype(slopes, candidates.dtype))
+    _remember_fallback(state, candidates, values)
+    return _begin_search(state, origin)
+
+
+def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Array:
+    """Goes on from the best of a START whose origin failed."""
+    xp = array_namespace(candidates)
+    memory = state.memory
+    best = int(xp.argmin(values))
+    value = float(values[best])
+    if not math.isfinite(value):
+        if int(memory["n_restarts"]) > 0:
+            return _restart(state, state.x)
+        memory["scale"] = max(float(memory["scale"]) / 2, 1e-6)
+        return state.x
+    memory["origin"] = copy(candidates[best])
+    memory["value"] = value
+    return memory["origin"]
+
+
+def _tell_probe(state: SolverState, candidates: Array, values: Array, estimate: Estimate) -> Array:
+    memory = state.memory
+    xp = array_namespace(candidates)
+    if measures_iterate(state) and math.isfinite(again := float(values[0])):
+        # The value on record was picked because it is low; the mean forgets that.
+        change = again - float(memory["value"])
+        memory["noise"] = averaged_noise(float(memory["noise"]), change)
+        memory["value"] = float(memory["value"]) + change / 2
+    _remember_fallback(state, candidates, values)
+    slopes = estimate(state, candidates, values)
+    if not (math.isfinite(memory["fallback_value"]) and bool(xp.all(xp.isfinite(slopes)))):
+        return _search_failed(state, state.x)
+    # Slopes that a failure left at 0 would pass for a change.
+    if int(memory["has_pair"]) and bool(xp.all(xp.isfinite(values))):
+        step = memory["step"]
+        update = bfgs_update(memory["basis"], step, slopes - memory["slopes"])
+        if update is not None:
+            memory["basis"], u = update
+            slopes = slopes - u * (step @ slopes)
+    memory["slopes"] = slopes
+    memory["has_pair"] = 0
+    return _begin_search(state, state.x)
+
+
+def _remember_fallback(state: SolverState, candidates: Array, values: Array) -> None:
+    """Keeps the best probe: if no step along the estimate succeeds, it may still be better."""
+    xp = array_namespace(candidates)
+    best = int(xp.argmin(values))
+    state.memory["fallback"] = copy(candidates[best])
+    state.memory["fallback_value"] = float(values[best])
+
+
+def _begin_search(state: SolverState, x: Array) -> Array:
+    memory = state.memory
+    slopes = memory["slopes"]
+    square = float(slopes @ slopes)
+    value = float(memory["value"])
+    state.metrics["gradient_norm"] = math.sqrt(square)
+    hopeless = value - HOPE * square > float(memory["best_value"])
+    if hopeless and not int(memory["central"]) and float(memory["smoothing"]) < 0.1:
+        return _restart(state, x)
+    if not 0 < square < math.inf:
+        return _search_failed(state, x)
+    memory["direction"] = -(memory["basis"] @ slopes)
+    memory.update(phase=int(Phase.SEARCH), square=square, length=1.0, n_trials=0)
+    return x
+
+
+def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
+    memory = state.memory
+    length, square = float(memory["length"]), float(memory["square"])
+    change = value - float(memory["value"])
+    promised = length * square
+    # Under noise, a step that seems to rise may fall (Berahas, Byrd & Nocedal 2019, 1803.10173).
+    if change <= -SUFFICIENT_DECREASE * promised + 2 * float(memory["noise"]):
+        expands = length == 1.0 and change < -0.9 * promised
+        memory["phase"] = int(Phase.EXPAND if expands else Phase.PROBE)
+        return _move(state, candidate, value)
+    memory["n_trials"] = int(memory["n_trials"]) + 1
+    bend = change + promised
+    if not math.isfinite(bend):
+        length *= 0.1
+    else:  # the minimum of the parabola through the value, the slope and the trial
+        length *= min(max(0.5 * promised / bend if bend > 0 else 0.5, 0.1), 0.5)
+    memory["length"] = length
+    xp = array_namespace(candidate)
+    too_short = length * length * square < value_error(memory, candidate.dtype, xp)
+    if too_short or int(memory["n_trials"]) >= MAX_TRIALS:
+        return _search_failed(state, state.x)
+    return state.x
+
+
+def _move(state: SolverState, x: Array, value: float) -> Array:
+    """Accepts a step of the current length, and sets the smoothing that suits it."""
+    memory = state.memory
+    xp = array_namespace(x)
+    error = value_error(memory, x.dtype, xp)
+    gained = float(memory["value"]) - value
+    memory["n_stalls"] = int(memory["n_stalls"]) + 1 if gained < 4 * error else 0
+    memory["value"] = value
+    length = float(memory["length"])
+    memory["step"] = -length * memory["slopes"]
+    distance = length * math.sqrt(float(memory["square"]))
+    # A change of slopes over a step shorter than the probes is all error.
+    memory["has_pair"] = int(distance * math.sqrt(x.shape[0]) > 2 * math.sqrt(error))
+    _adapt_smoothing(memory, distance / math.sqrt(x.shape[0]), error)
+    if int(memory["n_stalls"]) >= 3:
+        return _restart(state, copy(x))
+    return copy(x)
+
+
+def _adapt_smoothing(memory: dict[str, Any], distance: float, error: float) -> None:
+    smoothing = max(SMOOTHING_PER_STEP * distance, MAX_SHRINK * float(memory["smoothing"]))
+    memory["smoothing"] = max(min(smoothing, 1.0), 2 * math.sqrt(error))
+    memory["central"] = 0
+
+
+def _search_failed(state: SolverState, x: Array) -> Array:
+    """Falls back on the best probe, else probes more carefully, else starts anew."""
+    memory = state.memory
+    memory.update(phase=int(Phase.PROBE), has_pair=0)
+    xp = array_namespace(x)
+    fallback_value = float(memory["fallback_value"])
+    error = value_error(memory, x.dtype, xp)
+    if fallback_value < float(memory["value"]) - 2 * float(memory["noise"]):
+        gained = float(memory["value"]) - fallback_value
+        memory["n_stalls"] = int(memory["n_stalls"]) + 1 if gained < 4 * error else 0
+        memory["value"] = fallback_value
+        _adapt_smoothing(memory, math.sqrt(x.shape[0]) * float(memory["smoothing"]), error)
+        fallback: Array = memory["fallback"]
+        return _restart(state, fallback) if int(memory["n_stalls"]) >= 3 else fallback
+    floor = 2 * math.sqrt(error)
+    smoothing = float(memory["smoothing"])
+    if not int(memory["central"]):
+        memory["central"] = 1
+        memory["smoothing"] = max(min(smoothing, 1.0), floor)
+    elif smoothing > 1.01 * floor:
+        memory["smoothing"] = max(MAX_SHRINK * smoothing, floor)
+    else:
+        return _restart(state, x)
+    return x
+
+
+def _restart(state: SolverState, x: Array) -> Array:
+    """Draws the origin of the next START: in turn around the best point and around the start."""
+    memory = state.memory
+    if float(memory["value"]) < float(memory["best_value"]):
+        memory.update(best=copy(x), best_value=float(memory["value"]))
+    n_restarts = int(memory["n_restarts"]) + 1
+    scale = natural_scale(memory["start"])
+    if measures_iterate(state):  # noise looks like an end: stay, and measure the landscape anew
+        memory.update(phase=int(Phase.START), n_restarts=n_restarts, origin=copy(x), scale=scale)
+        return x
+    centre = memory["best"] if n_restarts % 2 else memory["start"]
+    spread = scale * RESTART_GROWTH ** ((n_restarts - 1) // 2 % N_SPREADS)
+    origin = centre + spread * sampling.gaussian(state.rng, 1, x)[0]
+    memory.update(phase=int(Phase.START), n_restarts=n_restarts, origin=origin, scale=scale)
+    return x

@@ -1,0 +1,127 @@
+"""Slopes from differences of values: what a descent probes, and what it reads from the values."""
+
+from __future__ import annotations
+
+import math
+
+from zoopt_nas import sampling
+from zoopt_nas._arrays import Array, array_namespace
+from zoopt_nas.solvers.base import SolverState
+
+
+def measures_iterate(state: SolverState) -> bool:
+    """Whether row 0 of a PROBE is the iterate, as where values are noisy: they then drift apart."""
+    return float(state.memory["noise"]) > 0
+
+
+def probe_basis(state: SolverState, smoothing: float | None) -> Array:
+    """Returns a point, or where ``central`` a pair, on each column of the basis; (n, dim)."""
+    xp = array_namespace(state.x)
+    memory = state.memory
+    # Kept for `basis_slopes`: which side of the iterate is probed must not always be the same.
+    signs = sampling.rademacher(state.rng, 1, state.x)[0]
+    memory["steps"] = signs * probe_distances(state, smoothing)
+    steps = xp.matrix_transpose(memory["basis"]) * memory["steps"][:, None]
+    rows = state.x + steps
+    if int(memory["central"]):
+        rows = xp.reshape(xp.stack([rows, state.x - steps], axis=1), (-1, state.x.shape[0]))
+    if measures_iterate(state):
+        rows = xp.concat([state.x[None, :], rows], axis=0)
+    return rows
+
+
+def basis_slopes(state: SolverState, candidates: Array, values: Array) -> Array:
+    """Returns the slopes (dim,) along the columns of the basis."""
+    xp = array_namespace(candidates)
+    memory = state.memory
+    first = int(measures_iterate(state))
+    rows = candidates[first:]
+    changes = values[first:] - float(memory["value"])
+    if was_repaired(state, candidates):
+        alive = xp.isfinite(changes)
+        displacements = xp.where(alive[:, None], rows - state.x, 0.0)
+        changes = xp.where(alive, changes, 0.0)
+        gradient = interpolated_gradient(displacements, changes)
+        return xp.matrix_transpose(memory["basis"]) @ gradient
+    steps = xp.astype(memory["steps"], values.dtype)
+    if int(memory["central"]):
+        slopes, _ = parabola(steps, -steps, changes[::2], changes[1::2])
+    else:
+        # The model's curvature along each column is 1.
+        slopes = changes / steps - steps / 2
+    return xp.astype(xp.where(xp.isfinite(slopes), slopes, 0.0), candidates.dtype)
+
+
+def was_repaired(state: SolverState, candidates: Array) -> bool:
+    """Whether the rows evaluated are not those that were asked."""
+    if candidates is state.pending:
+        return False
+    return bool(array_namespace(candidates).any(candidates != state.pending))
+
+
+def probe_distances(state: SolverState, smoothing: float | None) -> Array:
+    """Returns how far to probe along each column, in units of its length; (dim,).
+
+    Args:
+        state: the run.
+        smoothing: a fixed distance in the units of x, or None for the adapted one.
+    """
+    xp = array_namespace(state.x)
+    basis = state.memory["basis"]
+    if smoothing is None:
+        return xp.ones_like(state.x) * adapted_smoothing(state)
+    lengths = xp.linalg.vector_norm(basis, axis=0)
+    return smoothing / xp.where(lengths > 0, lengths, 1.0)
+
+
+def adapted_smoothing(state: SolverState) -> float:
+    """Returns the adapted distance of probes, where huge values would make it overflow, less."""
+    xp = array_namespace(state.x)
+    largest = float(xp.finfo(state.x.dtype).max)
+    return min(float(state.memory["smoothing"]), math.sqrt(largest))
+
+
+def interpolated_gradient(displacements: Array, differences: Array) -> Array:
+    """Returns the shortest least-squares solution g of displacements @ g = differences.
+
+    Args:
+        displacements: (k, dim) of the points from the iterate.
+        differences: (k,) of their values from its value.
+
+    Rows are weighted by 1 / length: a difference over a longer way has a larger error of curvature.
+    """
+    xp = array_namespace(displacements)
+    dtype = xp.float64 if displacements.dtype == xp.float64 else xp.float32
+    rows = xp.astype(displacements, dtype)
+    lengths = xp.linalg.vector_norm(rows, axis=1)
+    weights = xp.where(lengths > 0, 1 / xp.where(lengths > 0, lengths, 1.0), 0.0)
+    rcond = 10 * max(rows.shape) * float(xp.finfo(dtype).eps)
+    inverse = xp.linalg.pinv(rows * weights[:, None], rtol=rcond)
+    gradient = inverse @ (weights * xp.astype(differences, dtype))
+    return xp.astype(gradient, displacements.dtype)
+
+
+def parabola(a: Array, b: Array, fa: Array, fb: Array) -> tuple[Array, Array]:
+    """Returns slope and curvature at 0 of the parabolas through (0, 0), (a, fa) and (b, fb)."""
+    xp = array_namespace(a)
+    has_a = xp.isfinite(fa) & (a != 0)
+    has_b = xp.isfinite(fb) & (b != 0) & (a != b)
+    both = has_a & has_b
+    a, b = xp.where(has_a, a, 1.0), xp.where(has_b, b, -1.0)
+    ra, rb = xp.where(has_a, fa, 0.0) / a, xp.where(has_b, fb, 0.0) / b
+    gap = xp.where(both, a - b, 1.0)
+    slope = xp.where(both, (rb * a - ra * b) / gap, ra + rb)  # one alone: the other is 0
+    curvature = xp.where(both, 2 * (ra - rb) / gap, 0.0)
+    finite = xp.isfinite(slope) & xp.isfinite(curvature)
+    return xp.where(finite, slope, 0.0), xp.where(finite, curvature, 0.0)
+
+
+def orthogonal_to(known: Array, n: int, state: SolverState) -> Array:
+    """Draws n <= dim - k orthonormal rows that are orthogonal to the k rows of ``known``."""
+    xp = array_namespace(known)
+    k = known.shape[0]
+    block = xp.concat([known, sampling.gaussian(state.rng, n, state.x)], axis=0)
+    dtype = xp.float64 if block.dtype == xp.float64 else xp.float32  # LAPACK has no others
+    # Householder's Q: its columns k.. are orthogonal to the span of the first k.
+    columns = xp.linalg.qr(xp.matrix_transpose(xp.astype(block, dtype)))[0]
+    return xp.astype(xp.matrix_transpose(columns)[k:, :], known.dtype)

@@ -1,0 +1,246 @@
+"""Descent in random subspaces: where a whole gradient is too many evaluations for one step.
+
+A step probes n orthogonal directions, one of them that of the last step, and then tries three
+lengths along the gradient found in their span: the best of them is the new iterate and its length
+the middle one of the next step. With the last step among the directions the subspace holds the
+conjugate gradient step, as in SESOP (Narkiss & Zibulevsky, 2005).
+
+Beside x the state holds one vector. Where (n, dim) is large, nothing else of that size is made.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from zoopt_nas import sampling
+from zoopt_nas._arrays import Array, array_namespace, copy
+from zoopt_nas.solvers.base import SolverState
+from zoopt_nas.solvers.descent import (
+    Phase,
+    averaged_noise,
+    natural_scale,
+)
+from zoopt_nas.solvers.differences import interpolated_gradient, orthogonal_to
+
+# The lengths that a search tries, and what a search that failed leaves of the length.
+TRIAL_LENGTHS = (0.4, 1.0, 2.5)
+FAILED_LENGTH = 0.2
+# Probes lie within this part of the step, but where values are noisy at its full length.
+SMOOTHING_PER_STEP = 0.01
+# Up to so many numbers a batch is made orthogonal, and its gradient found by least squares; high
+# random directions are nearly orthogonal by themselves.
+MAX_EXACT_SIZE = 20_000
+MAX_BATCH_SIZE = 10_000_000
+MAX_DIRECTIONS = 100
+MIN_DIRECTIONS = 8
+
+
+def default_directions(dim: int) -> int:
+    """Returns how many directions a step probes unless told."""
+    return min(dim, max(MIN_DIRECTIONS, min(MAX_DIRECTIONS, MAX_BATCH_SIZE // dim)))
+
+
+def begin(state: SolverState) -> None:
+    """Prepares ``state.memory`` for a descent from ``state.x``."""
+    state.memory.update(
+        phase=int(Phase.START),
+        value=math.inf,
+        noise=0.0,
+        length=natural_scale(state.x),
+        n_restarts=0,
+    )
+
+
+def ask(
+    state: SolverState,
+    *,
+    n_directions: int | None,
+    smoothing: float | None,
+    has_momentum: bool,
+    known: Array | None = None,
+) -> Array:
+    """Returns the batch of the current phase.
+
+    Args:
+        state: the run.
+        n_directions: how many a step probes; None for ``default_directions``.
+        smoothing: the distance of the probes; None for one that follows the steps.
+        has_momentum: whether the last step is one of the directions.
+        known: (k, dim) displacements with known differences, each instead of a new direction.
+    """
+    memory = state.memory
+    xp = array_namespace(state.x)
+    if int(memory["phase"]) == Phase.SEARCH:
+        rows = xp.stack([memory["direction"]] * len(TRIAL_LENGTHS), axis=0)
+        for k, factor in enumerate(TRIAL_LENGTHS):
+            rows[k, :] *= factor * float(memory["length"])
+        rows += state.x
+        return rows
+    dim = state.x.shape[0]
+    n = min(n_directions or default_directions(dim), dim)
+    first = int(_measures_iterate(memory))
+    again = int(int(memory["phase"]) == Phase.START)
+    if known is not None:
+        n = max(n - known.shape[0], 1)
+    rows = _directions(state, n, first + again, known)
+    if has_momentum and n > 1 and "direction" in memory:
+        rows[first, :] = memory["direction"]
+    rows *= probe_distance(state, smoothing)
+    rows += state.x
+    for k in [0] * first + [-1] * again:
+        rows[k, :] = state.x
+    return rows
+
+
+def tell(
+    state: SolverState,
+    candidates: Array,
+    values: Array,
+    *,
+    known: tuple[Array, Array] | None = None,
+) -> Array:
+    """Returns the new iterate.
+
+    Args:
+        state: the run.
+        candidates: (n, dim), the batch.
+        values: (n,), its values.
+        known: displacements (k, dim) from the iterate, and the values (k,) there, known before.
+    """
+    memory = state.memory
+    if int(memory["phase"]) == Phase.SEARCH:
+        return _tell_search(state, candidates, values)
+    numbers = values.tolist()
+    was_start = int(memory["phase"]) == Phase.START
+    first = int(_measures_iterate(memory))
+    if first and math.isfinite(numbers[0]):
+        _measure(memory, numbers[0])
+    if was_start:
+        if math.isfinite(numbers[-1]):
+            _measure(memory, numbers[-1])
+        if not math.isfinite(float(memory["value"])):  # x failed: go to where something does not
+            return _best_of(state, candidates, numbers)
+        memory["phase"] = int(Phase.PROBE)
+    last = len(numbers) - int(was_start)
+    xp = array_namespace(candidates)
+    rows, row_values = candidates[first:last], values[first:last]
+    if known is not None:
+        rows = xp.concat([rows, state.x + known[0]], axis=0)
+        row_values = xp.concat([row_values, known[1]])
+    gradient = span_gradient(state, rows, row_values)
+    norm = float(xp.linalg.vector_norm(gradient))
+    state.metrics["gradient_norm"] = norm
+    best = min(numbers)
+    # Never smaller than what a probe happened upon.
+    if not 0 < norm < math.inf:
+        if best < float(memory["value"]):
+            return _best_of(state, candidates, numbers)
+        _shorten(state)
+        return state.x
+    gradient /= -norm
+    memory["direction"] = gradient
+    memory["phase"] = int(Phase.SEARCH)
+    return state.x
+
+
+def probe_distance(state: SolverState, smoothing: float | None) -> float:
+    """Returns the distance of the probes from the iterate."""
+    if smoothing is not None:
+        return smoothing
+    length = float(state.memory["length"])
+    if float(state.memory["noise"]) > 0:
+        return length
+    return max(SMOOTHING_PER_STEP * length, _floor(state))
+
+
+def span_gradient(state: SolverState, rows: Array, values: Array) -> Array:
+    """Returns the gradient (dim,) in the span of the probes; rows that failed are left out."""
+    xp = array_namespace(rows)
+    changes = values - float(state.memory["value"])
+    alive = xp.isfinite(changes)
+    changes = xp.where(alive, changes, 0.0)
+    if rows.shape[0] * rows.shape[1] <= MAX_EXACT_SIZE:
+        displacements = xp.where(alive[:, None], rows - state.x, 0.0)
+        return interpolated_gradient(displacements, changes)
+    # Row by row: no second array of the size of the batch.
+    gradient = xp.zeros_like(state.x)
+    displacement = xp.empty_like(state.x)
+    for k, change in enumerate(changes.tolist()):
+        if change != 0:
+            displacement[:] = rows[k, :]
+            displacement -= state.x
+            square = float(displacement @ displacement)
+            if square > 0:
+                displacement *= change / square
+                gradient += displacement
+    return gradient
+
+
+def _directions(state: SolverState, n: int, n_spare: int, known: Array | None) -> Array:
+    """Returns n unit rows, orthogonal if that is cheap, with spare rows around them."""
+    xp = array_namespace(state.x)
+    dim = state.x.shape[0]
+    if n * dim > MAX_EXACT_SIZE:
+        return sampling.sphere(state.rng, n + n_spare, state.x)
+    none = xp.zeros_like(state.x)[None, :][:0, :]
+    rows = orthogonal_to(none if known is None else known, n, state)
+    if n_spare == 0:
+        return rows
+    spare = xp.zeros_like(rows[:1, :])
+    return xp.concat([spare, rows, *([spare] * (n_spare - 1))], axis=0)
+
+
+def _measures_iterate(memory: dict[str, Any]) -> bool:
+    return int(memory["phase"]) == Phase.START or float(memory["noise"]) > 0
+
+
+def _measure(memory: dict[str, Any], again: float) -> None:
+    """Takes in another measurement of the iterate."""
+    value = float(memory["value"])
+    if not math.isfinite(value):
+        memory["value"] = again
+        return
+    change = again - value
+    memory["noise"] = averaged_noise(float(memory["noise"]), change)
+    memory["value"] = value + change / 2
+
+
+def _best_of(state: SolverState, candidates: Array, numbers: list[float]) -> Array:
+    best = min(numbers)
+    if not math.isfinite(best):
+        _shorten(state)
+        return state.x
+    state.memory["value"] = best
+    return copy(candidates[numbers.index(best)])
+
+
+def _tell_search(state: SolverState, candidates: Array, values: Array) -> Array:
+    memory = state.memory
+    numbers = values.tolist()
+    best = min(numbers)
+    memory["phase"] = int(Phase.PROBE)
+    if not best < float(memory["value"]):
+        _shorten(state)
+        return state.x
+    k = numbers.index(best)
+    memory["length"] = min(float(memory["length"]) * TRIAL_LENGTHS[k], 1e100)
+    memory["value"] = best
+    return copy(candidates[k])
+
+
+def _shorten(state: SolverState) -> None:
+    """Makes the next search shorter, or long again where the steps have become too short."""
+    memory = state.memory
+    length = FAILED_LENGTH * float(memory["length"])
+    if length < _floor(state):
+        memory["n_restarts"] = int(memory["n_restarts"]) + 1
+        length = natural_scale(state.x)
+    memory["length"] = length
+
+
+def _floor(state: SolverState) -> float:
+    """Returns the distance below which a difference is rounding: sqrt(eps) of the size of x."""
+    xp = array_namespace(state.x)
+    eps = float(xp.finfo(state.x.dtype).eps)
+    return math.sqrt(eps) * natural_scale(state.x)
