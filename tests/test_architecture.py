@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     *("errors", "registry", "_checks", "_arrays", "sampling", "bounds", "parallel"),
     *("_calls", "objective", "problems"),
-    *("solvers.base", "solvers.comparison_descent", "solvers.gld", "solvers.mgs"),
+    *("solvers.base", "solvers.comparison_descent", "solvers.gld"),
+    *("solvers.adaptation", "solvers.quadratic_model", "solvers.mgs"),
     *("solvers.differences", "solvers.descent", "solvers.subspace", "solvers.rs", "solvers.lizo"),
     *("solvers.cma", "solvers.inversion", "solvers.nelder_mead", "solvers.bfgs", "solvers.auto"),
     *("solvers.__init__", "checkpoint", "progress", "_run", "_minimize", "diagnostics"),

@@ -100,7 +100,7 @@ def test_a_saved_race_continues_bitwise(tmp_path):
     solver = Auto()
     state = solver.init(fun.x0 + 0.5, rng=0)
     arms = []
-    for _ in range(400):
+    for _ in range(260):
         arms.append(int(state.memory.get("auto.arm", 0)))
         save_state(tmp_path / "state.npz", solver, state)
         loaded_solver, loaded = load_state(tmp_path / "state.npz")

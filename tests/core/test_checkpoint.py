@@ -34,7 +34,7 @@ def test_every_numpy_bit_generator_resumes(tmp_path, kind):
 
 
 def test_memory_metrics_and_pending_come_back():
-    solver = MGS(weighting="exact", mixing=0.2)
+    solver = MGS(temperature=0.01, weighting="exact", mixing=0.2)
     state = solver.init(np.ones(3, dtype=np.float32), rng=0)
     candidates = solver.ask(state, guide=[0.1, 0.2, 0.3])
     solver.tell(state, candidates, [1, 2, 3, 4])

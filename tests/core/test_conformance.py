@@ -13,11 +13,14 @@ class TestRegisteredSolvers(SolverConformance):
 
 
 VARIANTS = {
+    "rs-paper": RS(learning_rate=0.02, smoothing=0.01),
+    "rs-few_samples": RS(n_samples=4),
+    "mgs-paper": MGS(temperature=0.01),
     "rs-one_point": RS(estimator="one_point", learning_rate=0.002, smoothing=0.5, n_samples=8),
     "rs-two_point": RS(estimator="two_point", direction="gaussian"),
-    "rs-orthogonal": RS(orthogonal=True, direction="gaussian"),
-    "mgs-exact": MGS(weighting="exact", mixing=0.3),
-    "mgs-fixed_norm": MGS(weighting="fixed_norm", mixing=0.3),
+    "rs-orthogonal": RS(learning_rate=0.02, orthogonal=True, direction="gaussian"),
+    "mgs-exact": MGS(temperature=0.01, weighting="exact", mixing=0.3),
+    "mgs-fixed_norm": MGS(temperature=0.01, weighting="fixed_norm", mixing=0.3),
     "gld-fast": GLD(schedule="fast", direction="ball"),
     "gld-deterministic": GLD(deterministic=True, direction="gaussian"),
 }

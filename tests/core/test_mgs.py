@@ -1,4 +1,4 @@
-"""MGS: the weights against an independent reference, the mixture, and extreme values."""
+"""MGS, the paper's form: weights against an independent reference, mixture, extreme values."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_step_is_the_weighted_mean(weighting, mixing, guide):
 @pytest.mark.parametrize("dim", [1, 56, 196])
 def test_weights_sum_to_one(weighting, dim):
     rng = np.random.default_rng(dim)
-    solver = MGS(weighting=weighting)
+    solver = MGS(temperature=0.01, weighting=weighting)
     steps, guide = rng.standard_normal((2, 7, dim))
     weights = solver._weights(steps, rng.standard_normal(7), guide[0])
     assert np.all(weights >= 0)
@@ -73,7 +73,7 @@ def test_scaled_noise_has_the_asked_standard_deviation_and_norm():
     n = 4000
     x0 = np.zeros(DIM)
     for weighting in WEIGHTINGS:
-        solver = MGS(sigma=0.3, n_samples=n, weighting=weighting, mixing=0.0)
+        solver = MGS(sigma=0.3, temperature=0.01, n_samples=n, weighting=weighting, mixing=0.0)
         u = solver.ask(solver.init(x0, rng=0), guide=GUIDE) - GUIDE
         # Var(u²) <= 2σ⁴ for either noise: the standard error of the mean square over n * DIM.
         tolerance = 5 * math.sqrt(2 / (n * DIM)) * 0.09
@@ -89,7 +89,7 @@ def test_scaled_noise_has_the_asked_standard_deviation_and_norm():
 def test_the_mixture_samples_both_components(weighting):
     n, mixing = 5000, 0.3
     far = np.full(DIM, 10.0)
-    solver = MGS(sigma=0.1, n_samples=n, mixing=mixing, weighting=weighting)
+    solver = MGS(sigma=0.1, temperature=0.01, n_samples=n, mixing=mixing, weighting=weighting)
     u = solver.ask(solver.init(np.zeros(DIM), rng=4), guide=far)
     from_centre = np.linalg.norm(u, axis=1) < 2
     from_guide = np.linalg.norm(u - far, axis=1) < 2
@@ -125,7 +125,7 @@ def test_extreme_values_keep_the_step_finite(weighting, scale, temperature):
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_failed_candidates_have_no_weight(weighting):
-    solver = MGS(weighting=weighting, n_samples=4, temperature=1.0, mixing=0.2)
+    solver = MGS(sigma=0.025, temperature=1.0, n_samples=4, mixing=0.2, weighting=weighting)
     values = np.array([np.nan, 1.0, -np.inf, 0.5])
     state, u = step(solver, values, guide=GUIDE)
     weights = reference_weights(solver, u[[1, 3]], values[[1, 3]], GUIDE)
@@ -133,7 +133,7 @@ def test_failed_candidates_have_no_weight(weighting):
 
 
 def test_no_effective_sample_if_all_failed():
-    state, _ = step(MGS(), [np.nan] * 4)
+    state, _ = step(MGS(temperature=0.01), [np.nan] * 4)
     assert float(state.metrics["n_effective"]) == 0.0
     np.testing.assert_array_equal(state.x, X0)
 
@@ -152,7 +152,7 @@ def test_the_guide_is_copied():
 
 
 def test_a_guide_pulls_the_step():
-    solver = MGS(sigma=1e-6, mixing=0.0)
+    solver = MGS(sigma=1e-6, temperature=0.01, mixing=0.0)
     state, _ = step(solver, np.zeros(4), guide=GUIDE)
     np.testing.assert_allclose(state.x, X0 + GUIDE, atol=1e-5)
 
@@ -160,6 +160,7 @@ def test_a_guide_pulls_the_step():
 def test_scaled_shrinks_sigma_alone():
     solver = MGS(sigma=0.2, temperature=0.5)
     assert solver.scaled(0.25) == MGS(sigma=0.05, temperature=0.5)
+    assert MGS(temperature=0.5).scaled(0.5) == MGS(sigma=0.0125, temperature=0.5)
     with pytest.raises(InvalidValueError, match=r"factor must be a positive finite number, got 0"):
         solver.scaled(0)
 
@@ -172,6 +173,8 @@ def test_scaled_shrinks_sigma_alone():
         ("n_samples", -1, "a positive integer"),
         ("mixing", 1.5, "a number in [0, 1]"),
         ("weighting", "none", "one of exact, density_free, fixed_norm"),
+        ("weighting", "exact", "density_free unless temperature is given"),
+        ("ess_target", 1.0, "a number in (0, 1)"),
     ],
 )
 def test_bad_fields_are_named(field, value, rule):

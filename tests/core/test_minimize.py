@@ -15,6 +15,7 @@ from zoopt_nas.problems import PROBLEMS, Drifting, Noisy, sphere
 
 BOWL = sphere(2)
 METHODS = list(SOLVERS)
+OWN = ["rs", "mgs", "gld", "lizo", "auto"]
 
 
 @pytest.mark.parametrize(("method", "bound"), [("gld", 1e-2), ("rs", 0.5), ("mgs", 0.5)])
@@ -277,20 +278,24 @@ def test_a_status_has_a_message_each():
 
 # Enough for each solver to show that it works, with a learning rate that suits the curvature.
 CONVERGENCE = [
-    ("rs", "sphere", {}, 1e-6),
+    ("rs", "sphere", {"learning_rate": 0.02}, 1e-6),
     ("rs", "ellipsoid", {"learning_rate": 1e-3, "n_samples": 10, "orthogonal": True}, 1.0),
     ("rs", "rosenbrock", {"learning_rate": 2e-3, "n_samples": 10, "orthogonal": True}, 3.5),
-    ("mgs", "sphere", {"weighting": "density_free"}, 0.02),
-    ("mgs", "sphere", {"weighting": "fixed_norm"}, 0.02),
-    ("mgs", "sphere", {"weighting": "exact"}, 0.1),
+    ("mgs", "sphere", {"temperature": 0.01, "weighting": "density_free"}, 0.02),
+    ("mgs", "sphere", {"temperature": 0.01, "weighting": "fixed_norm"}, 0.02),
+    ("mgs", "sphere", {"temperature": 0.01, "weighting": "exact"}, 0.1),
     ("mgs", "ellipsoid", {"temperature": 0.1}, 1.0),
-    ("mgs", "rosenbrock", {}, 3.5),
-    ("gld", "sphere", {}, 1e-4),
+    ("mgs", "rosenbrock", {"temperature": 0.01}, 3.5),
+    ("gld", "sphere", {"schedule": "search"}, 1e-4),
     ("gld", "sphere", {"schedule": "fast", "condition_number": 2.0}, 1e-4),
-    ("gld", "sphere", {"direction": "gaussian", "deterministic": True}, 1e-4),
-    ("gld", "ellipsoid", {}, 1.0),
-    ("gld", "rosenbrock", {}, 3.5),
-    ("gld", "rastrigin", {"max_radius": 4.0}, 20.0),
+    ("gld", "ellipsoid", {"schedule": "search"}, 1.0),
+    ("gld", "rosenbrock", {"schedule": "search"}, 3.5),
+    ("gld", "rastrigin", {"schedule": "search", "max_radius": 4.0}, 20.0),
+    # The defaults need no setting.
+    *((name, "sphere", {}, 1e-10) for name in OWN),
+    *((name, "ellipsoid", {}, 1e-8) for name in OWN),
+    *((name, "rosenbrock", {}, 1e-6) for name in OWN),
+    *((name, "rastrigin", {}, 20.0) for name in OWN),
 ]
 
 

@@ -139,12 +139,12 @@ def test_the_generator_of_the_caller_resumes(tmp_path, kind):
 
 def test_a_finished_run_is_not_repeated_but_may_be_extended(tmp_path):
     path = tmp_path / "run.npz"
-    run = functools.partial(minimize, x0=X0, rng=0, checkpoint=path)
+    run = functools.partial(minimize, x0=X0, method="gld", rng=0, checkpoint=path)
     first = run(bowl, maxiter=5)
     equal(run(kill_after(0), maxiter=5), first)
     longer = run(bowl, maxiter=9)
     assert longer.nit == 9
-    equal(longer, minimize(bowl, X0, rng=0, maxiter=9))
+    equal(longer, minimize(bowl, X0, "gld", rng=0, maxiter=9))
     reached = run(bowl, maxiter=99, target=longer.fun / 2)
     assert reached.status == Status.TARGET_REACHED
     equal(run(kill_after(0), maxiter=99, target=reached.fun), reached)

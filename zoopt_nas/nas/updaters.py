@@ -66,7 +66,10 @@ class ZeroOrderUpdater:
         guide = -objective.alpha_gradient(self.alpha, draw) if solver.uses_guide else None
         candidates = solver.ask(self._state, guide=guide)
         solver.tell(self._state, candidates, objective(candidates, draw))
-        return {**self._state.metrics, **{name: getattr(solver, name) for name in solver.annealed}}
+        annealed = {name: getattr(solver, name) for name in solver.annealed}
+        # A field left at None is adapted by the solver, which then measures it.
+        own = {name: value for name, value in annealed.items() if value is not None}
+        return {**self._state.metrics, **own}
 
     def state_dict(self) -> dict[str, Any]:
         state = self._state.to_dict()

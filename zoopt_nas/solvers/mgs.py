@@ -3,20 +3,34 @@
 The step is the mean of random displacements, weighted by how likely each is under
 p(u) ∝ exp(-[L(x + u) - L(x)] / τ) (Eq. 7), estimated by importance sampling from a proposal q.
 
+With a ``temperature`` this is the paper's form: τ and σ are fixed. Without one, τ follows from the
+values and the proposal N(0, σ² C) from the weighted samples, as in CMA-ES (docs/solvers/mgs.md).
+
 Source: Wang et al., "ZARTS: On Zero-order Optimization for Neural Architecture Search", NeurIPS
-2022, Eq. 7-10, 26, 27; after Welleck and Cho, AAAI 2021, arXiv 2006.03158.
+2022, Eq. 7-10, 26, 27; after Welleck and Cho, AAAI 2021, arXiv 2006.03158. The adaptation: Hansen,
+"The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; samples from elsewhere: Hansen,
+"Injecting External Solutions Into CMA-ES", arXiv 1110.4181.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace, copy
+from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
 from zoopt_nas._checks import check_choice, check_fraction, check_positive, check_positive_int
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.solvers.adaptation import (
+    MAX_FULL_DIM,
+    covariance_rates,
+    growth,
+    mean_norm,
+    path_rates,
+)
 from zoopt_nas.solvers.base import Solver, SolverState
+from zoopt_nas.solvers.quadratic_model import model_step
 
 WEIGHTINGS = ("exact", "density_free", "fixed_norm")
 
@@ -26,26 +40,33 @@ class MGS(Solver):
     """Maximum-likelihood guided search: x <- x + weighted mean of n_samples displacements.
 
     A failed candidate has weight 0; if all failed, x stays. Each step leaves N_e = 1 / Σ c_i² in
-    ``metrics["n_effective"]`` and N_e / N (Eq. 27) in ``metrics["effective_ratio"]``.
+    ``metrics["n_effective"]`` and N_e / N (Eq. 27) in ``metrics["effective_ratio"]``. The adaptive
+    form leaves ``metrics["temperature"]`` and ``metrics["sigma"]`` too.
 
     Attributes:
-        sigma: σ > 0, the standard deviation of each proposal component, per coordinate.
-        temperature: τ > 0, in units of the objective. Small, and the best sample takes all.
-        n_samples: N, the evaluations a step.
+        sigma: σ > 0, the standard deviation of each proposal component, per coordinate. The
+            adaptive form starts with it, about a third of the distance to the optimum. Default: 1,
+            or 0.025 in the paper's form.
+        temperature: None, for the adaptive form; or τ > 0, in units of the objective, for the
+            paper's form. Small, and the best sample takes all.
+        n_samples: N, the evaluations a step. Default: 6 up to 64 dimensions and 10 above, or 4 in
+            the paper's form. More help against noise.
+        ess_target: N_e / N in (0, 1) that the adaptive form keeps by its choice of τ.
         mixing: λ in [0, 1] of Eq. 26, the probability that a sample is centred at x rather than at
-            x + guide.
+            x + guide. Paper's form only: the adaptive form has one sample at x + guide.
         weighting: how the displacement u_i is weighted:
 
             * ``"exact"``: c ∝ exp(-L/τ) / q(u), Eq. 10 as printed. log q varies by sqrt(dim / 2)
               between samples, so that in more than a few dimensions one sample takes all.
             * ``"density_free"``: c ∝ exp(-L/τ). What the paper's released code computes in effect:
-              its q is constant in floating point.
+              its q is constant in floating point. The only one of the adaptive form.
             * ``"fixed_norm"``: the noise is scaled to the norm σ sqrt(dim) and c is as in "exact".
               The density of a sample's own component is then the same for all, and the ratio
               corrects for the mixture alone.
 
     The guide of ``ask`` is the centre of the first component of Eq. 26: the negative gradient where
-    one is cheap. Without one both components are centred at x.
+    one is cheap. Without one both components are centred at x in the paper's form; the adaptive
+    form takes the step of a quadratic model of the last values as its guide.
 
     Raises:
         InvalidValueError: a field is out of its range.
@@ -55,24 +76,62 @@ class MGS(Solver):
     uses_guide: ClassVar[bool] = True
     annealed: ClassVar[tuple[str, ...]] = ("sigma",)
 
-    # σ, τ, N and λ are those of the paper's released search script. The weighting is measured
-    # (benchmarks/mgs_weightings.py): with N = 4 on noisy quadratics of dim 56 and 196, with and
-    # without a guide, "density_free" and "fixed_norm" end alike (N_e 2.6 to 2.7) and "exact" 2.3 to
-    # 3.8 times higher (N_e 1.2 to 1.3).
-    sigma: float = 0.025
-    temperature: float = 0.01
-    n_samples: int = 4
+    # The paper's form: σ, N and λ are those of the paper's released search script. The weighting is
+    # measured (benchmarks/mgs_weightings.py): with N = 4 on noisy quadratics of dim 56 and 196,
+    # with and without a guide, "density_free" and "fixed_norm" end alike (N_e 2.6 to 2.7) and
+    # "exact" 2.3 to 3.8 times higher (N_e 1.2 to 1.3).
+    sigma: float | None = None
+    temperature: float | None = None
+    n_samples: int | None = None
     mixing: float = 1e-3
     weighting: str = "density_free"
+    ess_target: float = 0.35
 
     def __post_init__(self) -> None:
-        check_positive("sigma", self.sigma)
-        check_positive("temperature", self.temperature)
-        check_positive_int("n_samples", self.n_samples)
+        if self.sigma is not None:
+            check_positive("sigma", self.sigma)
+        if self.temperature is not None:
+            check_positive("temperature", self.temperature)
+        if self.n_samples is not None:
+            check_positive_int("n_samples", self.n_samples)
         check_fraction("mixing", self.mixing)
         check_choice("weighting", self.weighting, WEIGHTINGS)
+        if not 0 < check_fraction("ess_target", self.ess_target) < 1:
+            raise InvalidValueError(
+                f"ess_target must be a number in (0, 1), got {self.ess_target!r}"
+            )
+        if self.temperature is None and self.weighting != "density_free":
+            raise InvalidValueError(
+                "weighting must be density_free unless temperature is given, "
+                f"got {self.weighting!r}"
+            )
+
+    def scaled(self, factor: float) -> Self:
+        """Returns a copy whose ``sigma`` is multiplied by ``factor`` > 0.
+
+        The adaptive form uses ``sigma`` as its start alone.
+        """
+        return replace(self, sigma=self._sigma * check_positive("factor", factor))
+
+    @property
+    def _sigma(self) -> float:
+        default = 1.0 if self.temperature is None else 0.025
+        return default if self.sigma is None else self.sigma
+
+    def _n(self, dim: int) -> int:
+        if self.n_samples is not None:
+            return self.n_samples
+        if self.temperature is not None:
+            return 4
+        return 6 if dim <= MAX_FULL_DIM else 10
+
+    def _init(self, state: SolverState) -> None:
+        if self.temperature is None:
+            self._restart(state)
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
+        if self.temperature is None:
+            return self._ask_adaptive(state, guide)
         noise = self._noise(state)
         if guide is None:
             # The last step as a guide (momentum) was measured too: on the sphere and Rosenbrock
@@ -83,24 +142,26 @@ class MGS(Solver):
         xp = array_namespace(state.x)
         state.memory["guide"] = copy(guide)  # _tell needs q again
         # A mixture: each sample draws the component that it comes from (Eq. 26).
-        is_centred = sampling.choose(state.rng, self.n_samples, self.mixing, state.x)
+        is_centred = sampling.choose(state.rng, self._n(state.x.shape[0]), self.mixing, state.x)
         centres = xp.where(is_centred[:, None], xp.zeros_like(guide), guide)
         return state.x + (centres + noise)
 
     def _noise(self, state: SolverState) -> Array:
         if self.weighting == "fixed_norm":
-            norm = self.sigma * math.sqrt(state.x.shape[0])
-            return norm * sampling.sphere(state.rng, self.n_samples, state.x)
-        return self.sigma * sampling.gaussian(state.rng, self.n_samples, state.x)
+            norm = self._sigma * math.sqrt(state.x.shape[0])
+            return norm * sampling.sphere(state.rng, self._n(state.x.shape[0]), state.x)
+        return self._sigma * sampling.gaussian(state.rng, self._n(state.x.shape[0]), state.x)
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
+        if self.temperature is None:
+            return self._tell_adaptive(state, candidates, values)
         xp = array_namespace(state.x)
         steps = candidates - state.x
         weights = self._weights(steps, values, state.memory.get("guide"))
         squares = xp.sum(weights * weights)
         n_effective = xp.sum(weights) / xp.where(squares > 0, squares, 1.0)  # N_e of A.3; or 0
         state.metrics["n_effective"] = n_effective
-        state.metrics["effective_ratio"] = n_effective / self.n_samples  # Eq. 27
+        state.metrics["effective_ratio"] = n_effective / values.shape[0]  # Eq. 27
         return state.x + xp.astype(weights, steps.dtype) @ steps
 
     def _weights(self, steps: Array, values: Array, guide: Array | None) -> Array:
@@ -120,14 +181,180 @@ class MGS(Solver):
 
     def _log_density(self, steps: Array, guide: Array | None) -> Array:
         """Returns log q(u) of Eq. 26 at each row, up to the constant that both components share."""
-        centred = -_half_square(steps, self.sigma)
+        centred = -_half_square(steps, self._sigma)
         if guide is None:  # the components coincide
             return centred
-        guided = -_half_square(steps - guide, self.sigma)
+        guided = -_half_square(steps - guide, self._sigma)
         xp = array_namespace(steps)
         return xp.logaddexp(
             guided + _log_weight(1 - self.mixing), centred + _log_weight(self.mixing)
         )
+
+    def _restart(self, state: SolverState, n_restarts: int = 0) -> None:
+        """Sets the proposal to N(0, σ² I), with no memory of earlier samples."""
+        xp = array_namespace(state.x)
+        dim = state.x.shape[0]
+        # Basins may be near each other or far: the spreads take turns.
+        state.memory["sigma"] = self._sigma * 2 ** (n_restarts % 4)
+        state.memory |= {"n_restarts": n_restarts, "n_local": 0}
+        state.memory |= {"n_flat": 0, "reference": math.inf}
+        state.memory["path"] = xp.zeros_like(state.x)
+        state.memory.pop("guide", None)
+        if dim > MAX_FULL_DIM:
+            return
+        kind = {"dtype": value_dtype(state.x), "device": device(state.x)}
+        state.memory |= {
+            "path": xp.zeros(dim, **kind),
+            "long_path": xp.zeros(dim, **kind),
+            "covariance": xp.eye(dim, **kind),
+            "axes": xp.eye(dim, **kind),
+            "lengths": xp.ones(dim, **kind),
+            "points": xp.zeros((0, dim), **kind),
+            "values": xp.zeros(0, **kind),
+        }
+
+    def _ask_adaptive(self, state: SolverState, guide: Array | None) -> Array:
+        xp = array_namespace(state.x)
+        memory = state.memory
+        sigma = float(memory["sigma"])
+        batch = sampling.gaussian(state.rng, self._n(state.x.shape[0]), state.x)
+        if "axes" in memory:
+            factor = sigma * memory["lengths"][:, None] * memory["axes"].T
+            batch = xp.astype(
+                xp.astype(batch, factor.dtype, copy=False) @ factor, state.x.dtype, copy=False
+            )
+        else:
+            batch *= sigma
+        batch += state.x
+        if state.n_steps == 0 and batch.shape[0] > 1:
+            batch[0, :] = state.x  # the start is often the best guess that there is
+        if guide is None:
+            guide = memory.get("guide")
+        if guide is not None:
+            batch[-1, :] = state.x + xp.astype(guide, state.x.dtype, copy=False)
+        return batch
+
+    def _tell_adaptive(self, state: SolverState, candidates: Array, values: Array) -> Array:
+        host = values.tolist()
+        weights, temperature = tempered_weights(host, self.ess_target)
+        total = sum(w * w for w in weights)
+        n_effective = 1 / total if total > 0 else 0.0
+        state.metrics |= {"n_effective": n_effective, "effective_ratio": n_effective / len(host)}
+        if n_effective == 0:
+            return state.x
+        memory = state.memory
+        memory["n_local"] = int(memory["n_local"]) + 1
+        update = self._adapt_full if "axes" in memory else self._adapt_isotropic
+        x = update(state, candidates, weights, n_effective)
+        state.metrics |= {"temperature": temperature, "sigma": memory["sigma"]}
+        if self._has_converged(state, min(host)):
+            self._restart(state, int(memory["n_restarts"]) + 1)
+            return x + 2 * memory["sigma"] * sampling.gaussian(state.rng, 1, x)[0]
+        if "axes" in memory:
+            self._remember(state, candidates, values)
+            memory.pop("guide", None)
+            guide = model_step(
+                memory["points"] - array_namespace(x).astype(x, memory["points"].dtype),
+                memory["values"],
+                memory["axes"],
+                float(memory["sigma"]) * memory["lengths"],
+            )
+            if guide is not None:
+                memory["guide"] = guide
+        return x
+
+    def _adapt_isotropic(
+        self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
+    ) -> Array:
+        """Returns the new iterate, and adapts σ. In place: a vector may be large."""
+        xp = array_namespace(state.x)
+        memory = state.memory
+        dim, sigma = state.x.shape[0], float(memory["sigma"])
+        rate, damping = path_rates(dim, n_effective)
+        scale = math.sqrt(rate * (2 - rate) * n_effective) / sigma
+        x = xp.asarray(weights, dtype=candidates.dtype, device=device(candidates)) @ candidates
+        x -= state.x
+        x *= scale
+        path = memory["path"]
+        path *= 1 - rate
+        path += x
+        x /= scale
+        x += state.x
+        memory["sigma"] = sigma * growth(math.sqrt(float(path @ path)), dim, rate, damping)
+        return x
+
+    def _adapt_full(
+        self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
+    ) -> Array:
+        """Returns the new iterate, and adapts σ and C (Hansen 2016, Eq. 31-37 and 47)."""
+        xp = array_namespace(state.x)
+        memory = state.memory
+        axes, lengths, C = memory["axes"], memory["lengths"], memory["covariance"]
+        dim, sigma, n_local = state.x.shape[0], float(memory["sigma"]), int(memory["n_local"])
+        w = xp.asarray(weights, dtype=C.dtype, device=device(C))
+        old = xp.astype(state.x, C.dtype, copy=False)
+        steps = xp.astype(candidates, C.dtype, copy=False) - old
+        x = old + w @ steps
+        white = (steps @ axes) / (sigma * lengths)
+        norms = xp.linalg.vector_norm(white, axis=1)
+        # A guide or a repaired point may be far away: σ and C see no more of it than of a sample
+        # at the edge of the proposal (Hansen 2011).
+        limit = math.sqrt(dim) + 2 * dim / (dim + 2)
+        white *= xp.where(norms > limit, limit / (norms + 1e-300), 1.0)[:, None]
+        mean = w @ white
+        rate, damping = path_rates(dim, n_effective)
+        path = (1 - rate) * memory["path"]
+        path += axes @ (math.sqrt(rate * (2 - rate) * n_effective) * mean)
+        memory["path"] = path
+        norm = float(xp.linalg.vector_norm(path))
+        memory["sigma"] = sigma * growth(norm, dim, rate, damping)
+        # A long path says that σ grows; C need not grow along it too.
+        settled = 1 - (1 - rate) ** (2 * n_local)
+        moves = norm < (1.4 + 2 / (dim + 1)) * mean_norm(dim) * math.sqrt(settled)
+        c_path, c_one, c_mu = covariance_rates(dim, n_effective)
+        long_path = (1 - c_path) * memory["long_path"]
+        if moves:
+            factor = math.sqrt(c_path * (2 - c_path) * n_effective)
+            long_path += axes @ (factor * lengths * mean)
+        memory["long_path"] = long_path
+        rows = (white * lengths) @ axes.T
+        kept = 1 - c_one - c_mu + (0.0 if moves else c_one * c_path * (2 - c_path))
+        C = kept * C + (c_one * long_path)[:, None] * long_path
+        C += rows.T @ (c_mu * w[:, None] * rows)
+        memory["covariance"] = C
+        if n_local % max(1, dim // 5) == 0:
+            squares, memory["axes"] = xp.linalg.eigh(C)
+            memory["lengths"] = xp.sqrt(xp.where(squares > 1e-30, squares, 1e-30))
+        return xp.astype(x, state.x.dtype, copy=False)
+
+    def _has_converged(self, state: SolverState, best: float) -> bool:
+        """Whether σ has left the range in which a step means anything, or values are all alike."""
+        memory = state.memory
+        dim, sigma = state.x.shape[0], float(memory["sigma"])
+        reference = float(memory["reference"])
+        # Both signs, for on a noisy objective it is normal that nothing better comes for long.
+        if reference < math.inf and abs(best - reference) <= 1e-12 * abs(reference):
+            memory["n_flat"] = int(memory["n_flat"]) + 1
+        else:
+            memory["n_flat"], memory["reference"] = 0, best
+        low = high = 1.0
+        if "axes" in memory:
+            low, high = float(memory["lengths"][0]), float(memory["lengths"][-1])
+        return (
+            memory["n_flat"] > 10 + 30 * dim / self._n(dim)
+            or not 1e-11 < sigma * high / self._sigma < 1e11
+            or high > 1e7 * low
+        )
+
+    def _remember(self, state: SolverState, candidates: Array, values: Array) -> None:
+        """Adds the batch to the samples that the model is fitted to, and drops the oldest."""
+        xp = array_namespace(state.x)
+        memory = state.memory
+        is_finite = xp.isfinite(values)
+        size = min(2 * state.x.shape[0] + 16, 100)
+        points = xp.astype(candidates, memory["points"].dtype)[is_finite]
+        memory["points"] = xp.concat([memory["points"], points], axis=0)[-size:]
+        memory["values"] = xp.concat([memory["values"], values[is_finite]], axis=0)[-size:]
 
 
 def _log_weight(probability: float) -> float:
@@ -138,3 +365,36 @@ def _half_square(rows: Array, sigma: float) -> Array:
     xp = array_namespace(rows)
     scaled = rows / sigma
     return xp.sum(scaled * scaled, axis=1) / 2
+
+
+def tempered_weights(values: list[float], ess_target: float) -> tuple[list[float], float]:
+    """Returns weights ∝ exp(-value / τ), and the τ at which N_e is a share of the finite values.
+
+    τ is found by bisection on its logarithm: N_e = 1 / Σ c² grows with it. If more than that share
+    are equal to the least value, those weigh alike and τ is 0. +inf has weight 0.
+
+    Args:
+        values: at least one; +inf where failed.
+        ess_target: N_e divided by the number of finite values, in (0, 1).
+    """
+    best = min(values)
+    if best == math.inf:
+        return [0.0] * len(values), 0.0
+    gaps = [value - best for value in values]  # +inf also where the difference overflows
+    positive = [gap for gap in gaps if 0 < gap < math.inf]
+    n_ties = gaps.count(0.0)
+    target = max(1.0, ess_target * (n_ties + len(positive)))
+    if n_ties >= target or not positive:
+        return [1 / n_ties if gap == 0 else 0.0 for gap in gaps], 0.0
+    # exp overflows from 709.78 on.
+    low, high = max(math.log(min(positive)) - 4, -709), min(math.log(max(positive)) + 4, 709)
+    for _ in range(50):
+        middle = (low + high) / 2
+        rate = math.exp(-middle)
+        weights = [math.exp(-gap * rate) for gap in gaps]
+        total = sum(weights)
+        n_effective = total * total / sum([w * w for w in weights])
+        if abs(n_effective - target) < 3e-2 * target:
+            break
+        low, high = (middle, high) if n_effective < target else (low, middle)
+    return [w / total for w in weights], math.exp(middle)

@@ -1,0 +1,196 @@
+"""MGS without a temperature: the weights, the guide, the adaptation, restarts and noise."""
+
+import math
+
+import numpy as np
+import pytest
+
+from zoopt_nas import MGS, minimize
+from zoopt_nas.diagnostics import effective_sample_size
+from zoopt_nas.solvers.adaptation import mean_norm
+from zoopt_nas.solvers.mgs import tempered_weights
+from zoopt_nas.solvers.quadratic_model import model_step
+from zoopt_nas.testing import SolverConformance, run_steps
+
+ILL = 10.0 ** np.linspace(0, 4, 6)
+
+
+class TestAdaptive(SolverConformance):
+    @pytest.fixture(params=[MGS(), MGS(sigma=0.3, n_samples=2, ess_target=0.6)])
+    def solver(self, request):
+        return request.param
+
+
+def ellipsoid(x):
+    return (ILL * x * x).sum(-1)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.8])
+def test_the_temperature_keeps_the_effective_sample_size(scale, share):
+    values = scale * np.random.default_rng(3).lognormal(size=10)
+    weights, temperature = tempered_weights(values.tolist(), share)
+    assert effective_sample_size(np.array(weights)) == pytest.approx(10 * share, rel=0.03)
+    # The definition, anew: softmax of -L / τ.
+    expected = np.exp(-(values - values.min()) / temperature)
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-9)
+
+
+def test_the_weights_of_ties_failures_and_extreme_values():
+    inf = math.inf
+    assert tempered_weights([inf, inf], 0.3) == ([0.0, 0.0], 0.0)
+    assert tempered_weights([2.0, inf, 2.0, 2.0], 0.3)[0] == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
+    assert tempered_weights([1.0, 5.0, 1.0, 7.0], 0.4)[0] == [0.5, 0.0, 0.5, 0.0]
+    for values in ([1e308, -1e308, 0.0], [0.0, 5e-324, 1e308], [1.0, 1.0 + 2**-52, 3.0, inf]):
+        weights, _ = tempered_weights(values, 0.5)
+        assert sum(weights) == pytest.approx(1.0)
+        assert np.argmax(weights) == np.argmin(values)
+
+
+def test_only_differences_and_no_scale_of_values_matter():
+    ends = []
+    for transform in (lambda v: v, lambda v: 1024 * v, lambda v: v / 1024):
+        solver = MGS()
+        state = solver.init(np.arange(1.0, 5.0), rng=0)
+        for _ in range(20):
+            candidates = solver.ask(state)
+            solver.tell(state, candidates, transform((candidates**2).sum(1)))
+        ends.append(state.x)
+    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-6)
+    np.testing.assert_allclose(ends[2], ends[0], rtol=1e-6)
+
+
+def test_the_model_finds_the_minimum_of_a_quadratic():
+    rng = np.random.default_rng(0)
+    centre = np.array([0.4, -0.3, 0.2])
+    steps = rng.standard_normal((40, 3))
+    values = ((steps - centre) ** 2 * [1.0, 2.0, 4.0]).sum(1)
+    step = model_step(steps, values, np.eye(3), np.ones(3))
+    np.testing.assert_allclose(step, centre, atol=0.02)
+
+
+def test_the_model_step_is_as_long_as_the_ellipsoid_and_no_longer():
+    rng = np.random.default_rng(1)
+    steps = rng.standard_normal((12, 4))
+    lengths = np.array([0.1, 1.0, 1.0, 10.0])
+    step = model_step(steps * lengths, (steps * lengths) @ [1.0, 0, 0, 2.0], np.eye(4), lengths)
+    norm = np.linalg.norm(step / lengths)
+    assert 0.5 * 2 < norm <= 2 + 1e-9  # sqrt(dim) = 2; the tried shifts are sqrt(2) apart
+    assert step[3] < -5  # downhill along the long axis
+
+
+def test_the_model_declines_what_it_cannot_fit():
+    steps = np.random.default_rng(2).standard_normal((8, 3))
+    assert model_step(steps[:2], np.arange(2.0), np.eye(3), np.ones(3)) is None
+    assert model_step(steps, np.ones(8), np.eye(3), np.ones(3)) is None
+    assert model_step(np.zeros((8, 3)), np.arange(8.0), np.eye(3), np.ones(3)) is None
+
+
+def test_the_first_row_is_the_start_and_the_last_one_the_guide():
+    solver = MGS()
+    x0 = np.array([1.0, 2.0, 3.0])
+    state = solver.init(x0, rng=0)
+    guide = np.array([0.5, -0.5, 0.0])
+    candidates = solver.ask(state, guide=guide)
+    np.testing.assert_array_equal(candidates[0], x0)
+    np.testing.assert_array_equal(candidates[-1], x0 + guide)
+    solver.tell(state, candidates, (candidates**2).sum(1))
+    assert not np.any(np.all(solver.ask(state) == state.x, axis=1))  # only in the first batch
+
+
+def test_a_good_guide_pulls_the_iterate_without_blowing_up_sigma():
+    solver = MGS(sigma=0.01)
+    state = solver.init(np.full(10, 5.0), rng=0)
+    for _ in range(10):
+        candidates = solver.ask(state, guide=-state.x / 2)
+        solver.tell(state, candidates, (candidates**2).sum(1))
+    # Noise of σ = 0.01 alone moves x by some 0.01 * sqrt(10) a step.
+    assert np.linalg.norm(state.x) < 0.5 * np.linalg.norm(np.full(10, 5.0))
+    assert float(state.memory["sigma"]) < 1.0
+
+
+def test_the_covariance_learns_the_scales_of_an_ellipsoid():
+    solver = MGS()
+    state = solver.init(np.ones(6), rng=0)
+    for _ in range(120):
+        candidates = solver.ask(state)
+        solver.tell(state, candidates, ellipsoid(candidates))
+    diagonal = np.diag(state.memory["covariance"])
+    # C tends to the inverse Hessian, up to a factor: from 1e4 to 1.
+    assert diagonal[0] / diagonal[-1] > 100
+    assert ellipsoid(state.x) < 1e-3
+
+
+def test_x_moves_by_the_weighted_mean_of_the_displacements():
+    for dim in (7, 80):  # a full covariance, and none
+        solver = MGS(n_samples=8)
+        x0 = np.linspace(-1.0, 1.0, dim)
+        state = solver.init(x0, rng=1)
+        candidates = solver.ask(state)
+        values = (candidates**2).sum(1)
+        weights, _ = tempered_weights(values.tolist(), 0.35)
+        solver.tell(state, candidates, values)
+        np.testing.assert_allclose(state.x, x0 + np.array(weights) @ (candidates - x0), rtol=1e-9)
+        assert float(state.metrics["n_effective"]) == pytest.approx(8 * 0.35, rel=0.03)
+
+
+@pytest.mark.parametrize(("fun", "dim", "maxfev", "most"), [
+    (lambda x: (x**2).sum(-1), 10, 600, 1e-6),
+    (ellipsoid, 6, 1500, 1e-8),
+    (lambda x: (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum(), 5, 2500, 1e-6),
+    (lambda x: (x**2).sum(-1), 200, 12000, 10.0),
+])  # fmt: skip
+def test_ordinary_problems(fun, dim, maxfev, most):
+    result = minimize(fun, np.full(dim, -1.5), "mgs", maxfev=maxfev, rng=0)
+    assert result.fun < most
+
+
+def test_a_converged_run_starts_again_and_finds_another_basin():
+    def two_basins(x):
+        return min(1 + (x - 2) @ (x - 2), (x + 1.5) @ (x + 1.5))
+
+    result = minimize(two_basins, np.full(2, 2.0), MGS(sigma=0.5), maxfev=4000, rng=0)
+    assert result.fun < 1e-6
+
+
+def test_noise_does_not_stop_the_run_and_leaves_the_iterate_near():
+    rng = np.random.default_rng(5)
+    fun = lambda x: float(x @ x) + 0.1 * rng.standard_normal()  # noqa: E731
+    result = minimize(fun, np.full(5, 3.0), "mgs", maxfev=1500, rng=0)
+    # 45 at the start; the standard deviation of a value is 0.1.
+    assert float(result.x_iterate @ result.x_iterate) < 1.0
+
+
+def test_with_n_samples_sets_the_batch():
+    solver = MGS().with_n_samples(11)
+    assert solver.ask(solver.init(np.zeros(3), rng=0)).shape == (11, 3)
+    assert MGS().ask(MGS().init(np.zeros(3), rng=0)).shape == (6, 3)
+    assert MGS().ask(MGS().init(np.zeros(65), rng=0)).shape == (10, 65)
+
+
+def test_scaled_changes_the_start_alone():
+    solver = MGS().scaled(0.5)
+    assert solver == MGS(sigma=0.5)
+    state = MGS().init(np.ones(3), rng=0)
+    run_steps(MGS(), state, 3)
+    before = float(state.memory["sigma"])
+    solver.ask(state)
+    assert float(state.memory["sigma"]) == before
+
+
+@pytest.mark.parametrize("dim", [1, 2, 20])
+def test_the_mean_norm_is_that_of_a_normal_vector(dim):
+    exact = math.sqrt(2) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
+    assert mean_norm(dim) == pytest.approx(exact, rel=0.01)
+
+
+def test_bfloat16_runs():
+    torch = pytest.importorskip("torch")
+    for dim in (4, 80):
+        state = MGS().init(torch.ones(dim, dtype=torch.bfloat16), rng=0)
+        solver = MGS()
+        for _ in range(5):
+            candidates = solver.ask(state)
+            solver.tell(state, candidates, (candidates * candidates).sum(1))
+        assert state.x.dtype == torch.bfloat16
+        assert bool(torch.isfinite(state.x).all())

@@ -1,0 +1,42 @@
+"""How fast a Gaussian proposal N(0, σ² C) follows its weighted samples: the constants of CMA-ES.
+
+``n_effective`` is N_e = 1 / Σ c² of the weights c, the tutorial's μ_eff.
+
+Source: Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772, Table 1; Hansen and
+Ostermeier, "Completely Derandomized Self-Adaptation in Evolution Strategies", 2001.
+"""
+
+from __future__ import annotations
+
+import math
+
+# Up to here C is a full matrix and the guide comes from a model; above, C = I (memory and time).
+MAX_FULL_DIM = 64
+
+
+def path_rates(dim: int, n_effective: float) -> tuple[float, float]:
+    """Returns the rate of the path of σ and its damping (Hansen 2016, Table 1)."""
+    if dim <= MAX_FULL_DIM:
+        rate = (n_effective + 2) / (dim + n_effective + 5)
+    else:  # ~ 1 / sqrt(dim), as in the first CSA: with 1 / dim, σ takes dim steps to settle
+        rate = math.sqrt(n_effective) / (math.sqrt(dim) + math.sqrt(n_effective))
+    damping = 1 + 2 * max(0.0, math.sqrt((n_effective - 1) / (dim + 1)) - 1) + rate
+    return rate, damping
+
+
+def covariance_rates(dim: int, n_effective: float) -> tuple[float, float, float]:
+    """Returns the rates of the path of C, its rank-one and its rank-μ update (same table)."""
+    c_path = (4 + n_effective / dim) / (dim + 4 + 2 * n_effective / dim)
+    c_one = 2 / ((dim + 1.3) ** 2 + n_effective)
+    c_mu = 2 * (n_effective - 2 + 1 / n_effective) / ((dim + 2) ** 2 + n_effective)
+    return c_path, c_one, min(1 - c_one, max(0.0, c_mu))
+
+
+def mean_norm(dim: int) -> float:
+    """Returns E ||N(0, I)||, to third order in 1 / dim."""
+    return math.sqrt(dim) * (1 - 1 / (4 * dim) + 1 / (21 * dim * dim))
+
+
+def growth(norm: float, dim: int, rate: float, damping: float) -> float:
+    """Returns the factor of σ: a path longer than that of a random walk says that σ is small."""
+    return math.exp(min(1.0, rate / damping * (norm / mean_norm(dim) - 1)))
