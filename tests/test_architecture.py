@@ -13,8 +13,8 @@ from zoopt_nas.solvers import SOLVERS
 ROOT = Path(__file__).parent.parent
 # Each file imports only from files above it.
 ORDER = [
-    *("errors", "registry", "_checks", "_arrays", "sampling", "bounds", "parallel"),
-    *("_calls", "objective", "problems"),
+    *("errors", "registry", "_checks", "_arrays", "sampling", "bounds"),
+    *("_calls", "parallel", "objective", "problems"),
     *("solvers.base", "solvers.comparison_descent", "solvers.gld"),
     *("solvers.adaptation", "solvers.quadratic_model", "solvers.mgs"),
     *("solvers.differences", "solvers.descent", "solvers.subspace", "solvers.rs", "solvers.lizo"),

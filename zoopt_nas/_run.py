@@ -141,9 +141,9 @@ class Run:
             values = objective.evaluate(points, reserve=reserve)
             if objective.best_fun < self.improved[0]:
                 self.improved = (objective.best_fun, objective.nfev)
+            self.tell(asked, points, values)
             if objective.reached_target:
                 continue
-            self.tell(asked, points, values)
             if after is not None:
                 try:
                     after()

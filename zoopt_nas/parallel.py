@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import Any
 
+from zoopt_nas._calls import Call, Raised
 from zoopt_nas._checks import check_positive
 from zoopt_nas.errors import InvalidValueError
 
@@ -129,11 +130,20 @@ class _ExecutorWorkers(Workers):
                     running.add(row, self._executor.submit(fun, points[row]))
                 done, late = running.wait()
                 for row, future in done:
-                    yield row, future.result()
+                    yield row, self._result(fun, future)
                 for row in late:  # a thread cannot be stopped: the call is given up
                     yield row, math.nan
         finally:
             running.cancel()
+
+    def _result(self, fun: Function, future: Future[Any]) -> Any:
+        error = future.exception()
+        # A function that catches its own exceptions has none: a cluster lost the call's worker. A
+        # pool that is broken stays so.
+        catches = isinstance(fun, Call) and fun.catches
+        if catches and isinstance(error, Exception) and not isinstance(error, BrokenExecutor):
+            return Raised(error)
+        return future.result()
 
 
 class _ProcessWorkers(Workers):

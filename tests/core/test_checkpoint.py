@@ -62,7 +62,7 @@ def test_the_dict_is_a_copy():
 
 def test_torch_dtype_and_device_come_back(tmp_path):
     torch = pytest.importorskip("torch")
-    solver = GLD(deterministic=True)
+    solver = GLD(schedule="search", deterministic=True)
     state = solver.init(torch.ones(3, dtype=torch.bfloat16), rng=0)
     run_steps(solver, state, 2)
     save_state(tmp_path / "s.npz", solver, state)

@@ -22,7 +22,8 @@ VARIANTS = {
     "mgs-exact": MGS(temperature=0.01, weighting="exact", mixing=0.3),
     "mgs-fixed_norm": MGS(temperature=0.01, weighting="fixed_norm", mixing=0.3),
     "gld-fast": GLD(schedule="fast", direction="ball"),
-    "gld-deterministic": GLD(deterministic=True, direction="gaussian"),
+    "gld-search": GLD(schedule="search"),
+    "gld-deterministic": GLD(schedule="search", deterministic=True, direction="gaussian"),
 }
 
 

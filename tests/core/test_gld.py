@@ -65,7 +65,7 @@ def test_invariant_under_increasing_transforms(solver, dim, seed, transform):
     [(1.0, 1.0, 1), (1.0, 0.51, 1), (1.0, 0.5, 2), (1.0, 1e-3, 10), (0.3, (0.1 + 0.2) / 2, 2)],
 )
 def test_search_radii(max_radius, min_radius, n_radii):
-    solver = GLD(max_radius=max_radius, min_radius=min_radius)
+    solver = GLD(schedule="search", max_radius=max_radius, min_radius=min_radius)
     expected = [max_radius / 2**k for k in range(n_radii)]
     assert solver.radii(dim=3) == expected
     x0 = np.zeros(3)
@@ -85,6 +85,23 @@ def test_fast_radii(condition, dim):
         assert solver.radii(dim, step) == expected
 
 
+def test_the_least_radius_of_the_search_schedule_by_default():
+    assert GLD(schedule="search").radii(3) == [2.0**-k for k in range(10)]  # down to 1e-3
+    assert GLD(schedule="search", max_radius=1e-4).radii(3) == [1e-4]
+
+
+@pytest.mark.parametrize(("h_scale", "n_steps"), [(1.0, 56), (0.3, 17), (0.1, 6), (1e-9, 1)])
+def test_h_scale_shrinks_the_radii_sooner(h_scale, n_steps):
+    solver = GLD(schedule="fast", condition_number=4.0, h_scale=h_scale)  # 7 * 4 * 2 = 56
+    assert solver.radii(7, n_steps - 1)[0] == 8.0
+    assert solver.radii(7, n_steps)[0] == 4.0
+
+
+def test_the_adaptive_schedule_has_no_fixed_radii():
+    with pytest.raises(InvalidValueError, match="schedule must be search or fast for radii"):
+        GLD().radii(3)
+
+
 def test_the_fast_schedule_follows_the_steps_of_the_run():
     solver = GLD(schedule="fast", condition_number=2.0, max_radius=1.0, deterministic=True)
     state = solver.init(np.zeros(1), rng=0)  # H = 2
@@ -100,7 +117,7 @@ def test_the_fast_schedule_follows_the_steps_of_the_run():
 @pytest.mark.parametrize("n", [1, 2, 5, 15])
 @pytest.mark.parametrize("max_radius", [1.0, 0.13, 28.0])
 def test_with_n_samples_draws_n_candidates_beside_x(n, max_radius):
-    solver = GLD(max_radius=max_radius, min_radius=max_radius).with_n_samples(n)
+    solver = GLD(schedule="search", max_radius=max_radius).with_n_samples(n)
     assert len(solver.radii(4)) == n
     assert len(solver.ask(solver.init(np.zeros(4), rng=0))) == n + 1
 
@@ -117,7 +134,7 @@ def test_directions():
     x0 = np.zeros(dim)
     norms = {}
     for direction in DIRECTIONS:
-        solver = GLD(min_radius=1.0, direction=direction, deterministic=True)
+        solver = GLD(schedule="search", min_radius=1.0, direction=direction, deterministic=True)
         state = solver.init(x0, rng=0)
         drawn = []
         for _ in range(n):
@@ -134,7 +151,7 @@ def test_directions():
 
 def test_deterministic_evaluates_x_once():
     x0 = np.array([0.5, -0.5])
-    solver = GLD(deterministic=True)
+    solver = GLD(schedule="search", deterministic=True)
     n_radii = len(solver.radii(2))
     state = solver.init(x0, rng=0)
     sizes = []
@@ -148,7 +165,7 @@ def test_deterministic_evaluates_x_once():
 
 def test_a_stale_value_is_not_kept():
     # x is re-evaluated: a value that was lucky once must not hold the iterate.
-    solver = GLD(min_radius=1.0)
+    solver = GLD(schedule="search", min_radius=1.0)
     state = solver.init(np.zeros(1), rng=0)
     solver.tell(state, solver.ask(state), [-100.0, 1.0])
     candidates = solver.ask(state)
@@ -157,7 +174,7 @@ def test_a_stale_value_is_not_kept():
 
 
 def test_ties_keep_x():
-    solver = GLD()
+    solver = GLD(schedule="search")
     state = solver.init(np.ones(3), rng=0)
     candidates = solver.ask(state)
     np.testing.assert_array_equal(
@@ -167,7 +184,7 @@ def test_ties_keep_x():
 
 @pytest.mark.parametrize("failure", [np.nan, np.inf, -np.inf])
 def test_failures_never_win_but_anything_beats_a_failed_x(failure):
-    solver = GLD(min_radius=0.25)  # rows: x and three candidates
+    solver = GLD(schedule="search", min_radius=0.25)  # rows: x and three candidates
     state = solver.init(np.ones(3), rng=0)
     candidates = solver.ask(state)
     solver.tell(state, candidates, [1.0, failure, failure, 2.0])
@@ -182,13 +199,16 @@ def test_failures_never_win_but_anything_beats_a_failed_x(failure):
     [
         ("max_radius", 0, "max_radius must be a positive finite number, got 0"),
         ("min_radius", 2.0, "min_radius must be at most max_radius (1.0), got 2.0"),
-        ("schedule", "slow", "schedule must be one of search, fast, got 'slow'"),
+        ("schedule", "slow", "schedule must be one of adaptive, search, fast, got 'slow'"),
         (
             "condition_number",
             0.5,
             "condition_number must be a finite number of at least 1, got 0.5",
         ),
         ("direction", "cube", "direction must be one of sphere, ball, gaussian, got 'cube'"),
+        ("h_scale", 0.0, "h_scale must be a positive finite number, got 0.0"),
+        ("n_directions", 0, "n_directions must be a positive integer, got 0"),
+        ("restart", 1, "restart must be True or False, got 1"),
         ("deterministic", "yes", "deterministic must be True or False, got 'yes'"),
     ],
 )

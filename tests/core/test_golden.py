@@ -20,10 +20,10 @@ SOLVERS = {
     "mgs-density_free": MGS(sigma=0.025, temperature=0.01, n_samples=4, weighting="density_free"),
     "mgs-exact": MGS(sigma=0.025, temperature=0.01, n_samples=4, weighting="exact"),
     "mgs-fixed_norm": MGS(sigma=0.025, temperature=0.01, n_samples=4, weighting="fixed_norm"),
-    "gld-search": GLD(max_radius=1.0, min_radius=1e-3),
+    "gld-search": GLD(schedule="search", max_radius=1.0, min_radius=1e-3),
     "gld-fast": GLD(max_radius=1.0, schedule="fast", condition_number=4.0, direction="ball"),
     "gld-deterministic": GLD(
-        max_radius=1.0, min_radius=1e-3, direction="gaussian", deterministic=True
+        schedule="search", max_radius=1.0, min_radius=1e-3, direction="gaussian", deterministic=True
     ),
 }
 

@@ -78,7 +78,8 @@ def test_a_bad_warm_start(bad):
 
 def test_stagnation():
     values = iter([5.0] * 3 + [4.0] + [9.0] * 1000)
-    result = minimize(lambda x: next(values), [1.0], GLD(), maxstall=100, maxfev=1000, rng=0)
+    solver = GLD(schedule="search", min_radius=2**-9)
+    result = minimize(lambda x: next(values), [1.0], solver, maxstall=100, maxfev=1000, rng=0)
     assert result.status == Status.STAGNATION
     assert result.message.startswith("The best value has not improved")
     # It is looked at between batches.

@@ -15,6 +15,7 @@ from zoopt_nas.problems import PROBLEMS, Drifting, Noisy, sphere
 
 BOWL = sphere(2)
 METHODS = list(SOLVERS)
+SEARCH = GLD(schedule="search", min_radius=1e-3)  # 11 evaluations a step
 OWN = ["rs", "mgs", "gld", "lizo", "auto"]
 
 
@@ -46,9 +47,7 @@ def test_the_result_has_every_field(method):
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
-    method=st.sampled_from(
-        [RS(), RS(estimator="one_point"), MGS(), GLD(), GLD(deterministic=True)]
-    ),
+    method=st.sampled_from([RS(), RS(estimator="one_point"), MGS(), GLD(), SEARCH]),
     maxfev=st.integers(1, 100),
     vectorized=st.booleans(),
     seed=st.integers(0, 1000),
@@ -96,12 +95,12 @@ def test_maxiter_alone_limits_the_iterations(method):
 
 def test_maxtime_ends_the_run_after_an_iteration():
     start = time.monotonic()
-    result = minimize(lambda x: time.sleep(0.01) or 1.0, [1.0, -2.0], GLD(), maxtime=0.2, rng=0)
+    result = minimize(lambda x: time.sleep(0.01) or 1.0, [1.0, -2.0], SEARCH, maxtime=0.2, rng=0)
     assert 0.2 <= time.monotonic() - start < 5
     assert result.status == Status.MAXTIME
     assert result.message == "The maximum time was used."
     assert result.success
-    assert result.nfev % (len(GLD().radii(2)) + 1) == 0
+    assert result.nfev % (len(SEARCH.radii(2)) + 1) == 0
     first = minimize(BOWL, [1.0, -2.0], maxtime=60.0, maxiter=3)
     assert first.status == Status.MAXITER
 
@@ -198,7 +197,7 @@ def test_an_exception_propagates_with_the_result_so_far(kind):
         return float(BOWL(x))
 
     with pytest.raises(kind, match="out of memory") as caught:
-        minimize(fun, [1.0, -2.0], "gld", maxfev=100, rng=0)
+        minimize(fun, [1.0, -2.0], SEARCH, maxfev=100, rng=0)
     partial = caught.value.partial_result
     assert partial.nfev == 24
     assert partial.fun == float(BOWL(partial.x)) < 5.0

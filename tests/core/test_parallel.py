@@ -14,6 +14,7 @@ from zoopt_nas import GLD, SOLVERS, InvalidValueError, Status, minimize
 from zoopt_nas.objective import Objective
 
 X0 = [1.0, -2.0]
+SEARCH = GLD(schedule="search", min_radius=1e-3)  # 11 evaluations a step
 POINTS = np.arange(12.0).reshape(6, 2)  # first coordinates 0, 2, 4, 6, 8, 10
 
 
@@ -154,7 +155,7 @@ def test_budget_cuts_the_batch(maxfev, reserve, n):
 
 
 def test_a_target_ends_the_run_after_the_batch():
-    solver = GLD()
+    solver = SEARCH
     n = len(solver.radii(2)) + 1
     result = minimize(bowl, X0, solver, target=1.0, rng=0, workers=map)
     assert result.status == Status.TARGET_REACHED
@@ -223,6 +224,33 @@ def test_a_thread_past_the_timeout_is_given_up():
     assert objective.n_failed == 1
 
 
+class KilledWorkerError(RuntimeError):
+    """What a cluster says of a call whose worker died."""
+
+
+class Cluster(ThreadPoolExecutor):
+    """An executor whose worker dies at one point, as those of a cluster may."""
+
+    def submit(self, fn, job):
+        def call():
+            if job.point[0] == 4:
+                raise KilledWorkerError("the worker died")
+            return fn(job)
+
+        return super().submit(call)
+
+
+def test_a_worker_that_a_cluster_lost_costs_its_candidate_only():
+    with Cluster(2) as cluster:
+        objective = Objective(lambda x: float(x[0]), workers=cluster)
+        np.testing.assert_array_equal(objective.evaluate(POINTS), [0, 2, np.inf, 6, 8, 10])
+        assert objective.n_failed == 1
+        assert isinstance(objective.last_error, KilledWorkerError)
+        strict = Objective(lambda x: float(x[0]), workers=cluster, on_error="raise")
+        with pytest.raises(KilledWorkerError):
+            strict.evaluate(POINTS)
+
+
 @pytest.mark.parametrize("kind", [2, "threads", "map"])
 def test_an_exception_propagates_with_what_is_known(kind):
     with ThreadPoolExecutor(2) as threads:
@@ -233,8 +261,8 @@ def test_an_exception_propagates_with_what_is_known(kind):
         assert objective.best_fun == (math.inf if kind == "map" else 0.0)
         objective.close()
         with pytest.raises(FunError) as caught:
-            minimize(raises, [4.0, 0.0], GLD(), workers=workers, rng=0, on_error="raise")
-    assert caught.value.partial_result.nfev < len(GLD().radii(2)) + 1
+            minimize(raises, [4.0, 0.0], SEARCH, workers=workers, rng=0, on_error="raise")
+    assert caught.value.partial_result.nfev < len(SEARCH.radii(2)) + 1
     assert not multiprocessing.active_children()
 
 
@@ -260,7 +288,7 @@ def test_a_timeout_error_of_the_function_is_an_exception():
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(InvalidValueError, match=message) as caught:
-        minimize(lambda x: 1.0, X0, **arguments)
+        minimize(lambda x: 1.0, X0, SEARCH, **arguments)
     assert "\n" not in str(caught.value)
 
 

@@ -46,7 +46,7 @@ _SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
     "mgs": {"n_samples": 4, "sigma": 0.2, "temperature": 0.01, "mixing": 1e-3},
     # No numbers in the paper either: radii 2, 1, 1/2, 1/4 (ours; 1 and 4 in place of 2 gave the
     # same loss on the digits).
-    "gld": {"max_radius": 2.0, "min_radius": 0.25},
+    "gld": {"schedule": "search", "max_radius": 2.0, "min_radius": 0.25},
 }
 # Released run_search.sh, for the space without `none`: sigma 0.025.
 _DARTS_SIGMA = 0.025

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
@@ -202,15 +202,19 @@ class MGS(Solver):
         state.memory.pop("guide", None)
         if dim > MAX_FULL_DIM:
             return
+        size = min(2 * dim + 16, 100)
         kind = {"dtype": value_dtype(state.x), "device": device(state.x)}
         state.memory |= {
             "path": xp.zeros(dim, **kind),
             "long_path": xp.zeros(dim, **kind),
             "covariance": xp.eye(dim, **kind),
-            "axes": xp.eye(dim, **kind),
-            "lengths": xp.ones(dim, **kind),
-            "points": xp.zeros((0, dim), **kind),
-            "values": xp.zeros(0, **kind),
+            "root": xp.eye(dim, **kind),
+            "inverse_root": xp.eye(dim, **kind),
+            "axis_ratio": 1.0,
+            "longest_axis": 1.0,
+            "points": xp.zeros((size, dim), **kind),
+            "values": xp.full((size,), math.inf, **kind),
+            "n_points": 0,
         }
 
     def _ask_adaptive(self, state: SolverState, guide: Array | None) -> Array:
@@ -218,13 +222,10 @@ class MGS(Solver):
         memory = state.memory
         sigma = float(memory["sigma"])
         batch = sampling.gaussian(state.rng, self._n(state.x.shape[0]), state.x)
-        if "axes" in memory:
-            factor = sigma * memory["lengths"][:, None] * memory["axes"].T
-            batch = xp.astype(
-                xp.astype(batch, factor.dtype, copy=False) @ factor, state.x.dtype, copy=False
-            )
-        else:
-            batch *= sigma
+        if "root" in memory:
+            root = memory["root"]
+            batch = xp.astype(xp.astype(batch, root.dtype, copy=False) @ root, batch.dtype)
+        batch *= sigma
         batch += state.x
         if state.n_steps == 0 and batch.shape[0] > 1:
             batch[0, :] = state.x  # the start is often the best guess that there is
@@ -244,21 +245,16 @@ class MGS(Solver):
             return state.x
         memory = state.memory
         memory["n_local"] = int(memory["n_local"]) + 1
-        update = self._adapt_full if "axes" in memory else self._adapt_isotropic
+        update = self._adapt_full if "root" in memory else self._adapt_isotropic
         x = update(state, candidates, weights, n_effective)
         state.metrics |= {"temperature": temperature, "sigma": memory["sigma"]}
         if self._has_converged(state, min(host)):
             self._restart(state, int(memory["n_restarts"]) + 1)
             return x + 2 * memory["sigma"] * sampling.gaussian(state.rng, 1, x)[0]
-        if "axes" in memory:
-            self._remember(state, candidates, values)
+        if "root" in memory:
+            self._remember(memory, candidates, values)
             memory.pop("guide", None)
-            guide = model_step(
-                memory["points"] - array_namespace(x).astype(x, memory["points"].dtype),
-                memory["values"],
-                memory["axes"],
-                float(memory["sigma"]) * memory["lengths"],
-            )
+            guide = self._model_guide(memory, x)
             if guide is not None:
                 memory["guide"] = guide
         return x
@@ -289,43 +285,60 @@ class MGS(Solver):
         """Returns the new iterate, and adapts σ and C (Hansen 2016, Eq. 31-37 and 47)."""
         xp = array_namespace(state.x)
         memory = state.memory
-        axes, lengths, C = memory["axes"], memory["lengths"], memory["covariance"]
+        C, inverse_root = memory["covariance"], memory["inverse_root"]
         dim, sigma, n_local = state.x.shape[0], float(memory["sigma"]), int(memory["n_local"])
-        w = xp.asarray(weights, dtype=C.dtype, device=device(C))
-        old = xp.astype(state.x, C.dtype, copy=False)
-        steps = xp.astype(candidates, C.dtype, copy=False) - old
-        x = old + w @ steps
-        white = (steps @ axes) / (sigma * lengths)
-        norms = xp.linalg.vector_norm(white, axis=1)
+        x = xp.astype(state.x, C.dtype, copy=False)
+        steps = xp.astype(candidates, C.dtype, copy=False) - x
+        steps /= sigma
         # A guide or a repaired point may be far away: σ and C see no more of it than of a sample
         # at the edge of the proposal (Hansen 2011).
         limit = math.sqrt(dim) + 2 * dim / (dim + 2)
-        white *= xp.where(norms > limit, limit / (norms + 1e-300), 1.0)[:, None]
-        mean = w @ white
+        white = steps @ inverse_root
+        white *= white
+        norms = [math.sqrt(square) for square in white.sum(1).tolist()]
+        shrunk = [limit / norm if norm > limit else 1.0 for norm in norms]
+        c_path, c_one, c_mu = covariance_rates(dim, n_effective)
+        c = xp.asarray(
+            [
+                weights,
+                [w * s for w, s in zip(weights, shrunk, strict=True)],
+                [c_mu * w * s * s for w, s in zip(weights, shrunk, strict=True)],
+            ],
+            dtype=C.dtype,
+            device=device(C),
+        )
+        move, mean = c[:2] @ steps
         rate, damping = path_rates(dim, n_effective)
-        path = (1 - rate) * memory["path"]
-        path += axes @ (math.sqrt(rate * (2 - rate) * n_effective) * mean)
-        memory["path"] = path
-        norm = float(xp.linalg.vector_norm(path))
+        path = memory["path"]
+        path *= 1 - rate
+        path += (math.sqrt(rate * (2 - rate) * n_effective) * mean) @ inverse_root
+        norm = math.sqrt(float(path @ path))
         memory["sigma"] = sigma * growth(norm, dim, rate, damping)
         # A long path says that σ grows; C need not grow along it too.
         settled = 1 - (1 - rate) ** (2 * n_local)
         moves = norm < (1.4 + 2 / (dim + 1)) * mean_norm(dim) * math.sqrt(settled)
-        c_path, c_one, c_mu = covariance_rates(dim, n_effective)
-        long_path = (1 - c_path) * memory["long_path"]
+        long_path = memory["long_path"]
+        long_path *= 1 - c_path
         if moves:
-            factor = math.sqrt(c_path * (2 - c_path) * n_effective)
-            long_path += axes @ (factor * lengths * mean)
-        memory["long_path"] = long_path
-        rows = (white * lengths) @ axes.T
-        kept = 1 - c_one - c_mu + (0.0 if moves else c_one * c_path * (2 - c_path))
-        C = kept * C + (c_one * long_path)[:, None] * long_path
-        C += rows.T @ (c_mu * w[:, None] * rows)
-        memory["covariance"] = C
+            long_path += math.sqrt(c_path * (2 - c_path) * n_effective) * mean
+        C *= 1 - c_one - c_mu + (0.0 if moves else c_one * c_path * (2 - c_path))
+        C += (c_one * long_path)[:, None] * long_path
+        C += (c[2][:, None] * steps).T @ steps
         if n_local % max(1, dim // 5) == 0:
-            squares, memory["axes"] = xp.linalg.eigh(C)
-            memory["lengths"] = xp.sqrt(xp.where(squares > 1e-30, squares, 1e-30))
-        return xp.astype(x, state.x.dtype, copy=False)
+            self._decompose(memory)
+        move *= sigma
+        move += x
+        return xp.astype(move, state.x.dtype, copy=False)
+
+    def _decompose(self, memory: dict[str, Any]) -> None:
+        """Brings the roots of C up to date: once in some steps, as they cost dim³."""
+        xp = array_namespace(memory["covariance"])
+        squares, axes = xp.linalg.eigh(memory["covariance"])
+        lengths = xp.sqrt(xp.where(squares > 1e-30, squares, 1e-30))
+        memory["root"] = (axes * lengths) @ axes.T
+        memory["inverse_root"] = (axes / lengths) @ axes.T
+        memory["longest_axis"] = float(lengths[-1])
+        memory["axis_ratio"] = memory["longest_axis"] / float(lengths[0])
 
     def _has_converged(self, state: SolverState, best: float) -> bool:
         """Whether σ has left the range in which a step means anything, or values are all alike."""
@@ -337,24 +350,33 @@ class MGS(Solver):
             memory["n_flat"] = int(memory["n_flat"]) + 1
         else:
             memory["n_flat"], memory["reference"] = 0, best
-        low = high = 1.0
-        if "axes" in memory:
-            low, high = float(memory["lengths"][0]), float(memory["lengths"][-1])
+        high = float(memory.get("longest_axis", 1.0))
         return (
             memory["n_flat"] > 10 + 30 * dim / self._n(dim)
             or not 1e-11 < sigma * high / self._sigma < 1e11
-            or high > 1e7 * low
+            or float(memory.get("axis_ratio", 1.0)) > 1e7
         )
 
-    def _remember(self, state: SolverState, candidates: Array, values: Array) -> None:
-        """Adds the batch to the samples that the model is fitted to, and drops the oldest."""
-        xp = array_namespace(state.x)
-        memory = state.memory
-        is_finite = xp.isfinite(values)
-        size = min(2 * state.x.shape[0] + 16, 100)
-        points = xp.astype(candidates, memory["points"].dtype)[is_finite]
-        memory["points"] = xp.concat([memory["points"], points], axis=0)[-size:]
-        memory["values"] = xp.concat([memory["values"], values[is_finite]], axis=0)[-size:]
+    def _remember(self, memory: dict[str, Any], candidates: Array, values: Array) -> None:
+        """Adds the batch to the samples that the model is fitted to, in the place of the oldest."""
+        points = memory["points"]
+        size = points.shape[0]
+        candidates, values = candidates[-size:], values[-size:]
+        start = int(memory["n_points"]) % size
+        room, end = size - start, start + values.shape[0]
+        for ring, rows in ((points, candidates), (memory["values"], values)):
+            ring[start:end] = rows[:room]
+            if end > size:
+                ring[: end - size] = rows[room:]
+        memory["n_points"] = int(memory["n_points"]) + values.shape[0]
+
+    def _model_guide(self, memory: dict[str, Any], x: Array) -> Array | None:
+        """Returns the step of the model from x, in an ellipsoid of the size of the proposal."""
+        n, sigma = int(memory["n_points"]), float(memory["sigma"])
+        white = memory["points"][:n] - x
+        white /= sigma
+        step = model_step(white @ memory["inverse_root"], memory["values"][:n])
+        return None if step is None else sigma * (step @ memory["root"])
 
 
 def _log_weight(probability: float) -> float:

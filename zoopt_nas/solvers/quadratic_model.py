@@ -7,6 +7,7 @@ samples on which CMA-ES fits such a model: Hansen, "A Global Surrogate Assisted 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 from zoopt_nas._arrays import Array, array_namespace, device
 
@@ -15,55 +16,61 @@ RIDGE = 1e-3
 _SHIFTS = (0.0, *(2 ** (-k / 2) for k in range(23, -1, -1)))
 
 
-def model_step(steps: Array, values: Array, axes: Array, lengths: Array) -> Array | None:
-    """Returns the step (dim,) to the minimum of a quadratic model in an ellipsoid around 0.
+def model_step(steps: Array, values: Array) -> Array | None:
+    """Returns the step (dim,) to the minimum of a quadratic model in a ball around 0.
 
-    With z = step in units of the ellipsoid, the model is the ridge regression with the kernel
-    1 + z·z' + (z·z')² / 2. Of all quadratics that fit the samples, it is the one with the least
-    gradient and Hessian, so that no full set of (dim + 1)(dim + 2) / 2 samples is needed.
+    With z = step, scaled so that the mean square of its norm is 1, the model is the ridge
+    regression with the kernel 1 + z·z' + (z·z')² / 2. Of all quadratics that fit the samples, it is
+    the one with the least gradient and Hessian, so that no full set of (dim + 1)(dim + 2) / 2
+    samples is needed.
 
     Args:
-        steps: (n, dim), where the function was evaluated, relative to the centre.
-        values: (n,), finite.
-        axes: (dim, dim), orthonormal columns: the axes of the ellipsoid.
-        lengths: (dim,), > 0, how long they are. The step is at most sqrt(dim) in these units.
+        steps: (n, dim), where the function was evaluated, relative to the centre and in units of
+            the proposal's standard deviations. The step is at most sqrt(dim).
+        values: (n,), finite, or +inf where the evaluation failed: such a row has no weight.
 
     Returns:
-        None if there are fewer than 3 samples or half of them have the least value, or if numbers
+        None if fewer than 3 values are finite or half of them are the least value, or if numbers
         overflow.
     """
     xp = array_namespace(steps)
     n, dim = steps.shape
-    if n < 3:
+    ordered = sorted(values.tolist())
+    n_finite = bisect_left(ordered, math.inf)
+    if n_finite < 3:
         return None
-    gaps = values - xp.min(values)
     # The median and not the mean: a few high values must not make all others look alike.
-    scale = float(xp.sort(gaps)[n // 2])
+    scale = ordered[n_finite // 2] - ordered[0]
     if not 0 < scale < math.inf:
         return None
-    gaps = gaps / scale
+    gaps = (values - ordered[0]) / scale
     gaps = xp.where(gaps < 1e6, gaps, 1e6)
-    z = (steps @ axes) / lengths
-    spread = math.sqrt(float(xp.sum(z * z)) / n)
+    spread = math.sqrt(float((steps * steps).sum()) / n)
     if not 0 < spread < math.inf:
         return None
-    z /= spread
+    z = steps / spread
     K = z @ z.T
-    K += 0.5 * K * K + 1
+    K += 1
+    K *= K
+    K *= 0.5
+    K += 0.5
     # High values say little about the shape near the minimum: their residuals count less.
-    diagonal = xp.arange(n, device=device(K))
-    K[diagonal, diagonal] += RIDGE * (1 + gaps) ** 2
-    a = xp.linalg.solve(K, gaps[:, None])[:, 0]
-    curvature, basis = xp.linalg.eigh((z * a[:, None]).T @ z)
-    gradient = (a @ z) @ basis
+    tolerance = gaps + 1
+    tolerance *= tolerance
+    K.reshape(-1)[:: n + 1] += RIDGE * tolerance
+    a = xp.linalg.solve(K, gaps[:, None])
+    curvature, basis = xp.linalg.eigh((z * a).T @ z)
+    gradient = a[:, 0] @ (z @ basis)
     radius = math.sqrt(dim) / spread
     # The shifted Hessian is positive and its condition number at most some 1000.
     low, high = float(curvature[0]), float(curvature[-1])
-    least = max(0.0, 1e-3 * max(abs(low), abs(high)) - low)
+    least = max(0.0, 1e-3 * max(abs(low), abs(high)) - low) + 1e-300
     shifts = xp.asarray(_SHIFTS, dtype=K.dtype, device=device(K))
-    shifts = least + shifts * (xp.linalg.vector_norm(gradient) / radius)
-    tried = -gradient / (curvature + shifts[:, None] + 1e-300)
+    shifts *= math.sqrt(float(gradient @ gradient)) / radius
+    curvatures = shifts[:, None] + (curvature + least)
+    tried = gradient / curvatures
     # Norms fall with the shift, and the last is at most the radius by construction.
-    n_long = int(xp.sum(xp.sum(tried * tried, axis=1) > radius * radius))
-    step = axes @ (lengths * (basis @ tried[min(n_long, len(_SHIFTS) - 1)])) * spread
-    return step if bool(xp.all(xp.isfinite(step))) else None
+    n_long = int(((tried * tried).sum(1) > radius * radius).sum())
+    step = basis @ tried[min(n_long, len(_SHIFTS) - 1)]
+    step *= -spread
+    return step if math.isfinite(float(step @ step)) else None

@@ -34,6 +34,8 @@ MAX_EXACT_SIZE = 20_000
 MAX_BATCH_SIZE = 10_000_000
 MAX_DIRECTIONS = 100
 MIN_DIRECTIONS = 8
+# Numbers that are worked on at once where a batch is large.
+BLOCK_SIZE = 2**16
 
 
 def default_directions(dim: int) -> int:
@@ -129,11 +131,12 @@ def tell(
         rows = xp.concat([rows, state.x + known[0]], axis=0)
         row_values = xp.concat([row_values, known[1]])
     gradient = span_gradient(state, rows, row_values)
-    norm = float(xp.linalg.vector_norm(gradient))
+    norm = _norm(gradient)
     state.metrics["gradient_norm"] = norm
     best = min(numbers)
     # Never smaller than what a probe happened upon.
     if not 0 < norm < math.inf:
+        del gradient  # a new iterate may take its place
         if best < float(memory["value"]):
             return _best_of(state, candidates, numbers)
         _shorten(state)
@@ -163,18 +166,37 @@ def span_gradient(state: SolverState, rows: Array, values: Array) -> Array:
     if rows.shape[0] * rows.shape[1] <= MAX_EXACT_SIZE:
         displacements = xp.where(alive[:, None], rows - state.x, 0.0)
         return interpolated_gradient(displacements, changes)
-    # Row by row: no second array of the size of the batch.
-    gradient = xp.zeros_like(state.x)
-    displacement = xp.empty_like(state.x)
-    for k, change in enumerate(changes.tolist()):
-        if change != 0:
-            displacement[:] = rows[k, :]
-            displacement -= state.x
-            square = float(displacement @ displacement)
-            if square > 0:
-                displacement *= change / square
-                gradient += displacement
+    return _summed_gradient(state.x, rows, changes)
+
+
+def _summed_gradient(x: Array, rows: Array, changes: Array) -> Array:
+    """Returns the sum of the gradients along each row, a block of columns at a time.
+
+    So no second array of the size of the batch is made, and each block is read from the cache.
+    """
+    xp = array_namespace(rows)
+    dtype = xp.float64 if rows.dtype == xp.float64 else xp.float32
+    n_columns = max(1, BLOCK_SIZE // rows.shape[0])
+    blocks = [slice(k, k + n_columns) for k in range(0, x.shape[0], n_columns)]
+    squares = xp.zeros_like(changes)
+    for block in blocks:
+        displacements = xp.astype(rows[:, block] - x[block], dtype, copy=False)
+        squares += xp.linalg.vecdot(displacements, displacements)
+    # A row that failed may be infinite: leaving it out is not the same as a weight of 0.
+    used = (changes != 0) & (squares > 0) & xp.isfinite(squares)
+    weights = xp.astype(changes[used] / squares[used], dtype)
+    gradient = xp.empty_like(x)
+    for block in blocks:
+        displacements = xp.astype(rows[:, block] - x[block], dtype, copy=False)
+        gradient[block] = weights @ displacements[used]
     return gradient
+
+
+def _norm(vector: Array) -> float:
+    """Returns the Euclidean norm; that of NumPy makes a second array of the size of its input."""
+    of_block = array_namespace(vector).linalg.vector_norm
+    starts = range(0, vector.shape[0], BLOCK_SIZE)
+    return math.hypot(*[float(of_block(vector[k : k + BLOCK_SIZE])) for k in starts])
 
 
 def _directions(state: SolverState, n: int, n_spare: int, known: Array | None) -> Array:

@@ -1,0 +1,291 @@
+"""The adaptive form of GLD: radii, metric and extrapolation learnt from comparisons of values.
+
+Sources: the success rule for the radius, Rechenberg (1973), here with the ratio 1 : 1/4 of growth
+to shrinkage that is in balance where one direction of five improves; the metric, Igel, Suttorp and
+Hansen, "A Computational Efficient Covariance Matrix Update and a (1+1)-CMA for Evolution
+Strategies", GECCO 2006; its negative update, Arnold and Hansen, "Active Covariance Matrix
+Adaptation for the (1+1)-CMA-ES", GECCO 2010. The signed sum of directions is the one-bit relative
+of weighted recombination, Arnold, "Optimal Weighted Recombination", FOGA 2005.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from zoopt_nas import sampling
+from zoopt_nas._arrays import Array, array_namespace, copy, device
+from zoopt_nas.solvers.base import SolverState
+
+# Up to here a dim x dim metric is learnt. It takes about dim² evaluations to learn one, and two
+# matrices of that size to keep it.
+MAX_METRIC_DIM = 100
+# A new direction that improves multiplies the radius by exp(GROWTH / s), one that fails by
+# exp(-SHRINKAGE / s), s = sqrt((dim + 1) n_directions). On BBOB in 2 to 10 dimensions, 1.4
+# times these, and an extrapolation that changes by 0.5 to 1.4, score within 0.01 of each other.
+GROWTH = 1.0
+SHRINKAGE = 0.25
+# The extrapolation is tried at a radius of its own, doubled on success and halved on failure, ...
+LEAD_CHANGE = 0.7
+# ... between the radius of the new directions and exp(7) = 1097 times that.
+MAX_LEAD = 7.0
+# Batches without a success after which x is evaluated anew: doubled, up to the second number, each
+# time that its value was the same again, and the first number once it was not. So a deterministic
+# objective costs few evaluations of x, and a noisy one cannot lock in a lucky value.
+MIN_PATIENCE = 1
+MAX_PATIENCE = 32
+# Restarts draw around x with this standard deviation per coordinate, in units of max_radius, which
+# doubles from one restart to the next.
+FIRST_SPREAD = 1.0
+MAX_SPREAD = 4.0
+
+
+@dataclass(frozen=True)
+class ComparisonDescent:
+    """Descent by comparisons with x: each batch has a few new directions and one extrapolation.
+
+    With the factor A of the metric (C = A A'), the radius r and orthonormal z_i, the new candidates
+    are x + r A z_i, and x moves to the best row of the batch if that is better. The signs
+    s_i = +1 (better than x) and -1 (not) say on which side of a hyperplane the descent lies, so
+    that g <- (1 - n / (dim + n)) g + sum_i s_i z_i points downhill after some dim evaluations: the
+    cosine with the gradient is about sqrt(2 / pi) where the objective is linear on the scale of r.
+    The next batch also has x + R A g / |g|, with a radius R of its own.
+
+    Attributes:
+        max_radius: the first radius.
+        min_radius: the radius at which the run has converged.
+        n_directions: n, new directions in a batch.
+        restart: whether to go on from a random point when converged.
+        deterministic: whether the value of x, once measured, holds.
+    """
+
+    max_radius: float
+    min_radius: float
+    n_directions: int
+    restart: bool
+    deterministic: bool
+
+    def init(self, state: SolverState) -> None:
+        """Fills ``state.memory``."""
+        state.memory |= {"value": math.inf, "is_restart": False, "spread": FIRST_SPREAD}
+        state.memory |= {"patience": MIN_PATIENCE, "is_noisy": False}
+        self._reset(state)
+
+    def _reset(self, state: SolverState) -> None:
+        """Forgets radii, metric and descent direction: at the start and at a restart."""
+        x = state.x
+        xp = array_namespace(x)
+        state.memory |= {
+            "log_radius": math.log(self.max_radius),
+            "log_lead_radius": math.log(self.max_radius),
+            "descent": xp.zeros_like(x),
+            "has_descent": False,
+            "n_failures": 0,
+            # An objective without a minimum makes the radii grow until x overflows. Half of the
+            # exponent is far off in float64, and in float16 leaves time to end the run.
+            "log_limit": math.log(float(xp.finfo(x.dtype).max)) / 2,
+        }
+        if learns_metric(x):
+            eye = xp.eye(x.shape[0], dtype=x.dtype, device=device(x))
+            state.memory |= {"factor": eye, "inverse": eye, "path": xp.zeros_like(x)}
+
+    def ask(self, state: SolverState) -> Array:
+        """Returns x where it is due, the extrapolation where there is one, and new candidates."""
+        x, memory = state.x, state.memory
+        if memory["is_restart"]:
+            rows = sampling.gaussian(state.rng, self.n_directions + 1, x)
+            rows *= self.max_radius * float(memory["spread"])
+            rows += x
+            return rows
+        known = math.isfinite(float(memory["value"]))
+        is_due = not self.deterministic and memory["n_failures"] >= memory["patience"]
+        has_x = bool(is_due or not known)
+        has_lead = bool(memory["has_descent"])
+        memory |= {"has_x": has_x, "has_lead": has_lead}
+        xp = array_namespace(x)
+        n_before = has_x + has_lead
+        shape = (n_before + self.n_directions, x.shape[0])
+        rows = xp.empty(shape, dtype=x.dtype, device=device(x))
+        radius = math.exp(float(memory["log_radius"]))
+        if "factor" in memory:
+            rows[n_before:] = self._orthogonal_block(state) @ (radius * memory["factor"].T)
+        else:
+            # One row at a time: no second (n, dim) array.
+            for k in range(n_before, shape[0]):
+                rows[k] = sampling.sphere(state.rng, 1, x)[0]
+                rows[k] *= radius
+        if has_lead:
+            self._write_lead(state, rows[int(has_x)])
+        if has_x:
+            rows[0] = 0
+        rows += x
+        return rows
+
+    def _orthogonal_block(self, state: SolverState) -> Array:
+        """Returns the next n_directions rows of orthonormal blocks, drawn one QR at a time."""
+        memory, n = state.memory, self.n_directions
+        used = int(memory.get("n_used", 0))
+        if "directions" not in memory or used + n > memory["directions"].shape[0]:
+            n_drawn = max(n, state.x.shape[0])
+            memory["directions"] = sampling.orthogonal(state.rng, n_drawn, state.x)
+            used = 0
+        memory["n_used"] = used + n
+        return memory["directions"][used : used + n]
+
+    def _write_lead(self, state: SolverState, row: Array) -> None:
+        """Sets ``row`` to the extrapolation, as a displacement of x."""
+        memory = state.memory
+        descent = memory["descent"]
+        row[:] = memory["factor"] @ descent if "factor" in memory else descent
+        row /= _norm_or_one(descent)
+        row *= math.exp(float(memory["log_lead_radius"]))
+
+    def tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
+        """Learns from the batch and returns the new x."""
+        memory, x = state.memory, state.x
+        told: list[float] = values.tolist()
+        best = min(range(len(told)), key=told.__getitem__)
+        if memory["is_restart"]:
+            if told[best] < math.inf:
+                self._reset(state)
+                spread = min(2 * float(memory["spread"]), MAX_SPREAD)
+                memory |= {"value": told[best], "is_restart": False, "spread": spread}
+                return copy(candidates[best])
+            return x
+        value = float(memory["value"])
+        n_before = int(memory["has_x"]) + int(memory["has_lead"])
+        if memory["has_x"] and told[best] < math.inf:
+            if math.isfinite(value):
+                is_stale = told[0] != value
+                patience = MIN_PATIENCE if is_stale else 2 * int(memory["patience"])
+                memory["patience"] = min(patience, MAX_PATIENCE)
+                memory["is_noisy"] = is_stale
+            value = told[0]
+            memory["n_failures"] = 0
+        wins = [v < value for v in told[n_before:]]
+        if "factor" in memory:
+            self._learn_shape(state, candidates, told, n_before, best, value)
+        else:
+            self._learn_descent(state, candidates, wins, n_before)
+        memory["has_descent"] = True
+        self._adapt_radii(memory, x.shape[0], wins, told[n_before - 1] < value)
+        state.metrics["radius"] = math.exp(float(memory["log_radius"]))
+        is_better = told[best] < value
+        memory["n_failures"] = 0 if is_better else int(memory["n_failures"]) + 1
+        memory["value"] = told[best] if is_better else value
+        self._restart_if_converged(memory)
+        return copy(candidates[best]) if is_better else x
+
+    def _adapt_radii(
+        self, memory: dict[str, Any], dim: int, wins: list[bool], lead_wins: bool
+    ) -> None:
+        n, n_wins = len(wins), sum(wins)
+        change = (GROWTH * n_wins - SHRINKAGE * (n - n_wins)) / math.sqrt((dim + 1) * n)
+        limit = float(memory["log_limit"])
+        if memory["is_noisy"]:
+            # Lucky values win about as often as short steps do: where noise is proportional to the
+            # value, radius and distance would grow together for ever.
+            limit = min(limit, math.log(MAX_SPREAD * self.max_radius))
+        radius = min(float(memory["log_radius"]) + change, limit)
+        lead = float(memory["log_lead_radius"])
+        if memory["has_lead"]:
+            lead += LEAD_CHANGE if lead_wins else -LEAD_CHANGE
+        memory["log_radius"] = radius
+        memory["log_lead_radius"] = min(max(lead, radius), radius + MAX_LEAD, limit)
+
+    def _restart_if_converged(self, memory: dict[str, Any]) -> None:
+        floor = math.log(self.min_radius)
+        if float(memory["log_radius"]) >= floor:
+            return
+        if self.restart:
+            memory["is_restart"] = True
+        else:
+            memory["log_radius"] = floor
+
+    def _learn_descent(
+        self, state: SolverState, candidates: Array, wins: list[bool], n_before: int
+    ) -> None:
+        """g <- decay g + sum_i s_i z_i, a row at a time and in place: dim may be 10^6."""
+        descent = state.memory["descent"]
+        descent *= 1 - len(wins) / (descent.shape[0] + len(wins))
+        for k, is_win in enumerate(wins):
+            step = candidates[n_before + k] - state.x
+            step *= (1.0 if is_win else -1.0) / _norm_or_one(step)
+            descent += step
+            del step  # before the next one is made
+
+    def _learn_shape(
+        self,
+        state: SolverState,
+        candidates: Array,
+        told: list[float],
+        n_before: int,
+        best: int,
+        value: float,
+    ) -> None:
+        """Updates g in the coordinates of the metric, and the metric itself."""
+        memory, x = state.memory, state.x
+        dim, new = x.shape[0], told[n_before:]
+        # The rows as they came back, which bounds may have moved.
+        units = (candidates[n_before:] - x) @ memory["inverse"].T
+        units *= math.exp(min(-float(memory["log_radius"]), 700.0))
+        descent = memory["descent"] * (1 - len(new) / (dim + len(new)))
+        for v, unit in zip(new, units, strict=True):
+            descent = descent + unit if v < value else descent - unit
+        memory["descent"] = descent
+        rate = 2 / (dim * dim + 6)
+        if told[best] < value:
+            step = candidates[best] - x
+            c = 2 / (dim + 2)
+            scale = math.sqrt(c * (2 - c) * dim) / _norm_or_one(memory["inverse"] @ step)
+            memory["path"] = memory["path"] * (1 - c) + step * scale
+            self._reshape(memory, memory["inverse"] @ memory["path"], rate)
+        elif len(new) > 1:
+            worst = max(range(len(new)), key=new.__getitem__)
+            # Half of Arnold and Hansen's limit, for |w|² = dim: C stays positive definite.
+            rate = min(rate, 0.5 / (2 * dim - 1))
+            unit = units[worst] * (math.sqrt(dim) / _norm_or_one(units[worst]))
+            self._reshape(memory, unit, -rate)
+
+    def _reshape(self, memory: dict[str, Any], direction: Array, rate: float) -> None:
+        memory["factor"], memory["inverse"] = rank_one_update(
+            memory["factor"], memory["inverse"], direction, rate
+        )
+
+
+def learns_metric(x: Array) -> bool:
+    """Whether a metric is learnt at ``x``: a small dim, and a dtype that has linear algebra."""
+    name = str(x.dtype).removeprefix("torch.")
+    return x.shape[0] <= MAX_METRIC_DIM and name in ("float64", "float32")
+
+
+def rank_one_update(
+    factor: Array, inverse: Array, direction: Array, rate: float
+) -> tuple[Array, Array]:
+    """Returns A' and its inverse with A' A'^T = (1 - rate) A A^T + rate (A w)(A w)^T.
+
+    Args:
+        factor: A, (dim, dim).
+        inverse: the inverse of A.
+        direction: w, (dim,); with rate < 0, |rate| |w|² < 1 - rate.
+        rate: below 1. A negative one shrinks A along w.
+
+    Igel, Suttorp and Hansen 2006, Theorem 1, and Sherman-Morrison for the inverse.
+    """
+    square = direction @ direction
+    stretch = (1 + (rate / (1 - rate)) * square) ** 0.5
+    square = square + (square == 0)
+    shrink = math.sqrt(1 - rate)
+    column = (factor @ direction) * (shrink * (stretch - 1) / square)
+    row = (direction @ inverse) * ((1 - 1 / stretch) / (shrink * square))
+    return (
+        factor * shrink + column[:, None] * direction,
+        inverse * (1 / shrink) - direction[:, None] * row,
+    )
+
+
+def _norm_or_one(vector: Array) -> Array:
+    """Returns the norm of ``vector`` as a 0-d array, or 1 if it is 0."""
+    norm = (vector @ vector) ** 0.5
+    return norm + (norm == 0)  # several times cheaper than `where` on a 0-d array
