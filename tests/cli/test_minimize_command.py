@@ -282,7 +282,7 @@ def test_exceptions_cost_the_point_where_they_shall(mini):
 
 
 def test_ctrl_c_ends_the_run_after_its_iteration(mini, folder):
-    start = ("--x0", "3,-2", "--algo", "gld", "--option", "max_radius=1")
+    start = ("--x0", "3,-2", "--algo", "gld", "--option", "schedule=search")
     result = mini("interrupting", *start)
     lines = result.err.splitlines()
     assert lines[0] == "stopping after this step; press Ctrl-C again to stop at once"
@@ -291,7 +291,9 @@ def test_ctrl_c_ends_the_run_after_its_iteration(mini, folder):
     assert result.code == 130
     assert result.out.startswith("x: ")
     assert result.out.endswith("\nThe run was interrupted.\n")
-    whole = zoopt_nas.minimize(bowl, [3.0, -2.0], zoopt_nas.GLD(max_radius=1), maxiter=1, rng=0)
+    whole = zoopt_nas.minimize(
+        bowl, [3.0, -2.0], zoopt_nas.GLD(schedule="search"), maxiter=1, rng=0
+    )
     assert int(nfev) == whole.nfev
 
     del sys.modules["functions_of_mine"]

@@ -167,16 +167,17 @@ def test_options_override_the_config_file_and_the_file_the_defaults(
         ("--dataset", "cifar10", "--algo", "mgs", "--solver-option", "weighting=exact"),
     ):
         assert cli("search", *arguments).code == 130
-    by_file, by_flags, gradient, own, cifar = resolved
+    by_file, by_flags, gradient, own_data, cifar = resolved
     assert (by_file.space, by_file.algo, by_file.epochs, by_file.seed) == ("s2", "gld", 7, 3)
     assert by_file.alpha_betas == (0.4, 0.9)
-    assert by_file.solver == {"max_radius": 3.0, "min_radius": 0.25, "n_samples": 6}
+    own = {"schedule": "search", "min_radius": 0.25}
+    assert by_file.solver == own | {"max_radius": 3.0, "n_samples": 6}
     assert (by_file.warmup_epochs, by_file.n_cells) == (1, 3)  # a fifth of 7; digits
     assert (by_flags.space, by_flags.epochs, by_flags.seed) == ("s2", 20, 0)
-    assert by_flags.solver == {"max_radius": 1.5, "min_radius": 0.25, "n_samples": 2}
+    assert by_flags.solver == own | {"max_radius": 1.5, "n_samples": 2}
     assert by_flags.warmup_epochs == 4
     assert (gradient.algo, gradient.warmup_epochs, gradient.epochs) == ("darts1", 0, 7)
-    assert (own.epochs, own.init_channels, own.n_cells) == (50, 16, 8)
+    assert (own_data.epochs, own_data.init_channels, own_data.n_cells) == (50, 16, 8)
     assert cifar.solver["weighting"] == "exact"
     assert (cifar.epochs, cifar.inner_steps, cifar.batch_size) == (50, 10, 64)
 
