@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [SOLVER ...] [--dim 1000000] [--steps 5]
 
-Prints, for each solver (default: rs, mgs and gld, with default fields) in float64:
+Prints, for each solver (default: rs, mgs, gld and auto, with default fields) in float64:
 
 * the milliseconds of ask and tell for each candidate (CPU time, one thread), the median over the
   steps;
@@ -81,7 +81,9 @@ def torch_peak(task: Callable[[], object]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("solvers", nargs="*", metavar="SOLVER", default=["rs", "mgs", "gld"])
+    parser.add_argument(
+        "solvers", nargs="*", metavar="SOLVER", default=["rs", "mgs", "gld", "auto"]
+    )
     parser.add_argument("--dim", type=int, default=10**6)
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()

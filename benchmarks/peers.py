@@ -24,22 +24,24 @@ def restarted(fun: Fun, x0: np.ndarray, rng: np.random.Generator, method: str, *
         x0 = rng.uniform(-4, 4, len(x0))
 
 
-def nelder_mead(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+def scipy_nelder_mead(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
     """SciPy, with the parameters that adapt to the dimension (Gao and Han 2012)."""
     restarted(fun, x0, rng, "Nelder-Mead", adaptive=True, maxfev=maxfev)
 
 
-def powell(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+def scipy_powell(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
     """SciPy."""
     restarted(fun, x0, rng, "Powell", maxfev=maxfev)
 
 
-def bfgs(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+def scipy_bfgs(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
     """SciPy, with gradients by forward differences, which count as evaluations."""
     restarted(fun, x0, rng, "BFGS")
 
 
-def differential_evolution(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+def scipy_differential_evolution(
+    fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator
+) -> None:
     """SciPy with its defaults, in the box [-5, 5]^D, which it needs."""
     from scipy.optimize import differential_evolution as minimize
 
@@ -48,7 +50,7 @@ def differential_evolution(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random
         x0 = rng.uniform(-4, 4, len(x0))
 
 
-def cma_ipop(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+def cmaes_ipop(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
     """The package cmaes, sigma 2; each restart doubles the population (Auger and Hansen 2005)."""
     from cmaes import CMA
 
@@ -62,7 +64,7 @@ def cma_ipop(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) ->
         x0 = rng.uniform(-4, 4, len(x0))
 
 
-def one_plus_one(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+def nevergrad_one_plus_one(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
     """The package nevergrad, its (1+1) evolution strategy, from x0 with steps of 1 at first."""
     import nevergrad
 
@@ -83,12 +85,12 @@ def random_search(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generato
 PEERS = {
     peer.__name__: peer
     for peer in (
-        nelder_mead,
-        powell,
-        bfgs,
-        differential_evolution,
-        cma_ipop,
-        one_plus_one,
+        scipy_nelder_mead,
+        scipy_powell,
+        scipy_bfgs,
+        scipy_differential_evolution,
+        cmaes_ipop,
+        nevergrad_one_plus_one,
         random_search,
     )
 }

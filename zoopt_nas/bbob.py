@@ -33,6 +33,7 @@ import numpy as np
 
 from zoopt_nas._checks import check_at_least, check_bool, check_choice, check_positive_int
 from zoopt_nas._minimize import minimize
+from zoopt_nas.checkpoint import replacing
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError, RunError
 from zoopt_nas.parallel import make_workers
 from zoopt_nas.solvers import Solver, make_solver
@@ -330,20 +331,9 @@ def save_results(path: str | os.PathLike[str], results: Sequence[BBOBResult]) ->
     Raises:
         RunError: the file cannot be written.
     """
-    path = Path(path)
     text = json.dumps({"format": _FORMAT, "results": [_to_dict(result) for result in results]})
-    # Beside the target, so that the rename stays within one file system and is atomic.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # still there only if something went wrong
+    with replacing(path) as file:
+        file.write(f"{text}\n".encode())
 
 
 def load_results(path: str | os.PathLike[str]) -> list[BBOBResult]:

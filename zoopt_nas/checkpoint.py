@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -79,6 +79,28 @@ def load_state(
             raise RunError(f"{path} was saved by an unknown solver, {meta['solver']!r}")
         solver = solvers[meta["solver"]](**meta["fields"])
         return solver, SolverState.from_dict({"arrays": arrays, "meta": meta["state"]})
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of ``path`` only once it is complete.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    path = Path(path)
+    # Beside the target, so that the rename stays within one file system and is atomic.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # still there only if something went wrong
 
 
 class Checkpoint:
@@ -180,20 +202,9 @@ def _to_json(value: object) -> str:
 
 
 def _write(path: str | os.PathLike[str], meta: object, arrays: Mapping[str, np.ndarray]) -> None:
-    path = Path(path)
     text = _to_json(meta)
-    # Beside the target, so that the rename stays within one file system and is atomic.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, meta=np.array(text), **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # still there only if something went wrong
+    with replacing(path) as file:
+        np.savez(file, meta=np.array(text), **arrays)  # type: ignore[arg-type]
 
 
 def _read(path: str | os.PathLike[str], format_: str) -> tuple[Any, dict[str, np.ndarray]]:

@@ -120,30 +120,35 @@ def _normal(rng: Generator, shape: tuple[int, int], like: Array) -> Array:
         torch = import_torch()
         is_slow = like.dtype is torch.float64 and like.device.type == "cpu"
         if is_slow and math.prod(shape) >= _BLOCK_SIZE:
-            return _box_muller(rng, shape)
+            return _normal_blocks(rng, shape)
         return torch.randn(shape, generator=rng, dtype=like.dtype, device=like.device)
     if like.dtype in (np.float64, np.float32):
         return rng.standard_normal(shape, dtype=like.dtype)
     return rng.standard_normal(shape).astype(like.dtype)  # NumPy draws in no other precision
 
 
-def _box_muller(rng: Generator, shape: tuple[int, int]) -> Array:
-    """Draws float64 numbers ~ N(0, 1) on the CPU (Box & Muller 1958, as randn does)."""
+def _normal_blocks(rng: Generator, shape: tuple[int, int]) -> Array:
+    """Draws float64 numbers ~ N(0, 1) on the CPU."""
     torch = import_torch()
     rows = torch.empty(shape, dtype=torch.float64)
     numbers = rows.view(-1)
     n_paired = numbers.shape[0] // 2 * 2
     for start in range(0, n_paired, _BLOCK_SIZE):
-        block = numbers[start : min(start + _BLOCK_SIZE, n_paired)].uniform_(generator=rng)
-        first, second = block.chunk(2)
-        radius = first.neg().log1p_().mul_(-2).sqrt_()  # of 1 - u: u may be 0, but never 1
-        second *= 2 * math.pi
-        torch.cos(second, out=first)
-        first *= radius
-        second.sin_()
-        second *= radius
+        _box_muller(rng, numbers[start : min(start + _BLOCK_SIZE, n_paired)])
     numbers[n_paired:].normal_(generator=rng)
     return rows
+
+
+def _box_muller(rng: Generator, block: Array) -> None:
+    """Fills a vector of even length with normal numbers, as randn does (Box & Muller 1958)."""
+    torch = import_torch()
+    first, second = block.uniform_(generator=rng).chunk(2)
+    radius = first.neg().log1p_().mul_(-2).sqrt_()  # of 1 - u: u may be 0, but never 1
+    second *= 2 * math.pi
+    torch.cos(second, out=first)
+    first *= radius
+    second.sin_()
+    second *= radius
 
 
 def _uniform(rng: Generator, n: int, like: Array) -> Array:

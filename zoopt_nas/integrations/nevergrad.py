@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from zoopt_nas import sampling
 from zoopt_nas.errors import MissingDependencyError
+from zoopt_nas.integrations.spares import spare
 from zoopt_nas.solvers import Solver, SolverState, make_solver
 from zoopt_nas.solvers.base import Task
 
@@ -80,7 +80,7 @@ class _SolverOptimizer(base.Optimizer):  # type: ignore[misc]
             self._row_of[child.uid] = row
             return child.set_standardized_data(state.pending[row])  # type: ignore[index]
         self._n_spares += 1
-        return child.set_standardized_data(_spare(state))
+        return child.set_standardized_data(spare(state, state.rng))
 
     def _internal_tell_candidate(self, candidate: Parameter, loss: float) -> None:
         value = loss if loss < _LARGEST_LOSS else math.inf
@@ -122,21 +122,6 @@ class _SolverOptimizer(base.Optimizer):  # type: ignore[misc]
         self._queue.extend(range(n))
         self._values = np.full(n, np.inf)
         self._n_spares = 0
-
-
-def _spare(state: SolverState) -> np.ndarray:
-    """Returns a random point, (dim,), about the iterate.
-
-    How far the function still improves nobody knows, so the logarithm of the distance is uniform,
-    between that of the nearest row of the batch and that of the farthest, or 1.
-    """
-    steps: np.ndarray = state.pending - state.x
-    distances = np.linalg.norm(steps, axis=1)
-    nearest = min(1.0, *distances[distances > 0])
-    farthest = max(1.0, *distances)
-    distance = math.exp(state.rng.uniform(math.log(nearest), math.log(farthest)))
-    point: np.ndarray = state.x + distance * sampling.sphere(state.rng, 1, state.x)[0]
-    return point
 
 
 class ZooptOptimizer(base.ConfiguredOptimizer):  # type: ignore[misc]

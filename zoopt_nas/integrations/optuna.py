@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from zoopt_nas import sampling
 from zoopt_nas._checks import check_positive
 from zoopt_nas.bounds import Box, FittedBox
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError
+from zoopt_nas.integrations.spares import spare
 from zoopt_nas.solvers import Solver, SolverState, make_solver
 from zoopt_nas.solvers.base import Task
 
@@ -205,7 +205,7 @@ class _Run:
                 generation, row = self._open(state), self._place_in_line()
         if row is None:
             rng = np.random.default_rng(None if seed is None else [seed, self.trial.number])
-            point = self.box.inside(_spare(state, rng))
+            point = self.box.inside(spare(state, rng))
         else:
             rows = self._rows(state)
             row %= len(rows)
@@ -356,21 +356,6 @@ def _checked(name: str, value: Any, distribution: BaseDistribution) -> Any:
     if not is_inside:
         raise InvalidValueError(f"x0[{name!r}] must be in {distribution}, got {value!r}")
     return value
-
-
-def _spare(state: SolverState, rng: np.random.Generator) -> np.ndarray:
-    """Returns a random point, (dim,), about the iterate.
-
-    How far the function still improves nobody knows, so the logarithm of the distance is uniform,
-    between that of the nearest row of the batch and that of the farthest, or 1.
-    """
-    steps: np.ndarray = state.pending - state.x
-    distances = np.linalg.norm(steps, axis=1)
-    nearest = min(1.0, *distances[distances > 0])
-    farthest = max(1.0, *distances)
-    distance = math.exp(rng.uniform(math.log(nearest), math.log(farthest)))
-    point: np.ndarray = state.x + distance * sampling.sphere(rng, 1, state.x)[0]
-    return point
 
 
 def _digest(value: object) -> str:

@@ -11,6 +11,7 @@ from zoopt_nas._checks import check_bool, check_positive_int
 from zoopt_nas.solvers.base import Solver, SolverState, Task
 from zoopt_nas.solvers.cma import CMA
 from zoopt_nas.solvers.gld import GLD
+from zoopt_nas.solvers.mgs import MGS
 from zoopt_nas.solvers.rs import RS
 
 
@@ -30,7 +31,7 @@ PLANS = (
     Plan("few dimensions", (RS(), CMA())),
     Plan("many dimensions", (RS(),)),
     Plan("a small budget", (GLD(),)),
-    Plan("noise", (CMA(),)),
+    Plan("noise", (MGS(),)),
 )
 FEW, MANY, SMALL, NOISY = range(len(PLANS))
 
@@ -48,7 +49,7 @@ class Auto(Solver):
 
     The first rule that applies says which solvers run:
 
-    1. The objective is noisy: ``cma``. It is if the caller says so, or if rs has found that its
+    1. The objective is noisy: ``mgs``. It is if the caller says so, or if rs has found that its
        start point has two values.
     2. There are fewer than 4 evaluations for each dimension: ``gld``, which needs no gradient.
     3. There are at most 100 dimensions: ``rs``, and ``cma`` from where it converges. From then on

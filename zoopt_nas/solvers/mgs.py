@@ -123,7 +123,7 @@ class MGS(Solver):
             return self.n_samples
         if self.temperature is not None:
             return 4
-        return 6 if dim <= MAX_FULL_DIM else 10
+        return min(6 + dim // 5, 10)
 
     def _init(self, state: SolverState) -> None:
         if self.temperature is None:
@@ -232,7 +232,10 @@ class MGS(Solver):
         if guide is None:
             guide = memory.get("guide")
         if guide is not None:
-            batch[-1, :] = state.x + xp.astype(guide, state.x.dtype, copy=False)
+            guide = xp.astype(guide, batch.dtype, copy=False)
+            batch[-1, :] = state.x + guide
+            if batch.shape[0] >= 8:  # a guide is more often too long than too short
+                batch[-2, :] = state.x + 0.5 * guide
         return batch
 
     def _tell_adaptive(self, state: SolverState, candidates: Array, values: Array) -> Array:

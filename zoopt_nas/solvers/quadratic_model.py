@@ -11,7 +11,7 @@ from bisect import bisect_left
 
 from zoopt_nas._arrays import Array, array_namespace, device
 
-RIDGE = 1e-3
+RIDGE = 2e-3
 # Shifts of the Hessian to try, from the Newton step to one that is short enough for certain.
 _SHIFTS = (0.0, *(2 ** (-k / 2) for k in range(23, -1, -1)))
 
@@ -20,9 +20,8 @@ def model_step(steps: Array, values: Array) -> Array | None:
     """Returns the step (dim,) to the minimum of a quadratic model in a ball around 0.
 
     With z = step, scaled so that the mean square of its norm is 1, the model is the ridge
-    regression with the kernel 1 + z·z' + (z·z')² / 2. Of all quadratics that fit the samples, it is
-    the one with the least gradient and Hessian, so that no full set of (dim + 1)(dim + 2) / 2
-    samples is needed.
+    regression with the kernel (1 + z·z')². Of all quadratics that fit the samples, it is the one
+    with the least coefficients, so that no full set of (dim + 1)(dim + 2) / 2 samples is needed.
 
     Args:
         steps: (n, dim), where the function was evaluated, relative to the centre and in units of
@@ -45,19 +44,19 @@ def model_step(steps: Array, values: Array) -> Array | None:
         return None
     gaps = (values - ordered[0]) / scale
     gaps = xp.where(gaps < 1e6, gaps, 1e6)
-    spread = math.sqrt(float((steps * steps).sum()) / n)
+    flat = steps.reshape(-1)
+    spread = math.sqrt(float(flat @ flat) / n)
     if not 0 < spread < math.inf:
         return None
     z = steps / spread
     K = z @ z.T
     K += 1
     K *= K
-    K *= 0.5
-    K += 0.5
     # High values say little about the shape near the minimum: their residuals count less.
     tolerance = gaps + 1
     tolerance *= tolerance
     K.reshape(-1)[:: n + 1] += RIDGE * tolerance
+    # Half the gradient and half the Hessian at 0: their ratio alone is needed.
     a = xp.linalg.solve(K, gaps[:, None])
     curvature, basis = xp.linalg.eigh((z * a).T @ z)
     gradient = a[:, 0] @ (z @ basis)
@@ -70,7 +69,7 @@ def model_step(steps: Array, values: Array) -> Array | None:
     curvatures = shifts[:, None] + (curvature + least)
     tried = gradient / curvatures
     # Norms fall with the shift, and the last is at most the radius by construction.
-    n_long = int(((tried * tried).sum(1) > radius * radius).sum())
+    n_long = sum(square > radius * radius for square in (tried * tried).sum(1).tolist())
     step = basis @ tried[min(n_long, len(_SHIFTS) - 1)]
     step *= -spread
     return step if math.isfinite(float(step @ step)) else None

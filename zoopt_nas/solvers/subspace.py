@@ -130,13 +130,13 @@ def tell(
     if known is not None:
         rows = xp.concat([rows, state.x + known[0]], axis=0)
         row_values = xp.concat([row_values, known[1]])
+    memory.pop("direction", None)  # it is one of the rows, and the gradient takes its memory
     gradient = span_gradient(state, rows, row_values)
     norm = _norm(gradient)
     state.metrics["gradient_norm"] = norm
     best = min(numbers)
     # Never smaller than what a probe happened upon.
     if not 0 < norm < math.inf:
-        del gradient  # a new iterate may take its place
         if best < float(memory["value"]):
             return _best_of(state, candidates, numbers)
         _shorten(state)
@@ -184,11 +184,12 @@ def _summed_gradient(x: Array, rows: Array, changes: Array) -> Array:
         squares += xp.linalg.vecdot(displacements, displacements)
     # A row that failed may be infinite: leaving it out is not the same as a weight of 0.
     used = (changes != 0) & (squares > 0) & xp.isfinite(squares)
+    is_all = bool(xp.all(used))
     weights = xp.astype(changes[used] / squares[used], dtype)
     gradient = xp.empty_like(x)
     for block in blocks:
         displacements = xp.astype(rows[:, block] - x[block], dtype, copy=False)
-        gradient[block] = weights @ displacements[used]
+        gradient[block] = weights @ (displacements if is_all else displacements[used])
     return gradient
 
 
