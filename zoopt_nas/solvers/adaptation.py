@@ -1,4 +1,6 @@
-"""How fast a Gaussian proposal N(0, σ² C) follows its weighted samples: the constants of CMA-ES.
+"""How a Gaussian proposal N(0, σ² C) weighs its samples and how fast it follows them.
+
+The rates are the constants of CMA-ES.
 
 ``n_effective`` is N_e = 1 / Σ c² of the weights c, the tutorial's μ_eff.
 
@@ -40,3 +42,36 @@ def mean_norm(dim: int) -> float:
 def growth(norm: float, dim: int, rate: float, damping: float) -> float:
     """Returns the factor of σ: a path longer than that of a random walk says that σ is small."""
     return math.exp(min(1.0, rate / damping * (norm / mean_norm(dim) - 1)))
+
+
+def tempered_weights(values: list[float], ess_target: float) -> tuple[list[float], float]:
+    """Returns weights ∝ exp(-value / τ), and the τ at which N_e is a share of the finite values.
+
+    τ is found by bisection on its logarithm: N_e = 1 / Σ c² grows with it. If more than that share
+    are equal to the least value, those weigh alike and τ is 0. +inf has weight 0.
+
+    Args:
+        values: at least one; +inf where failed.
+        ess_target: N_e divided by the number of finite values, in (0, 1).
+    """
+    best = min(values)
+    if best == math.inf:
+        return [0.0] * len(values), 0.0
+    gaps = [value - best for value in values]  # +inf also where the difference overflows
+    positive = [gap for gap in gaps if 0 < gap < math.inf]
+    n_ties = gaps.count(0.0)
+    target = max(1.0, ess_target * (n_ties + len(positive)))
+    if n_ties >= target or not positive:
+        return [1 / n_ties if gap == 0 else 0.0 for gap in gaps], 0.0
+    # exp overflows from 709.78 on.
+    low, high = max(math.log(min(positive)) - 4, -709), min(math.log(max(positive)) + 4, 709)
+    for _ in range(50):
+        middle = (low + high) / 2
+        rate = math.exp(-middle)
+        weights = [math.exp(-gap * rate) for gap in gaps]
+        total = sum(weights)
+        n_effective = total * total / sum([w * w for w in weights])
+        if abs(n_effective - target) < 3e-2 * target:
+            break
+        low, high = (middle, high) if n_effective < target else (low, middle)
+    return [w / total for w in weights], math.exp(middle)

@@ -28,11 +28,14 @@ from zoopt_nas.solvers.adaptation import (
     growth,
     mean_norm,
     path_rates,
+    tempered_weights,
 )
 from zoopt_nas.solvers.base import Solver, SolverState
 from zoopt_nas.solvers.quadratic_model import model_step
 
 WEIGHTINGS = ("exact", "density_free", "fixed_norm")
+# A fit of the model costs as much as all else of a step together: every second batch has one.
+MODEL_PERIOD = 2
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class MGS(Solver):
             return self.n_samples
         if self.temperature is not None:
             return 4
-        return min(6 + dim // 5, 10)
+        return 4 + int(3 * math.log(dim)) if dim <= MAX_FULL_DIM else 10
 
     def _init(self, state: SolverState) -> None:
         if self.temperature is None:
@@ -257,9 +260,10 @@ class MGS(Solver):
         if "root" in memory:
             self._remember(memory, candidates, values)
             memory.pop("guide", None)
-            guide = self._model_guide(memory, x)
-            if guide is not None:
-                memory["guide"] = guide
+            if state.n_steps % MODEL_PERIOD == 0:
+                guide = self._model_guide(memory, x)
+                if guide is not None:
+                    memory["guide"] = guide
         return x
 
     def _adapt_isotropic(
@@ -390,36 +394,3 @@ def _half_square(rows: Array, sigma: float) -> Array:
     xp = array_namespace(rows)
     scaled = rows / sigma
     return xp.sum(scaled * scaled, axis=1) / 2
-
-
-def tempered_weights(values: list[float], ess_target: float) -> tuple[list[float], float]:
-    """Returns weights ∝ exp(-value / τ), and the τ at which N_e is a share of the finite values.
-
-    τ is found by bisection on its logarithm: N_e = 1 / Σ c² grows with it. If more than that share
-    are equal to the least value, those weigh alike and τ is 0. +inf has weight 0.
-
-    Args:
-        values: at least one; +inf where failed.
-        ess_target: N_e divided by the number of finite values, in (0, 1).
-    """
-    best = min(values)
-    if best == math.inf:
-        return [0.0] * len(values), 0.0
-    gaps = [value - best for value in values]  # +inf also where the difference overflows
-    positive = [gap for gap in gaps if 0 < gap < math.inf]
-    n_ties = gaps.count(0.0)
-    target = max(1.0, ess_target * (n_ties + len(positive)))
-    if n_ties >= target or not positive:
-        return [1 / n_ties if gap == 0 else 0.0 for gap in gaps], 0.0
-    # exp overflows from 709.78 on.
-    low, high = max(math.log(min(positive)) - 4, -709), min(math.log(max(positive)) + 4, 709)
-    for _ in range(50):
-        middle = (low + high) / 2
-        rate = math.exp(-middle)
-        weights = [math.exp(-gap * rate) for gap in gaps]
-        total = sum(weights)
-        n_effective = total * total / sum([w * w for w in weights])
-        if abs(n_effective - target) < 3e-2 * target:
-            break
-        low, high = (middle, high) if n_effective < target else (low, middle)
-    return [w / total for w in weights], math.exp(middle)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 
-from zoopt_nas._arrays import Array, array_namespace, device
+from zoopt_nas._arrays import Array, array_namespace
 
 RIDGE = 2e-3
-# Shifts of the Hessian to try, from the Newton step to one that is short enough for certain.
-_SHIFTS = (0.0, *(2 ** (-k / 2) for k in range(23, -1, -1)))
 
 
 def model_step(steps: Array, values: Array) -> Array | None:
@@ -61,15 +59,30 @@ def model_step(steps: Array, values: Array) -> Array | None:
     curvature, basis = xp.linalg.eigh((z * a).T @ z)
     gradient = a[:, 0] @ (z @ basis)
     radius = math.sqrt(dim) / spread
-    # The shifted Hessian is positive and its condition number at most some 1000.
-    low, high = float(curvature[0]), float(curvature[-1])
-    least = max(0.0, 1e-3 * max(abs(low), abs(high)) - low) + 1e-300
-    shifts = xp.asarray(_SHIFTS, dtype=K.dtype, device=device(K))
-    shifts *= math.sqrt(float(gradient @ gradient)) / radius
-    curvatures = shifts[:, None] + (curvature + least)
-    tried = gradient / curvatures
-    # Norms fall with the shift, and the last is at most the radius by construction.
-    n_long = sum(square > radius * radius for square in (tried * tried).sum(1).tolist())
-    step = basis @ tried[min(n_long, len(_SHIFTS) - 1)]
-    step *= -spread
+    shift, norm = _shift(curvature.tolist(), gradient.tolist(), radius)
+    gradient /= curvature + shift
+    step = basis @ gradient
+    step *= -spread * min(1.0, radius / norm)
     return step if math.isfinite(float(step @ step)) else None
+
+
+def _shift(curvature: list[float], gradient: list[float], radius: float) -> tuple[float, float]:
+    """Returns what to add to the curvatures, and the norm of the step -gradient / curvature then.
+
+    The shifted curvatures are positive and their ratio at most some 1000. The norm is at most a
+    tenth above the radius. Newton's method on 1 / norm (Moré and Sorensen, Eq. 3.10) does not
+    overshoot and takes one to four rounds.
+    """
+    low, high = curvature[0], curvature[-1]
+    shift = max(0.0, 1e-3 * max(abs(low), abs(high)) - low) + 1e-300
+    for _ in range(30):
+        square = slope = 0.0
+        for c, g in zip(curvature, gradient, strict=True):
+            term = (g / (c + shift)) ** 2
+            square += term
+            slope += term / (c + shift)
+        norm = math.sqrt(square)
+        if not norm > 1.1 * radius:
+            break
+        shift += (norm / radius - 1) * square / slope
+    return shift, norm

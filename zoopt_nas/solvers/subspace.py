@@ -35,7 +35,7 @@ MAX_BATCH_SIZE = 10_000_000
 MAX_DIRECTIONS = 100
 MIN_DIRECTIONS = 8
 # Numbers that are worked on at once where a batch is large.
-BLOCK_SIZE = 2**16
+BLOCK_SIZE = 2**15
 
 
 def default_directions(dim: int) -> int:
