@@ -162,6 +162,8 @@ def finite_or(x: Array, default: Array) -> Array:
         if math.isfinite(np.add.reduce(x)):
             return x
         return x if np.all(np.isfinite(x)) else default
+    if x.device.type == "cpu" and math.isfinite(float(x.sum())):
+        return x  # without the vectors that isfinite and where make
     xp = array_namespace(x)
     return xp.where(xp.all(xp.isfinite(x)), x, default)  # no wait for the device
 

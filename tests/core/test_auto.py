@@ -87,6 +87,12 @@ def test_noise_is_told_or_found():
         assert float((result.x_iterate**2).sum()) < 0.2
 
 
+def test_an_objective_without_a_minimum_is_no_error():
+    result = minimize(lambda x: x[0], np.ones(10), maxfev=3000, rng=0)
+    assert result.nfev == 3000
+    assert result.fun < -1e30
+
+
 def test_fields_win_over_the_task():
     assert Auto().prepared(Task(dim=3, maxfev=7, noisy=True)) == Auto(maxfev=7, noisy=True)
     assert Auto(maxfev=5, noisy=False).prepared(Task(dim=3, maxfev=7, noisy=True)) == Auto(

@@ -86,13 +86,7 @@ def failures(rng, candidates):
     return np.where(rng.random(len(candidates)) < 0.5, np.nan, quadratic(rng, candidates))
 
 
-TORCH = pytest.param(
-    "torch",
-    marks=[
-        pytest.mark.slow,
-        pytest.mark.xfail(reason="finite_or makes two more vectors of a torch x", strict=False),
-    ],
-)
+TORCH = pytest.param("torch", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("objective", [quadratic, noise, plateau, failures])

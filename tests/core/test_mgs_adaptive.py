@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from zoopt_nas import MGS, minimize
 from zoopt_nas.diagnostics import effective_sample_size
 from zoopt_nas.solvers.adaptation import mean_norm, tempered_weights
-from zoopt_nas.solvers.quadratic_model import model_step
+from zoopt_nas.solvers.quadratic_model import _shift, model_step
 from zoopt_nas.testing import SolverConformance, run_steps
 
 ILL = 10.0 ** np.linspace(0, 4, 6)
@@ -73,9 +74,8 @@ def test_the_model_step_is_as_long_as_the_ball_and_no_longer():
     steps = rng.standard_normal((12, 4))
     slope = np.array([1.0, 0, 0, 2.0])
     step = model_step(steps, steps @ slope)
-    norm = np.linalg.norm(step)
-    assert 0.5 * 2 < norm <= 2 + 1e-9  # sqrt(dim) = 2; the tried shifts are sqrt(2) apart
-    assert step @ slope < -0.8 * norm * np.linalg.norm(slope)  # downhill
+    assert np.linalg.norm(step) == pytest.approx(2)  # sqrt(dim)
+    assert step @ slope < -0.8 * 2 * np.linalg.norm(slope)  # downhill
 
 
 def test_the_model_declines_what_it_cannot_fit():
@@ -83,6 +83,59 @@ def test_the_model_declines_what_it_cannot_fit():
     assert model_step(steps[:2], np.arange(2.0)) is None
     assert model_step(steps, np.ones(8)) is None
     assert model_step(np.zeros((8, 3)), np.arange(8.0)) is None
+
+
+def test_a_failed_row_does_not_bend_the_model():
+    rng = np.random.default_rng(3)
+    steps = rng.standard_normal((30, 3))
+    values = ((steps - 0.3) ** 2).sum(1)
+    expected = model_step(steps, values)
+    values = np.append(values, [np.inf, np.inf])
+    step = model_step(np.concatenate([steps, [[0.3, 0.3, 0.3], [0.1, 0.2, 0.0]]]), values)
+    np.testing.assert_allclose(step, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("curvature", [[1.0, 2.0, 50.0], [-3.0, 0.5, 2.0], [-2.0, -1.0, -0.5]])
+@pytest.mark.parametrize("radius", [1e-3, 0.3, 1e3])
+def test_the_shift_is_that_of_the_secular_equation(curvature, radius):
+    gradient = np.array([0.7, -1.0, 2.0])
+    norm_at = lambda s: np.linalg.norm(gradient / (np.array(curvature) + s))  # noqa: E731
+    shift, norm = _shift(curvature, gradient.tolist(), radius)
+    assert norm == pytest.approx(norm_at(shift))
+    assert np.all(np.array(curvature) + shift > 0)
+    least = max(0.0, 1e-3 * np.abs(curvature).max() - curvature[0])
+    if norm_at(least) <= radius:
+        assert shift == pytest.approx(least)
+        return
+    root = brentq(lambda s: norm_at(s) - radius, least, least + 1e6)
+    assert shift <= root * (1 + 1e-9)  # from the side of the longer steps
+    assert norm <= 1.1 * radius
+
+
+def test_a_model_without_slope_or_curvature_raises_nothing():
+    assert _shift([1.0, 2.0], [0.0, 0.0], 1.0)[1] == 0.0
+    assert not 0 < _shift([0.0, 0.0], [1e200, 1.0], 1.0)[1] < math.inf
+    # Symmetric samples of x²: the gradient at 0 vanishes, but for rounding.
+    step = model_step(np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([4.0, 1.0, 1.0, 4.0]))
+    assert step is None or abs(step[0]) < 1e-9
+
+
+def test_the_model_forgets_the_oldest_samples_first():
+    solver = MGS(n_samples=5)
+    state = solver.init(np.zeros(2), rng=0)  # 2 * 2 + 16 = 20 samples, four batches
+    batches = []
+    for k in range(7):
+        candidates = solver.ask(state)
+        batches.append(candidates.copy())
+        values = (candidates**2).sum(1)
+        values[2] = np.inf if k == 5 else values[2]
+        solver.tell(state, candidates, values)
+    kept = np.concatenate(batches[-4:])
+    points, values = state.memory["points"], state.memory["values"]
+    assert {tuple(row) for row in points.tolist()} == {tuple(row) for row in kept.tolist()}
+    assert np.isinf(values).sum() == 1
+    finite = np.isfinite(values)
+    np.testing.assert_array_equal(values[finite], (points[finite] ** 2).sum(1))
 
 
 def test_the_first_row_is_the_start_and_the_last_one_the_guide():
@@ -95,6 +148,15 @@ def test_the_first_row_is_the_start_and_the_last_one_the_guide():
     np.testing.assert_array_equal(candidates[-1], x0 + guide)
     solver.tell(state, candidates, (candidates**2).sum(1))
     assert not np.any(np.all(solver.ask(state) == state.x, axis=1))  # only in the first batch
+
+
+def test_half_of_the_guide_is_tried_too_from_eight_rows_on():
+    guide = np.array([0.5, -0.5, 0.0])
+    for n, is_tried in ((7, False), (8, True)):
+        solver = MGS(n_samples=n)
+        candidates = solver.ask(solver.init(np.ones(3), rng=0), guide=guide)
+        np.testing.assert_array_equal(candidates[-1], 1 + guide)
+        assert np.array_equal(candidates[-2], 1 + guide / 2) == is_tried
 
 
 def test_a_good_guide_pulls_the_iterate_without_blowing_up_sigma():
@@ -134,7 +196,7 @@ def test_x_moves_by_the_weighted_mean_of_the_displacements():
 
 
 @pytest.mark.parametrize(("fun", "dim", "maxfev", "most"), [
-    (lambda x: (x**2).sum(-1), 10, 600, 1e-6),
+    (lambda x: (x**2).sum(-1), 10, 800, 1e-6),
     (ellipsoid, 6, 1500, 1e-8),
     (lambda x: (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum(), 5, 2500, 1e-6),
     (lambda x: (x**2).sum(-1), 200, 12000, 10.0),
@@ -163,8 +225,8 @@ def test_noise_does_not_stop_the_run_and_leaves_the_iterate_near():
 def test_with_n_samples_sets_the_batch():
     solver = MGS().with_n_samples(11)
     assert solver.ask(solver.init(np.zeros(3), rng=0)).shape == (11, 3)
-    assert MGS().ask(MGS().init(np.zeros(3), rng=0)).shape == (6, 3)
-    assert MGS().ask(MGS().init(np.zeros(65), rng=0)).shape == (10, 65)
+    for dim, n in ((1, 4), (2, 6), (5, 8), (10, 10), (64, 16), (65, 10)):
+        assert MGS().ask(MGS().init(np.zeros(dim), rng=0)).shape == (n, dim)
 
 
 def test_scaled_changes_the_start_alone():

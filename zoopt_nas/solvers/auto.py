@@ -40,6 +40,9 @@ MAX_FEW = 100
 # RS needs 2 evaluations for each coordinate before its first step.
 SMALL_BUDGET_PER_DIM = 4
 
+# Beyond, as where the objective falls for ever, cmaes refuses to start.
+FARTHEST = 1e30
+
 _OWN = "auto."
 
 
@@ -170,7 +173,9 @@ class Auto(Solver):
         for k in range(len(PLANS[int(memory[_OWN + "plan"])].solvers)):
             counts[k] = int(memory[f"{_OWN}n_told.{k}"])
         following = min(counts, key=lambda k: counts[k])
-        if following == arm:
+        best = memory[_OWN + "best"]
+        is_far = not float(array_namespace(best).max(abs(best))) < FARTHEST
+        if following == arm or is_far:
             return
         own = {key: value for key, value in memory.items() if key.startswith(_OWN)}
         away = {f"{_OWN}{arm}.{key}": v for key, v in memory.items() if not key.startswith(_OWN)}

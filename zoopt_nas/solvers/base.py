@@ -199,7 +199,9 @@ class Solver(ABC):
             if not self.uses_guide:
                 raise InvalidValueError(f"guide must be None for {self.name}, which takes none")
             guide = as_like("guide", guide, state.x, tuple(state.x.shape))
-        state.pending = self._ask(state, guide)
+        # As in `tell`: where the objective falls for ever, steps overflow.
+        with np.errstate(over="ignore", invalid="ignore"):
+            state.pending = self._ask(state, guide)
         return state.pending
 
     def tell(
@@ -237,10 +239,10 @@ class Solver(ABC):
                 candidates, values = _sort_out(self, state, candidates, values)
                 if candidates is None:
                     return state
-        values = finite_values("values", values, state.x, candidates.shape[0])
         # inf - inf and the overflow of huge values are expected here; their results are caught
         # below and in the solvers, so NumPy need not warn (torch never does).
         with np.errstate(over="ignore", invalid="ignore"):
+            values = finite_values("values", values, state.x, candidates.shape[0])
             state.x = finite_or(self._tell(state, candidates, values), state.x)
         state.n_steps += 1
         state.pending = None

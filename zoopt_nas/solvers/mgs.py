@@ -52,11 +52,12 @@ class MGS(Solver):
             or 0.025 in the paper's form.
         temperature: None, for the adaptive form; or τ > 0, in units of the objective, for the
             paper's form. Small, and the best sample takes all.
-        n_samples: N, the evaluations a step. Default: 6 up to 64 dimensions and 10 above, or 4 in
-            the paper's form. More help against noise.
+        n_samples: N, the evaluations a step. Default: 4 + floor(3 ln dim), as in CMA-ES, up to 64
+            dimensions and 10 above; 4 in the paper's form. More help against noise.
         ess_target: N_e / N in (0, 1) that the adaptive form keeps by its choice of τ.
         mixing: λ in [0, 1] of Eq. 26, the probability that a sample is centred at x rather than at
-            x + guide. Paper's form only: the adaptive form has one sample at x + guide.
+            x + guide. Paper's form only: the adaptive form has one sample at x + guide and, where
+            N >= 8, one at x + guide / 2.
         weighting: how the displacement u_i is weighted:
 
             * ``"exact"``: c ∝ exp(-L/τ) / q(u), Eq. 10 as printed. log q varies by sqrt(dim / 2)
@@ -69,7 +70,7 @@ class MGS(Solver):
 
     The guide of ``ask`` is the centre of the first component of Eq. 26: the negative gradient where
     one is cheap. Without one both components are centred at x in the paper's form; the adaptive
-    form takes the step of a quadratic model of the last values as its guide.
+    form takes the step of a quadratic model of the last values as its guide, in every second batch.
 
     Raises:
         InvalidValueError: a field is out of its range.

@@ -2,6 +2,7 @@
 
 Source: the least-norm quadratic is the ridge regression with the polynomial kernel of degree 2;
 samples on which CMA-ES fits such a model: Hansen, "A Global Surrogate Assisted CMA-ES", GECCO 2019.
+The step in a ball: Moré and Sorensen, "Computing a Trust Region Step", 1983.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def model_step(steps: Array, values: Array) -> Array | None:
         values: (n,), finite, or +inf where the evaluation failed: such a row has no weight.
 
     Returns:
-        None if fewer than 3 values are finite or half of them are the least value, or if numbers
-        overflow.
+        None if fewer than 3 values are finite or half of them are the least value, if the model has
+        its minimum at 0, or if numbers overflow.
     """
     xp = array_namespace(steps)
     n, dim = steps.shape
@@ -60,6 +61,8 @@ def model_step(steps: Array, values: Array) -> Array | None:
     gradient = a[:, 0] @ (z @ basis)
     radius = math.sqrt(dim) / spread
     shift, norm = _shift(curvature.tolist(), gradient.tolist(), radius)
+    if not 0 < norm < math.inf:
+        return None
     gradient /= curvature + shift
     step = basis @ gradient
     step *= -spread * min(1.0, radius / norm)
@@ -70,17 +73,17 @@ def _shift(curvature: list[float], gradient: list[float], radius: float) -> tupl
     """Returns what to add to the curvatures, and the norm of the step -gradient / curvature then.
 
     The shifted curvatures are positive and their ratio at most some 1000. The norm is at most a
-    tenth above the radius. Newton's method on 1 / norm (Moré and Sorensen, Eq. 3.10) does not
-    overshoot and takes one to four rounds.
+    tenth above the radius. Newton's method on 1 / norm comes from longer steps and does not
+    overshoot, as 1 / norm is concave in the shift and nearly straight (Moré and Sorensen 1983).
     """
     low, high = curvature[0], curvature[-1]
     shift = max(0.0, 1e-3 * max(abs(low), abs(high)) - low) + 1e-300
     for _ in range(30):
         square = slope = 0.0
         for c, g in zip(curvature, gradient, strict=True):
-            term = (g / (c + shift)) ** 2
-            square += term
-            slope += term / (c + shift)
+            component = g / (c + shift)
+            square += component * component
+            slope += component * component / (c + shift)
         norm = math.sqrt(square)
         if not norm > 1.1 * radius:
             break
