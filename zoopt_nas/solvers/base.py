@@ -151,7 +151,8 @@ class Solver(ABC):
     def evaluates_iterate(self) -> bool:
         """Whether the iterate is always a point that was evaluated: no other evaluation is needed.
 
-        Such a solver keeps its value, as last measured, in ``state.memory["value"]``.
+        Such a solver keeps its value, as last measured, in ``state.memory["value"]``; NaN there
+        says that it is not known at the moment.
         """
         return False
 

@@ -5,7 +5,9 @@ to shrinkage that is in balance where one direction of five improves; the metric
 Hansen, "A Computational Efficient Covariance Matrix Update and a (1+1)-CMA for Evolution
 Strategies", GECCO 2006; its negative update, Arnold and Hansen, "Active Covariance Matrix
 Adaptation for the (1+1)-CMA-ES", GECCO 2010. The signed sum of directions is the one-bit relative
-of weighted recombination, Arnold, "Optimal Weighted Recombination", FOGA 2005.
+of weighted recombination, Arnold, "Optimal Weighted Recombination", FOGA 2005. That noise wants
+long trial steps and short moves: Beyer, "Evolutionary algorithms in noisy environments", Computer
+Methods in Applied Mechanics and Engineering 186, 2000 ("mutate large, but inherit small").
 """
 
 from __future__ import annotations
@@ -39,6 +41,12 @@ MAX_PATIENCE = 32
 # doubles from one restart to the next.
 FIRST_SPREAD = 1.0
 MAX_SPREAD = 4.0
+# Where values are found to change, x moves only a share of the way to the best row. It grows by the
+# first factor (a logarithm) when x then has a lower value than before, and shrinks by the second
+# when not, which is in balance at 3 of 4: noise alone gives 3 of 5, a real descent nearly all.
+SHARE_GROWTH = 0.05
+SHARE_SHRINKAGE = 0.15
+MIN_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,21 @@ class ComparisonDescent:
     cosine with the gradient is about sqrt(2 / pi) where the objective is linear on the scale of r.
     The next batch also has x + R A g / |g|, with a radius R of its own.
 
+    Noise makes lucky rows win. Where values change, x moves a share of the way only, which keeps
+    the direction of the step and takes out most of its random walk, and is measured after each
+    move; the metric learns more slowly by the same share.
+
     Attributes:
         max_radius: the first radius.
         min_radius: the radius at which the run has converged.
         n_directions: n, new directions in a batch.
         restart: whether to go on from a random point when converged.
         deterministic: whether the value of x, once measured, holds.
+        window: w, the octaves around the radius over which the new directions of a batch are
+            spread evenly: their radii are from 2^(w / 2) to 2^(-w / 2) times it.
+        wide_radius: the radius of one more candidate in each batch, or None for none.
+        mirror: whether a batch without success is followed by that of the antithetic partners,
+            x - v for each new candidate x + v.
     """
 
     max_radius: float
@@ -65,11 +82,14 @@ class ComparisonDescent:
     n_directions: int
     restart: bool
     deterministic: bool
+    window: float = 0.0
+    wide_radius: float | None = None
+    mirror: bool = False
 
     def init(self, state: SolverState) -> None:
         """Fills ``state.memory``."""
         state.memory |= {"value": math.inf, "is_restart": False, "spread": FIRST_SPREAD}
-        state.memory |= {"patience": MIN_PATIENCE, "is_noisy": False}
+        state.memory |= {"patience": MIN_PATIENCE, "is_noisy": False, "log_share": 0.0}
         self._reset(state)
 
     def _reset(self, state: SolverState) -> None:
@@ -82,10 +102,12 @@ class ComparisonDescent:
             "descent": xp.zeros_like(x),
             "has_descent": False,
             "n_failures": 0,
+            "has_moved": False,  # since its value was measured
             # An objective without a minimum makes the radii grow until x overflows. Half of the
             # exponent is far off in float64, and in float16 leaves time to end the run.
             "log_limit": math.log(float(xp.finfo(x.dtype).max)) / 2,
         }
+        state.memory.pop("failed", None)
         if learns_metric(x):
             eye = xp.eye(x.shape[0], dtype=x.dtype, device=device(x))
             state.memory |= {"factor": eye, "inverse": eye, "path": xp.zeros_like(x)}
@@ -98,29 +120,42 @@ class ComparisonDescent:
             rows *= self.max_radius * float(memory["spread"])
             rows += x
             return rows
-        known = math.isfinite(float(memory["value"]))
+        is_known = math.isfinite(float(memory["value"])) and not memory["has_moved"]
         is_due = not self.deterministic and memory["n_failures"] >= memory["patience"]
-        has_x = bool(is_due or not known)
-        has_lead = bool(memory["has_descent"])
-        memory |= {"has_x": has_x, "has_lead": has_lead}
-        xp = array_namespace(x)
-        n_before = has_x + has_lead
+        has_x, has_lead = bool(is_due or not is_known), bool(memory["has_descent"])
+        is_mirror = "failed" in memory
+        memory |= {"has_x": has_x, "has_lead": has_lead, "is_mirror": is_mirror}
+        n_before = has_x + has_lead + (self.wide_radius is not None)
         shape = (n_before + self.n_directions, x.shape[0])
-        rows = xp.empty(shape, dtype=x.dtype, device=device(x))
-        radius = math.exp(float(memory["log_radius"]))
-        if "factor" in memory:
-            rows[n_before:] = self._orthogonal_block(state) @ (radius * memory["factor"].T)
+        rows = array_namespace(x).empty(shape, dtype=x.dtype, device=device(x))
+        if is_mirror:
+            rows[n_before:] = -memory["failed"]
         else:
-            # One row at a time: no second (n, dim) array.
-            for k in range(n_before, shape[0]):
-                rows[k] = sampling.sphere(state.rng, 1, x)[0]
-                rows[k] *= radius
+            self._write_directions(state, rows[n_before:])
+        if self.wide_radius is not None:
+            rows[n_before - 1] = sampling.sphere(state.rng, 1, x)[0]
+            rows[n_before - 1] *= self.wide_radius
         if has_lead:
             self._write_lead(state, rows[int(has_x)])
         if has_x:
             rows[0] = 0
         rows += x
         return rows
+
+    def _write_directions(self, state: SolverState, rows: Array) -> None:
+        """Sets ``rows`` to new directions, as displacements of x."""
+        x, memory = state.x, state.memory
+        radius = math.exp(float(memory["log_radius"]))
+        if "factor" in memory:
+            rows[:] = self._orthogonal_block(state) @ (radius * memory["factor"].T)
+        else:
+            # One row at a time: no second (n, dim) array.
+            for k in range(rows.shape[0]):
+                rows[k] = sampling.sphere(state.rng, 1, x)[0]
+                rows[k] *= radius
+        if self.window > 0 and self.n_directions > 1:
+            for k in range(self.n_directions):
+                rows[k] *= 2.0 ** (self.window * (0.5 - k / (self.n_directions - 1)))
 
     def _orthogonal_block(self, state: SolverState) -> Array:
         """Returns the next n_directions rows of orthonormal blocks, drawn one QR at a time."""
@@ -153,29 +188,54 @@ class ComparisonDescent:
                 memory |= {"value": told[best], "is_restart": False, "spread": spread}
                 return copy(candidates[best])
             return x
-        value = float(memory["value"])
-        n_before = int(memory["has_x"]) + int(memory["has_lead"])
+        i_lead = int(memory["has_x"])
+        n_before = i_lead + int(memory["has_lead"]) + (self.wide_radius is not None)
+        value = _last_measured(memory)
         if memory["has_x"] and told[best] < math.inf:
-            if math.isfinite(value):
-                is_stale = told[0] != value
-                patience = MIN_PATIENCE if is_stale else 2 * int(memory["patience"])
-                memory["patience"] = min(patience, MAX_PATIENCE)
-                memory["is_noisy"] = is_stale
+            self._compare_x(memory, told[0])
             value = told[0]
-            memory["n_failures"] = 0
         wins = [v < value for v in told[n_before:]]
         if "factor" in memory:
             self._learn_shape(state, candidates, told, n_before, best, value)
         else:
             self._learn_descent(state, candidates, wins, n_before)
         memory["has_descent"] = True
-        self._adapt_radii(memory, x.shape[0], wins, told[n_before - 1] < value)
+        self._adapt_radii(memory, x.shape[0], wins, told[i_lead] < value)
         state.metrics["radius"] = math.exp(float(memory["log_radius"]))
         is_better = told[best] < value
         memory["n_failures"] = 0 if is_better else int(memory["n_failures"]) + 1
         memory["value"] = told[best] if is_better else value
+        if memory["has_moved"]:  # still: the evaluation of x failed
+            memory |= {"value": math.nan, "measured": value}
+        memory.pop("failed", None)
+        if self.mirror and not (is_better or memory["is_mirror"]):
+            memory["failed"] = candidates[n_before:] - x
         self._restart_if_converged(memory)
-        return copy(candidates[best]) if is_better else x
+        if not is_better:
+            return x
+        # From an x that failed, all the way: nothing is known of the points in between.
+        if not memory["is_noisy"] or value == math.inf:
+            return copy(candidates[best])
+        # The value of the point that x goes to is not known.
+        memory |= {"value": math.nan, "measured": value, "has_moved": True}
+        step = candidates[best] - x
+        step *= math.exp(float(memory["log_share"]))
+        step += x
+        return step
+
+    def _compare_x(self, memory: dict[str, Any], value: float) -> None:
+        """Compares a new value of x with its last one."""
+        last = _last_measured(memory)
+        if memory["has_moved"]:
+            change = SHARE_GROWTH if value < last else -SHARE_SHRINKAGE
+            share = float(memory["log_share"]) + change
+            memory["log_share"] = min(max(share, math.log(MIN_SHARE)), 0.0)
+        elif math.isfinite(last):
+            is_stale = value != last
+            patience = MIN_PATIENCE if is_stale else 2 * int(memory["patience"])
+            memory["patience"] = min(patience, MAX_PATIENCE)
+            memory["is_noisy"] = is_stale
+        memory |= {"has_moved": False, "n_failures": 0}
 
     def _adapt_radii(
         self, memory: dict[str, Any], dim: int, wins: list[bool], lead_wins: bool
@@ -234,7 +294,7 @@ class ComparisonDescent:
         for v, unit in zip(new, units, strict=True):
             descent = descent + unit if v < value else descent - unit
         memory["descent"] = descent
-        rate = 2 / (dim * dim + 6)
+        rate = math.exp(float(memory["log_share"])) * 2 / (dim * dim + 6)
         if told[best] < value:
             step = candidates[best] - x
             c = 2 / (dim + 2)
@@ -289,3 +349,8 @@ def _norm_or_one(vector: Array) -> Array:
     """Returns the norm of ``vector`` as a 0-d array, or 1 if it is 0."""
     norm = (vector @ vector) ** 0.5
     return norm + (norm == 0)  # several times cheaper than `where` on a 0-d array
+
+
+def _last_measured(memory: dict[str, Any]) -> float:
+    """Returns the last value of x that was measured, which may be from before it moved."""
+    return float(memory["measured" if memory["has_moved"] else "value"])
