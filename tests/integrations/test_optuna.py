@@ -335,7 +335,7 @@ def objective(trial):
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 sampler = ZooptSampler("gld", schedule="search", min_radius=2**-4, seed=0)
 study = optuna.load_study(study_name="s", storage={storage}, sampler=sampler)
-study.optimize(objective, n_trials=20)
+study.optimize(objective, n_trials=50)
 """
 STORAGES = {
     "journal": "JournalStorage(JournalFileBackend({path!r}))",
@@ -360,9 +360,11 @@ def test_processes_share_a_storage(kind, tmp_path):
     ]
     errors = [worker.communicate(timeout=120)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * 3, errors
-    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 60
-    assert sorted(t.number for t in study.trials) == list(range(60))
-    assert study.best_value < 0.5  # 5 at the first trial
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 150
+    assert sorted(t.number for t in study.trials) == list(range(150))
+    # 5 at the first trial. How many trials are spares depends on the clock, about a third; of 1000
+    # seeds, GLD misses 0.5 in 7 % after 36 evaluations of its own, and in none after 120.
+    assert study.best_value < 0.5
     assert max(steps(study)) >= 4
 
 
