@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import array_api_compat
+import array_api_compat.numpy
 import numpy as np
-from array_api_compat import array_namespace, device, is_torch_array
+from array_api_compat import device, is_torch_array
 
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError, RunError
 
@@ -40,6 +42,17 @@ __all__ = [
     "to_numpy",
     "value_dtype",
 ]
+
+
+def array_namespace(array: Array) -> Any:
+    """Returns the module of array-API functions for ``array``.
+
+    The general look-up of array-api-compat takes a microsecond, which a step of a solver would pay
+    several times; an ``ndarray`` needs none.
+    """
+    if isinstance(array, np.ndarray):
+        return array_api_compat.numpy
+    return array_api_compat.array_namespace(array)
 
 
 def import_torch() -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +57,7 @@ class ProgressBar:
             # holds a lock can hang.
             auto_refresh=False,
             # Where stdout is a file, what the user's function prints belongs there.
-            redirect_stdout=_is_terminal(sys.stdout),
+            redirect_stdout=Console().is_terminal,
         )
         self._task = self._progress.add_task("", total=self._maxfev, **self._fields(0.0))
         self._progress.start()
@@ -104,7 +103,3 @@ class ProgressBar:
             "best": f"{fun:.6g}" if math.isfinite(fun) else "-",
             "rate": f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s" if rate else "-/s",
         }
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    return stream.isatty()

@@ -96,10 +96,8 @@ class Auto(Solver):
         if _OWN + "plan" not in memory:
             return ""
         plan = PLANS[int(memory[_OWN + "plan"])]
-        counts = [int(memory[f"{_OWN}n_told.{k}"]) for k in range(len(plan.solvers))]
-        shares = [
-            f"{n} by {solver.name}" for n, solver in zip(counts, plan.solvers, strict=True) if n
-        ]
+        told = zip(self._counts(state), plan.solvers, strict=True)
+        shares = [f"{n} by {solver.name}" for n, solver in told if n]
         before = int(memory[_OWN + "n_before"])
         if before:
             shares.insert(0, f"{before} to find the noise")
@@ -112,15 +110,14 @@ class Auto(Solver):
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         memory = state.memory
-        arm = int(memory[_OWN + "arm"])
-        xp = array_namespace(values)
+        told: list[float] = values.tolist()
         # Without those that failed or that a budget cut off, which look the same from here.
-        n_told = int(xp.count_nonzero(xp.isfinite(values)))
-        memory[f"{_OWN}n_told.{arm}"] = int(memory[f"{_OWN}n_told.{arm}"]) + n_told
+        n_told = f"{_OWN}n_told.{int(memory[_OWN + 'arm'])}"
+        memory[n_told] = int(memory[n_told]) + sum(map(math.isfinite, told))
         plan = int(memory[_OWN + "plan"])
         n_arms = len(PLANS[plan].solvers)
         if n_arms > 1:
-            self._remember_best(state, candidates, values)
+            self._remember_best(state, candidates, told)
         n_restarts = int(memory.get("n_restarts", 0))
         x = self._arm(state)._tell(state, candidates, values)
         is_first = state.n_steps == 0 and plan == FEW
@@ -156,10 +153,15 @@ class Auto(Solver):
         plan = PLANS[int(state.memory[_OWN + "plan"])]
         return plan.solvers[int(state.memory[_OWN + "arm"])]
 
-    def _remember_best(self, state: SolverState, candidates: Array, values: Array) -> None:
-        best = int(array_namespace(values).argmin(values))
-        if (value := float(values[best])) < float(state.memory[_OWN + "best_value"]):
-            state.memory[_OWN + "best_value"] = value
+    def _counts(self, state: SolverState) -> list[int]:
+        """Returns the evaluations of each solver of the plan."""
+        n_arms = len(PLANS[int(state.memory[_OWN + "plan"])].solvers)
+        return [int(state.memory[f"{_OWN}n_told.{k}"]) for k in range(n_arms)]
+
+    def _remember_best(self, state: SolverState, candidates: Array, told: list[float]) -> None:
+        best = min(range(len(told)), key=told.__getitem__)
+        if told[best] < float(state.memory[_OWN + "best_value"]):
+            state.memory[_OWN + "best_value"] = told[best]
             state.memory[_OWN + "best"] = copy(candidates[best])
 
     def _next_turn(self, state: SolverState) -> None:
@@ -169,10 +171,8 @@ class Auto(Solver):
         """
         memory = state.memory
         arm = int(memory[_OWN + "arm"])
-        counts = {}
-        for k in range(len(PLANS[int(memory[_OWN + "plan"])].solvers)):
-            counts[k] = int(memory[f"{_OWN}n_told.{k}"])
-        following = min(counts, key=lambda k: counts[k])
+        counts = self._counts(state)
+        following = min(range(len(counts)), key=counts.__getitem__)
         best = memory[_OWN + "best"]
         is_far = not float(array_namespace(best).max(abs(best))) < FARTHEST
         if following == arm or is_far:
