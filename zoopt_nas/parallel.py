@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -107,6 +108,9 @@ class _ExecutorWorkers(Workers):
 
     It gets as many calls at a time as it has workers, so that none waits in a queue while its clock
     runs. Where the executor does not say how many those are, it gets the whole batch at once.
+
+    A pool of processes of which one dies is broken for good: from then on processes of our own take
+    its place.
     """
 
     def __init__(self, executor: Executor, timeout: float | None) -> None:
@@ -114,12 +118,34 @@ class _ExecutorWorkers(Workers):
         self._timeout = timeout
         n_workers = getattr(executor, "_max_workers", None)
         self._n_workers = n_workers if isinstance(n_workers, int) else None
-        self._uses_processes = type(executor).__name__ == "ProcessPoolExecutor"
+        names = [cls.__name__ for cls in type(executor).__mro__]
+        self._uses_processes = "ProcessPoolExecutor" in names  # the standard one, or loky's
+        self._has_checked = False
+        self._has_worked = False
+        self._successor: _ProcessWorkers | None = None
 
     def map(self, fun: Function, points: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        if self._uses_processes:
+        if self._uses_processes and not self._has_checked:
             _check_picklable(fun)
-            self._uses_processes = False  # once is enough
+            self._has_checked = True
+        rest = set(range(len(points)))
+        if self._successor is None:
+            try:
+                for row, value in self._map_executor(fun, points):
+                    rest.discard(row)
+                    yield row, value
+            except BrokenExecutor as error:
+                self._successor = self._replace_pool(error)
+        if self._successor is not None:
+            rows = sorted(rest)
+            for k, value in self._successor.map(fun, [points[row] for row in rows]):
+                yield rows[k], value
+
+    def close(self) -> None:
+        if self._successor is not None:
+            self._successor.close()
+
+    def _map_executor(self, fun: Function, points: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         limit = self._n_workers or len(points)
         waiting = deque(range(len(points)))
         running = _Running(self._timeout)
@@ -131,6 +157,7 @@ class _ExecutorWorkers(Workers):
                 done, late = running.wait()
                 for row, future in done:
                     yield row, self._result(fun, future)
+                    self._has_worked = True
                 for row in late:  # a thread cannot be stopped: the call is given up
                     yield row, math.nan
         finally:
@@ -145,13 +172,38 @@ class _ExecutorWorkers(Workers):
             return Raised(error)
         return future.result()
 
+    def _replace_pool(self, error: BrokenExecutor) -> _ProcessWorkers:
+        """Returns processes like those of the broken pool, or raises ``error``."""
+        # Private, for want of public ones.
+        initializer = getattr(self._executor, "_initializer", None)
+        # One that fails breaks the pool at its first call, and would break ours.
+        is_to_blame = initializer is not None and not self._has_worked
+        if not self._uses_processes or is_to_blame:
+            raise error
+        options: dict[str, Any] = {}
+        if type(self._executor).__module__.startswith("concurrent."):
+            options["mp_context"] = getattr(self._executor, "_mp_context", None)
+        if initializer is not None:
+            options["initializer"] = initializer
+            options["initargs"] = getattr(self._executor, "_initargs", ())
+        n_workers = self._n_workers or _n_cores()
+        warnings.warn(
+            f"a process of the executor given as workers died; {n_workers} new ones go on",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return _ProcessWorkers(n_workers, self._timeout, options)
+
 
 class _ProcessWorkers(Workers):
     """Processes of our own, started at the first call and replaced when one dies or hangs."""
 
-    def __init__(self, n_workers: int, timeout: float | None) -> None:
+    def __init__(
+        self, n_workers: int, timeout: float | None, options: dict[str, Any] | None = None
+    ) -> None:
         self._n_workers = n_workers
         self._timeout = timeout
+        self._options = options or {}  # of ProcessPoolExecutor
         self._pool: Any = None
         self._is_busy = False
 
@@ -215,7 +267,7 @@ class _ProcessWorkers(Workers):
         _check_picklable(fun)
         from concurrent.futures import ProcessPoolExecutor  # loads multiprocessing
 
-        self._pool = ProcessPoolExecutor(self._n_workers)
+        self._pool = ProcessPoolExecutor(self._n_workers, **self._options)
         return self._pool.submit(fun, point)  # type: ignore[no-any-return]
 
     def _kill(self) -> None:

@@ -210,7 +210,7 @@ def test_failures_never_win_but_anything_beats_a_failed_x(failure):
         ("n_directions", 0, "n_directions must be a positive integer, got 0"),
         ("restart", 1, "restart must be True or False, got 1"),
         ("window", -1, "window must be a finite number of at least 0, got -1"),
-        ("wide_radius", 0.0, "wide_radius must be a positive finite number, got 0.0"),
+        ("wide_radius", -1, "wide_radius must be a finite number of at least 0, got -1"),
         ("mirror", 1, "mirror must be True or False, got 1"),
         ("deterministic", "yes", "deterministic must be True or False, got 'yes'"),
     ],

@@ -1,6 +1,7 @@
 """GLD's adaptive form: the metric, what is learnt, noise, restarts, and progress."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,13 @@ X_AFTER_20_STEPS = {
         -0.23775803797,
         0.585284899015,
     ],
+    "default": [
+        0.16074730738,
+        -0.0321546257809,
+        1.21519988262,
+        0.83640797981,
+        -0.289050874357,
+    ],
     "adaptive-seven": [
         0.174851130354,
         0.118717181676,
@@ -35,11 +43,14 @@ X_AFTER_20_STEPS = {
         -0.0450460560554,
     ],
 }
+# Without the wide candidate and the antithetic partners.
+PLAIN = GLD(wide_radius=0, mirror=False)
 VARIANTS = {
-    "adaptive": GLD(),
-    "adaptive-one-direction": GLD(n_directions=1, max_radius=0.5, deterministic=True),
-    "adaptive-seven": GLD(n_directions=7, restart=False, min_radius=1e-3),
-    "adaptive-wide-and-mirrored": GLD(window=1, wide_radius=2.0, mirror=True),
+    "default": GLD(),
+    "adaptive": PLAIN,
+    "adaptive-one-direction": replace(PLAIN, n_directions=1, max_radius=0.5, deterministic=True),
+    "adaptive-seven": replace(PLAIN, n_directions=7, restart=False, min_radius=1e-3),
+    "adaptive-window": GLD(window=1, wide_radius=2.0),
 }
 
 
@@ -146,17 +157,23 @@ def test_the_extrapolation_doubles_while_it_wins_and_halves_when_not():
     assert lengths[-1] > state.memory["log_radius"] + 3
 
 
+ONCE = GLD(deterministic=True, wide_radius=0)
+
+
 def test_x_is_evaluated_once_if_deterministic():
-    fun = sphere(2)
-    n_rows = [len(c) for _, c in drive(GLD(deterministic=True), fun, np.ones(2), 200)]
-    # x and two directions; then the extrapolation and two directions, restarts included.
-    assert set(n_rows) == {3}
-    state = GLD(deterministic=True).init(np.ones(2), rng=0)
-    assert np.array_equal(GLD(deterministic=True).ask(state)[0], np.ones(2))
+    steps = drive(ONCE, sphere(2), np.ones(2), 200)
+    n_rows, is_restart = zip(*[(len(c), s.memory["is_restart"]) for s, c in steps], strict=True)
+    # x and two directions, then the extrapolation and two directions; a restart has three points
+    # around x, and the batch behind it no extrapolation yet.
+    expected = [2 if before else 3 for before in (False, False, *is_restart[:-2])]
+    assert sum(is_restart) == 1
+    assert list(n_rows) == expected
+    assert np.array_equal(ONCE.ask(ONCE.init(np.ones(2), rng=0))[0], np.ones(2))
 
 
 def test_x_is_evaluated_anew_after_failures_and_less_often_if_it_holds():
-    n_rows = [len(c) for _, c in drive(GLD(restart=False), lambda x: 1.0, np.zeros(3), 80)]
+    solver = GLD(restart=False, wide_radius=0)
+    n_rows = [len(c) for _, c in drive(solver, lambda x: 1.0, np.zeros(3), 80)]
     again = [step for step, n in enumerate(n_rows) if n == 4]
     gaps = np.diff([0, *again])
     # The gap is the patience, doubled each time, and the batch with x counts as a failure too.
@@ -348,20 +365,45 @@ def test_the_window_spreads_the_radii_over_octaves():
     np.testing.assert_allclose(lengths, [1.0, 0.5, 0.25], rtol=1e-12)
 
 
-def test_the_wide_radius_does_not_shrink():
-    solver = GLD(wide_radius=3.0, restart=False, deterministic=True)
-    before = np.ones(2)
+def test_each_sixteenth_batch_has_a_candidate_at_the_wide_radius():
+    solver = GLD(wide_radius=6.0, max_radius=0.5, restart=False, deterministic=True)
+    before, n_wide = np.ones(2), 0
     for state, candidates in drive(solver, sphere(2), before, 200):
         lengths = np.linalg.norm(candidates - before, axis=1)
-        assert lengths[1] == pytest.approx(3.0)  # behind x, or the extrapolation
+        is_wide = state.n_steps % 16 == 0
+        assert len(candidates) == 3 + is_wide
+        if is_wide:
+            assert lengths[1] == pytest.approx(3.0)  # behind the extrapolation
+            n_wide += 1
         before = state.x
-    assert lengths[2:].max() < 1e-3
+    assert n_wide == 12
+    assert np.delete(lengths, 1)[1:].max() < 1e-3
 
 
-@pytest.mark.parametrize("dim", [3, MAX_METRIC_DIM + 30])
-def test_a_batch_without_success_is_mirrored_once(dim):
-    solver = GLD(mirror=True, deterministic=True)
-    state = solver.init(np.zeros(dim), rng=0)
+def test_the_wide_candidate_finds_another_valley():
+    # A narrow valley around 0 and, a length of 4 away, a wide and deeper one.
+    def valleys(x):
+        return float(min(100 * x @ x, (x - 4) @ (x - 4) - 1))
+
+    runs = [
+        minimize(valleys, [0.0], GLD(wide_radius=wide, restart=False), maxfev=400, rng=seed)
+        for wide in (0.0, 4.0)
+        for seed in range(10)
+    ]
+    n_found = [sum(run.fun < -0.9 for run in part) for part in (runs[:10], runs[10:])]
+    assert n_found == [0, 10]
+
+
+def test_above_the_metric_nothing_is_mirrored():
+    solver = GLD(deterministic=True)
+    state = solver.init(np.zeros(MAX_METRIC_DIM + 1), rng=0)
+    solver.tell(state, solver.ask(state), [1.0, 2.0, 2.0])
+    assert "failed" not in state.memory
+
+
+def test_a_batch_without_success_is_mirrored_once():
+    solver = GLD(deterministic=True)
+    state = solver.init(np.zeros(3), rng=0)
     steps = []
     for _ in range(5):
         candidates = solver.ask(state)

@@ -52,6 +52,17 @@ def nan_left(x):
     return math.nan if x[0] < 0 else bowl(x)
 
 
+FACTOR = []
+
+
+def prepare(factor):
+    FACTOR.append(factor)
+
+
+def prepared_or_dies(x):
+    return dies(x) * FACTOR[0] / 2
+
+
 def hangs(x):
     if x[0] == 4:
         time.sleep(60)
@@ -193,9 +204,28 @@ def test_a_death_between_two_batches_costs_nothing():
     objective.close()
 
 
-def test_a_broken_pool_of_the_caller_ends_the_run():
-    with ProcessPoolExecutor(1) as executor, pytest.raises(BrokenExecutor) as caught:
-        minimize(dies, [4.0, 0.0], workers=executor)
+def test_a_death_in_a_pool_of_the_caller_costs_its_candidate_only():
+    with ProcessPoolExecutor(2) as executor, pytest.warns(RuntimeWarning, match="2 new ones go on"):
+        result = minimize(dies_left, X0, "gld", maxfev=40, rng=0, workers=executor)
+    equal(result, minimize(nan_left, X0, "gld", maxfev=40, rng=0))
+    assert result.n_failed > 0
+
+
+def test_the_new_processes_start_like_those_of_the_pool():
+    with ProcessPoolExecutor(1, initializer=prepare, initargs=(3.0,)) as executor:
+        objective = Objective(prepared_or_dies, workers=executor)
+        with pytest.warns(RuntimeWarning, match="1 new ones go on"):
+            values = objective.evaluate(POINTS)
+        np.testing.assert_array_equal(values, [0, 3, np.inf, 9, 12, 15])
+        objective.close()
+
+
+def test_an_initializer_that_fails_ends_the_run():
+    with (
+        ProcessPoolExecutor(1, initializer=dies, initargs=([4.0, 0.0],)) as executor,
+        pytest.raises(BrokenExecutor) as caught,
+    ):
+        minimize(bowl, X0, workers=executor)
     assert caught.value.partial_result.nfev == 0
 
 
@@ -258,7 +288,8 @@ def test_an_exception_propagates_with_what_is_known(kind):
         objective = Objective(raises, workers=workers, on_error="raise")
         with pytest.raises(FunError, match="no more memory"):
             objective.evaluate(POINTS)
-        assert objective.best_fun == (math.inf if kind == "map" else 0.0)
+        # Row 2, which raises, begins when row 0 or row 1 has ended.
+        assert objective.best_fun in ([math.inf] if kind == "map" else [0.0, 2.0])
         objective.close()
         with pytest.raises(FunError) as caught:
             minimize(raises, [4.0, 0.0], SEARCH, workers=workers, rng=0, on_error="raise")

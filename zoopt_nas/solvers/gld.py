@@ -61,10 +61,11 @@ class GLD(Solver):
             it the radius stays at ``min_radius``.
         window: >= 0, the octaves around its radius over which "adaptive" spreads the new directions
             of a batch.
-        wide_radius: > 0, the radius of one more candidate in each batch of "adaptive", which does
-            not shrink with the others; None for none. For multimodal functions and large budgets.
+        wide_radius: >= 0, the radius of one more candidate in each 16th batch of "adaptive", in
+            units of ``max_radius``, which does not shrink with the others; 0 for none. It can leave
+            a local minimum.
         mirror: whether "adaptive" follows a batch in which nothing was better than x by that of the
-            antithetic partners, x - v for each new candidate x + v.
+            antithetic partners, x - v for each new candidate x + v; up to 100 dimensions.
         deterministic: the objective at a given point never changes. Row 0 of each batch of "search"
             and "fast" is x itself, evaluated anew because an old value is stale where the objective
             drifts; "adaptive" does so only after a run of failures. With True only the first batch
@@ -89,10 +90,10 @@ class GLD(Solver):
     h_scale: float = 1.0
     n_directions: int = 2
     restart: bool = True
-    # All three cost more than they bring over the 24 BBOB functions: see docs/solvers/gld.md.
+    # More costs more than it brings over the 24 BBOB functions: see docs/solvers/gld.md.
     window: float = 0.0
-    wide_radius: float | None = None
-    mirror: bool = False
+    wide_radius: float = 4.0
+    mirror: bool = True
 
     def __post_init__(self) -> None:
         check_positive("max_radius", self.max_radius)
@@ -110,8 +111,7 @@ class GLD(Solver):
         check_positive_int("n_directions", self.n_directions)
         check_bool("restart", self.restart)
         check_at_least("window", self.window, 0)
-        if self.wide_radius is not None:
-            check_positive("wide_radius", self.wide_radius)
+        check_at_least("wide_radius", self.wide_radius, 0)
         check_bool("mirror", self.mirror)
 
     def radii(self, dim: int, n_steps: int = 0) -> list[float]:
