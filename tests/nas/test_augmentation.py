@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom, chi2
+from torchvision import transforms
 from torchvision.transforms import functional as reference
 from torchvision.transforms.v2 import functional as reference_v2
 
@@ -21,6 +23,7 @@ from zoopt_nas.nas.augmentation import (
     shift_and_flip,
     turn_hue,
 )
+from zoopt_nas.nas.data import BatchStream, ImageSet
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
@@ -78,29 +81,98 @@ def test_padding_is_black_not_zero_after_normalisation():
     torch.testing.assert_close(lowest, black, rtol=1e-6, atol=0)
 
 
-def chi_squared_limit(n_bins: int) -> float:
-    """Mean plus five standard deviations of chi squared: passed by all but 1 in 10^4 seeds."""
-    freedom = n_bins - 1
-    return freedom + 5 * math.sqrt(2 * freedom)
+def assert_counts_fit(counts: torch.Tensor, expected: torch.Tensor, freedom: int) -> None:
+    """Pearson's test at a level of 1 in 10^4; the seed is fixed."""
+    assert expected.min() > 5  # or the statistic is not chi squared
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    assert statistic < chi2.isf(1e-4, freedom)
+    assert statistic > chi2.ppf(1e-4, freedom)  # as even as this is not random
 
 
-def test_crop_offsets_and_flips_are_uniform_and_independent():
-    # The pixel at the centre holds its own position, so the result tells what was drawn.
-    n, side, padding = 20_000, 9, 2
-    position = torch.arange(81, dtype=torch.uint8).view(1, 1, side, side).expand(n, 1, -1, -1)
-    grey = Transform((0.0,), (1 / 255,), Augmentation(padding, True), image_size=9, device=CPU)
-    result = grey(position, seeded(3))
-    middle, beside = result[:, 0, 4, 4].long(), result[:, 0, 4, 5].long()
-    flip = (beside < middle).long()
-    rows, columns = middle // side - 2, middle % side - 2
-    drawn = (rows * 5 + columns) * 2 + flip
-    assert rows.min() == columns.min() == 0
-    assert rows.max() == columns.max() == 2 * padding
-    counts = torch.bincount(drawn, minlength=50).double()
-    expected = n / 50
-    assert float(((counts - expected) ** 2 / expected).sum()) < chi_squared_limit(50)
-    # The rate of flips: half, to within five standard deviations.
-    assert abs(float(flip.double().mean()) - 0.5) < 5 * 0.5 / math.sqrt(n)
+def assert_independent(one: torch.Tensor, other: torch.Tensor) -> None:
+    table = torch.zeros(int(one.max()) + 1, int(other.max()) + 1, dtype=torch.float64)
+    table.index_put_((one, other), torch.ones((), dtype=torch.float64), accumulate=True)
+    expected = table.sum(dim=1, keepdim=True) * table.sum(dim=0) / len(one)
+    assert_counts_fit(table, expected, (table.shape[0] - 1) * (table.shape[1] - 1))
+
+
+@pytest.fixture(scope="module")
+def draws() -> dict[str, torch.Tensor]:
+    """What a stream drew for each image in its order, read off the pixels.
+
+    All images are the same: each pixel holds its own position.
+    """
+    n_images, n_epochs, side = 54, 600, 11
+    position = torch.arange(side**2, dtype=torch.uint8).view(1, 1, side, side)
+    stream = BatchStream(
+        ImageSet(position.repeat(n_images, 1, 1, 1), torch.arange(n_images)),
+        torch.arange(n_images),
+        18,
+        transform=Transform((0.0,), (1 / 255,), Augmentation(4, True), image_size=11, device=CPU),
+        generator=seeded(3),
+    )
+    batches = [stream.next_batch() for _ in range(n_epochs * stream.n_batches)]
+    images, index = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    middle, beside = images[:, 0, 5, 5].round().long(), images[:, 0, 5, 6].round().long()
+    assert set((beside - middle).tolist()) == {-1, 1}
+    return {
+        "row": middle // side - 1,  # the middle of the crop shows row 5 + offset - padding
+        "column": middle % side - 1,
+        "flip": (beside < middle).long(),
+        "index": index,
+        "place": torch.arange(len(index)) % 18,  # in the batch
+    }
+
+
+def test_crop_offsets_are_uniform_over_the_9x9_grid(draws):
+    assert (draws["row"].min(), draws["column"].min()) == (0, 0)
+    assert (draws["row"].max(), draws["column"].max()) == (8, 8)
+    counts = torch.bincount(draws["row"] * 9 + draws["column"], minlength=81).double()
+    assert_counts_fit(counts, torch.full((81,), len(draws["row"]) / 81), 80)
+
+
+def test_half_of_the_images_are_flipped(draws):
+    n = len(draws["flip"])
+    low, high = binom.ppf([5e-5, 1 - 5e-5], n, 0.5)
+    assert low <= int(draws["flip"].sum()) <= high
+
+
+def test_flips_are_independent_of_the_crops(draws):
+    assert_independent(draws["flip"], draws["row"] * 9 + draws["column"])
+
+
+@pytest.mark.parametrize("where", ["index", "place"])
+@pytest.mark.parametrize("drawn", ["row", "column", "flip"])
+def test_what_is_drawn_is_independent_of_which_image_it_is(draws, drawn, where):
+    assert_independent(draws[drawn], draws[where])
+
+
+@pytest.mark.parametrize("drawn", ["row", "column", "flip"])
+def test_successive_images_and_epochs_are_drawn_for_independently(draws, drawn):
+    values = draws[drawn]
+    assert_independent(values[1:], values[:-1])
+    by_index = values[draws["index"].argsort(stable=True)].view(54, 600)  # each in its epochs
+    assert_independent(by_index[:, 1:].flatten(), by_index[:, :-1].flatten())
+
+
+def test_the_results_are_exactly_those_that_torchvision_can_give():
+    image = random_images(1, side=9)[0]
+    padded = reference.pad(image, [4])
+    crops = [reference.crop(padded, top, left, 9, 9) for top in range(9) for left in range(9)]
+    possible = {x.numpy().tobytes() for crop in crops for x in (crop, reference.hflip(crop))}
+    assert len(possible) == 162
+    # With 20 draws for each of the 162, one is missed with probability 162 e^-20 = 3e-7.
+    n = 20 * 162
+    pixels = Transform([0.0] * 3, [1 / 255] * 3, Augmentation(4, True), image_size=9, device=CPU)
+    ours = pixels(image.expand(n, -1, -1, -1), seeded()).round().to(torch.uint8)
+    assert {x.numpy().tobytes() for x in ours} == possible
+    random_crop = transforms.Compose(
+        [transforms.RandomCrop(9, padding=4), transforms.RandomHorizontalFlip()]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = {random_crop(image).numpy().tobytes() for _ in range(n)}
+    assert theirs == possible
 
 
 def test_no_flip_when_not_asked():

@@ -106,7 +106,12 @@ class Transform:
         return normalised
 
     def _normalise(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self._bias, images.to(torch.float32), self._scale)
+        # Whole images of constants, written into the copy: a CPU uses its vector instructions only
+        # where nothing is broadcast along the last dimension.
+        shape = (1, *images.shape[1:])
+        scale, bias = (x.expand(shape).contiguous() for x in (self._scale, self._bias))
+        pixels = images.to(torch.float32, copy=True)
+        return torch.addcmul(bias, pixels, scale, out=pixels)
 
 
 def _centre_crop(images: Tensor, size: int) -> Tensor:
