@@ -118,8 +118,10 @@ class _ExecutorWorkers(Workers):
         self._timeout = timeout
         n_workers = getattr(executor, "_max_workers", None)
         self._n_workers = n_workers if isinstance(n_workers, int) else None
-        names = [cls.__name__ for cls in type(executor).__mro__]
-        self._uses_processes = "ProcessPoolExecutor" in names  # the standard one, or loky's
+        # The class itself would load multiprocessing. Loky's has the same name, but takes functions
+        # that `pickle` does not, which processes of our own could not run.
+        names = [f"{cls.__module__}.{cls.__name__}" for cls in type(executor).__mro__]
+        self._uses_processes = "concurrent.futures.process.ProcessPoolExecutor" in names
         self._has_checked = False
         self._has_worked = False
         self._successor: _ProcessWorkers | None = None
@@ -180,12 +182,11 @@ class _ExecutorWorkers(Workers):
         is_to_blame = initializer is not None and not self._has_worked
         if not self._uses_processes or is_to_blame:
             raise error
-        options: dict[str, Any] = {}
-        if type(self._executor).__module__.startswith("concurrent."):
-            options["mp_context"] = getattr(self._executor, "_mp_context", None)
-        if initializer is not None:
-            options["initializer"] = initializer
-            options["initargs"] = getattr(self._executor, "_initargs", ())
+        options = {
+            "mp_context": getattr(self._executor, "_mp_context", None),
+            "initializer": initializer,
+            "initargs": getattr(self._executor, "_initargs", ()),
+        }
         n_workers = self._n_workers or _n_cores()
         warnings.warn(
             f"a process of the executor given as workers died; {n_workers} new ones go on",
