@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.network import count_parameters
-from zoopt_nas.nas.operations import FactorizedReduce, ReLUConvBN, seed_noise
+from zoopt_nas.nas.operations import OPERATIONS, FactorizedReduce, Pool, ReLUConvBN, seed_noise
 from zoopt_nas.nas.skeleton import CifarStem, Head, ImageNetStem, plan_cells
 from zoopt_nas.nas.spaces import SPACES, SearchSpace
-from zoopt_nas.nas.supernet import MixedOp, Supernet
+from zoopt_nas.nas.stacked import make_fan
+from zoopt_nas.nas.supernet import Source, Supernet
 
 RAGGED = SearchSpace(
     "ragged",
@@ -279,6 +280,11 @@ def test_forward_against_a_plain_rewrite(space: SearchSpace, stem: str, training
     twin = copy.deepcopy(net) if space.name != "s4" else tiny(space, stem=stem)
     if space.name == "s4":  # a generator cannot be copied
         twin.load_state_dict(net.state_dict())
+    for cell in twin.cells:  # a pool for each edge
+        for edge in cell.edges:
+            for i, candidate in enumerate(edge.candidates):
+                if isinstance(candidate, Pool):
+                    edge.candidates[i] = copy.deepcopy(candidate)
     for model in (net, twin):
         model.train(training)
         seed_noise(model, torch.Generator().manual_seed(9))
@@ -311,9 +317,10 @@ def test_gradient_in_alpha_against_finite_differences(space: SearchSpace):
 def test_none_takes_weight_but_adds_nothing():
     """With `none` at weight w, the edge is (1 - w) times what it is without."""
     torch.manual_seed(0)
-    edge = MixedOp(("none", "skip_connect"), 4, 1)
+    candidates = [OPERATIONS[name](4, 1, True) for name in ("none", "skip_connect")]
     x = images(batch=2)[:, :1].repeat(1, 4, 1, 1)
-    out = edge(x, torch.tensor([0.75, 0.25], dtype=torch.float64))
+    weights = torch.tensor([[0.75, 0.25]], dtype=torch.float64)
+    out = Source(x, make_fan({}), weights).edge(0, candidates)
     assert torch.equal(out, 0.25 * x)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.separable import separable_conv2d
 from zoopt_nas.registry import Registry
 
 
@@ -30,7 +31,18 @@ class ReLUConvBN(nn.Sequential):
         )
 
 
-class FactorizedReduce(nn.Module):
+class AfterReLU(nn.Module):
+    """An operation that begins with a ReLU, which edges from the same node can share."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after_relu(F.relu(x))
+
+    def after_relu(self, x: Tensor) -> Tensor:
+        """The operation on the positive part of its input, ``(batch, channels, h, w)``."""
+        raise NotImplementedError
+
+
+class FactorizedReduce(AfterReLU):
     """Halves height and width without losing pixels: two 1x1 convolutions on shifted grids.
 
     Odd sizes are padded by one row or column of zeros, so that both grids have ceil(size / 2)
@@ -44,29 +56,39 @@ class FactorizedReduce(nn.Module):
         self.conv_odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+    def after_relu(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         shifted = F.pad(x[:, :, 1:, 1:], (0, width % 2, 0, height % 2))
         out: Tensor = self.norm(torch.cat([self.conv_even(x), self.conv_odd(shifted)], dim=1))
         return out
 
 
-class SepConv(nn.Sequential):
+class SepConv(AfterReLU, nn.Sequential):
     """Depthwise separable convolution, applied twice; only the first one strides."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
-        super().__init__(
+        nn.Sequential.__init__(
+            self,
             *_depthwise_separable(channels, kernel_size, stride, 1, affine),
             *_depthwise_separable(channels, kernel_size, 1, 1, affine),
         )
 
+    def after_relu(self, x: Tensor) -> Tensor:
+        _, depthwise, pointwise, norm, _, *second = self
+        return _apply_separable(F.relu(_apply_separable(x, depthwise, pointwise, norm)), *second)
 
-class DilConv(nn.Sequential):
+
+class DilConv(AfterReLU, nn.Sequential):
     """Depthwise separable convolution with dilation 2, applied once."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
-        super().__init__(*_depthwise_separable(channels, kernel_size, stride, 2, affine))
+        nn.Sequential.__init__(
+            self, *_depthwise_separable(channels, kernel_size, stride, 2, affine)
+        )
+
+    def after_relu(self, x: Tensor) -> Tensor:
+        _, *modules = self
+        return _apply_separable(x, *modules)
 
 
 def _depthwise_separable(
@@ -88,6 +110,17 @@ def _depthwise_separable(
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels, affine=affine),
     ]
+
+
+def _apply_separable(
+    x: Tensor, depthwise: nn.Module, pointwise: nn.Module, norm: nn.Module
+) -> Tensor:
+    """The modules of ``_depthwise_separable`` behind its ReLU."""
+    assert isinstance(depthwise, nn.Conv2d)
+    assert isinstance(pointwise, nn.Conv2d)
+    stride, dilation = depthwise.stride[0], depthwise.dilation[0]
+    out: Tensor = norm(separable_conv2d(x, depthwise.weight, pointwise.weight, stride, dilation))
+    return out
 
 
 class Pool(nn.Sequential):
@@ -126,7 +159,9 @@ class Noise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         strided = x[:, :, :: self.stride, :: self.stride]
-        return torch.empty_like(strided).normal_(generator=self.generator)
+        # The same noise in whatever order the memory of the input is.
+        noise = torch.empty_like(strided, memory_format=torch.contiguous_format)
+        return noise.normal_(generator=self.generator)
 
 
 def _skip_connect(channels: int, stride: int, search: bool) -> nn.Module:

@@ -3,34 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, N_INPUTS
-from zoopt_nas.nas.operations import OPERATIONS, Zero
+from zoopt_nas.nas.operations import OPERATIONS, AfterReLU, Pool, Zero
 from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
 from zoopt_nas.nas.spaces import SearchSpace, cell_edges
+from zoopt_nas.nas.stacked import Fan, Place, make_fan
+
+
+class Source:
+    """A node of a cell as its outgoing edges see it: what they share is computed once.
+
+    Args:
+        x: the node, ``(batch, channels, height, width)``.
+        fan: its convolutions on all edges.
+        weights: architecture weights of the cell, ``(n_edges, n_candidates)``.
+    """
+
+    def __init__(self, x: Tensor, fan: Fan, weights: Tensor) -> None:
+        self._x, self._fan, self._weights = x, fan, weights
+        self._outputs: dict[nn.Module, Tensor] = {}
+
+    @cached_property
+    def _relu(self) -> Tensor:
+        return F.relu(self._x)
+
+    @cached_property
+    def _convolved(self) -> dict[int, Tensor]:
+        if not self._fan.pays(self._x):
+            return {}
+        return self._fan.outputs(self._relu, self._weights)
+
+    def edge(self, index: int, candidates: Sequence[nn.Module]) -> Tensor:
+        """The sum of an edge's candidates, each times its architecture weight."""
+        total = self._convolved.get(index)
+        for position, operation in enumerate(candidates):
+            # `none` adds zeros, so it is not computed; its weight still counts in the softmax.
+            is_done = self._convolved and (index, position) in self._fan.places
+            if is_done or isinstance(operation, Zero):
+                continue
+            weight, out = self._weights[index, position], self._apply(operation)
+            total = out * weight if total is None else torch.addcmul(total, out, weight)
+        return cast(Tensor, total)
+
+    def _apply(self, operation: nn.Module) -> Tensor:
+        if isinstance(operation, AfterReLU):
+            return operation.after_relu(self._relu)
+        if not isinstance(operation, Pool):
+            out: Tensor = operation(self._x)
+            return out
+        if operation not in self._outputs:
+            self._outputs[operation] = operation(self._x)
+        return self._outputs[operation]
 
 
 class MixedOp(nn.Module):
-    """One edge: the sum of its candidates, each times its architecture weight."""
+    """The candidates of one edge. ``Source`` computes them, together with those of other edges."""
 
-    def __init__(self, names: Sequence[str], channels: int, stride: int) -> None:
+    def __init__(self, candidates: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.candidates = nn.ModuleList(OPERATIONS[name](channels, stride, True) for name in names)
-        # `none` adds zeros, so it is not computed; its weight still counts in the softmax.
-        self._live = [i for i, op in enumerate(self.candidates) if not isinstance(op, Zero)]
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """``x`` (batch, channels, height, width), ``weights`` (n_candidates,) or longer."""
-        first, *rest = self._live
-        total: Tensor = self.candidates[first](x) * weights[first]
-        for i in rest:
-            total = torch.addcmul(total, self.candidates[i](x), weights[i])
-        return total
+        self.candidates = nn.ModuleList(candidates)
 
 
 class SearchCell(nn.Module):
@@ -41,21 +80,45 @@ class SearchCell(nn.Module):
         self.kind = plan.kind
         self._edges = cell_edges(space.n_nodes)
         self.preprocess = Preprocess(plan, affine=False)
-        self.edges = nn.ModuleList(
-            MixedOp(names, plan.channels, plan.stride(source))
-            for (source, _), names in zip(self._edges, space.candidates(plan.kind), strict=True)
-        )
+        # A pool has no weights: one module serves all edges from a node.
+        pools: dict[tuple[int, str], nn.Module] = {}
+        self.edges = nn.ModuleList()
+        for (source, _), names in zip(self._edges, space.candidates(plan.kind), strict=True):
+            built = [OPERATIONS[name](plan.channels, plan.stride(source), True) for name in names]
+            shared = [
+                pools.setdefault((source, name), op) if isinstance(op, Pool) else op
+                for name, op in zip(names, built, strict=True)
+            ]
+            self.edges.append(MixedOp(shared))
+        # Not modules: their operations are those of the edges.
+        self._fans = [
+            make_fan(
+                {
+                    Place(index, position): operation
+                    for index, (source, _) in enumerate(self._edges)
+                    if source == node
+                    for position, operation in enumerate(self._candidates(index))
+                }
+            )
+            for node in range(N_INPUTS + space.n_nodes)
+        ]
 
     def forward(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
         """``weights`` (n_edges, n_candidates): row e belongs to edge e."""
         nodes: list[Tensor] = list(self.preprocess(first, second))
+        sources: list[Source] = []
         for index, (source, node) in enumerate(self._edges):
-            out = self.edges[index](nodes[source], weights[index])
+            if source == len(sources):
+                sources.append(Source(nodes[source], self._fans[source], weights))
+            out = sources[source].edge(index, self._candidates(index))
             if node == len(nodes):
                 nodes.append(out)
             else:
                 nodes[node] = nodes[node] + out
         return torch.cat(nodes[N_INPUTS:], dim=1)
+
+    def _candidates(self, edge: int) -> Sequence[nn.Module]:
+        return cast(Sequence[nn.Module], cast(MixedOp, self.edges[edge]).candidates)
 
 
 class Supernet(nn.Module):
@@ -104,6 +167,9 @@ class Supernet(nn.Module):
         """
         weights = self._edge_weights(alpha)
         first, second = self.stem(images)
+        if images.device.type == "cpu":  # whose depthwise convolutions and pools it makes faster
+            first = first.contiguous(memory_format=torch.channels_last)
+            second = second.contiguous(memory_format=torch.channels_last)
         for cell in self.cells:
             first, second = second, cell(first, second, weights[cast(SearchCell, cell).kind])
         logits: Tensor = self.head(second)
