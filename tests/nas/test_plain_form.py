@@ -136,7 +136,7 @@ def values_and_gradients(model: nn.Module, images: Tensor, alpha: Tensor) -> lis
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("space", list(SPACES))
 def test_a_supernet_equals_its_plain_form(space, training, dtype, joined, monkeypatch):
-    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**18 if joined else 0)
+    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**17 if joined else 0)
     torch.manual_seed(0)
     net = Supernet(SPACES[space], 3, 4, 3, in_channels=2).to(dtype)
     images = torch.randn(6, 2, 16, 16, dtype=dtype)

@@ -21,7 +21,7 @@ from zoopt_nas.nas.separable import separable_conv2d
 
 # Above this many numbers in an operator's input a CPU takes longer for the joined form: its grouped
 # convolutions are slower than as many plain ones, and launching no longer counts.
-MAX_NUMBERS_ON_CPU = 2**18
+MAX_NUMBERS_ON_CPU = 2**17
 
 
 class Place(NamedTuple):
