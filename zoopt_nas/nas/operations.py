@@ -96,7 +96,7 @@ def _depthwise_separable(
 ) -> list[nn.Module]:
     padding = dilation * (kernel_size // 2)
     return [
-        nn.ReLU(),
+        nn.ReLU(),  # never called: it keeps the published names of the weights behind it
         nn.Conv2d(
             channels,
             channels,

@@ -31,11 +31,24 @@ class Place(NamedTuple):
     position: int
 
 
+class Stage(NamedTuple):
+    """A separable convolution of one operation, behind its ReLU."""
+
+    depthwise: nn.Conv2d
+    pointwise: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+
 @dataclass
 class ConvStack:
-    """Convolutions of one kind on edges from one node, each with its place."""
+    """Convolutions of one kind on edges from one node.
 
-    operations: list[SepConv | DilConv]
+    Attributes:
+        operations: the stages of each operation.
+        places: where each operation stands.
+    """
+
+    operations: list[list[Stage]]
     places: list[Place]
 
     @property
@@ -49,12 +62,12 @@ class ConvStack:
             x: the node behind its ReLU, ``(batch, n * channels, h, w)``, repeated n times.
             weights: architecture weights of the cell, ``(n_edges, n_candidates)``.
         """
-        stages = list(zip(*(_stages(operation) for operation in self.operations), strict=True))
-        for stage in stages[:-1]:
+        *first, last = zip(*self.operations, strict=True)
+        for stage in first:
             x = F.relu(_apply_stage(x, stage, None))
         own = torch.stack([weights[place] for place in self.places])
         channels = x.shape[1] // len(self.places)
-        return _apply_stage(x, stages[-1], own[:, None].expand(-1, channels).flatten())
+        return _apply_stage(x, last, own[:, None].expand(-1, channels).flatten())
 
 
 class Fan:
@@ -96,26 +109,20 @@ def make_fan(candidates: dict[Place, nn.Module]) -> Fan:
     stacks: dict[tuple[type, int], ConvStack] = {}
     for place, operation in candidates.items():
         if isinstance(operation, SepConv | DilConv):
-            depthwise = _stages(operation)[0].depthwise
-            key = (type(operation), depthwise.kernel_size[0])
+            stages = _stages(operation)
+            key = (type(operation), stages[0].depthwise.kernel_size[0])
             stack = stacks.setdefault(key, ConvStack([], []))
-            stack.operations.append(operation)
+            stack.operations.append(stages)
             stack.places.append(place)
     return Fan(list(stacks.values()))
 
 
-class _Stage(NamedTuple):
-    depthwise: nn.Conv2d
-    pointwise: nn.Conv2d
-    norm: nn.BatchNorm2d
-
-
-def _stages(operation: nn.Sequential) -> list[_Stage]:
+def _stages(operation: nn.Sequential) -> list[Stage]:
     modules = list(operation)
-    return [_Stage(*cast(list[Any], modules[i + 1 : i + 4])) for i in range(0, len(modules), 4)]
+    return [Stage(*cast(list[Any], modules[i + 1 : i + 4])) for i in range(0, len(modules), 4)]
 
 
-def _apply_stage(x: Tensor, stage: Sequence[_Stage], scale: Tensor | None) -> Tensor:
+def _apply_stage(x: Tensor, stage: Sequence[Stage], scale: Tensor | None) -> Tensor:
     depthwise = torch.cat([part.depthwise.weight for part in stage])
     pointwise = torch.cat([part.pointwise.weight for part in stage])
     settings = stage[0].depthwise
@@ -132,7 +139,7 @@ def _apply_norms(x: Tensor, norms: Sequence[nn.BatchNorm2d], scale: Tensor | Non
     statistics += [cast(Tensor, norm.running_var) for norm in norms]
     joined = torch.cat(statistics)
     mean, variance = joined.chunk(2)
-    momentum = 0.1 if first.momentum is None else first.momentum
+    momentum = cast(float, first.momentum)
     out = F.batch_norm(x, mean, variance, scale, None, first.training, momentum, first.eps)
     if first.training:
         with torch.no_grad():
