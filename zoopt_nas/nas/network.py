@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, Genotype
-from zoopt_nas.nas.operations import OPERATIONS, seed_noise
+from zoopt_nas.nas.operations import OPERATIONS, join_channels, seed_noise
 from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
 
 
@@ -58,7 +58,7 @@ class FixedCell(nn.Module):
             outputs.append(out)
             if len(outputs) % EDGES_PER_NODE == 0:
                 nodes.append(outputs[-2] + outputs[-1])
-        return torch.cat([nodes[node] for node in self._concat], dim=1)
+        return join_channels([nodes[node] for node in self._concat])
 
 
 class AuxiliaryHead(nn.Module):
@@ -159,6 +159,8 @@ class Network(nn.Module):
     def _run(self, images: Tensor, auxiliary: AuxiliaryHead | None) -> tuple[Tensor, Tensor | None]:
         drop_probability = self.drop_path_probability if self.training else 0.0
         auxiliary_logits: Tensor | None = None
+        if images.device.type == "cpu":  # as in the supernet
+            images = images.contiguous(memory_format=torch.channels_last)
         first, second = self.stem(images)
         for index, cell in enumerate(self.cells):
             out = cell(first, second, drop_probability, self._generator)

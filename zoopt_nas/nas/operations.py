@@ -8,7 +8,8 @@ parameters, since they would let a candidate rescale itself past its architectur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,12 @@ class AfterReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.after_relu(F.relu(x))
 
-    def after_relu(self, x: Tensor) -> Tensor:
-        """The operation on the positive part of its input, ``(batch, channels, h, w)``."""
+    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """The operation on the positive part of its input, ``(batch, channels, h, w)``.
+
+        Args:
+            scale: ``()``, multiplies the output; only where BatchNorm has no affine parameters.
+        """
         raise NotImplementedError
 
 
@@ -56,11 +61,13 @@ class FactorizedReduce(AfterReLU):
         self.conv_odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
-    def after_relu(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        shifted = F.pad(x[:, :, 1:, 1:], (0, width % 2, 0, height % 2))
-        out: Tensor = self.norm(torch.cat([self.conv_even(x), self.conv_odd(shifted)], dim=1))
-        return out
+    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return self.after_halving(*diagonal_pixels(x), scale)
+
+    def after_halving(self, even: Tensor, odd: Tensor, scale: Tensor | None = None) -> Tensor:
+        """``after_relu``, from the ``diagonal_pixels`` of its input."""
+        convolved = [F.conv2d(even, self.conv_even.weight), F.conv2d(odd, self.conv_odd.weight)]
+        return scaled_norm(torch.cat(convolved, dim=1), self.norm, scale)
 
 
 class SepConv(AfterReLU, nn.Sequential):
@@ -73,9 +80,10 @@ class SepConv(AfterReLU, nn.Sequential):
             *_depthwise_separable(channels, kernel_size, 1, 1, affine),
         )
 
-    def after_relu(self, x: Tensor) -> Tensor:
+    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         _, depthwise, pointwise, norm, _, *second = self
-        return _apply_separable(F.relu(_apply_separable(x, depthwise, pointwise, norm)), *second)
+        x = F.relu(_apply_separable(x, None, depthwise, pointwise, norm))
+        return _apply_separable(x, scale, *second)
 
 
 class DilConv(AfterReLU, nn.Sequential):
@@ -86,9 +94,9 @@ class DilConv(AfterReLU, nn.Sequential):
             self, *_depthwise_separable(channels, kernel_size, stride, 2, affine)
         )
 
-    def after_relu(self, x: Tensor) -> Tensor:
+    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         _, *modules = self
-        return _apply_separable(x, *modules)
+        return _apply_separable(x, scale, *modules)
 
 
 def _depthwise_separable(
@@ -113,14 +121,107 @@ def _depthwise_separable(
 
 
 def _apply_separable(
-    x: Tensor, depthwise: nn.Module, pointwise: nn.Module, norm: nn.Module
+    x: Tensor, scale: Tensor | None, depthwise: nn.Module, pointwise: nn.Module, norm: nn.Module
 ) -> Tensor:
-    """The modules of ``_depthwise_separable`` behind its ReLU."""
+    """The modules of ``_depthwise_separable`` behind its ReLU, and a scale of the output."""
     assert isinstance(depthwise, nn.Conv2d)
     assert isinstance(pointwise, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     stride, dilation = depthwise.stride[0], depthwise.dilation[0]
-    out: Tensor = norm(separable_conv2d(x, depthwise.weight, pointwise.weight, stride, dilation))
-    return out
+    out = separable_conv2d(x, depthwise.weight, pointwise.weight, stride, dilation)
+    return scaled_norm(out, norm, scale)
+
+
+def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor:
+    """``norm(x) * scale``; without affine parameters the scale costs nothing there.
+
+    Args:
+        scale: ``()`` or ``(channels,)``; None is one.
+    """
+    if scale is None:
+        out: Tensor = norm(x)
+        return out
+    training = norm.training or norm.running_mean is None
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    return F.batch_norm(
+        x,
+        norm.running_mean,
+        norm.running_var,
+        scale.expand(x.shape[1]).contiguous(),  # its gradient has the same memory order
+        None,
+        training,
+        norm.momentum or 0.0,
+        norm.eps,
+    )
+
+
+def diagonal_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each 2x2 square of pixels the first and the last: ``(batch, c, h, w)`` to two halves.
+
+    Odd sizes count as padded by zeros.
+    """
+    even, odd = _DiagonalPixels.apply(x)
+    return even, odd
+
+
+class _DiagonalPixels(torch.autograd.Function):
+    """Slices, whose own backward pass is many times slower: it loses channels_last."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = x.shape[-2:]
+        odd = F.pad(x[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
+        return x[:, :, ::2, ::2].clone(memory_format=_memory_format(x)), odd
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        (x,) = inputs
+        ctx.shape, ctx.is_last = x.shape, _memory_format(x) == torch.channels_last
+
+    @staticmethod
+    def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
+        batch, channels, height, width = ctx.shape
+        if ctx.is_last:
+            grad = even.new_zeros(batch, height, width, channels).permute(0, 3, 1, 2)
+        else:
+            grad = even.new_zeros(ctx.shape)
+        grad[:, :, ::2, ::2] = even
+        grad[:, :, 1::2, 1::2] = odd[:, :, : height // 2, : width // 2]
+        return grad
+
+
+def join_channels(nodes: Sequence[Tensor]) -> Tensor:
+    """``torch.cat(nodes, dim=1)`` with gradients that are contiguous, as slices are not."""
+    joined: Tensor = _JoinedChannels.apply(*nodes)
+    return joined
+
+
+class _JoinedChannels(torch.autograd.Function):
+    """Kernels that meet a slice of channels in channels_last memory take ten times as long."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*nodes: Tensor) -> Tensor:
+        return torch.cat(nodes, dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.sizes = [node.shape[1] for node in inputs]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        memory_format = _memory_format(grad)
+        parts = torch.split(grad, ctx.sizes, dim=1)
+        return tuple(part.contiguous(memory_format=memory_format) for part in parts)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    is_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 class Pool(nn.Sequential):

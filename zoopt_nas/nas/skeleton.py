@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.operations import FactorizedReduce, ReLUConvBN
@@ -136,5 +136,7 @@ class Head(nn.Module):
         self.classifier = nn.Linear(in_channels, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(torch.mean(x, dim=(2, 3)))
+        # The mean over all pixels; that of torch.mean has a gradient that is not channels_last.
+        pooled = F.avg_pool2d(x, x.shape[-2:])
+        logits: Tensor = self.classifier(pooled.flatten(1))
         return logits

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, N_INPUTS
-from zoopt_nas.nas.operations import OPERATIONS, AfterReLU, Pool, Zero
+from zoopt_nas.nas.operations import (
+    OPERATIONS,
+    AfterReLU,
+    FactorizedReduce,
+    Pool,
+    Zero,
+    diagonal_pixels,
+    join_channels,
+)
 from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
 from zoopt_nas.nas.spaces import SearchSpace, cell_edges
 from zoopt_nas.nas.stacked import Fan, Place, make_fan
@@ -36,6 +44,10 @@ class Source:
         return F.relu(self._x)
 
     @cached_property
+    def _diagonal(self) -> tuple[Tensor, Tensor]:
+        return diagonal_pixels(self._relu)
+
+    @cached_property
     def _convolved(self) -> dict[int, Tensor]:
         if not self._fan.pays(self._x):
             return {}
@@ -49,13 +61,21 @@ class Source:
             is_done = self._convolved and (index, position) in self._fan.places
             if is_done or isinstance(operation, Zero):
                 continue
-            weight, out = self._weights[index, position], self._apply(operation)
-            total = out * weight if total is None else torch.addcmul(total, out, weight)
+            weight = self._weights[index, position]
+            if isinstance(operation, AfterReLU):
+                out = self._after_relu(operation, weight)
+                total = out if total is None else total + out
+            else:
+                out = self._apply(operation)
+                total = out * weight if total is None else torch.addcmul(total, out, weight)
         return cast(Tensor, total)
 
+    def _after_relu(self, operation: AfterReLU, weight: Tensor) -> Tensor:
+        if isinstance(operation, FactorizedReduce):
+            return operation.after_halving(*self._diagonal, weight)
+        return operation.after_relu(self._relu, weight)
+
     def _apply(self, operation: nn.Module) -> Tensor:
-        if isinstance(operation, AfterReLU):
-            return operation.after_relu(self._relu)
         if not isinstance(operation, Pool):
             out: Tensor = operation(self._x)
             return out
@@ -115,7 +135,7 @@ class SearchCell(nn.Module):
                 nodes.append(out)
             else:
                 nodes[node] = nodes[node] + out
-        return torch.cat(nodes[N_INPUTS:], dim=1)
+        return join_channels(nodes[N_INPUTS:])
 
     def _candidates(self, edge: int) -> Sequence[nn.Module]:
         return cast(Sequence[nn.Module], cast(MixedOp, self.edges[edge]).candidates)
@@ -166,10 +186,9 @@ class Supernet(nn.Module):
             InvalidValueError: alpha has another shape.
         """
         weights = self._edge_weights(alpha)
-        first, second = self.stem(images)
         if images.device.type == "cpu":  # whose depthwise convolutions and pools it makes faster
-            first = first.contiguous(memory_format=torch.channels_last)
-            second = second.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+        first, second = self.stem(images)
         for cell in self.cells:
             first, second = second, cell(first, second, weights[cast(SearchCell, cell).kind])
         logits: Tensor = self.head(second)
