@@ -50,7 +50,7 @@ FREE = {
     "transpose", "unsqueeze", "squeeze", "alias", "detach", "empty", "empty_like", "empty_strided",
     "narrow", "chunk", "split", "split_with_sizes", "unbind", "resolve_conj", "resolve_neg",
     "lift_fresh", "new_empty", "new_empty_strided", "_unsafe_view", "result_type", "_reshape_alias",
-    "set_", "resize_", "is_same_size", "unfold", "flatten", "as_strided_",
+    "set_", "resize_", "is_same_size", "unfold", "flatten", "unflatten", "as_strided_",
 }  # fmt: skip
 # Operators that are one launch on a GPU, whatever they consist of on a CPU. (Of the two of a
 # convolution's gradients both forms have the same number.)

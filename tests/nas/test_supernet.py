@@ -15,7 +15,7 @@ from zoopt_nas.nas.network import count_parameters
 from zoopt_nas.nas.operations import OPERATIONS, FactorizedReduce, Pool, ReLUConvBN, seed_noise
 from zoopt_nas.nas.skeleton import CifarStem, Head, ImageNetStem, plan_cells
 from zoopt_nas.nas.spaces import SPACES, SearchSpace
-from zoopt_nas.nas.stacked import make_fan
+from zoopt_nas.nas.stacked import Node, make_fan
 from zoopt_nas.nas.supernet import Source, Supernet
 
 RAGGED = SearchSpace(
@@ -320,7 +320,8 @@ def test_none_takes_weight_but_adds_nothing():
     candidates = [OPERATIONS[name](4, 1, True) for name in ("none", "skip_connect")]
     x = images(batch=2)[:, :1].repeat(1, 4, 1, 1)
     weights = torch.tensor([[0.75, 0.25]], dtype=torch.float64)
-    out = Source(x, make_fan({}), weights).edge(0, candidates)
+    fan = make_fan({}, (1, 2))
+    out = Source(Node(x), fan, weights, torch.zeros(0)).edge(0, candidates)
     assert torch.equal(out, 0.25 * x)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import cast
 
 import torch
@@ -18,48 +17,35 @@ from zoopt_nas.nas.operations import (
     FactorizedReduce,
     Pool,
     Zero,
-    diagonal_pixels,
     join_channels,
 )
 from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
 from zoopt_nas.nas.spaces import SearchSpace, cell_edges
-from zoopt_nas.nas.stacked import Fan, Place, make_fan
+from zoopt_nas.nas.stacked import Fan, Node, Place, make_fan
 
 
 class Source:
-    """A node of a cell as its outgoing edges see it: what they share is computed once.
+    """A node of a cell as its outgoing edges see it.
 
     Args:
-        x: the node, ``(batch, channels, height, width)``.
-        fan: its convolutions on all edges.
+        node: where the edges begin.
+        fan: what it has in common on all edges.
         weights: architecture weights of the cell, ``(n_edges, n_candidates)``.
+        scales: the same at ``fan.scale_index``.
     """
 
-    def __init__(self, x: Tensor, fan: Fan, weights: Tensor) -> None:
-        self._x, self._fan, self._weights = x, fan, weights
-        self._outputs: dict[nn.Module, Tensor] = {}
-
-    @cached_property
-    def _relu(self) -> Tensor:
-        return F.relu(self._x)
-
-    @cached_property
-    def _diagonal(self) -> tuple[Tensor, Tensor]:
-        return diagonal_pixels(self._relu)
-
-    @cached_property
-    def _convolved(self) -> dict[int, Tensor]:
-        if not self._fan.pays(self._x):
-            return {}
-        return self._fan.outputs(self._relu, self._weights)
+    def __init__(self, node: Node, fan: Fan, weights: Tensor, scales: Tensor) -> None:
+        self._node, self._weights = node, weights
+        joins = fan.pays(node.x)
+        self._joined = fan.outputs(node, scales) if joins else {}
+        self._done = fan.places if joins else set()
 
     def edge(self, index: int, candidates: Sequence[nn.Module]) -> Tensor:
         """The sum of an edge's candidates, each times its architecture weight."""
-        total = self._convolved.get(index)
+        total = self._joined.get(index)
         for position, operation in enumerate(candidates):
             # `none` adds zeros, so it is not computed; its weight still counts in the softmax.
-            is_done = self._convolved and (index, position) in self._fan.places
-            if is_done or isinstance(operation, Zero):
+            if (index, position) in self._done or isinstance(operation, Zero):
                 continue
             weight = self._weights[index, position]
             if isinstance(operation, AfterReLU):
@@ -72,16 +58,16 @@ class Source:
 
     def _after_relu(self, operation: AfterReLU, weight: Tensor) -> Tensor:
         if isinstance(operation, FactorizedReduce):
-            return operation.after_halving(*self._diagonal, weight)
-        return operation.after_relu(self._relu, weight)
+            return operation.after_halving(*self._node.diagonal, weight)
+        return operation.after_relu(self._node.relu, weight)
 
     def _apply(self, operation: nn.Module) -> Tensor:
-        if not isinstance(operation, Pool):
-            out: Tensor = operation(self._x)
-            return out
-        if operation not in self._outputs:
-            self._outputs[operation] = operation(self._x)
-        return self._outputs[operation]
+        out: Tensor
+        if isinstance(operation, Pool):
+            out = self._node.pooled(operation)
+        else:
+            out = operation(self._node.x)
+        return out
 
 
 class MixedOp(nn.Module):
@@ -112,30 +98,38 @@ class SearchCell(nn.Module):
             self.edges.append(MixedOp(shared))
         # Not modules: their operations are those of the edges.
         self._fans = [
-            make_fan(
-                {
-                    Place(index, position): operation
-                    for index, (source, _) in enumerate(self._edges)
-                    if source == node
-                    for position, operation in enumerate(self._candidates(index))
-                }
-            )
+            make_fan(self._outgoing(node), (len(self._edges), max(space.sizes)))
             for node in range(N_INPUTS + space.n_nodes)
         ]
+        index = [i for fan in self._fans for i in fan.scale_index]
+        self._scale_index: Tensor
+        self.register_buffer("_scale_index", torch.tensor(index), persistent=False)
 
     def forward(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
         """``weights`` (n_edges, n_candidates): row e belongs to edge e."""
         nodes: list[Tensor] = list(self.preprocess(first, second))
         sources: list[Source] = []
+        # One gathering for all scales of the cell.
+        table = F.pad(weights.flatten(), (0, 1))[self._scale_index]
+        scales = torch.split(table, [len(fan.scale_index) for fan in self._fans])
         for index, (source, node) in enumerate(self._edges):
             if source == len(sources):
-                sources.append(Source(nodes[source], self._fans[source], weights))
+                fan = self._fans[source]
+                sources.append(Source(Node(nodes[source]), fan, weights, scales[source]))
             out = sources[source].edge(index, self._candidates(index))
             if node == len(nodes):
                 nodes.append(out)
             else:
                 nodes[node] = nodes[node] + out
         return join_channels(nodes[N_INPUTS:])
+
+    def _outgoing(self, node: int) -> dict[Place, nn.Module]:
+        return {
+            Place(index, position): operation
+            for index, (source, _) in enumerate(self._edges)
+            if source == node
+            for position, operation in enumerate(self._candidates(index))
+        }
 
     def _candidates(self, edge: int) -> Sequence[nn.Module]:
         return cast(Sequence[nn.Module], cast(MixedOp, self.edges[edge]).candidates)
