@@ -70,6 +70,10 @@ def search(
         int | None, _field("init_channels", "Width of the first cell.", SUPERNET)
     ] = None,
     n_cells: Annotated[int | None, _field("n_cells", "Number of cells.", SUPERNET)] = None,
+    partial_channels: Annotated[
+        int | None,
+        _field("partial_channels", "K: 1/K of the channels meets the operations.", SUPERNET),
+    ] = None,
     epochs: Annotated[int | None, _field("epochs", "Epochs.", WEIGHTS)] = None,
     batch_size: Annotated[int | None, _field("batch_size", "Images in a batch.", WEIGHTS)] = None,
     lr: LearningRate = None,

@@ -31,6 +31,7 @@ ORDER = [
         "nas.genotype",
         "nas.spaces",
         "nas.stacked",
+        "nas.partial",
         "nas.skeleton",
     ),
     *("nas.supernet", "nas.network", "nas.image_files", "nas.augmentation", "nas.datasets"),

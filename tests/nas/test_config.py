@@ -36,6 +36,7 @@ COMMON: dict[str, Any] = {
 }
 SEARCH = COMMON | {
     "space": "s4",
+    "partial_channels": 5,
     "algo": "gld",
     "train_portion": 0.25,
     "warmup_epochs": 3,

@@ -192,6 +192,8 @@ class SearchConfig(RunConfig):
         cutout: side of the square cut out of training images; off in search (DARTS).
         epochs, batch_size, init_channels, n_cells: 50, 64, 16, 8 (DARTS; paper B.2).
         space: a name of ``SPACES``; S3 is one on which DARTS collapses (paper 5.1).
+        partial_channels: K: only 1/K of the channels goes through the operations, which is another
+            supernet that takes less memory (PC-DARTS has 4); 1 is the full one (paper).
         algo: ``mgs`` (paper 5: best trade-off), another solver, or a gradient baseline.
         train_portion: share of the training images that fits weights, the rest scores alpha
             (DARTS).
@@ -212,7 +214,7 @@ class SearchConfig(RunConfig):
     """
 
     kind: ClassVar[str] = "search"
-    _positive: ClassVar[tuple[str, ...]] = (*RunConfig._positive, "val_batches")
+    _positive: ClassVar[tuple[str, ...]] = (*RunConfig._positive, "val_batches", "partial_channels")
     _non_negative: ClassVar[tuple[str, ...]] = (
         *RunConfig._non_negative,
         "warmup_epochs",
@@ -225,6 +227,7 @@ class SearchConfig(RunConfig):
     }
 
     space: str = "s3"
+    partial_channels: int = 1
     algo: str = "mgs"
     train_portion: float = 0.5
     warmup_epochs: int = 10

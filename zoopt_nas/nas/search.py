@@ -141,6 +141,7 @@ class Search(EpochLoop):
                 config.n_cells,
                 in_channels=dataset.in_channels,
                 stem=stem_for(dataset.image_size),
+                partial_channels=config.partial_channels,
             ).to(device)
         self._noise = generator(seeds["noise"], device)
         seed_noise(self.supernet, self._noise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from zoopt_nas.nas.operations import (
     Zero,
     join_channels,
 )
+from zoopt_nas.nas.partial import merge_parts, part_width, split_parts
 from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
 from zoopt_nas.nas.spaces import SearchSpace, cell_edges
 from zoopt_nas.nas.stacked import Fan, Node, Place, make_fan
@@ -81,16 +83,19 @@ class MixedOp(nn.Module):
 class SearchCell(nn.Module):
     """A cell with all its edges; a node is the sum of its edges, the output joins all nodes."""
 
-    def __init__(self, space: SearchSpace, plan: CellPlan) -> None:
+    def __init__(self, space: SearchSpace, plan: CellPlan, n_parts: int = 1) -> None:
         super().__init__()
         self.kind = plan.kind
         self._edges = cell_edges(space.n_nodes)
+        self._n_nodes, self._n_parts = space.n_nodes, n_parts
+        self._strides = [plan.stride(node) for node in range(N_INPUTS + space.n_nodes)]
+        width = part_width(plan.channels, n_parts)
         self.preprocess = Preprocess(plan, affine=False)
         # A pool has no weights: one module serves all edges from a node.
         pools: dict[tuple[int, str], nn.Module] = {}
         self.edges = nn.ModuleList()
         for (source, _), names in zip(self._edges, space.candidates(plan.kind), strict=True):
-            built = [OPERATIONS[name](plan.channels, plan.stride(source), True) for name in names]
+            built = [OPERATIONS[name](width, plan.stride(source), True) for name in names]
             shared = [
                 pools.setdefault((source, name), op) if isinstance(op, Pool) else op
                 for name, op in zip(names, built, strict=True)
@@ -108,19 +113,28 @@ class SearchCell(nn.Module):
     def forward(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
         """``weights`` (n_edges, n_candidates): row e belongs to edge e."""
         nodes: list[Tensor] = list(self.preprocess(first, second))
-        sources: list[Source] = []
         # One gathering for all scales of the cell.
         table = F.pad(weights.flatten(), (0, 1))[self._scale_index]
         scales = torch.split(table, [len(fan.scale_index) for fan in self._fans])
-        for index, (source, node) in enumerate(self._edges):
-            if source == len(sources):
-                fan = self._fans[source]
-                sources.append(Source(Node(nodes[source]), fan, weights, scales[source]))
-            out = sources[source].edge(index, self._candidates(index))
-            if node == len(nodes):
-                nodes.append(out)
-            else:
-                nodes[node] = nodes[node] + out
+        sources: list[Source] = []
+        others: Tensor | None = None  # the sum of the channels that pass by the operations
+        edge = 0
+        for node in range(N_INPUTS, N_INPUTS + self._n_nodes):
+            for source in range(len(sources), node):
+                x = nodes[source]
+                if self._n_parts > 1:
+                    x, passing = split_parts(x, self._n_parts, self._strides[source])
+                    others = passing if others is None else others + passing
+                sources.append(Source(Node(x), self._fans[source], weights, scales[source]))
+            outs = [
+                source.edge(edge + i, self._candidates(edge + i))
+                for i, source in enumerate(sources)
+            ]
+            edge += len(outs)
+            total = reduce(torch.add, outs)
+            if others is not None:
+                total = merge_parts(total, others, self._n_parts)
+            nodes.append(total)
         return join_channels(nodes[N_INPUTS:])
 
     def _outgoing(self, node: int) -> dict[Place, nn.Module]:
@@ -145,6 +159,7 @@ class Supernet(nn.Module):
         n_cells: number of cells (8 in the papers).
         in_channels: channels of the images.
         stem: ``"cifar"`` or ``"imagenet"``.
+        partial_channels: K: 1/K of the channels goes through the operations (``nas.partial``).
     """
 
     def __init__(
@@ -156,12 +171,13 @@ class Supernet(nn.Module):
         *,
         in_channels: int = 3,
         stem: str = "cifar",
+        partial_channels: int = 1,
     ) -> None:
         super().__init__()
         self.space = space
         plans = list(plan_cells(n_cells, init_channels, (space.n_nodes,) * 2, stem))
         self.stem = build_stem(stem, in_channels, init_channels)
-        self.cells = nn.ModuleList(SearchCell(space, plan) for plan in plans)
+        self.cells = nn.ModuleList(SearchCell(space, plan, partial_channels) for plan in plans)
         self.head = Head(space.n_nodes * plans[-1].channels, n_classes)
         # Where alpha's entries go in a table with one row an edge, padded to the longest edge.
         sizes = torch.tensor(space.sizes)
@@ -183,6 +199,9 @@ class Supernet(nn.Module):
         if images.device.type == "cpu":  # whose depthwise convolutions and pools it makes faster
             images = images.contiguous(memory_format=torch.channels_last)
         first, second = self.stem(images)
+        if images.device.type == "cpu":  # with one image channel the stem cannot tell
+            first = first.contiguous(memory_format=torch.channels_last)
+            second = second.contiguous(memory_format=torch.channels_last)
         for cell in self.cells:
             first, second = second, cell(first, second, weights[cast(SearchCell, cell).kind])
         logits: Tensor = self.head(second)

@@ -1,0 +1,126 @@
+"""Partial channel connections against their definition, edge by edge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas import stacked
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.operations import Zero, seed_noise
+from zoopt_nas.nas.partial import merge_parts, split_parts
+from zoopt_nas.nas.search import run_search
+from zoopt_nas.nas.spaces import SPACES, cell_edges
+from zoopt_nas.nas.supernet import Supernet
+
+
+def shuffled(x: Tensor, n_groups: int) -> Tensor:
+    """Channel i of group g goes to place i * n_groups + g."""
+    width = x.shape[1] // n_groups
+    order = [g * width + i for i in range(width) for g in range(n_groups)]
+    return x[:, order]
+
+
+def edge_by_edge(net: Supernet, images: Tensor, alpha: Tensor, n_parts: int) -> Tensor:
+    """Xu et al., section 3.1 and the published code: each edge mixes, joins and shuffles."""
+    rows = {
+        kind: [F.softmax(part, dim=0) for part in parts]
+        for kind, parts in net.space.unflatten(alpha).items()
+    }
+    first, second = net.stem(images)
+    for cell in net.cells:
+        nodes = list(cell.preprocess(first, second))
+        for edge, (source, node) in enumerate(cell_edges(net.space.n_nodes)):
+            x = nodes[source]
+            width = x.shape[1] // n_parts
+            candidates = cell.edges[edge].candidates
+            mixed = sum(
+                weight * operation(x[:, :width])
+                for weight, operation in zip(rows[cell.kind][edge], candidates, strict=True)
+                if not isinstance(operation, Zero)
+            )
+            others = x[:, width:]
+            if others.shape[-1] != mixed.shape[-1]:
+                others = F.max_pool2d(others, 2, ceil_mode=True)
+            out = shuffled(torch.cat([mixed, others], dim=1), n_parts)
+            if node == len(nodes):
+                nodes.append(out)
+            else:
+                nodes[node] = nodes[node] + out
+        first, second = second, torch.cat(nodes[2:], dim=1)
+    return net.head(second)
+
+
+@pytest.mark.parametrize("n_parts", [2, 4])
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("space", list(SPACES))
+@pytest.mark.parametrize("side", [8, 11])
+def test_a_partial_supernet_equals_its_definition(space, joined, n_parts, side, monkeypatch):
+    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**17 if joined else 0)
+    torch.manual_seed(0)
+    net = Supernet(SPACES[space], 3, 8, 3, in_channels=2, partial_channels=n_parts).double()
+    images = torch.randn(5, 2, side, side).double()
+    alpha = torch.randn(SPACES[space].dim).double().requires_grad_()
+    results = []
+    for forward in (net, lambda *inputs: edge_by_edge(net, *inputs, n_parts)):
+        seed_noise(net, torch.Generator().manual_seed(1))
+        logits = forward(images, alpha)
+        loss = F.cross_entropy(logits, torch.arange(5) % 3)
+        results.append([logits.detach(), *torch.autograd.grad(loss, [alpha, *net.parameters()])])
+    for one, two in zip(*results, strict=True):
+        scale = max(float(two.abs().max()), 1.0)
+        torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_split_and_merge(channels_last):
+    x = torch.arange(2 * 8 * 3 * 5, dtype=torch.float64).view(2, 8, 3, 5)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    own, others = split_parts(x, 4, 1)
+    assert torch.equal(own, x[:, :2])
+    assert torch.equal(others, x[:, 2:])
+    merged = merge_parts(own, others, 4)
+    assert torch.equal(merged, shuffled(x, 4))
+    assert torch.equal(merged, F.channel_shuffle(x.contiguous(), 4))
+    assert merged.is_contiguous(memory_format=torch.channels_last) == channels_last
+    _, pooled = split_parts(x, 4, 2)
+    assert torch.equal(pooled, F.max_pool2d(x[:, 2:], 2, ceil_mode=True))
+
+
+def test_it_has_fewer_weights_and_the_same_alpha():
+    space = SPACES["darts"]
+    full, partial = (Supernet(space, 10, 16, 8, partial_channels=k) for k in (1, 4))
+    edges = [
+        sum(p.numel() for name, p in net.named_parameters() if ".edges." in name)
+        for net in (full, partial)
+    ]
+    # 1x1 convolutions have a 16th, depthwise ones a quarter of the weights.
+    assert edges[0] / 16 < edges[1] < edges[0] / 4
+    assert partial(torch.randn(2, 3, 8, 8), torch.zeros(space.dim)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("n_parts", [0, -1, 3, 5])
+def test_a_share_that_does_not_divide_the_width_is_refused(n_parts):
+    with pytest.raises(InvalidValueError, match=rf"partial_channels .* got {n_parts} for a cell"):
+        Supernet(SPACES["s3"], 10, 4, 3, partial_channels=n_parts)
+
+
+@pytest.mark.parametrize("algo", ["gld", "darts2"])
+def test_every_kind_of_method_searches_with_it(algo):
+    config = SearchConfig.for_dataset(
+        "digits",
+        algo,
+        epochs=1,
+        warmup_epochs=0,
+        n_train=64,
+        batch_size=16,
+        inner_steps=1,
+        partial_channels=2,
+    )
+    result = run_search(config)
+    assert result.metrics[0]["updates"] > 0
+    assert not torch.equal(result.alpha, run_search(config.replace(partial_channels=1)).alpha)
