@@ -166,8 +166,8 @@ def counting(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]
 class LiveReport:
     """A progress bar on a terminal, a plain line for each epoch when piped.
 
-    It has the methods of ``zoopt_nas.nas.Observer``; it is no subclass, so that the command line
-    starts without torch.
+    It has the methods of ``zoopt_nas.nas.StartObserver``; it is no subclass, so that the command
+    line starts without torch.
     """
 
     def __init__(self, flag: StopFlag, quiet: bool) -> None:
@@ -198,6 +198,10 @@ class LiveReport:
 
     def should_stop(self) -> bool:
         return self._flag.raised
+
+    def on_start(self, start: Any) -> None:
+        if not self._quiet:
+            say(str(start))
 
     def on_step(self, progress: Any) -> None:
         now = time.monotonic()

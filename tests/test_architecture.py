@@ -26,6 +26,7 @@ ORDER = [
     *("__init__", "testing"),
     *(
         "nas.config",
+        "nas.capacity",
         "nas.separable",
         "nas.operations",
         "nas.genotype",
@@ -36,7 +37,15 @@ ORDER = [
     ),
     *("nas.supernet", "nas.network", "nas.image_files", "nas.augmentation", "nas.datasets"),
     *("nas.data", "nas.training", "nas.bilevel", "nas.updaters", "nas.darts", "nas.runs"),
-    *("nas.loop", "nas.search", "nas.retrain", "nas.cell_drawing", "nas.plots", "nas.__init__"),
+    *(
+        "nas.memory",
+        "nas.loop",
+        "nas.search",
+        "nas.retrain",
+        "nas.cell_drawing",
+        "nas.plots",
+        "nas.__init__",
+    ),
 ]
 FILES = sorted((ROOT / "zoopt_nas").rglob("*.py")) + sorted((ROOT / "cli").rglob("*.py"))
 CORE = [path for path in FILES if path.parts[-2] in ("zoopt_nas", "solvers")]

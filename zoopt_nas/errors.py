@@ -41,6 +41,10 @@ class RunError(ZooptNasError):
     """A run folder or a checkpoint cannot be used: missing, foreign, truncated or in the way."""
 
 
+class NotEnoughMemoryError(ZooptNasError, MemoryError):
+    """A run does not fit into the memory of its device. The message names what makes it smaller."""
+
+
 class DivergedError(ZooptNasError):
     """Training has become non-finite; the last good checkpoint is still there."""
 

@@ -28,7 +28,8 @@ def test_from_a_search_on_digits_to_pictures(cli, tmp_path, monkeypatch):
     digits = ("--n-train", 64, "--seed", 3)
     found = cli("search", "--space", "s3", "--algo", "darts1", *digits, *SEARCH, "--run-dir", "run")
     assert (found.code, found.err) == (0, "")
-    lines = found.out.splitlines()
+    memory, *lines = found.out.splitlines()
+    assert re.fullmatch(r"about 0\.\d GB of memory, \d+\.\d GB free on cpu", memory)
     assert re.fullmatch(
         r"epoch 1: loss \d\.\d{4}, accuracy [\d.]+%, val loss \d\.\d{4}, "
         r"val accuracy [\d.]+%, skips [0-8], [\d.]+ s",
@@ -49,7 +50,7 @@ def test_from_a_search_on_digits_to_pictures(cli, tmp_path, monkeypatch):
     trained = cli("train", "run", *TINY, "--run-dir", "run/train")
     assert (trained.code, trained.err) == (0, "")
     result = json.loads((tmp_path / "run" / "train" / "result.json").read_text())
-    assert trained.out.splitlines()[2:] == [
+    assert trained.out.splitlines()[3:] == [
         f"test accuracy {result['test_accuracy']:.2%} (loss {result['test_loss']:.4f}) "
         f"with {result['n_parameters']:,} parameters after {result['seconds']:.0f} s",
         "run folder: run/train",

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 
+from zoopt_nas.nas import retrain, search
 from zoopt_nas.nas.genotype import GENOTYPES
 
 TINY = ("--n-train", 64, "--epochs", 1, "--init-channels", 2, "--n-cells", 1, "--batch-size", 32)
@@ -123,6 +124,21 @@ def test_an_npz_that_lacks_something_is_named(refused, tmp_path):
     assert "mine.npz: " in refused("search", "--dataset", "mine.npz")
 
 
+@pytest.mark.parametrize(
+    ("module", "command", "advice"),
+    [
+        (search, "search", "lower --batch-size (32) or --init-channels (2)"),
+        # The test has batches of 256 images, which count for more.
+        (retrain, "train DARTS_V2", "lower --init-channels (2)"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_one_line(module, command, advice, refused, monkeypatch):
+    monkeypatch.setattr(module, "free_memory", lambda device: 100_000_000)
+    assert refused(*command.split(), "--dataset", "digits", "--device", "cpu", *TINY) == (
+        f"a step needs about 0.2 GB, and 0.1 GB are free on cpu: {advice}"
+    )
+
+
 @pytest.mark.parametrize("command", ["search", "train"])
 def test_divergence_is_one_line_and_keeps_the_run(command, cli, npz, tmp_path):
     source = ["DARTS_V2"] if command == "train" else []
@@ -176,7 +192,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(cli, npz, tmp_path
     monkeypatch.setattr(os, "fsync", fsync)
     resumed = cli("search", "--resume", run)
     assert resumed.code == 0
-    assert [line[:8] for line in resumed.out.splitlines()[:2]] == ["epoch 2:", "epoch 3:"]
+    assert [line[:8] for line in resumed.out.splitlines()[1:3]] == ["epoch 2:", "epoch 3:"]
 
 
 @pytest.mark.parametrize("command", ["train", "show"])

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas import data
 from zoopt_nas.nas.data import (
     BatchStream,
     Dataset,
+    HostImageSet,
     ImageSet,
     Transform,
     load_dataset,
@@ -53,6 +55,50 @@ def epoch_sizes(batches: BatchStream) -> list[int]:
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load_dataset("digits", data_dir=Path("unused"), device=CPU)
+
+
+def test_images_on_the_host_give_the_same_batches(digits):
+    train = digits.train
+    host = HostImageSet(train.images, train.labels)
+
+    def first_batches(image_set):
+        transform = digits.transform(augment=True, cutout=2)
+        batches = BatchStream(
+            image_set, torch.arange(100), 32, transform=transform, generator=seeded()
+        )
+        return [batches.next_batch() for _ in range(6)]
+
+    for (x, y), (images, labels) in zip(first_batches(train), first_batches(host), strict=True):
+        assert torch.equal(x, images)
+        assert torch.equal(y, labels)
+    assert host.fetch(torch.tensor([3]))[0].is_contiguous()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_images_on_the_host_come_to_the_device(digits):
+    host = HostImageSet(digits.train.images, digits.train.labels.to("cuda"))
+    for start in range(0, 1400, 7):  # pinned memory is used again, but not before it is copied
+        indices = torch.arange(start, start + 7)
+        images, labels = host.fetch(indices)
+        assert images.is_cuda
+        assert torch.equal(images.cpu(), digits.train.images[indices])
+        assert torch.equal(labels.cpu(), digits.train.labels[indices])
+
+
+@pytest.mark.parametrize(("free", "stays"), [(None, False), (4000, False), (3999, True), (0, True)])
+def test_large_images_stay_on_the_host(free, stays, monkeypatch):
+    monkeypatch.setattr(data, "free_memory", lambda device: free)
+    assert data._stays_on_host(1000, torch.device("cuda")) == stays
+    assert not data._stays_on_host(1000, CPU)  # where the host is the device
+
+
+def test_a_data_set_stays_on_the_host_as_a_whole(digits, monkeypatch):
+    monkeypatch.setattr(data, "_stays_on_host", lambda n_bytes, device: n_bytes == 1437 * 64)
+    loaded = load_dataset("digits", data_dir=Path("unused"), device=CPU)
+    assert type(loaded.train) is HostImageSet
+    assert type(loaded.test) is ImageSet
+    assert torch.equal(loaded.train.images, digits.train.images)
 
 
 def test_split_is_disjoint_complete_and_seeded():

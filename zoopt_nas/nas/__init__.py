@@ -13,6 +13,7 @@ from zoopt_nas.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from zoopt_nas.nas.bilevel import BilevelObjective as BilevelObjective
+    from zoopt_nas.nas.capacity import free_memory as free_memory
     from zoopt_nas.nas.config import SearchConfig as SearchConfig
     from zoopt_nas.nas.config import TrainConfig as TrainConfig
     from zoopt_nas.nas.data import BatchStream as BatchStream
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.genotype import Genotype as Genotype
     from zoopt_nas.nas.loop import Observer as Observer
     from zoopt_nas.nas.loop import Progress as Progress
+    from zoopt_nas.nas.loop import Start as Start
+    from zoopt_nas.nas.loop import StartObserver as StartObserver
+    from zoopt_nas.nas.memory import MemoryEstimate as MemoryEstimate
+    from zoopt_nas.nas.memory import estimate_search as estimate_search
+    from zoopt_nas.nas.memory import estimate_training as estimate_training
     from zoopt_nas.nas.network import Network as Network
     from zoopt_nas.nas.network import count_parameters as count_parameters
     from zoopt_nas.nas.operations import OPERATIONS as OPERATIONS
@@ -43,11 +49,13 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "bilevel": ("BilevelObjective",),
+    "capacity": ("free_memory",),
     "config": ("SearchConfig", "TrainConfig"),
     "data": ("BatchStream", "Dataset", "load_dataset", "split_indices"),
     "datasets": ("DATASETS",),
     "genotype": ("GENOTYPES", "Genotype"),
-    "loop": ("Observer", "Progress"),
+    "loop": ("Observer", "Progress", "Start", "StartObserver"),
+    "memory": ("MemoryEstimate", "estimate_search", "estimate_training"),
     "network": ("Network", "count_parameters"),
     "operations": ("OPERATIONS",),
     "retrain": ("TrainResult", "resume_training", "run_training"),

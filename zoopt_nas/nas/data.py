@@ -1,8 +1,10 @@
 """Images on the device: loaded datasets, disjoint splits, streams of batches.
 
-The images of a dataset lie in one uint8 tensor on the device and are augmented there, a batch at a
-time; ImageNet, which does not fit, is decoded batch by batch. All random draws come from CPU
-generators that are passed in, so that a seed gives the same batches on every device.
+The images of a dataset lie in one uint8 tensor and are augmented on the device, a batch at a time.
+The tensor is on the device too, unless it would take much of its memory: then it stays on the host,
+and batches are copied. ImageNet, which does not fit there either, is decoded batch by batch. All
+random draws come from CPU generators that are passed in, so that a seed gives the same batches on
+every device.
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ from torch import Generator, Tensor
 from zoopt_nas._checks import check_positive_int
 from zoopt_nas.errors import DataError, InvalidValueError
 from zoopt_nas.nas.augmentation import Augmentation, Transform
+from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.datasets import DATASETS, DatasetSpec, Loaded, user_spec
 from zoopt_nas.nas.image_files import Pixels, decode_image, resize_pixels
 
 # ImageNet's convention: the shorter side becomes 256 for crops of 224.
 _DECODED_PER_CROP = 256 / 224
+# Images that would take more than this share of what a device has free stay on the host: the rest
+# is for the model (ours; a batch is small, and its copy need not be waited for).
+MAX_SHARE_OF_DEVICE = 0.25
 
 
 class ImageSet:
@@ -43,10 +49,45 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes of the memory of the device on which its batches are."""
+        return self.images.nbytes + self.labels.nbytes
+
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the images (b, c, h, w), uint8, and labels (b,) at ``indices`` (b,), int64."""
         indices = indices.to(self.labels.device, non_blocking=True)
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+
+
+class HostImageSet(ImageSet):
+    """Labelled images that stay on the host; a batch is copied when it is fetched.
+
+    Args:
+        images: uint8 (n, c, h, w), on the CPU.
+        labels: int64 (n,), on the device to which the batches go.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        return self.labels.nbytes
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """As `ImageSet.fetch`; ``indices`` should be on the CPU, or it waits for the device."""
+        device = self.labels.device
+        batch = _staging((len(indices), *self.images.shape[1:]), device)
+        torch.index_select(self.images, 0, indices.cpu(), out=batch)
+        labels = self.labels.index_select(0, indices.to(device, non_blocking=True))
+        return batch.to(device, non_blocking=True), labels
+
+
+def _staging(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """An empty uint8 tensor on the host, from which a copy to ``device`` is not waited for.
+
+    CUDA copies in the background from pinned memory only. PyTorch keeps pinned memory for the next
+    batch, and does not reuse it before a copy from it has ended.
+    """
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 class LazyImageSet(ImageSet):
@@ -63,6 +104,10 @@ class LazyImageSet(ImageSet):
         self._decode = partial(decode_image, mode="RGB", size=size)
         self._pool = ThreadPoolExecutor()  # its threads start with the first fetch
 
+    @property
+    def nbytes(self) -> int:
+        return self.labels.nbytes
+
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """As `ImageSet.fetch`; ``indices`` should be on the CPU, or it waits for the device.
 
@@ -70,8 +115,10 @@ class LazyImageSet(ImageSet):
             DataError: a file cannot be decoded.
         """
         paths = [self.paths[i] for i in indices.tolist()]
-        pixels = torch.from_numpy(np.stack(list(self._pool.map(self._decode, paths))))
+        decoded = list(self._pool.map(self._decode, paths))
         device = self.labels.device
+        pixels = _staging((len(decoded), *decoded[0].shape), device)
+        np.stack(decoded, out=pixels.numpy())
         images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
         return images, self.labels.index_select(0, indices.to(device, non_blocking=True))
 
@@ -186,8 +233,15 @@ def _image_set(loaded: Loaded, size: int, device: torch.device) -> ImageSet:
     label_tensor = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
     if isinstance(images, tuple):
         return LazyImageSet(images, label_tensor, round(size * _DECODED_PER_CROP))
-    pixels = torch.from_numpy(np.ascontiguousarray(resize_pixels(images, size))).to(device)
-    return ImageSet(pixels.permute(0, 3, 1, 2).contiguous(), label_tensor)
+    pixels = torch.from_numpy(np.ascontiguousarray(resize_pixels(images, size)))
+    if _stays_on_host(pixels.nbytes, device):
+        return HostImageSet(pixels.permute(0, 3, 1, 2).contiguous(), label_tensor)
+    return ImageSet(pixels.to(device).permute(0, 3, 1, 2).contiguous(), label_tensor)
+
+
+def _stays_on_host(n_bytes: int, device: torch.device) -> bool:
+    free = None if device.type == "cpu" else free_memory(device)
+    return free is not None and n_bytes > MAX_SHARE_OF_DEVICE * free
 
 
 def channel_statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.config import RunConfig
 from zoopt_nas.nas.data import Dataset, load_dataset
+from zoopt_nas.nas.memory import MemoryEstimate, check_fits, in_words, out_of_memory_in_one_line
 from zoopt_nas.nas.runs import ARCHITECTURES, METRICS, RunFolder
 from zoopt_nas.nas.training import Meter, pick_device
 
@@ -48,7 +49,8 @@ class Progress(NamedTuple):
 class Observer(Protocol):
     """Watches a run and may stop it. Subclass it and override what you need; the rest does nothing.
 
-    A class with the same three methods will do as well.
+    A class with the same three methods will do as well. A fourth, ``on_start``, makes it a
+    ``StartObserver``.
     """
 
     def on_step(self, progress: Progress) -> None:
@@ -62,6 +64,34 @@ class Observer(Protocol):
     def should_stop(self) -> bool:
         """Asked before every weight step; True saves a checkpoint and raises RunInterrupted."""
         return False
+
+
+class Start(NamedTuple):
+    """What is known before a run's first step.
+
+    Attributes:
+        device: where it runs.
+        memory: what it needs there.
+        free: bytes that the device has left; None = unknown.
+    """
+
+    device: torch.device
+    memory: MemoryEstimate
+    free: int | None
+
+    def __str__(self) -> str:
+        """``about 1.9 GB of memory, 21.3 GB free on cpu``."""
+        free = "" if self.free is None else f"{in_words(self.free)} free "
+        return f"about {in_words(self.memory.total)} of memory, {free}on {self.device}"
+
+
+@runtime_checkable
+class StartObserver(Observer, Protocol):
+    """An observer that also wants to know what a run needs; no other has to have ``on_start``."""
+
+    def on_start(self, start: Start) -> None:
+        """Called once, before the first step."""
+        return
 
 
 class _NoObserver(Observer):
@@ -91,8 +121,9 @@ class EpochLoop(ABC):
         self.epoch = 0
         self.step = 0
         self.rows: list[dict[str, Any]] = []
-        self._epochs = config.epochs
+        self._config = config
         self._observer = observer or _NoObserver()
+        self._start: Start | None = None
         self._elapsed = 0.0  # seconds of the current epoch before its last resumption
         self._meter = Meter(device)
 
@@ -121,14 +152,34 @@ class EpochLoop(ABC):
     def load_own_state(self, state: dict[str, Any]) -> None:
         """The inverse of ``own_state``."""
 
+    def check_memory(self, estimate: MemoryEstimate, free: int | None) -> None:
+        """Refuses a run that does not fit; ``run`` tells the observer of one that does.
+
+        Args:
+            estimate: what the run needs.
+            free: bytes that its device had before data set and model; None = unknown.
+
+        Raises:
+            NotEnoughMemoryError: it needs more.
+        """
+        check_fits(estimate, free, self._config)
+        self._start = Start(self.device, estimate, free)
+
     def run(self) -> None:
         """Runs the epochs that are left.
 
         Raises:
             RunInterrupted: the observer asked to stop; the checkpoint is written.
             DivergedError: an epoch's training loss is not finite.
+            NotEnoughMemoryError: an allocation failed; the last checkpoint is as it was.
         """
-        while self.epoch < self._epochs:
+        if self._start is not None and isinstance(self._observer, StartObserver):
+            self._observer.on_start(self._start)
+        with out_of_memory_in_one_line(self._config, lambda: f"in epoch {self.epoch + 1}"):
+            self._run()
+
+    def _run(self) -> None:
+        while self.epoch < self._config.epochs:
             started = time.perf_counter()
             self.begin_epoch()
             while self.step < self.n_steps:
@@ -138,7 +189,7 @@ class EpochLoop(ABC):
                 self._meter.update(*self.train_step())
                 self.step += 1
                 self._observer.on_step(
-                    Progress(self.epoch, self._epochs, self.step, self.n_steps, self._meter)
+                    Progress(self.epoch, self._config.epochs, self.step, self.n_steps, self._meter)
                 )
             self._close_epoch(started)
 
@@ -172,7 +223,7 @@ class EpochLoop(ABC):
         return state is not None
 
     def _stop(self) -> None:
-        where = f"stopped in epoch {self.epoch + 1} of {self._epochs}"
+        where = f"stopped in epoch {self.epoch + 1} of {self._config.epochs}"
         if self.folder is None:
             raise RunInterrupted(f"{where}; nothing is saved without a run folder")
         self._save()

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.errors import DivergedError
+from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import TrainConfig
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
+from zoopt_nas.nas.memory import estimate_training, out_of_memory_in_one_line
 from zoopt_nas.nas.network import Network, count_parameters
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.training import (
@@ -155,6 +157,7 @@ def run_training(
         RunError: ``run_dir`` exists or cannot be written.
         RunInterrupted: the observer asked to stop; the run is saved.
         DivergedError: training became non-finite.
+        NotEnoughMemoryError: the device has too little memory, before the run or in it.
     """
     training, dataset = _build(config, observer)  # before the folder: see run_search
     if run_dir is not None:
@@ -176,8 +179,11 @@ def resume_training(run_dir: str | Path, *, observer: Observer | None = None) ->
 
 def _build(config: TrainConfig, observer: Observer | None) -> tuple[Training, Dataset]:
     Genotype.load(config.genotype)  # a wrong one before the data set is read
+    free = free_memory(pick_device(config.device))  # before what the estimate counts
     dataset = load_run_dataset(config, ("train", "test"))
-    return Training(config, dataset, observer), dataset
+    training = Training(config, dataset, observer)
+    training.check_memory(estimate_training(config, dataset), free)
+    return training, dataset
 
 
 def _finish(training: Training, dataset: Dataset) -> TrainResult:
@@ -187,7 +193,8 @@ def _finish(training: Training, dataset: Dataset) -> TrainResult:
     batches = sequential_batches(
         dataset.test, None, EVAL_BATCH_SIZE, dataset.transform(augment=False)
     )
-    test = evaluate(network, batches, training.device)
+    with out_of_memory_in_one_line(training.config, lambda: "in the test"):
+        test = evaluate(network, batches, training.device)
     if not math.isfinite(test.loss):
         raise DivergedError(
             "the test loss is not finite after the last step; train again with a lower lr (--lr)"

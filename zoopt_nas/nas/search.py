@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import DivergedError, InvalidValueError
 from zoopt_nas.nas.bilevel import BilevelObjective
+from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.darts import GradientUpdater
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_indices
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
+from zoopt_nas.nas.memory import estimate_search
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.spaces import SPACES
@@ -268,6 +270,7 @@ def run_search(
         RunError: ``run_dir`` exists or cannot be written.
         RunInterrupted: the observer asked to stop; the run is saved.
         DivergedError: training became non-finite.
+        NotEnoughMemoryError: the device has too little memory, before the run or in it.
     """
     search = _build(config, observer)  # before the folder: a wrong setting leaves nothing behind
     if run_dir is not None:
@@ -290,7 +293,11 @@ def resume_search(run_dir: str | Path, *, observer: Observer | None = None) -> S
 def _build(config: SearchConfig, observer: Observer | None) -> Search:
     for table, name in ((METHODS, config.algo), (SPACES, config.space)):
         table[name]  # a wrong name before the data set is read
-    return Search(config, load_run_dataset(config, ("train",)), observer)
+    free = free_memory(pick_device(config.device))  # before what the estimate counts
+    dataset = load_run_dataset(config, ("train",))
+    search = Search(config, dataset, observer)
+    search.check_memory(estimate_search(config, dataset), free)
+    return search
 
 
 def _finish(search: Search) -> SearchResult:

@@ -1,0 +1,419 @@
+"""The estimate of a run's memory, what is free, and a run that does not fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from zoopt_nas.errors import NotEnoughMemoryError, RunInterrupted
+from zoopt_nas.nas import memory, retrain, search, stacked
+from zoopt_nas.nas.capacity import free_memory, free_on_host
+from zoopt_nas.nas.data import HostImageSet, load_dataset
+from zoopt_nas.nas.loop import Observer
+from zoopt_nas.nas.memory import (
+    MemoryEstimate,
+    check_fits,
+    estimate_search,
+    estimate_training,
+    in_words,
+    peak_bytes,
+)
+from zoopt_nas.nas.retrain import run_training
+from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.search import Search, resume_search, run_search
+from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.supernet import Supernet
+
+CPU = torch.device("cpu")
+GB = 10**9
+
+
+def data_of(config):
+    return load_dataset(config.dataset, data_dir=Path("unused"), device=CPU)
+
+
+# ------------------------------------------------------------------------ counting
+
+
+def test_the_peak_counts_what_lives_at_a_time_with_the_rows_of_a_batch():
+    images = torch.zeros(memory.N_IMAGES, 10)
+
+    def function():
+        a = images + 1
+        b = a.view(-1, 5, 2) * 2  # a view is no memory of its own
+        del a
+        c = torch.cat([b, b], dim=1)
+        torch.zeros(10**6)  # has no row for each image
+        return c
+
+    # b and c: 30 numbers of 4 bytes for each image; a and b were 20.
+    assert peak_bytes(function, 64) == 64 * 30 * 4
+
+
+def loss_of(n_images: int):
+    """A cell of S3 with two nodes on 32x32 images, 8 channels, and its loss."""
+    torch.manual_seed(0)
+    space = SPACES["small_s3"]
+    supernet = Supernet(space, 10, 8, 1)
+    images = torch.zeros(n_images, 3, 32, 32)
+    labels = torch.zeros(n_images, dtype=torch.int64)
+    return lambda: F.cross_entropy(supernet(images, torch.zeros(space.dim)), labels)
+
+
+@pytest.mark.parametrize("batch_size", [15, 30])  # convolutions joined, and one by one
+def test_two_images_stand_for_a_batch(batch_size, small_spaces, monkeypatch):
+    assert (batch_size * 8 * 32 * 32 <= stacked.MAX_NUMBERS_ON_CPU) == (batch_size == 15)
+    estimate = peak_bytes(loss_of(memory.N_IMAGES), batch_size)
+    monkeypatch.setattr(memory, "N_IMAGES", batch_size)
+    # Not equal: a few weights have as many rows as there are images.
+    assert estimate == pytest.approx(peak_bytes(loss_of(batch_size), batch_size), rel=1e-3)
+
+
+def test_the_way_that_a_whole_batch_takes_matters(small_spaces, monkeypatch):
+    estimate = peak_bytes(loss_of(memory.N_IMAGES), 32)
+    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**30)
+    assert peak_bytes(loss_of(memory.N_IMAGES), 32) > 1.05 * estimate
+
+
+def test_an_estimate_disturbs_no_random_numbers(search_config):
+    config = search_config(space="small_s4")  # which draws noise
+    before = torch.get_rng_state()
+    first = estimate_search(config, data_of(config))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert estimate_search(config, data_of(config)) == first
+
+
+def test_the_parts_of_an_estimate(search_config, train_config, monkeypatch):
+    config = search_config(init_channels=4, inner_steps=3, val_batches=2)
+    data = data_of(config)
+    found = estimate_search(config, data)
+    supernet = Supernet(SPACES["small_s3"], 3, 4, 1, in_channels=1)
+    weights = sum(parameter.nbytes for parameter in supernet.parameters())
+    buffers = sum(buffer.nbytes for buffer in supernet.buffers())
+    assert found.parameters == 2 * (4 * weights + buffers)
+    images, batch = 64 * 8 * 8 + 64 * 8, 16 * 8 * 8 * 4
+    assert found.data == images + 24 * (8 * 8 + 8) + (1 + 3 + 2 + 1) * batch
+    assert found.total == found.parameters + found.activations + found.data + found.libraries
+    assert found.evaluation < found.activations  # 32 images against 16, without gradients
+
+    larger = estimate_search(config.replace(batch_size=32), data)
+    assert larger.activations == pytest.approx(2 * found.activations, abs=2)
+    assert larger.evaluation == found.evaluation
+    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 0)
+    one_by_one = estimate_search(config, data).activations
+    # A gradient in alpha keeps the output of every operation.
+    assert estimate_search(config.replace(algo="darts1"), data).activations > 1.05 * one_by_one
+
+    config = train_config(n_cells=3)
+    plain = estimate_training(config, data).activations
+    assert estimate_training(config.replace(drop_path=0.2), data).activations > plain
+    assert estimate_training(config.replace(auxiliary=True), data).activations > plain
+
+
+def test_images_that_stay_on_the_host_take_no_device_memory(search_config):
+    images = data_of(search_config()).train
+    host = HostImageSet(images.images, images.labels)
+    assert (images.nbytes, host.nbytes) == (64 * (64 + 8), 64 * 8)
+
+
+_CHILD = """
+import sys
+import torch
+from zoopt_nas.nas import loop, retrain, search
+from zoopt_nas.nas.config import SearchConfig
+torch.set_num_threads(1)
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+class Watch(loop.Observer):
+    def on_start(self, start):
+        self.total = start.memory.total
+
+before, watch = peak(), Watch()
+search.run_search(SearchConfig.for_dataset(
+    sys.argv[1], "gld", space="s3", device="cpu", image_size=32, epochs=1, warmup_epochs=0,
+    batch_size=32, init_channels=16, n_cells=3, inner_steps=1, solver={"n_samples": 1},
+), observer=watch)
+print(watch.total, peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_search_grows_by_what_was_estimated(npz):
+    found = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(npz)], check=True, capture_output=True, text=True
+    )
+    estimated, grown = map(int, found.stdout.split())
+    assert 0.7 < estimated / grown < 1.3, (estimated, grown)
+    assert grown > 3e8
+
+
+# ------------------------------------------------------------------------ what is free
+
+
+def files(root: Path, contents: dict[str, str]) -> Path:
+    for name, text in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+MEMINFO = "MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable: 8000 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ({}, 8000 * 1024),
+        # Version 2: the group of the job has room, the one around it has less.
+        (
+            {
+                "proc/self/cgroup": "0::/slurm/job\n",
+                "sys/fs/cgroup/slurm/job/memory.max": "5000000\n",
+                "sys/fs/cgroup/slurm/job/memory.current": "1000000\n",
+                "sys/fs/cgroup/slurm/memory.max": "4000000\n",
+                "sys/fs/cgroup/slurm/memory.current": "3000000\n",
+                "sys/fs/cgroup/slurm/memory.stat": "anon 1000000\ninactive_file 500000\n",
+            },
+            4000000 - 3000000 + 500000,
+        ),
+        # No limit.
+        (
+            {
+                "proc/self/cgroup": "0::/\n",
+                "sys/fs/cgroup/memory.max": "max\n",
+                "sys/fs/cgroup/memory.current": "3000000\n",
+            },
+            8000 * 1024,
+        ),
+        # Version 1 in a container, which sees the host's path and its own folder as the root.
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/docker/1\n4:memory:/docker/1\n0::/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "2000000\n",
+                "sys/fs/cgroup/memory/memory.stat": "cache 5\ntotal_inactive_file 250000\n",
+            },
+            3000000 - 2000000 + 250000,
+        ),
+        # More used than allowed, for a moment.
+        (
+            {
+                "proc/self/cgroup": "0::/\nnonsense\n",
+                "sys/fs/cgroup/memory.max": "1000\n",
+                "sys/fs/cgroup/memory.current": "3000\n",
+            },
+            0,
+        ),
+    ],
+)
+def test_free_memory_of_the_host(contents, expected, tmp_path):
+    assert free_on_host(files(tmp_path, {"proc/meminfo": MEMINFO, **contents})) == expected
+
+
+def test_what_nothing_tells_is_unknown(tmp_path):
+    assert free_on_host(tmp_path) is None  # no Linux
+    assert free_memory(torch.device("mps")) is None
+
+
+def test_free_memory_of_cuda_counts_what_pytorch_holds(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
+    assert free_memory(torch.device("cuda")) == 140
+
+
+# ------------------------------------------------------------------------ what does not fit
+
+BIG = MemoryEstimate(parameters=GB // 10, activations=12 * GB, evaluation=GB, data=GB // 5)
+
+
+def test_what_fits_is_not_refused(search_config):
+    check_fits(BIG, None, search_config())
+    check_fits(BIG, BIG.total, search_config())
+
+
+@pytest.mark.parametrize(
+    ("estimate", "fields", "advice"),
+    [
+        (
+            BIG,
+            {"batch_size": 64, "init_channels": 16, "n_cells": 8},
+            "lower --batch-size (64), --init-channels (16) or --n-cells (8)",
+        ),
+        # Evaluation has batches of its own size.
+        (
+            MemoryEstimate(GB // 10, GB, 12 * GB, GB // 5),
+            {"batch_size": 64, "init_channels": 16, "n_cells": 1, "image_size": 128},
+            "lower --init-channels (16) or --image-size (128)",
+        ),
+        (BIG, {"batch_size": 2, "init_channels": 1, "n_cells": 1}, "lower --batch-size (2)"),
+        (BIG, {"batch_size": 1, "init_channels": 1, "n_cells": 1}, "use a device with more"),
+        (
+            BIG,
+            {"batch_size": 64, "candidates_per_batch": 4, "partial_channels": 1},
+            "lower --batch-size (64) or --candidates-per-batch (4), "
+            "or raise --partial-channels (1)",
+        ),
+    ],
+)
+def test_a_refusal_names_what_helps(estimate, fields, advice):
+    with pytest.raises(NotEnoughMemoryError) as caught:
+        check_fits(estimate, 8 * GB, SimpleNamespace(device="cpu", **fields))
+    assert str(caught.value) == (
+        f"a step needs about 12.3 GB, and 8.0 GB are free on cpu: {advice}"
+    )
+
+
+def test_bytes_in_words():
+    assert [in_words(n) for n in (0, 1_600_000, 99_400_000, 10**8, 12_340_000_000)] == [
+        *("0 MB", "2 MB", "99 MB", "0.1 GB", "12.3 GB")
+    ]
+
+
+class Starts(Observer):
+    def __init__(self, stop: bool = False) -> None:
+        self.starts, self.stop = [], stop
+
+    def on_start(self, start):
+        self.starts.append(start)
+
+    def should_stop(self):
+        return self.stop
+
+
+def test_a_run_that_cannot_fit_leaves_nothing_behind(
+    search_config, train_config, tmp_path, monkeypatch
+):
+    for module in (search, retrain):
+        monkeypatch.setattr(module, "free_memory", lambda device: 1000)
+    watch, message = Starts(), r"a step needs about 0\.2 GB, and 0 MB are free on cpu: lower "
+    for run, config in ((run_search, search_config()), (run_training, train_config())):
+        with pytest.raises(NotEnoughMemoryError, match=message):
+            run(config, run_dir=tmp_path / "run", observer=watch)
+    assert list(tmp_path.iterdir()) == []
+    assert watch.starts == []
+
+
+def test_a_run_that_no_longer_fits_is_not_resumed(search_config, tmp_path, monkeypatch):
+    with pytest.raises(RunInterrupted):
+        run_search(search_config(), run_dir=tmp_path / "run", observer=Starts(stop=True))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "free_memory", lambda device: 1000)
+        with pytest.raises(NotEnoughMemoryError, match="needs about"):
+            resume_search(tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert len(resume_search(tmp_path / "run").metrics) == 3
+
+
+def test_an_observer_is_told_before_the_run(search_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "free_memory", lambda device: 21 * GB)
+    folder = tmp_path / "run"
+
+    class Looking(Starts):
+        def on_start(self, start):
+            super().on_start(start)
+            assert not (folder / "metrics.jsonl").exists()
+
+    watch, config = Looking(), search_config(epochs=1, warmup_epochs=0)
+    run_search(config, run_dir=folder, observer=watch)
+    (start,) = watch.starts  # once
+    assert (start.device, start.free) == (CPU, 21 * GB)
+    assert start.memory == estimate_search(config, load_run_data(config))
+    assert str(start) == "about 0.2 GB of memory, 21.0 GB free on cpu"
+    assert str(start._replace(free=None)) == "about 0.2 GB of memory, on cpu"
+
+
+def load_run_data(config):
+    return load_dataset(config.dataset, data_dir=Path("unused"), device=CPU, splits=("train",))
+
+
+def test_a_class_with_three_methods_observes(search_config):
+    class Three:
+        rows = 0
+
+        def on_step(self, progress):
+            pass
+
+        def on_epoch(self, row):
+            self.rows += 1
+
+        def should_stop(self):
+            return False
+
+    watch = Three()
+    run_search(search_config(), observer=watch)
+    assert watch.rows == 3
+
+
+# ------------------------------------------------------------------------ allocations that fail
+
+REFUSED = (
+    "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(REFUSED),
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
+        MemoryError(),
+    ],
+)
+def test_a_failed_allocation_is_one_line_and_the_run_can_go_on(
+    error, search_config, tmp_path, monkeypatch
+):
+    whole = run_search(search_config())
+    step, calls = Search.train_step, []
+
+    def failing(self):
+        calls.append(self.epoch)
+        if len(calls) == 4:
+            raise error
+        return step(self)
+
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "train_step", failing)
+        with pytest.raises(NotEnoughMemoryError) as caught:
+            run_search(search_config(), run_dir=path)
+    assert str(caught.value) == (
+        "out of memory in epoch 2 on cpu: start again and lower --batch-size (16) or "
+        "--init-channels (2), or resume where more memory is free"
+    )
+    assert caught.value.__cause__ is error
+    assert RunFolder(path).load_checkpoint(CPU)["epoch"] == 1
+    assert torch.equal(resume_search(path).alpha, whole.alpha)
+
+
+def test_a_failed_allocation_of_the_test_is_one_line(train_config, tmp_path, monkeypatch):
+    def failing(*args):
+        raise RuntimeError(REFUSED)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retrain, "evaluate", failing)
+        with pytest.raises(NotEnoughMemoryError, match=r"^out of memory in the test on cpu: "):
+            run_training(train_config(epochs=1), run_dir=tmp_path / "run")
+    assert retrain.resume_training(tmp_path / "run").test_loss > 0
+
+
+def test_other_errors_stay_what_they_are(search_config, monkeypatch):
+    def failing(self):
+        raise RuntimeError("the size of tensor a must match")
+
+    monkeypatch.setattr(Search, "train_step", failing)
+    with pytest.raises(RuntimeError, match="the size of tensor a") as caught:
+        run_search(search_config())
+    assert not isinstance(caught.value, NotEnoughMemoryError)
