@@ -80,6 +80,7 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
             config.n_cells,
             in_channels=dataset.in_channels,
             stem=stem_for(dataset.image_size),
+            partial_channels=config.partial_channels,
         ).to(device)
     seed_noise(supernet, generator(0, device))
     # Gradients in alpha need every operation's output.
