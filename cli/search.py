@@ -97,6 +97,10 @@ def search(
     inner_steps: Annotated[
         int | None, _field("inner_steps", "M: weight steps for each candidate.", ALPHA)
     ] = None,
+    reuse_fits: Annotated[
+        bool | None,
+        _field("reuse_fits", "Take over candidates' fitted weights: gld, mgs.", ALPHA),
+    ] = None,
     val_batches: Annotated[
         int | None, _field("val_batches", "Batches that score a candidate.", ALPHA)
     ] = None,

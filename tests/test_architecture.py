@@ -36,8 +36,9 @@ ORDER = [
         "nas.skeleton",
     ),
     *("nas.supernet", "nas.network", "nas.image_files", "nas.augmentation", "nas.datasets"),
-    *("nas.data", "nas.training", "nas.bilevel", "nas.updaters", "nas.darts", "nas.runs"),
+    *("nas.data", "nas.training", "nas.reuse", "nas.bilevel", "nas.updaters", "nas.darts"),
     *(
+        "nas.runs",
         "nas.memory",
         "nas.loop",
         "nas.search",

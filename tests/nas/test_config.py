@@ -44,6 +44,7 @@ SEARCH = COMMON | {
     "inner_steps": 2,
     "inner_lr": 0.125,
     "inner_momentum": False,
+    "reuse_fits": True,
     "val_batches": 3,
     "sigma_schedule": "constant",
     "solver": {"max_radius": 2.0, "direction": "ball", "n_samples": 3},

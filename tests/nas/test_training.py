@@ -215,7 +215,7 @@ def test_meter_shows_divergence():
 
 def test_meter_counts_past_float32():
     meter = Meter(CPU)
-    meter._sums[1:] = 2.0**24
+    meter.sums[1:] = 2.0**24
     zero = torch.zeros(1, dtype=torch.long)
     meter.update(F.cross_entropy(torch.zeros(1, 2), zero), torch.zeros(1, 2), zero)
-    assert meter._sums[2] == 2.0**24 + 1
+    assert meter.sums[2] == 2.0**24 + 1

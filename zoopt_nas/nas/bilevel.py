@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.operations import Noise, seed_noise
+from zoopt_nas.nas.reuse import Fits
 from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.training import set_lr, weight_step
+from zoopt_nas.nas.training import Meter, set_lr, weight_step
 
 Batch = tuple[Tensor, Tensor]
 """``(images, labels)``."""
@@ -67,10 +68,12 @@ class BilevelObjective:
         inner_momentum: whether the inner steps start from the optimizer's momentum, or from none.
         grad_clip: bound on the gradient's norm in the M steps.
         val_batches: how many batches make up L_val.
+        keep_fits: whether to keep the fitted weights of each call's candidates.
 
     Attributes:
         inner: as given.
         n_evaluations: candidates evaluated so far.
+        fits: those of the last call's candidates, in their order, with ``keep_fits``; or None.
 
     Raises:
         InvalidValueError: ``inner`` or a count is out of range.
@@ -90,6 +93,7 @@ class BilevelObjective:
         inner_momentum: bool = True,
         grad_clip: float | None = 5.0,
         val_batches: int = 1,
+        keep_fits: bool = False,
     ) -> None:
         if inner not in INNER_MODES:
             raise InvalidValueError(f"inner must be one of {', '.join(INNER_MODES)}, got {inner}")
@@ -101,6 +105,9 @@ class BilevelObjective:
         self.supernet = supernet
         self.inner = inner
         self.n_evaluations = 0
+        self.fits: Fits | None = None
+        self._meter: Meter | None = None  # of the last fit
+        self._keep_fits = keep_fits
         self._optimizer = optimizer
         self._train_stream = train_stream
         self._val_stream = val_stream
@@ -141,6 +148,7 @@ class BilevelObjective:
             inner_momentum=config.inner_momentum,
             grad_clip=config.grad_clip,
             val_batches=config.val_batches,
+            keep_fits=config.reuse_fits,
         )
 
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
@@ -159,11 +167,14 @@ class BilevelObjective:
                 f"got {tuple(alphas.shape)}"
             )
         draw = draw or self.draw()
-        values = []
+        values, fits = [], []
         for alpha in alphas.detach():
             network = self.fit(alpha, draw)
             with torch.no_grad():
                 values.append(self.val_loss(network, alpha, draw))
+            if self._meter is not None:
+                fits.append(Fits.of(network, self._inner_optimizer, self._meter))
+        self.fits = Fits.join(fits) if fits else None
         self.n_evaluations += len(values)
         return torch.stack(values)
 
@@ -186,9 +197,13 @@ class BilevelObjective:
         network = self.start()
         self._start_optimizer()
         self._noise.manual_seed(draw.noise_seed)
+        self._meter = Meter(self._noise.device) if self._keep_fits else None
         for images, labels in draw.train:
-            loss = F.cross_entropy(network(images, alpha), labels)
+            logits = network(images, alpha)
+            loss = F.cross_entropy(logits, labels)
             weight_step(loss, network, self._inner_optimizer, self._grad_clip)
+            if self._meter is not None:
+                self._meter.update(loss, logits, labels)
         return network
 
     def val_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:

@@ -206,6 +206,9 @@ class SearchConfig(RunConfig):
         inner_lr: learning rate of the inner steps; None = the current one of the weights (ours:
             the step that the weights would take next; the paper does not say).
         inner_momentum: whether inner steps start from the weights' momentum (ours, same reason).
+        reuse_fits: after an update the weights become the fitted weights of the candidate that the
+            solver chose, or their mean by the solver's weights, in place of the next M weight steps
+            (ours; off: Algorithm 1 throws the fits away). For ``gld`` and ``mgs``.
         val_batches: batches whose mean loss is L_val: 1 (released; the paper does not say).
         sigma_schedule: ``cosine`` decay of the solver's search width over the alpha epochs
             (released scripts) or ``constant`` (released default).
@@ -235,6 +238,7 @@ class SearchConfig(RunConfig):
     inner_steps: int = 10
     inner_lr: float | None = None
     inner_momentum: bool = True
+    reuse_fits: bool = False
     val_batches: int = 1
     sigma_schedule: str = "cosine"
     solver: dict[str, Any] = field(default_factory=dict)

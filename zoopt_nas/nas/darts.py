@@ -87,6 +87,10 @@ class GradientUpdater:
     def alpha(self) -> Tensor:
         return self._alpha.detach()
 
+    @property
+    def candidate_weights(self) -> Tensor | None:
+        return None  # there are no candidates
+
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         gradient = self._gradient(objective, self.alpha)
         self._alpha.grad = gradient

@@ -22,6 +22,7 @@ from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import estimate_search
 from zoopt_nas.nas.operations import seed_noise
+from zoopt_nas.nas.reuse import STATISTICS_BATCHES, check_reuse, renew_statistics
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.supernet import Supernet
@@ -69,6 +70,7 @@ def _zero_order(name: str) -> Method:
         solver = make_solver(name, options)
         if n_samples is not None:  # not a field of every solver: each knows what N means to it
             solver = solver.with_n_samples(n_samples)
+        check_reuse(config, solver)
         return ZeroOrderUpdater(solver, alpha, seed=seed, schedule=config.sigma_schedule)
 
     return Method(f"zero-order: the solver {name} on alpha (paper, Alg. 1)", build)
@@ -76,6 +78,7 @@ def _zero_order(name: str) -> Method:
 
 def _gradient(second_order: bool) -> Method:
     def build(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
+        check_reuse(config, None)
         if config.solver:
             raise InvalidValueError(
                 f"solver must have no options with {config.algo}, which uses none of them, "
@@ -173,6 +176,7 @@ class Search(EpochLoop):
         self._updater = method.build(config, alpha, seeds["solver"])
         self._period = 1 if method.every_step else max(config.inner_steps, 1)
         self._updates: list[Metrics] = []  # what this epoch's updates measured
+        self._has_fits = False  # whether reused fits stand for the steps up to the next update
 
     @property
     def alpha(self) -> Tensor:
@@ -193,20 +197,43 @@ class Search(EpochLoop):
         set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
         self.supernet.train()
 
-    def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
+    def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
         config = self.config
         if self.epoch >= config.warmup_epochs and self.step % self._period == 0:
             passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-            self._updates.append(self._updater.step(self._objective, passed))
+            metrics = self._updater.step(self._objective, passed)
+            if config.reuse_fits:
+                self._has_fits = self._take_fits()
+                metrics["fits_taken"] = float(self._has_fits)
+            self._updates.append(metrics)
+        if self._has_fits:
+            return None
         images, labels = self._streams["train"].next_batch()
         logits = self.supernet(images, self.alpha)
         loss = F.cross_entropy(logits, labels)
         weight_step(loss, self.supernet, self._optimizer, config.grad_clip)
         return loss, logits, labels
 
+    def _take_fits(self) -> bool:
+        """Gives the supernet the fits that the new alpha is made of; False if there are none."""
+        fits, self._objective.fits = self._objective.fits, None  # they need not wait in memory
+        weights = self._updater.candidate_weights
+        if fits is None or weights is None:
+            return False
+        total = weights.sum()
+        if not total > 0:  # waits for the device, once in an update
+            return False
+        self._meter.sums += fits.give(weights / total, self.supernet, self._optimizer)
+        return True
+
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        self.supernet.eval()
         alpha = self.alpha
+        if any(update.get("fits_taken") for update in self._updates):
+            # The candidates keep no running statistics, so those of the supernet are behind.
+            n_batches = min(STATISTICS_BATCHES, self.n_steps)
+            batches = (self._streams["train"].next_batch() for _ in range(n_batches))
+            renew_statistics(self.supernet, lambda images: self.supernet(images, alpha), batches)
+        self.supernet.eval()
         val = evaluate(
             lambda images: self.supernet(images, alpha), self._val_batches(), self.device
         )
@@ -235,6 +262,7 @@ class Search(EpochLoop):
             "objective": self._objective.state_dict(),
             "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
             "noise": self._noise.get_state(),
+            "has_fits": self._has_fits,
             "updates": [
                 {name: float(value) for name, value in update.items()} for update in self._updates
             ],
@@ -249,6 +277,7 @@ class Search(EpochLoop):
             stream.load_state_dict(state["streams"][name])
         self._noise.set_state(state["noise"].cpu())
         self._updates = state["updates"]
+        self._has_fits = bool(state.get("has_fits", False))  # older runs reused nothing
 
 
 def run_search(

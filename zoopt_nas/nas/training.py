@@ -104,36 +104,40 @@ def weight_step(
 
 
 class Meter:
-    """Mean loss and accuracy over images. It sums on the device and syncs only when read."""
+    """Mean loss and accuracy over images. It sums on the device and syncs only when read.
+
+    Attributes:
+        sums: ``(3,)``: of the losses, of the right answers, and the number of images.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        # Loss sum, correct answers, images: float64 counts exactly and does not drift.
+        # float64 counts exactly and does not drift.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(3, dtype=dtype, device=device)
+        self.sums = torch.zeros(3, dtype=dtype, device=device)
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds a batch: its mean ``loss`` (), ``logits`` (batch, classes), ``labels`` (batch,)."""
         n_images = labels.shape[0]
         with torch.no_grad():
-            self._sums[0] += loss.detach() * n_images
-            self._sums[1] += (logits.argmax(dim=1) == labels).sum()
-            self._sums[2] += n_images
+            self.sums[0] += loss.detach() * n_images
+            self.sums[1] += (logits.argmax(dim=1) == labels).sum()
+            self.sums[2] += n_images
 
     @property
     def loss(self) -> float:
         """Mean loss of an image; NaN if none was seen."""
-        return float(self._sums[0] / self._sums[2])
+        return float(self.sums[0] / self.sums[2])
 
     @property
     def accuracy(self) -> float:
         """Share of right answers, in [0, 1]; NaN if no image was seen."""
-        return float(self._sums[1] / self._sums[2])
+        return float(self.sums[1] / self.sums[2])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self._sums.clone()}
+        return {"sums": self.sums.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums.copy_(state["sums"])
+        self.sums.copy_(state["sums"])
 
 
 def evaluate(

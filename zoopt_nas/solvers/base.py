@@ -62,6 +62,9 @@ class SolverState:
         memory: what the solver keeps between steps: arrays and numbers, by name.
         metrics: what the last ``tell`` measured, by name. An entry may be a 0-d array on the device
             of ``x``, so that a step never waits for the device; ``float()`` reads it.
+        weights: how much of each row of the last batch is in ``x``, (n,): w of
+            x = Σ w_i row_i + (1 - Σ w_i) (x before), with w_i >= 0 and Σ w_i <= 1, up to rounding.
+            None if the step was another one; see ``weighs_candidates``.
     """
 
     x: Array
@@ -70,12 +73,15 @@ class SolverState:
     pending: Array | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    weights: Array | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a complete copy: ``{"arrays": {name: numpy array}, "meta": JSON-able dict}``."""
         parts: dict[str, Any] = {"x": self.x}
         if self.pending is not None:
             parts["pending"] = self.pending
+        if self.weights is not None:
+            parts["weights"] = self.weights
         parts |= {f"memory.{key}": value for key, value in self.memory.items()}
         parts |= {f"metrics.{key}": value for key, value in self.metrics.items()}
         encoded = {name: encode_array(value) for name, value in parts.items()}
@@ -109,6 +115,7 @@ class SolverState:
             pending=decoded.get("pending"),
             memory=_section("memory.", decoded),
             metrics=_section("metrics.", decoded),
+            weights=decoded.get("weights"),
         )
 
 
@@ -141,10 +148,13 @@ class Solver(ABC):
         name: the key in ``SOLVERS``.
         uses_guide: whether ``ask`` takes a ``guide``.
         annealed: the fields that an outer schedule may shrink; see ``scaled``.
+        weighs_candidates: whether each step goes to one of the candidates or to their weighted mean
+            and says so in ``state.weights``.
     """
 
     name: ClassVar[str]
     uses_guide: ClassVar[bool] = False
+    weighs_candidates: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -244,6 +254,7 @@ class Solver(ABC):
         # below and in the solvers, so NumPy need not warn (torch never does).
         with np.errstate(over="ignore", invalid="ignore"):
             values = finite_values("values", values, state.x, candidates.shape[0])
+            state.weights = None
             state.x = finite_or(self._tell(state, candidates, values), state.x)
         state.n_steps += 1
         state.pending = None
@@ -304,6 +315,9 @@ class Solver(ABC):
         ``candidates`` is (n, dim) like ``state.x``. ``values`` is (n,), of ``value_dtype``, with
         +inf where the evaluation failed and finite everywhere else. Never write into either, nor
         into ``state.x``. A returned iterate with a non-finite entry is discarded by ``tell``.
+
+        With ``weighs_candidates`` it sets ``state.weights`` too: (n,) like ``values``, 0 where the
+        evaluation failed.
         """
 
 

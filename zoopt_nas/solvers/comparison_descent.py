@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace, copy, device
+from zoopt_nas._arrays import Array, array_namespace, as_like, copy, device, value_dtype
 from zoopt_nas.solvers.base import SolverState
 
 # Up to here a dim x dim metric is learnt. It takes about dim² evaluations to learn one, and two
@@ -189,12 +189,12 @@ class ComparisonDescent:
         told: list[float] = values.tolist()
         best = min(range(len(told)), key=told.__getitem__)
         if memory["is_restart"]:
-            if told[best] < math.inf:
-                self._reset(state)
-                spread = min(2 * float(memory["spread"]), MAX_SPREAD)
-                memory |= {"value": told[best], "is_restart": False, "spread": spread}
-                return copy(candidates[best])
-            return x
+            if told[best] == math.inf:
+                return x
+            self._reset(state)
+            spread = min(2 * float(memory["spread"]), MAX_SPREAD)
+            memory |= {"value": told[best], "is_restart": False, "spread": spread}
+            return _go(state, candidates, best)
         i_lead = int(memory["has_x"])
         n_before = int(memory["n_before"])
         value = _last_measured(memory)
@@ -219,16 +219,15 @@ class ComparisonDescent:
             memory["failed"] = candidates[n_before:] - x
         self._restart_if_converged(memory)
         if not is_better:
+            if memory["has_x"] and told[0] < math.inf:  # it is row 0 that was not beaten
+                _weigh(state, len(told), 0, 1.0)
             return x
         # From an x that failed, all the way: nothing is known of the points in between.
         if not memory["is_noisy"] or value == math.inf:
-            return copy(candidates[best])
+            return _go(state, candidates, best)
         # The value of the point that x goes to is not known.
         memory |= {"value": math.nan, "measured": value, "has_moved": True}
-        step = candidates[best] - x
-        step *= math.exp(float(memory["log_share"]))
-        step += x
-        return step
+        return _go_part(state, candidates, best, math.exp(float(memory["log_share"])))
 
     def _compare_x(self, memory: dict[str, Any], value: float) -> None:
         """Compares a new value of x with its last one."""
@@ -350,6 +349,27 @@ def rank_one_update(
         factor * shrink + column[:, None] * direction,
         inverse * (1 / shrink) - direction[:, None] * row,
     )
+
+
+def _go(state: SolverState, candidates: Array, row: int) -> Array:
+    """Returns a row as the new x."""
+    _weigh(state, candidates.shape[0], row, 1.0)
+    return copy(candidates[row])
+
+
+def _go_part(state: SolverState, candidates: Array, row: int, share: float) -> Array:
+    """Returns the point that is a share of the way from x to a row."""
+    _weigh(state, candidates.shape[0], row, share)
+    step = candidates[row] - state.x
+    step *= share
+    step += state.x
+    return step
+
+
+def _weigh(state: SolverState, n: int, row: int, share: float) -> None:
+    weights = [0.0] * n
+    weights[row] = share
+    state.weights = as_like("weights", weights, state.x, (n,), value_dtype(state.x))
 
 
 def _norm_or_one(vector: Array) -> Array:

@@ -77,6 +77,7 @@ class GLD(Solver):
 
     name: ClassVar[str] = "gld"
     evaluates_iterate: ClassVar[bool] = True
+    weighs_candidates: ClassVar[bool] = True
 
     # The paper gives no numbers. For "search", of r = 1e-2..1e-5, 1e-3 is the best compromise
     # measured on the sphere function in 2, 10 and 50 dimensions at 100 to 250 evaluations per
@@ -201,10 +202,14 @@ class GLD(Solver):
         best = xp.argmin(values)[None]
         value = xp.take(values, best, axis=0)[0]
         x = xp.take(candidates, best, axis=0)[0]
+        is_better = value < math.inf
         if self.deterministic and "value" in state.memory:  # no row of this batch is x
             known = state.memory["value"]
             is_better = value < known
             x = xp.where(is_better, x, state.x)
             value = xp.where(is_better, value, known)
         state.memory["value"] = value
+        state.weights = xp.zeros_like(values)
+        state.weights[best] = 1.0
+        state.weights *= is_better
         return x

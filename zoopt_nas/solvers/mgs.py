@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
+from zoopt_nas._arrays import Array, array_namespace, as_like, copy, device, value_dtype
 from zoopt_nas._checks import check_choice, check_fraction, check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers.adaptation import (
@@ -78,6 +78,7 @@ class MGS(Solver):
 
     name: ClassVar[str] = "mgs"
     uses_guide: ClassVar[bool] = True
+    weighs_candidates: ClassVar[bool] = True
     annealed: ClassVar[tuple[str, ...]] = ("sigma",)
 
     # The paper's form: σ, N and λ are those of the paper's released search script. The weighting is
@@ -166,6 +167,7 @@ class MGS(Solver):
         n_effective = xp.sum(weights) / xp.where(squares > 0, squares, 1.0)  # N_e of A.3; or 0
         state.metrics["n_effective"] = n_effective
         state.metrics["effective_ratio"] = n_effective / values.shape[0]  # Eq. 27
+        state.weights = weights
         return state.x + xp.astype(weights, steps.dtype) @ steps
 
     def _weights(self, steps: Array, values: Array, guide: Array | None) -> Array:
@@ -258,6 +260,7 @@ class MGS(Solver):
         if self._has_converged(state, min(host)):
             self._restart(state, int(memory["n_restarts"]) + 1)
             return x + 2 * memory["sigma"] * sampling.gaussian(state.rng, 1, x)[0]
+        state.weights = as_like("weights", weights, values, (len(host),))
         if "root" in memory:
             self._remember(memory, candidates, values)
             memory.pop("guide", None)
