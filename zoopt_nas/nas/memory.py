@@ -202,9 +202,15 @@ class _AsIfWhole(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function is Tensor.numel and args[0].shape[:1] == (N_IMAGES,):
+        if function is Tensor.numel and _is_batch(args[0]):
             return int(result * self._scale)
         return result
+
+
+def _is_batch(tensor: Tensor) -> bool:
+    """Whether it has a row for each image; a convolution of as many channels is none."""
+    is_image = tensor.ndim == 4 and tensor.shape[0] == N_IMAGES
+    return is_image and not isinstance(tensor, nn.Parameter)
 
 
 class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
