@@ -61,12 +61,18 @@ WHOLE = ("convolution", "batch_norm", "native_batch_norm", "max_pool2d", "avg_po
 
 @dataclass
 class Step:
-    """A model with its batch, and one training step of it."""
+    """A model with its batch, and one training step of it.
+
+    Attributes:
+        alpha: architecture parameters; None = the model takes none.
+        amp: the type in which autocast computes; None = off.
+    """
 
     model: nn.Module
     images: Tensor
     labels: Tensor
     alpha: Tensor | None
+    amp: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         parameters = self.model.parameters()
@@ -74,11 +80,19 @@ class Step:
 
     def __call__(self) -> None:
         inputs = (self.images,) if self.alpha is None else (self.images, self.alpha)
-        loss = F.cross_entropy(self.model(*inputs), self.labels)
+        device = self.images.device.type
+        with torch.autocast(device, self.amp, enabled=self.amp is not None):
+            loss = F.cross_entropy(self.model(*inputs), self.labels)
         weight_step(loss, self.model, self.optimizer, 5.0)
 
 
-def build(space: str, form: str, size: tuple[int, int, int, int, int], n_parts: int = 1) -> Step:
+def build(
+    space: str,
+    form: str,
+    size: tuple[int, int, int, int, int],
+    n_parts: int = 1,
+    device: str = "cpu",
+) -> Step:
     """The ``"plain"`` or ``"ours"`` form of a supernet, or of the network.
 
     Args:
@@ -86,13 +100,14 @@ def build(space: str, form: str, size: tuple[int, int, int, int, int], n_parts: 
     """
     torch.manual_seed(0)
     batch, in_channels, side, init_channels, n_cells = size
-    images = torch.randn(batch, in_channels, side, side)
-    labels = torch.randint(10, (batch,))
+    images = torch.randn(batch, in_channels, side, side).to(device)
+    labels = torch.randint(10, (batch,)).to(device)
     if space == "network":
         network = Network(
             GENOTYPES["DARTS_V2"], 10, init_channels, n_cells, in_channels=in_channels
         )
-        return Step(plain_network(network) if form == "plain" else network, images, labels, None)
+        network = plain_network(network) if form == "plain" else network
+        return Step(network.to(device), images, labels, None)
     supernet: nn.Module = Supernet(
         SPACES[space],
         10,
@@ -103,8 +118,8 @@ def build(space: str, form: str, size: tuple[int, int, int, int, int], n_parts: 
     )
     if form == "plain":
         supernet = PlainSupernet(supernet)  # type: ignore[arg-type]
-    alpha = torch.as_tensor(SPACES[space].init_alpha(rng=0)).float()
-    return Step(supernet, images, labels, alpha)
+    alpha = torch.as_tensor(SPACES[space].init_alpha(rng=0)).float().to(device)
+    return Step(supernet.to(device), images, labels, alpha)
 
 
 def ratios(plain: Step, ours: Step, repeats: int) -> tuple[float, list[float]]:
