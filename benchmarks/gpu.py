@@ -43,8 +43,8 @@ Size = tuple[int, int, int, int, int]
 # What is compared; the first is what ratios are to. A compiled or captured step, or one of several
 # candidates at once, is one more line here: `(space, size, device) -> Step`.
 FORMS: dict[str, Callable[[str, Size, str], Step]] = {
-    "plain": lambda space, size, device: build(space, "plain", size, device),
-    "ours": lambda space, size, device: build(space, "ours", size, device),
+    "plain": lambda space, size, device: build(space, "plain", size, device=device),
+    "ours": lambda space, size, device: build(space, "ours", size, device=device),
 }
 
 
