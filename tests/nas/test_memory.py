@@ -106,7 +106,7 @@ def test_the_parts_of_an_estimate(search_config, train_config, monkeypatch):
     assert larger.activations == pytest.approx(2 * found.activations, abs=2)
     assert larger.evaluation == found.evaluation
     monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 0)
-    pools = config.replace(space="darts")
+    pools = config.replace(space="darts", n_cells=4)
     one_by_one = estimate_search(pools, data).activations
     # A gradient in alpha keeps the output of every pool.
     assert estimate_search(pools.replace(algo="darts1"), data).activations > 1.01 * one_by_one
