@@ -128,7 +128,11 @@ def test_an_npz_that_lacks_something_is_named(refused, tmp_path):
 @pytest.mark.parametrize(
     ("module", "command", "advice"),
     [
-        (search, "search", "lower --batch-size (32) or --init-channels (2)"),
+        (
+            search,
+            "search",
+            "lower --batch-size (32) or --init-channels (2), or raise --partial-channels (1)",
+        ),
         # The test has batches of 256 images, which count for more.
         (retrain, "train DARTS_V2", "lower --init-channels (2)"),
     ],
