@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -238,3 +239,24 @@ def test_seed_noise_reaches_nested_operations_and_only_those():
     assert [m.generator for m in model.modules() if isinstance(m, Noise)] == [generator] * 2
     seed_noise(model, None)
     assert [m.generator for m in model.modules() if isinstance(m, Noise)] == [None] * 2
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [2, 4, 8, 15, 16, 24])
+def test_narrow_reductions_have_the_right_gradients_in_float32(channels, memory_format):
+    """A library's weight gradient of strided 1x1 convolutions writes past narrow channels_last."""
+    torch.manual_seed(0)
+    operation = FactorizedReduce(channels, channels, affine=False)
+    exact = copy.deepcopy(operation).double()
+    for _ in range(20):
+        x = torch.randn(16, channels, 8, 8)
+        single = x.contiguous(memory_format=memory_format).requires_grad_()
+        double = x.double().requires_grad_()
+        weight = torch.randn(16, channels, 4, 4)
+        gradients = [
+            torch.autograd.grad((module(y) * weight.to(y)).sum(), [y, *module.parameters()])
+            for module, y in ((operation, single), (exact, double))
+        ]
+        for found, expected in zip(*gradients, strict=True):
+            # A sum of 256 products, behind a BatchNorm: 1e-4 is a thousand roundings.
+            torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)

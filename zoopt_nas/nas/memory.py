@@ -23,12 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoopt_nas.errors import NotEnoughMemoryError, ZooptNasError
 from zoopt_nas.nas.config import GRADIENT_ALGOS, RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.data import Dataset
-from zoopt_nas.nas.genotype import Genotype
-from zoopt_nas.nas.network import Network
+from zoopt_nas.nas.models import build_network, build_supernet
 from zoopt_nas.nas.operations import seed_noise
-from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.training import EVAL_BATCH_SIZE, generator, pick_device, seeded_init, stem_for
+from zoopt_nas.nas.training import EVAL_BATCH_SIZE, generator, pick_device
 
 N_IMAGES = 2  # BatchNorm needs two values for each channel
 # How many times the bytes of its tensors a run takes: the C library's allocator leaves gaps, and
@@ -71,20 +68,13 @@ class MemoryEstimate:
 
 def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
     """The memory of ``run_search(config)`` on a data set that is loaded."""
-    device, space = pick_device(config.device), SPACES[config.space]
-    with seeded_init(0):
-        supernet = Supernet(
-            space,
-            dataset.n_classes,
-            config.init_channels,
-            config.n_cells,
-            in_channels=dataset.in_channels,
-            stem=stem_for(dataset.image_size),
-            partial_channels=config.partial_channels,
-        ).to(device)
+    device = pick_device(config.device)
+    supernet = build_supernet(config, dataset, seed=0, device=device)
     seed_noise(supernet, generator(0, device))
     # Gradients in alpha need every operation's output.
-    alpha = torch.zeros(space.dim, device=device, requires_grad=config.algo in GRADIENT_ALGOS)
+    alpha = torch.zeros(
+        supernet.space.dim, device=device, requires_grad=config.algo in GRADIENT_ALGOS
+    )
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(supernet(images, alpha), labels)
@@ -106,16 +96,7 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
 def estimate_training(config: TrainConfig, dataset: Dataset) -> MemoryEstimate:
     """The memory of ``run_training(config)`` on a data set that is loaded."""
     device = pick_device(config.device)
-    with seeded_init(0):
-        network = Network(
-            Genotype.load(config.genotype),
-            dataset.n_classes,
-            config.init_channels,
-            config.n_cells,
-            in_channels=dataset.in_channels,
-            auxiliary=config.auxiliary,
-            stem=stem_for(dataset.image_size),
-        ).to(device)
+    network = build_network(config, dataset, seed=0, device=device)
     network.set_generator(generator(0, device))
     network.drop_path_probability = config.drop_path
 

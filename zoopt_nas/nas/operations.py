@@ -141,19 +141,29 @@ def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor
     if scale is None:
         out: Tensor = norm(x)
         return out
-    training = norm.training or norm.running_mean is None
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    return F.batch_norm(
-        x,
-        norm.running_mean,
-        norm.running_var,
-        scale.expand(x.shape[1]).contiguous(),  # its gradient has the same memory order
-        None,
-        training,
-        norm.momentum or 0.0,
-        norm.eps,
-    )
+    # Contiguous: its gradient is written in the same memory order.
+    scale = scale.expand(x.shape[1]).contiguous()
+    return normalize(x, norm, norm.running_mean, norm.running_var, scale)
+
+
+def normalize(
+    x: Tensor,
+    norm: nn.BatchNorm2d,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    """BatchNorm with the settings of ``norm``, which has no affine parameters.
+
+    Args:
+        mean, variance: running statistics, ``(channels,)``, updated in training; None = those of
+            the batch, always.
+        scale: ``(channels,)``, contiguous; None is one.
+    """
+    training = norm.training or mean is None
+    return F.batch_norm(x, mean, variance, scale, None, training, norm.momentum or 0.0, norm.eps)
 
 
 def diagonal_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,12 +184,12 @@ class _DiagonalPixels(torch.autograd.Function):
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
         odd = F.pad(x[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
-        return x[:, :, ::2, ::2].clone(memory_format=_memory_format(x)), odd
+        return x[:, :, ::2, ::2].clone(memory_format=memory_format_of(x)), odd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         (x,) = inputs
-        ctx.shape, ctx.is_last = x.shape, _memory_format(x) == torch.channels_last
+        ctx.shape, ctx.is_last = x.shape, memory_format_of(x) == torch.channels_last
 
     @staticmethod
     def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
@@ -214,12 +224,13 @@ class _JoinedChannels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        memory_format = _memory_format(grad)
+        memory_format = memory_format_of(grad)
         parts = torch.split(grad, ctx.sizes, dim=1)
         return tuple(part.contiguous(memory_format=memory_format) for part in parts)
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """channels_last or contiguous."""
     is_last = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_last else torch.contiguous_format
 

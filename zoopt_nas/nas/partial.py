@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.operations import memory_format_of
 
 
 def part_width(channels: int, n_parts: int) -> int:
@@ -36,21 +37,16 @@ def split_parts(x: Tensor, n_parts: int, stride: int) -> tuple[Tensor, Tensor]:
     own, others = torch.split(x, [width, x.shape[1] - width], dim=1)
     if stride == 2:
         others = F.max_pool2d(others, 2, ceil_mode=True)
-    memory_format = _memory_format(x)
+    memory_format = memory_format_of(x)
     return own.contiguous(memory_format=memory_format), others
 
 
 def merge_parts(own: Tensor, others: Tensor, n_parts: int) -> Tensor:
     """Both groups of channels as one node, shuffled: first the first of each n_parts-th."""
     # In the order of memory, so that the copy is the only one.
-    if _memory_format(own) == torch.channels_last:
+    if memory_format_of(own) == torch.channels_last:
         rows = torch.cat([part.permute(0, 2, 3, 1) for part in (own, others)], dim=3)
         shuffled = torch.unflatten(rows, 3, (n_parts, -1)).transpose(3, 4).flatten(3)
         return shuffled.permute(0, 3, 1, 2)
     joined = torch.cat([own, others], dim=1)
     return torch.unflatten(joined, 1, (n_parts, -1)).transpose(1, 2).flatten(1, 2)
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    is_last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_last else torch.contiguous_format

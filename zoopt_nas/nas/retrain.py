@@ -23,7 +23,8 @@ from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import estimate_training, out_of_memory_in_one_line
-from zoopt_nas.nas.network import Network, count_parameters
+from zoopt_nas.nas.models import build_network
+from zoopt_nas.nas.network import count_parameters
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.training import (
     EVAL_BATCH_SIZE,
@@ -32,10 +33,8 @@ from zoopt_nas.nas.training import (
     generator,
     make_sgd,
     pick_device,
-    seeded_init,
     seeds_for,
     set_lr,
-    stem_for,
     weight_step,
 )
 
@@ -71,16 +70,7 @@ class Training(EpochLoop):
         super().__init__(config, observer, device)
         self.config = config
         seeds = seeds_for(config.seed, ("weights", "train", "drop_path"))
-        with seeded_init(seeds["weights"]):
-            self.network = Network(
-                Genotype.load(config.genotype),
-                dataset.n_classes,
-                config.init_channels,
-                config.n_cells,
-                in_channels=dataset.in_channels,
-                auxiliary=config.auxiliary,
-                stem=stem_for(dataset.image_size),
-            ).to(device)
+        self.network = build_network(config, dataset, seed=seeds["weights"], device=device)
         self._drop_path = generator(seeds["drop_path"], device)
         self.network.set_generator(self._drop_path)
         self._optimizer = make_sgd(self.network, config)

@@ -21,11 +21,11 @@ from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_i
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import estimate_search
+from zoopt_nas.nas.models import build_supernet
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.reuse import STATISTICS_BATCHES, check_reuse, renew_statistics
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.supernet import Supernet
 from zoopt_nas.nas.training import (
     EVAL_BATCH_SIZE,
     cosine,
@@ -33,10 +33,8 @@ from zoopt_nas.nas.training import (
     generator,
     make_sgd,
     pick_device,
-    seeded_init,
     seeds_for,
     set_lr,
-    stem_for,
     weight_step,
 )
 from zoopt_nas.nas.updaters import AlphaUpdater, Metrics, ZeroOrderUpdater
@@ -135,19 +133,9 @@ class Search(EpochLoop):
         super().__init__(config, observer, device)
         self.config = config
         method = METHODS[config.algo]
-        space = SPACES[config.space]
         seeds = seeds_for(config.seed, _SEEDED)
 
-        with seeded_init(seeds["weights"]):
-            self.supernet = Supernet(
-                space,
-                dataset.n_classes,
-                config.init_channels,
-                config.n_cells,
-                in_channels=dataset.in_channels,
-                stem=stem_for(dataset.image_size),
-                partial_channels=config.partial_channels,
-            ).to(device)
+        self.supernet = build_supernet(config, dataset, seed=seeds["weights"], device=device)
         self._noise = generator(seeds["noise"], device)
         seed_noise(self.supernet, self._noise)
         self._optimizer = make_sgd(self.supernet, config)
@@ -172,7 +160,7 @@ class Search(EpochLoop):
             seed=seeds["objective"],
             inner=method.inner,
         )
-        alpha = space.init_alpha(rng=seeds["alpha"], device=device)
+        alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         self._updater = method.build(config, alpha, seeds["solver"])
         self._period = 1 if method.every_step else max(config.inner_steps, 1)
         self._updates: list[Metrics] = []  # what this epoch's updates measured

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.operations import DilConv, FactorizedReduce, Pool, SepConv, diagonal_pixels
+from zoopt_nas.nas.operations import (
+    DilConv,
+    FactorizedReduce,
+    Pool,
+    SepConv,
+    diagonal_pixels,
+    memory_format_of,
+    normalize,
+)
 from zoopt_nas.nas.separable import separable_conv2d
 
 # Above this many numbers in an operator's input a CPU takes longer for the joined form: its grouped
@@ -165,7 +173,7 @@ class SharedTerms:
     def outputs(self, node: Node, table: Tensor) -> dict[int, Tensor]:
         """Their sum on each edge; ``table`` has a weight for each edge and operation."""
         outs = [node.pooled(op) if isinstance(op, Pool) else node.x for op in self.operations]
-        is_last = not node.x.is_contiguous()
+        is_last = memory_format_of(node.x) == torch.channels_last
         if is_last:
             outs = [out.permute(0, 2, 3, 1) for out in outs]
         terms = torch.stack(outs) if len(outs) > 1 else outs[0][None]
@@ -325,11 +333,7 @@ class _Norms:
 
     def apply(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """The next group on ``x``, times ``scale``."""
-        mean, variance = next(self._views)
-        norm = self._first
-        training = norm.training or mean is None
-        momentum = norm.momentum or 0.0
-        return F.batch_norm(x, mean, variance, scale, None, training, momentum, norm.eps)
+        return normalize(x, self._first, *next(self._views), scale)
 
     def write_back(self) -> None:
         """Keeps the running statistics, once all groups are through."""
@@ -345,7 +349,7 @@ def _repeat(x: Tensor, n: int) -> Tensor:
     """``x.repeat(1, n, 1, 1)`` in the memory format of ``x``."""
     if n == 1:
         return x
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    if memory_format_of(x) != torch.channels_last:
         return x.unsqueeze(1).expand(-1, n, -1, -1, -1).flatten(1, 2)
     repeated = x.permute(0, 2, 3, 1).unsqueeze(3).expand(-1, -1, -1, n, -1)
     return repeated.flatten(3).permute(0, 3, 1, 2)
