@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from zoopt_nas.errors import UnknownNameError
-from zoopt_nas.nas.operations import OPERATIONS, FactorizedReduce, Noise, ReLUConvBN, seed_noise
+from zoopt_nas.nas.operations import (
+    OPERATIONS,
+    FactorizedReduce,
+    Noise,
+    ReLUConvBN,
+    diagonal_pixels,
+    join_channels,
+    seed_noise,
+)
 
 PUBLISHED = (
     "none",
@@ -260,3 +268,36 @@ def test_narrow_reductions_have_the_right_gradients_in_float32(channels, memory_
         for found, expected in zip(*gradients, strict=True):
             # A sum of 256 products, behind a BatchNorm: 1e-4 is a thousand roundings.
             torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("side", [4, 5])
+def test_second_derivatives_of_what_keeps_the_memory_order(side, memory_format):
+    generator = torch.Generator().manual_seed(side)
+    x, y = (
+        torch.randn(2, n, side, side, generator=generator, dtype=torch.float64)
+        .contiguous(memory_format=memory_format)
+        .requires_grad_()
+        for n in (2, 3)
+    )
+    # Squares: both are linear, and would have no second derivative.
+    for function in (
+        lambda *nodes: join_channels(nodes) ** 2,
+        lambda *nodes: [pixels**2 for node in nodes for pixels in diagonal_pixels(node)],
+    ):
+        assert torch.autograd.gradcheck(function, (x, y))
+        assert torch.autograd.gradgradcheck(function, (x, y))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_keep_the_memory_order(memory_format):
+    x, y = (
+        torch.randn(2, 4, 6, 6).contiguous(memory_format=memory_format).requires_grad_()
+        for _ in range(2)
+    )
+    gradients = [
+        *torch.autograd.grad((join_channels([x, y]) ** 2).sum(), [x, y]),
+        *torch.autograd.grad(sum((pixels**2).sum() for pixels in diagonal_pixels(x)), x),
+    ]
+    assert len(gradients) == 3
+    assert all(gradient.is_contiguous(memory_format=memory_format) for gradient in gradients)

@@ -178,8 +178,6 @@ def diagonal_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
 class _DiagonalPixels(torch.autograd.Function):
     """Slices, whose own backward pass is many times slower: it loses channels_last."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
@@ -211,8 +209,6 @@ def join_channels(nodes: Sequence[Tensor]) -> Tensor:
 
 class _JoinedChannels(torch.autograd.Function):
     """Kernels that meet a slice of channels in channels_last memory take ten times as long."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(*nodes: Tensor) -> Tensor:
