@@ -199,6 +199,25 @@ def test_a_refusal_names_what_helps(estimate, fields, advice):
     )
 
 
+@pytest.mark.parametrize("run", ["search", "train"])
+def test_weights_that_cannot_fit_are_refused_before_they_are_made(
+    run, search_config, train_config, monkeypatch
+):
+    module, config = {"search": (search, search_config()), "train": (retrain, train_config())}[run]
+    # 2 (copies of a supernet) 4 (weights, gradients, momentum, a sum) 4 (bytes): the widest cell
+    # has 1x1 convolutions of 4000 x 4000 and more.
+    config = config.replace(init_channels=4000, n_cells=20)
+    monkeypatch.setattr(module, "free_memory", lambda device: 5 * GB)
+    made = []
+    monkeypatch.setattr(module, "Search" if run == "search" else "Training", made.append)
+    start = search.run_search if run == "search" else run_training
+    with pytest.raises(
+        NotEnoughMemoryError, match=r"needs about \d{3,}\.\d GB, and 5\.0 GB are free"
+    ):
+        start(config)
+    assert made == []
+
+
 def test_bytes_in_words():
     assert [in_words(n) for n in (0, 1_600_000, 99_400_000, 10**8, 12_340_000_000)] == [
         *("0 MB", "2 MB", "99 MB", "0.1 GB", "12.3 GB")

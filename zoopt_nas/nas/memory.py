@@ -28,6 +28,7 @@ from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.training import EVAL_BATCH_SIZE, generator, pick_device
 
 N_IMAGES = 2  # BatchNorm needs two values for each channel
+N_SEARCH_COPIES = 2  # the supernet, and the copy on which candidates are fitted
 # How many times the bytes of its tensors a run takes: the C library's allocator leaves gaps, and
 # more where batches of several sizes take turns (1.3 to 2.1); and what PyTorch loads for its first
 # step. Measured on the CPU only (docs/performance.md).
@@ -88,7 +89,7 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
         lambda images: supernet(images, alpha),
         dataset,
         sizes=(min(config.batch_size, max(n_fit, n_score)), min(EVAL_BATCH_SIZE, n_score)),
-        n_copies=2,
+        n_copies=N_SEARCH_COPIES,
         n_batches=1 + n_inner + config.val_batches,
     )
 
@@ -223,6 +224,31 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, n_bytes: int) -> None:
         self._counted.discard(key)
         self._live -= n_bytes
+
+
+def check_weights(config: RunConfig, dataset: Dataset, free: int | None) -> None:
+    """Refuses a run whose weights alone do not fit, before anything of their size is made.
+
+    Args:
+        config: of a search or a retraining.
+        dataset: what it trains on.
+        free: bytes; None = unknown.
+
+    Raises:
+        NotEnoughMemoryError: they do not fit.
+    """
+    meta = torch.device("meta")
+    with meta:  # shapes without memory
+        if isinstance(config, SearchConfig):
+            model: nn.Module = build_supernet(config, dataset, seed=0, device=meta)
+            n_copies = N_SEARCH_COPIES
+        else:
+            assert isinstance(config, TrainConfig)
+            model, n_copies = build_network(config, dataset, seed=0, device=meta), 1
+    weights = MemoryEstimate(
+        parameters=n_copies * _parameter_bytes(model), activations=0, evaluation=0, data=0
+    )
+    check_fits(weights, free, config)
 
 
 def check_fits(estimate: MemoryEstimate, free: int | None, config: RunConfig) -> None:

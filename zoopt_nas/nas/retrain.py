@@ -22,7 +22,7 @@ from zoopt_nas.nas.config import TrainConfig
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
-from zoopt_nas.nas.memory import estimate_training, out_of_memory_in_one_line
+from zoopt_nas.nas.memory import check_weights, estimate_training, out_of_memory_in_one_line
 from zoopt_nas.nas.models import build_network
 from zoopt_nas.nas.network import count_parameters
 from zoopt_nas.nas.runs import RunFolder
@@ -171,6 +171,7 @@ def _build(config: TrainConfig, observer: Observer | None) -> tuple[Training, Da
     Genotype.load(config.genotype)  # a wrong one before the data set is read
     free = free_memory(pick_device(config.device))  # before what the estimate counts
     dataset = load_run_dataset(config, ("train", "test"))
+    check_weights(config, dataset, free)
     training = Training(config, dataset, observer)
     training.check_memory(estimate_training(config, dataset), free)
     return training, dataset

@@ -20,7 +20,7 @@ from zoopt_nas.nas.darts import GradientUpdater
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_indices
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
-from zoopt_nas.nas.memory import estimate_search
+from zoopt_nas.nas.memory import check_weights, estimate_search
 from zoopt_nas.nas.models import build_supernet
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.reuse import STATISTICS_BATCHES, check_reuse, renew_statistics
@@ -312,6 +312,7 @@ def _build(config: SearchConfig, observer: Observer | None) -> Search:
         table[name]  # a wrong name before the data set is read
     free = free_memory(pick_device(config.device))  # before what the estimate counts
     dataset = load_run_dataset(config, ("train",))
+    check_weights(config, dataset, free)
     search = Search(config, dataset, observer)
     search.check_memory(estimate_search(config, dataset), free)
     return search
