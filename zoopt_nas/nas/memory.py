@@ -248,16 +248,19 @@ def check_weights(config: RunConfig, dataset: Dataset, free: int | None) -> None
     weights = MemoryEstimate(
         parameters=n_copies * _parameter_bytes(model), activations=0, evaluation=0, data=0
     )
-    check_fits(weights, free, config)
+    check_fits(weights, free, config, what="the weights need")
 
 
-def check_fits(estimate: MemoryEstimate, free: int | None, config: RunConfig) -> None:
+def check_fits(
+    estimate: MemoryEstimate, free: int | None, config: RunConfig, what: str = "a step needs"
+) -> None:
     """Refuses a run that needs more than is free.
 
     Args:
         estimate: what it needs.
         free: bytes; None = unknown, which is no reason to refuse.
         config: its settings, for advice.
+        what: the subject and verb of the message.
 
     Raises:
         NotEnoughMemoryError: it does not fit.
@@ -265,7 +268,7 @@ def check_fits(estimate: MemoryEstimate, free: int | None, config: RunConfig) ->
     if free is not None and estimate.total > free:
         names = LOWER if estimate.activations > estimate.evaluation else LOWER[1:]
         raise NotEnoughMemoryError(
-            f"a step needs about {in_words(estimate.total)}, and {in_words(free)} are free on "
+            f"{what} about {in_words(estimate.total)}, and {in_words(free)} are free on "
             f"{pick_device(config.device)}: {_advice(config, names)}"
         )
 
@@ -311,5 +314,5 @@ def _either(options: list[str]) -> str:
 
 
 def in_words(n_bytes: int) -> str:
-    """``1.9 GB``, or ``12 MB`` of less."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
+    """``1.9 GB``, or ``12.3 MB`` of less."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
