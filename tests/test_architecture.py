@@ -36,15 +36,8 @@ ORDER = [
         "nas.skeleton",
     ),
     *("nas.supernet", "nas.network", "nas.image_files", "nas.augmentation", "nas.datasets"),
-    *(
-        "nas.data",
-        "nas.training",
-        "nas.models",
-        "nas.reuse",
-        "nas.bilevel",
-        "nas.updaters",
-        "nas.darts",
-    ),
+    *("nas.data", "nas.training", "nas.models", "nas.steps", "nas.reuse", "nas.bilevel"),
+    *("nas.updaters", "nas.darts"),
     *(
         "nas.runs",
         "nas.memory",

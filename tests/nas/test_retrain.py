@@ -14,6 +14,7 @@ from zoopt_nas import nas
 from zoopt_nas.errors import DivergedError, InvalidValueError, RunError, UnknownNameError
 from zoopt_nas.nas import network as network_module
 from zoopt_nas.nas import retrain
+from zoopt_nas.nas import steps as steps_module
 from zoopt_nas.nas.augmentation import Augmentation
 from zoopt_nas.nas.data import Dataset, ImageSet, load_dataset, sequential_batches
 from zoopt_nas.nas.genotype import GENOTYPES
@@ -119,7 +120,7 @@ def test_the_auxiliary_loss_is_added_with_its_weight_and_not_reported(
 ):
     steps: list[float] = []
     monkeypatch.setattr(
-        retrain, "weight_step", lambda loss, *args: steps.append(float(loss.detach()))
+        steps_module, "weight_step", lambda loss, *args: steps.append(float(loss.detach()))
     )
     config = train_config(auxiliary=True, auxiliary_weight=0.25, label_smoothing=0.1)
     training = Training(config, dataset)

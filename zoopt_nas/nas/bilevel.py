@@ -25,8 +25,9 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.operations import Noise, seed_noise
 from zoopt_nas.nas.reuse import Fits
+from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
 from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.training import Meter, set_lr, weight_step
+from zoopt_nas.nas.training import Meter, set_lr
 
 Batch = tuple[Tensor, Tensor]
 """``(images, labels)``."""
@@ -122,6 +123,8 @@ class BilevelObjective:
         seed_noise(self._scratch, self._noise)
         # Built from the very parameters it trains; the released code steps other ones (B1).
         self._inner_optimizer = torch.optim.SGD(self._scratch.parameters(), lr=1.0)
+        compute = cross_entropy_of(self._scratch)
+        self._step = WeightStep(compute, self._scratch, self._inner_optimizer, self._grad_clip)
 
     @classmethod
     def from_config(
@@ -199,9 +202,7 @@ class BilevelObjective:
         self._noise.manual_seed(draw.noise_seed)
         self._meter = Meter(self._noise.device) if self._keep_fits else None
         for images, labels in draw.train:
-            logits = network(images, alpha)
-            loss = F.cross_entropy(logits, labels)
-            weight_step(loss, network, self._inner_optimizer, self._grad_clip)
+            loss, logits = self._step(images, labels, alpha)
             if self._meter is not None:
                 self._meter.update(loss, logits, labels)
         return network

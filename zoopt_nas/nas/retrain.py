@@ -26,6 +26,7 @@ from zoopt_nas.nas.memory import check_weights, estimate_training, out_of_memory
 from zoopt_nas.nas.models import build_network
 from zoopt_nas.nas.network import count_parameters
 from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.steps import Losses, WeightStep
 from zoopt_nas.nas.training import (
     EVAL_BATCH_SIZE,
     cosine,
@@ -35,7 +36,6 @@ from zoopt_nas.nas.training import (
     pick_device,
     seeds_for,
     set_lr,
-    weight_step,
 )
 
 
@@ -74,6 +74,7 @@ class Training(EpochLoop):
         self._drop_path = generator(seeds["drop_path"], device)
         self.network.set_generator(self._drop_path)
         self._optimizer = make_sgd(self.network, config)
+        self._step = WeightStep(self._losses, self.network, self._optimizer, config.grad_clip)
         self._stream = BatchStream(
             dataset.train,
             torch.arange(len(dataset.train)),
@@ -93,19 +94,20 @@ class Training(EpochLoop):
         self.network.train()
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.config
         images, labels = self._stream.next_batch()
-        smoothing = config.label_smoothing
-        if config.auxiliary:
-            logits, auxiliary = self.network.forward_with_auxiliary(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-            auxiliary_loss = F.cross_entropy(auxiliary, labels, label_smoothing=smoothing)
-            total = loss + config.auxiliary_weight * auxiliary_loss
-        else:
-            logits = self.network(images)
-            total = loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        weight_step(total, self.network, self._optimizer, config.grad_clip)
+        loss, logits = self._step(images, labels)
         return loss, logits, labels
+
+    def _losses(self, images: Tensor, labels: Tensor) -> Losses:
+        config, smoothing = self.config, self.config.label_smoothing
+        if not config.auxiliary:
+            logits = self.network(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            return Losses(loss, loss, logits)
+        logits, auxiliary = self.network.forward_with_auxiliary(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        auxiliary_loss = F.cross_entropy(auxiliary, labels, label_smoothing=smoothing)
+        return Losses(loss + config.auxiliary_weight * auxiliary_loss, loss, logits)
 
     def end_epoch(self) -> tuple[dict[str, Any], None]:
         return {

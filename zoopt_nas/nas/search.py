@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from zoopt_nas.errors import DivergedError, InvalidValueError
 from zoopt_nas.nas.bilevel import BilevelObjective
@@ -26,6 +25,7 @@ from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.reuse import STATISTICS_BATCHES, check_reuse, renew_statistics
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
 from zoopt_nas.nas.training import (
     EVAL_BATCH_SIZE,
     cosine,
@@ -35,7 +35,6 @@ from zoopt_nas.nas.training import (
     pick_device,
     seeds_for,
     set_lr,
-    weight_step,
 )
 from zoopt_nas.nas.updaters import AlphaUpdater, Metrics, ZeroOrderUpdater
 from zoopt_nas.registry import Registry
@@ -139,6 +138,8 @@ class Search(EpochLoop):
         self._noise = generator(seeds["noise"], device)
         seed_noise(self.supernet, self._noise)
         self._optimizer = make_sgd(self.supernet, config)
+        compute = cross_entropy_of(self.supernet)
+        self._step = WeightStep(compute, self.supernet, self._optimizer, config.grad_clip)
 
         fit, score = split_indices(
             len(dataset.train), config.train_portion, generator(seeds["split"])
@@ -197,9 +198,7 @@ class Search(EpochLoop):
         if self._has_fits:
             return None
         images, labels = self._streams["train"].next_batch()
-        logits = self.supernet(images, self.alpha)
-        loss = F.cross_entropy(logits, labels)
-        weight_step(loss, self.supernet, self._optimizer, config.grad_clip)
+        loss, logits = self._step(images, labels, self.alpha)
         return loss, logits, labels
 
     def _take_fits(self) -> bool:
