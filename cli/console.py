@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import FrameType
@@ -64,6 +65,19 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
     one_line = " ".join(message.split())
     err.print(f"[bold red]error:[/bold red] {escape(one_line)}")
     return code
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Inside, a warning is one line on stderr, without the place in the code that gave it."""
+
+    def show(message: Warning | str, *args: object, **kwargs: object) -> None:
+        one_line = " ".join(str(message).split())
+        err.print(f"[bold yellow]warning:[/bold yellow] {escape(one_line)}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def report(error: Exception) -> int:
@@ -229,7 +243,7 @@ def watched(*, quiet: bool, resume_with: str) -> Iterator[LiveReport]:
         quiet: show nothing, for machine-readable output.
         resume_with: the command that goes on with the run.
     """
-    with stop_on_signals() as flag, LiveReport(flag, quiet) as observer:
+    with one_line_warnings(), stop_on_signals() as flag, LiveReport(flag, quiet) as observer:
         try:
             yield observer
         except RunInterrupted as interrupted:

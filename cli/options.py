@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from datetime import datetime
 from pathlib import Path
@@ -61,6 +62,27 @@ Download = Annotated[bool | None, _common("download", "Fetch missing files into 
 NTrain = Annotated[int | None, _common("n_train", "Use only so many training images.", DATA)]
 ImageSize = Annotated[int | None, _common("image_size", "Resize images to this side.", DATA)]
 Device = Annotated[str | None, _common("device", "auto, cpu, cuda, mps.", MACHINE)]
+Threads = Annotated[int | None, _common("threads", "CPU threads; none: torch's choice.", MACHINE)]
+Amp = Annotated[
+    str | None,
+    _common("amp", "Precision of weight steps: bf16, off; auto: bf16 on CUDA.", MACHINE),
+]
+Compile = Annotated[
+    str | None,
+    _common("compile", "Weight steps as CUDA graphs, or compiled: on, off; auto: CUDA.", MACHINE),
+]
+ChannelsLast = Annotated[
+    str | None, _common("channels_last", "Memory order: on, off; auto: CPU and CUDA.", MACHINE)
+]
+
+
+def let_threads_sleep() -> None:
+    """Makes OpenMP threads that wait sleep instead of spin, unless the user has said otherwise.
+
+    Call it before torch is imported, which is when OpenMP reads it. A spinning thread takes its
+    core from other processes: with one of them on a core, making batches took 80 times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def given(ctx: typer.Context, cls: type[RunConfig]) -> dict[str, Any]:

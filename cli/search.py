@@ -18,6 +18,9 @@ from .options import (
     SUPERNET,
     WEIGHTS,
     WHAT,
+    Amp,
+    ChannelsLast,
+    Compile,
     ConfigFile,
     DataDir,
     Device,
@@ -27,9 +30,11 @@ from .options import (
     LearningRate,
     NTrain,
     Seed,
+    Threads,
     WeightDecay,
     dated,
     given,
+    let_threads_sleep,
     parse_pairs,
     read_config_file,
     resume_alone,
@@ -126,8 +131,13 @@ def search(
     n_train: NTrain = None,
     image_size: ImageSize = None,
     device: Device = None,
+    threads: Threads = None,
+    amp: Amp = None,
+    compile: Compile = None,
+    channels_last: ChannelsLast = None,
 ) -> None:
     """Search an architecture; without options, MGS on the embedded handwritten digits."""
+    let_threads_sleep()
     from zoopt_nas import nas  # torch takes a second or two to import: not for --help
 
     options = parse_pairs(solver_option or [])

@@ -20,6 +20,9 @@ from .options import (
     RUN,
     WEIGHTS,
     WHAT,
+    Amp,
+    ChannelsLast,
+    Compile,
     ConfigFile,
     DataDir,
     Device,
@@ -29,9 +32,11 @@ from .options import (
     LearningRate,
     NTrain,
     Seed,
+    Threads,
     WeightDecay,
     dated,
     given,
+    let_threads_sleep,
     read_config_file,
     resume_alone,
     setting,
@@ -39,7 +44,10 @@ from .options import (
 
 # What a retraining takes over from the search that found its genotype. Not n_train: the network is
 # trained on all training images unless told otherwise.
-_FROM_SEARCH = ("dataset", "seed", "data_dir", "download", "image_size", "device")
+_FROM_SEARCH = (
+    *("dataset", "seed", "data_dir", "download", "image_size"),
+    *("device", "threads", "amp", "compile", "channels_last"),
+)
 
 
 def _field(name: str, help_text: str, panel: str, **more: Any) -> Any:
@@ -104,8 +112,13 @@ def train(
     n_train: NTrain = None,
     image_size: ImageSize = None,
     device: Device = None,
+    threads: Threads = None,
+    amp: Amp = None,
+    compile: Compile = None,
+    channels_last: ChannelsLast = None,
 ) -> None:
     """Train the network of a genotype on the full training set, and test it once at the end."""
+    let_threads_sleep()
     from zoopt_nas import nas
 
     if (source is None) == (resume is None):

@@ -27,6 +27,8 @@ ORDER = [
     *(
         "nas.config",
         "nas.capacity",
+        "nas.execution",
+        "nas.captured",
         "nas.separable",
         "nas.operations",
         "nas.genotype",

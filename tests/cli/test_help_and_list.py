@@ -67,6 +67,10 @@ def test_help_of_search_shows_the_defaults_of_its_config(cli):
         "--n-samples": "4",
         "--lr": "0.025",
         "--device": "auto",
+        "--threads": "none",
+        "--amp": "auto",
+        "--compile": "auto",
+        "--channels-last": "auto",
         "--data-dir": "data",
         "--n-train": "none",
         "--run-dir": "runs/<date>-<space>-<dataset>-<algo>-seed<k>",
@@ -93,6 +97,8 @@ def test_help_of_train_shows_the_defaults_of_its_config(cli):
         shown = f"default: ({getattr(others, name)}; digits: {digits[name]})"
         assert shown in option_line(text, flag), flag
     assert "default: (that of the search, or digits)" in option_line(text, "--dataset")
+    for flag in ("--amp", "--compile", "--channels-last"):
+        assert "default: (auto)" in option_line(text, flag)
 
 
 def test_version(cli):

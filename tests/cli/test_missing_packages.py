@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -72,3 +73,40 @@ def test_the_base_install_has_help_and_solvers(tmp_path):
         done = run_without(extra, *arguments, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith('{"rs": ')
+
+
+_WAIT_POLICY = """
+import os, sys
+
+class Watcher:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.stdout.write(os.environ.get("OMP_WAIT_POLICY", "unset"))
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+sys.meta_path.insert(0, Watcher())
+from zoopt_nas_cli.main import run
+run(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "expected"),
+    [
+        (["search"], None, "passive"),
+        (["train", "DARTS_V2"], None, "passive"),
+        (["search"], "active", "active"),
+        (["list", "spaces"], None, "unset"),  # which starts no threads
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(arguments, own, expected, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", _WAIT_POLICY, *arguments],
+        cwd=tmp_path,
+        env=environment | ({"OMP_WAIT_POLICY": own} if own else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == expected  # when torch was about to be imported

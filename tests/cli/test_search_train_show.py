@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+import warnings
 
 import pytest
+import torch
+from zoopt_nas_cli import console
 
 from zoopt_nas import nas
 
@@ -133,6 +136,33 @@ def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
     assert {path.rsplit("/", 1)[1] for path in shown["pictures"]} == {
         f"{name}.{form}" for name in ("normal", "reduction", "curves") for form in ("svg", "png")
     }
+
+
+def test_how_a_search_was_executed_is_kept_and_taken_over_by_its_retraining(cli, npz, tmp_path):
+    run = tmp_path / "run"
+    how = ("--threads", 2, "--amp", "bf16", "--compile", "off", "--channels-last", "off")
+    found = cli("search", "--dataset", npz, "--algo", "darts1", *SEARCH, *how, "--run-dir", run)
+    assert (found.code, found.err) == (0, "")
+    expected = {"threads": 2, "amp": "bf16", "compile": "off", "channels_last": "off"}
+    assert config_of(run).items() >= expected.items()
+    trained = cli("train", run, *TINY, "--amp", "off", "--run-dir", run / "train")
+    assert (trained.code, trained.err) == (0, "")
+    assert config_of(run / "train").items() >= (expected | {"amp": "off"}).items()
+
+
+def test_a_step_that_cannot_be_compiled_is_one_warning(cli, npz, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no compiler\n[for] this machine")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(console.err, "_width", 40)  # of the terminal: the line is not wrapped
+    arguments = ("--dataset", npz, "--compile", "on", *TINY, "--run-dir", tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = cli("train", "DARTS_V2", "--device", "cpu", *arguments)
+    assert result.code == 0
+    line = "warning: weight steps are not compiled: no compiler [for] this machine\n"
+    assert result.err == line
 
 
 def test_default_run_folders_say_what_they_are(cli, npz, tmp_path, monkeypatch):

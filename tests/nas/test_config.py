@@ -23,6 +23,10 @@ COMMON: dict[str, Any] = {
     "image_size": 28,
     "n_train": 1000,
     "device": "cpu",
+    "threads": 3,
+    "amp": "bf16",
+    "compile": "on",
+    "channels_last": "off",
     "momentum": 0.5,
     "weight_decay": 1e-5,
     "grad_clip": 2.5,
@@ -165,6 +169,7 @@ def test_an_integer_is_a_fine_float_and_a_list_a_fine_tuple():
     [
         *((name, 0) for name in ("epochs", "batch_size", "init_channels", "n_cells")),
         *((name, -1) for name in ("val_batches", "image_size", "n_train")),
+        ("threads", 0),
         *((name, -1) for name in ("seed", "cutout", "warmup_epochs", "inner_steps")),
         *((name, -1e-9) for name in ("weight_decay", "momentum", "alpha_weight_decay")),
         *((name, math.nan) for name in ("weight_decay", "momentum", "alpha_weight_decay")),
@@ -216,11 +221,24 @@ def test_train_ranges(field: str, value: float):
     [
         ("inner", "seconds", "unknown inner 'seconds'; did you mean 'second'"),
         ("sigma_schedule", "cos", "unknown sigma_schedule 'cos'"),
+        ("amp", "fp16", "unknown amp 'fp16'; did you mean 'bf16'"),
+        ("compile", "yes", "unknown compile 'yes'"),
+        ("channels_last", "of", "unknown channels_last 'of'; did you mean 'off'"),
     ],
 )
 def test_choices(field: str, value: str, message: str):
     with pytest.raises(UnknownNameError, match=message):
         SearchConfig(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["amp", "compile", "channels_last"])
+def test_choices_of_both_kinds_of_run(field: str):
+    for cls in (SearchConfig, TrainConfig):
+        assert getattr(cls(), field) == "auto"
+        with pytest.raises(UnknownNameError, match=f"unknown {field} 'no'"):
+            cls(**{field: "no"})
+        with pytest.raises(InvalidValueError, match=f"{field} must be of type str, got True"):
+            cls(**{field: True})
 
 
 def test_configs_are_immutable_and_replace_copies():

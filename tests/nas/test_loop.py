@@ -145,6 +145,31 @@ def test_a_stopped_retraining_goes_on_bit_for_bit(stop, train_config, tmp_path, 
     assert result.train_accuracy == whole["rows"][-1]["train_accuracy"]
 
 
+EXECUTIONS = [{"amp": "bf16"}, {"compile": "on"}, {"channels_last": "off"}, {"threads": 2}]
+
+
+# Dynamo looks at the gradients of whatever it traces.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("setting", EXECUTIONS, ids=lambda setting: next(iter(setting)))
+@pytest.mark.parametrize("kind", ["search", "training"])
+def test_how_a_run_is_executed_does_not_disturb_going_on(
+    kind, setting, search_config, train_config, tmp_path, monkeypatch
+):
+    # Inductor takes minutes; this back end traces as it does.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    if kind == "search":
+        config, run, resume = search_config("gld", epochs=2, **setting), run_search, resume_search
+    else:
+        config = train_config(epochs=2, n_cells=1, batch_size=24, **setting)
+        run, resume = run_training, resume_training
+    run(config, run_dir=tmp_path / "whole")
+    with pytest.raises(RunInterrupted):
+        run(config, run_dir=tmp_path / "run", observer=StopAt(3))
+    resume(tmp_path / "run")
+    assert end_of(tmp_path / "run") == end_of(tmp_path / "whole")
+    assert torch.get_num_threads() == 1  # conftest.py
+
+
 def test_the_checks_above_can_fail(search_config, tmp_path, uninterrupted):
     """Another seed ends elsewhere, in the checkpoint as in the rows."""
     config = search_config(**SEARCHES["gld"])

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import INNER_MODES, SearchConfig
+from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.operations import Noise, seed_noise
 from zoopt_nas.nas.reuse import Fits
 from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
@@ -70,6 +71,8 @@ class BilevelObjective:
         grad_clip: bound on the gradient's norm in the M steps.
         val_batches: how many batches make up L_val.
         keep_fits: whether to keep the fitted weights of each call's candidates.
+        execution: of the inner steps. Losses and gradients in alpha are computed plainly: what
+            tells candidates apart is smaller than the rounding of bf16.
 
     Attributes:
         inner: as given.
@@ -95,6 +98,7 @@ class BilevelObjective:
         grad_clip: float | None = 5.0,
         val_batches: int = 1,
         keep_fits: bool = False,
+        execution: Execution | None = None,
     ) -> None:
         if inner not in INNER_MODES:
             raise InvalidValueError(f"inner must be one of {', '.join(INNER_MODES)}, got {inner}")
@@ -124,7 +128,14 @@ class BilevelObjective:
         # Built from the very parameters it trains; the released code steps other ones (B1).
         self._inner_optimizer = torch.optim.SGD(self._scratch.parameters(), lr=1.0)
         compute = cross_entropy_of(self._scratch)
-        self._step = WeightStep(compute, self._scratch, self._inner_optimizer, self._grad_clip)
+        self._step = WeightStep(
+            compute,
+            self._scratch,
+            self._inner_optimizer,
+            self._grad_clip,
+            execution=execution,
+            generators=(self._noise,),
+        )
 
     @classmethod
     def from_config(
@@ -137,6 +148,7 @@ class BilevelObjective:
         *,
         seed: int,
         inner: str | None = None,
+        execution: Execution | None = None,
     ) -> BilevelObjective:
         """The objective that a search config describes; ``inner`` overrides the config's."""
         return cls(
@@ -152,6 +164,7 @@ class BilevelObjective:
             grad_clip=config.grad_clip,
             val_batches=config.val_batches,
             keep_fits=config.reuse_fits,
+            execution=execution,
         )
 
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
@@ -259,8 +272,13 @@ class BilevelObjective:
             for parameter, source in zip(self._scratch.parameters(), sources, strict=True)
             if source is not None
         ]
-        if len(pairs) < len(sources):  # SGD makes a missing buffer from its first gradient
-            inner.state.clear()
+        if len(pairs) < len(sources):
+            if settings["dampening"]:  # SGD makes a missing buffer from its first gradient
+                inner.state.clear()
+            # As does a buffer of zeros without dampening; it can stay, as a CUDA graph needs it.
+            for state in inner.state.values():
+                if state.get("momentum_buffer") is not None:
+                    state["momentum_buffer"].zero_()
         for parameter, source in pairs:
             if inner.state[parameter].get("momentum_buffer") is None:
                 inner.state[parameter]["momentum_buffer"] = torch.empty_like(source)

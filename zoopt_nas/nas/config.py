@@ -21,6 +21,8 @@ from zoopt_nas.errors import InvalidValueError, MissingDependencyError, UnknownN
 GRADIENT_ALGOS = ("darts1", "darts2")
 INNER_MODES = ("first", "second", "sgd")
 SIGMA_SCHEDULES = ("cosine", "constant")
+PRECISIONS = ("auto", "off", "bf16")
+SWITCH = ("auto", "off", "on")
 
 # The image data sets' own sizes are the papers'; the embedded digits get what two CPU cores manage
 # in three minutes (ours, measured by `make demo`).
@@ -86,7 +88,11 @@ class RunConfig:
     kind: ClassVar[str] = "run"
     _positive: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "init_channels", "n_cells")
     _non_negative: ClassVar[tuple[str, ...]] = ("seed", "cutout", "weight_decay", "momentum")
-    _choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "amp": PRECISIONS,
+        "compile": SWITCH,
+        "channels_last": SWITCH,
+    }
 
     dataset: str = "digits"
     seed: int = 0
@@ -95,6 +101,10 @@ class RunConfig:
     image_size: int | None = None
     n_train: int | None = None
     device: str = "auto"
+    threads: int | None = None
+    amp: str = "auto"
+    compile: str = "auto"
+    channels_last: str = "auto"
     momentum: float = 0.9
     weight_decay: float = 3e-4
     grad_clip: float = 5.0
@@ -111,7 +121,7 @@ class RunConfig:
         for spec in dataclasses.fields(self):
             value = _typed(spec.name, getattr(self, spec.name), hints[spec.name])
             object.__setattr__(self, spec.name, value)
-        for name in (*self._positive, "image_size", "n_train"):
+        for name in (*self._positive, "image_size", "n_train", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidValueError(f"{name} must be a positive integer, got {value}")
@@ -187,6 +197,12 @@ class SearchConfig(RunConfig):
         image_size: side to which the user's own images are resized; None = as they are.
         n_train: use only so many training images; None = all.
         device: ``auto`` (CUDA, then MPS, then CPU) or a torch device.
+        threads: of a CPU; None = as many as torch takes.
+        amp: precision of weight steps. ``bf16`` or ``off``, which is float32; ``auto`` = bf16 on
+            a CUDA device that has it (ours: with float32's range it needs no loss scaling).
+        compile: ``on`` = weight steps as a CUDA graph, or by ``torch.compile`` on other devices;
+            ``auto`` = on CUDA (ours: on a CPU it takes minutes to gain little).
+        channels_last: memory order of activations; ``auto`` = ``on`` for CPU and CUDA (ours).
         momentum, weight_decay, grad_clip, lr, lr_min: SGD of the weights, cosine from lr to lr_min
             over the epochs: 0.9, 3e-4, 5, 0.025, 0.001 (DARTS; paper B.2).
         cutout: side of the square cut out of training images; off in search (DARTS).
@@ -225,6 +241,7 @@ class SearchConfig(RunConfig):
         "alpha_weight_decay",
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        **RunConfig._choices,
         "inner": INNER_MODES,
         "sigma_schedule": SIGMA_SCHEDULES,
     }

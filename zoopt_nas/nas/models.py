@@ -6,6 +6,7 @@ import torch
 
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.data import Dataset
+from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.network import Network
 from zoopt_nas.nas.spaces import SPACES
@@ -18,7 +19,7 @@ def build_supernet(
 ) -> Supernet:
     """The supernet of a search, with initial weights from ``seed``."""
     with seeded_init(seed):
-        return Supernet(
+        supernet = Supernet(
             SPACES[config.space],
             dataset.n_classes,
             config.init_channels,
@@ -27,6 +28,8 @@ def build_supernet(
             stem=stem_for(dataset.image_size),
             partial_channels=config.partial_channels,
         ).to(device)
+    supernet.channels_last = Execution.from_config(config, device).channels_last
+    return supernet
 
 
 def build_network(
@@ -34,7 +37,7 @@ def build_network(
 ) -> Network:
     """The network of a retraining, with initial weights from ``seed``."""
     with seeded_init(seed):
-        return Network(
+        network = Network(
             Genotype.load(config.genotype),
             dataset.n_classes,
             config.init_channels,
@@ -43,3 +46,5 @@ def build_network(
             auxiliary=config.auxiliary,
             stem=stem_for(dataset.image_size),
         ).to(device)
+    network.channels_last = Execution.from_config(config, device).channels_last
+    return network

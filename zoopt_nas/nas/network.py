@@ -106,6 +106,7 @@ class Network(nn.Module):
 
     Attributes:
         drop_path_probability: in [0, 1); acts in training mode only. A training schedule sets it.
+        channels_last: whether cells compute in that memory order; see ``SearchConfig``.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Network(nn.Module):
         )
         self.genotype = genotype
         self.drop_path_probability = 0.0
+        self.channels_last = True
         self._generator: torch.Generator | None = None
         self.stem = build_stem(stem, in_channels, init_channels)
         self.cells = nn.ModuleList(FixedCell(genotype, plan) for plan in plans)
@@ -161,7 +163,12 @@ class Network(nn.Module):
         auxiliary_logits: Tensor | None = None
         if images.device.type == "cpu":  # as in the supernet
             images = images.contiguous(memory_format=torch.channels_last)
+        if self.channels_last:  # it makes depthwise convolutions and pools faster
+            images = images.contiguous(memory_format=torch.channels_last)
         first, second = self.stem(images)
+        if self.channels_last:  # with one image channel the stem cannot tell
+            first = first.contiguous(memory_format=torch.channels_last)
+            second = second.contiguous(memory_format=torch.channels_last)
         for index, cell in enumerate(self.cells):
             out = cell(first, second, drop_probability, self._generator)
             first, second = second, out

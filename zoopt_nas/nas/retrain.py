@@ -20,6 +20,7 @@ from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import TrainConfig
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches
+from zoopt_nas.nas.execution import Execution, cpu_threads
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import check_weights, estimate_training, out_of_memory_in_one_line
@@ -69,12 +70,20 @@ class Training(EpochLoop):
         device = pick_device(config.device)
         super().__init__(config, observer, device)
         self.config = config
+        execution = Execution.from_config(config, device)
         seeds = seeds_for(config.seed, ("weights", "train", "drop_path"))
         self.network = build_network(config, dataset, seed=seeds["weights"], device=device)
         self._drop_path = generator(seeds["drop_path"], device)
         self.network.set_generator(self._drop_path)
         self._optimizer = make_sgd(self.network, config)
-        self._step = WeightStep(self._losses, self.network, self._optimizer, config.grad_clip)
+        self._step = WeightStep(
+            self._losses,
+            self.network,
+            self._optimizer,
+            config.grad_clip,
+            execution=execution,
+            generators=(self._drop_path,),
+        )
         self._stream = BatchStream(
             dataset.train,
             torch.arange(len(dataset.train)),
@@ -90,7 +99,10 @@ class Training(EpochLoop):
     def begin_epoch(self) -> None:
         config = self.config
         set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
-        self.network.drop_path_probability = config.drop_path * self.epoch / config.epochs
+        probability = config.drop_path * self.epoch / config.epochs
+        if probability != self.network.drop_path_probability:
+            self.network.drop_path_probability = probability
+            self._step.reset()
         self.network.train()
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,10 +163,11 @@ def run_training(
         DivergedError: training became non-finite.
         NotEnoughMemoryError: the device has too little memory, before the run or in it.
     """
-    training, dataset = _build(config, observer)  # before the folder: see run_search
-    if run_dir is not None:
-        training.folder = RunFolder.create(run_dir, config)
-    return _finish(training, dataset)
+    with cpu_threads(config.threads):
+        training, dataset = _build(config, observer)  # before the folder: see run_search
+        if run_dir is not None:
+            training.folder = RunFolder.create(run_dir, config)
+        return _finish(training, dataset)
 
 
 def resume_training(run_dir: str | Path, *, observer: Observer | None = None) -> TrainResult:
@@ -163,10 +176,12 @@ def resume_training(run_dir: str | Path, *, observer: Observer | None = None) ->
     A finished retraining gives its result again, from the weights. Raises as ``run_training`` does.
     """
     folder = RunFolder.open(run_dir)
-    training, dataset = _build(folder.config(TrainConfig), observer)
-    training.folder = folder
-    training.resume()
-    return _finish(training, dataset)
+    config = folder.config(TrainConfig)
+    with cpu_threads(config.threads):
+        training, dataset = _build(config, observer)
+        training.folder = folder
+        training.resume()
+        return _finish(training, dataset)
 
 
 def _build(config: TrainConfig, observer: Observer | None) -> tuple[Training, Dataset]:

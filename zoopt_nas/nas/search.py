@@ -17,6 +17,7 @@ from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.darts import GradientUpdater
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_indices
+from zoopt_nas.nas.execution import Execution, cpu_threads
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import check_weights, estimate_search
@@ -131,6 +132,7 @@ class Search(EpochLoop):
         device = pick_device(config.device)
         super().__init__(config, observer, device)
         self.config = config
+        execution = Execution.from_config(config, device)
         method = METHODS[config.algo]
         seeds = seeds_for(config.seed, _SEEDED)
 
@@ -138,8 +140,14 @@ class Search(EpochLoop):
         self._noise = generator(seeds["noise"], device)
         seed_noise(self.supernet, self._noise)
         self._optimizer = make_sgd(self.supernet, config)
-        compute = cross_entropy_of(self.supernet)
-        self._step = WeightStep(compute, self.supernet, self._optimizer, config.grad_clip)
+        self._step = WeightStep(
+            cross_entropy_of(self.supernet),
+            self.supernet,
+            self._optimizer,
+            config.grad_clip,
+            execution=execution,
+            generators=(self._noise,),
+        )
 
         fit, score = split_indices(
             len(dataset.train), config.train_portion, generator(seeds["split"])
@@ -160,6 +168,7 @@ class Search(EpochLoop):
             config,
             seed=seeds["objective"],
             inner=method.inner,
+            execution=execution,
         )
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         self._updater = method.build(config, alpha, seeds["solver"])
@@ -288,10 +297,11 @@ def run_search(
         DivergedError: training became non-finite.
         NotEnoughMemoryError: the device has too little memory, before the run or in it.
     """
-    search = _build(config, observer)  # before the folder: a wrong setting leaves nothing behind
-    if run_dir is not None:
-        search.folder = RunFolder.create(run_dir, config)
-    return _finish(search)
+    with cpu_threads(config.threads):
+        search = _build(config, observer)  # before the folder: a wrong one leaves nothing behind
+        if run_dir is not None:
+            search.folder = RunFolder.create(run_dir, config)
+        return _finish(search)
 
 
 def resume_search(run_dir: str | Path, *, observer: Observer | None = None) -> SearchResult:
@@ -300,10 +310,12 @@ def resume_search(run_dir: str | Path, *, observer: Observer | None = None) -> S
     A finished search gives its result again. Raises as ``run_search`` does.
     """
     folder = RunFolder.open(run_dir)
-    search = _build(folder.config(SearchConfig), observer)
-    search.folder = folder
-    search.resume()
-    return _finish(search)
+    config = folder.config(SearchConfig)
+    with cpu_threads(config.threads):
+        search = _build(config, observer)
+        search.folder = folder
+        search.resume()
+        return _finish(search)
 
 
 def _build(config: SearchConfig, observer: Observer | None) -> Search:

@@ -160,6 +160,9 @@ class Supernet(nn.Module):
         in_channels: channels of the images.
         stem: ``"cifar"`` or ``"imagenet"``.
         partial_channels: K: 1/K of the channels goes through the operations (``nas.partial``).
+
+    Attributes:
+        channels_last: whether cells compute in that memory order; see ``SearchConfig``.
     """
 
     def __init__(
@@ -175,6 +178,7 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
+        self.channels_last = True
         plans = list(plan_cells(n_cells, init_channels, (space.n_nodes,) * 2, stem))
         self.stem = build_stem(stem, in_channels, init_channels)
         self.cells = nn.ModuleList(SearchCell(space, plan, partial_channels) for plan in plans)
@@ -196,10 +200,10 @@ class Supernet(nn.Module):
             InvalidValueError: alpha has another shape.
         """
         weights = self._edge_weights(alpha)
-        if images.device.type == "cpu":  # whose depthwise convolutions and pools it makes faster
+        if self.channels_last:  # it makes depthwise convolutions and pools faster
             images = images.contiguous(memory_format=torch.channels_last)
         first, second = self.stem(images)
-        if images.device.type == "cpu":  # with one image channel the stem cannot tell
+        if self.channels_last:  # with one image channel the stem cannot tell
             first = first.contiguous(memory_format=torch.channels_last)
             second = second.contiguous(memory_format=torch.channels_last)
         for cell in self.cells:

@@ -1,0 +1,173 @@
+"""How a run is executed: what the settings come to on a device, threads, and waiting for values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.execution import Execution, cpu_threads
+from zoopt_nas.nas.loop import EpochLoop, load_run_dataset
+from zoopt_nas.nas.retrain import Training, run_training
+from zoopt_nas.nas.search import Search, run_search
+
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "expected"),
+    [
+        (CPU, True, (None, False, True)),
+        (MPS, True, (None, False, False)),
+        (CUDA, True, (torch.bfloat16, True, True)),
+        (CUDA, False, (None, True, True)),
+    ],
+)
+def test_automatic_settings(device, has_bf16, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    found = Execution.from_config(SearchConfig(), device)
+    assert (found.autocast, found.compile, found.channels_last) == expected
+    off = SearchConfig(amp="off", compile="off", channels_last="off")
+    assert Execution.from_config(off, device) == Execution(device, None, False, False)
+    on = SearchConfig(amp="off", compile="on", channels_last="on")
+    assert Execution.from_config(on, device) == Execution(device, None, True, True)
+
+
+def test_emulated_bf16_is_taken_only_when_asked_for(monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert Execution.from_config(SearchConfig(), CUDA).autocast is None
+    assert Execution.from_config(SearchConfig(amp="bf16"), CUDA).autocast == torch.bfloat16
+
+
+def test_a_device_without_bf16_refuses_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    with pytest.raises(InvalidValueError, match=r"auto or off on cuda, .* got bf16"):
+        Execution.from_config(SearchConfig(amp="bf16"), CUDA)
+    assert Execution.from_config(SearchConfig(amp="bf16"), CPU).autocast == torch.bfloat16
+
+
+def test_threads_are_set_inside_and_given_back():
+    assert torch.get_num_threads() == 1  # conftest.py
+    with cpu_threads(2):
+        assert torch.get_num_threads() == 2
+        with cpu_threads(None):
+            assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+    with pytest.raises(ZeroDivisionError), cpu_threads(2):
+        _ = 1 / 0
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("kind", ["search", "training"])
+def test_a_run_has_its_threads_to_the_end(kind, search_config, train_config, monkeypatch):
+    seen = []
+    run = EpochLoop.run
+
+    def recording(self):
+        seen.append(torch.get_num_threads())
+        run(self)
+
+    monkeypatch.setattr(EpochLoop, "run", recording)
+    for threads in (2, None):
+        if kind == "search":
+            run_search(search_config(epochs=1, warmup_epochs=0, threads=threads))
+        else:
+            run_training(train_config(epochs=1, threads=threads))
+    assert seen == [2, 1]
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("setting", ["on", "off"])
+def test_the_memory_order_reaches_the_cells(setting, search_config, train_config):
+    configs = (
+        (Search, search_config(channels_last=setting), "supernet"),
+        (Training, train_config(channels_last=setting), "network"),
+    )
+    for cls, config, name in configs:
+        loop = cls(config, load_run_dataset(config, ("train",)))
+        seen = []
+        net = getattr(loop, name)
+        net.cells[0].register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))  # noqa: B023
+        loop.begin_epoch()
+        loop.train_step()
+        assert seen[0].is_contiguous(memory_format=torch.channels_last) == (setting == "on")
+        assert net.channels_last == (setting == "on")
+
+
+# --- Waiting for values --------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators that wait for a device: those whose value or shape Python must know."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        # A single number written by a mask is a masked_fill, which waits for nothing.
+        by_mask = name.startswith("index") and any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:2])
+        )
+        by_mask = by_mask and not (len(args) > 2 and args[2].numel() == 1)
+        if name in self.NAMES or by_mask:
+            self.n[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def waits_of_a_step(loop: EpochLoop) -> int:
+    with Waits() as waits:
+        loop._meter.update(*loop.train_step())
+    loop.step += 1
+    return waits.n.total()
+
+
+def test_waits_are_counted():
+    x = torch.arange(3.0)
+    with Waits() as waits:
+        float(x[1])
+        if x[1] > 0:
+            _ = x[x > 1]
+    assert dict(waits.n) == {"_local_scalar_dense": 2, "index": 1}
+
+
+# Of an update, whatever the number of candidates and inner steps. Here all is on the CPU, and most
+# of these would not wait for a GPU: each draws the seed of its noise from a CPU generator; a solver
+# looks at its iterate on a CPU only; Adam's step count is on the CPU. What is left is one of lizo,
+# which asks whether any candidate has succeeded.
+WAITS_OF_AN_UPDATE = {"rs": 2, "mgs": 2, "gld": 2, "lizo": 3, "darts1": 2, "darts2": 2}
+
+
+@pytest.mark.parametrize("algo", WAITS_OF_AN_UPDATE)
+def test_a_weight_step_of_a_search_waits_for_no_value(algo, search_config):
+    config = search_config(algo, inner_steps=3, warmup_epochs=1, batch_size=8)
+    if algo.startswith("darts"):
+        config = dataclasses.replace(config, inner_steps=3)
+    search = Search(config, load_run_dataset(config, ("train",)))
+    search.begin_epoch()
+    assert [waits_of_a_step(search) for _ in range(2)] == [0, 0]  # the warm-up: no update
+    search.epoch, search.step = 1, 0
+    n = WAITS_OF_AN_UPDATE[algo]
+    rest = n if algo.startswith("darts") else 0  # which updates at every step
+    assert [waits_of_a_step(search) for _ in range(3)] == [n, rest, rest]
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_a_step_of_a_retraining_waits_for_no_value(auxiliary, train_config):
+    config = train_config(auxiliary=auxiliary, drop_path=0.3, cutout=2, label_smoothing=0.1)
+    training = Training(config, load_run_dataset(config, ("train",)))
+    training.epoch = 1
+    training.begin_epoch()
+    assert training.network.drop_path_probability > 0
+    assert [waits_of_a_step(training) for _ in range(2)] == [0, 0]

@@ -1,0 +1,76 @@
+"""How a run is executed: precision, compilation, memory order, threads. Not what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The settings ``amp``, ``compile`` and ``channels_last``, decided for a device.
+
+    Attributes:
+        device: where the steps run.
+        autocast: the type in which weight steps compute what bears it; None = that of the weights.
+        compile: whether weight steps are recorded as a CUDA graph or, elsewhere, compiled.
+        channels_last: whether activations are kept in that memory order.
+    """
+
+    device: torch.device
+    autocast: torch.dtype | None = None
+    compile: bool = False
+    channels_last: bool = True
+
+    @classmethod
+    def from_config(cls, config: RunConfig, device: torch.device) -> Execution:
+        """What the settings come to on ``device``.
+
+        Raises:
+            InvalidValueError: the device cannot compute in bf16.
+        """
+        return cls(
+            device,
+            autocast=torch.bfloat16 if _uses_bf16(config.amp, device) else None,
+            compile=_is_on(config.compile, device.type == "cuda"),
+            channels_last=_is_on(config.channels_last, device.type in ("cpu", "cuda")),
+        )
+
+    def precision(self) -> AbstractContextManager[object]:
+        """The context of a forward pass. A backward pass follows the types of its forward pass."""
+        if self.autocast is None:
+            return nullcontext()
+        # A weight is used once in a forward pass, so that a cache of converted ones is no use.
+        return torch.autocast(self.device.type, self.autocast, cache_enabled=False)
+
+
+def _is_on(setting: str, automatic: bool) -> bool:
+    return {"auto": automatic, "on": True, "off": False}[setting]
+
+
+def _uses_bf16(setting: str, device: torch.device) -> bool:
+    is_cuda = device.type == "cuda"
+    if setting == "bf16" and is_cuda and not torch.cuda.is_bf16_supported():
+        raise InvalidValueError(f"amp must be auto or off on {device}, which has no bf16, got bf16")
+    if setting == "auto":  # what a device emulates is slower than float32
+        return is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    return setting == "bf16"
+
+
+@contextmanager
+def cpu_threads(n: int | None) -> Iterator[None]:
+    """Inside, torch computes with ``n`` threads; None leaves their number alone."""
+    before = torch.get_num_threads()
+    if n is not None:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        if n is not None:
+            torch.set_num_threads(before)
