@@ -201,7 +201,7 @@ class SearchConfig(RunConfig):
         amp: precision of weight steps. ``bf16`` or ``off``, which is float32; ``auto`` = bf16 on
             a CUDA device that has it (ours: with float32's range it needs no loss scaling).
         compile: ``on`` = weight steps as a CUDA graph, or by ``torch.compile`` on other devices;
-            ``auto`` = on CUDA (ours: on a CPU it takes minutes to gain little).
+            ``auto`` = on CUDA (ours: on a CPU it takes minutes to gain nothing).
         channels_last: memory order of activations; ``auto`` = ``on`` for CPU and CUDA (ours).
         momentum, weight_decay, grad_clip, lr, lr_min: SGD of the weights, cosine from lr to lr_min
             over the epochs: 0.9, 3e-4, 5, 0.025, 0.001 (DARTS; paper B.2).
