@@ -212,7 +212,7 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_made(
     monkeypatch.setattr(module, "Search" if run == "search" else "Training", made.append)
     start = search.run_search if run == "search" else run_training
     with pytest.raises(
-        NotEnoughMemoryError, match=r"needs about \d{3,}\.\d GB, and 5\.0 GB are free"
+        NotEnoughMemoryError, match=r"^the weights need about \d{3,}\.\d GB, and 5\.0 GB are free"
     ):
         start(config)
     assert made == []
@@ -220,7 +220,7 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_made(
 
 def test_bytes_in_words():
     assert [in_words(n) for n in (0, 1_600_000, 99_400_000, 10**8, 12_340_000_000)] == [
-        *("0 MB", "2 MB", "99 MB", "0.1 GB", "12.3 GB")
+        *("0.0 MB", "1.6 MB", "99.4 MB", "0.1 GB", "12.3 GB")
     ]
 
 
