@@ -14,6 +14,7 @@ from . import console
 from .options import (
     ALPHA,
     DATA,
+    MACHINE,
     RUN,
     SUPERNET,
     WEIGHTS,
@@ -135,6 +136,14 @@ def search(
     amp: Amp = None,
     compile: Compile = None,
     channels_last: ChannelsLast = None,
+    candidates_per_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Candidates of an update that are evaluated at once.",
+            rich_help_panel=MACHINE,
+            show_default="as many as pay and fit into the memory",
+        ),
+    ] = None,
 ) -> None:
     """Search an architecture; without options, MGS on the embedded handwritten digits."""
     let_threads_sleep()

@@ -38,7 +38,8 @@ ORDER = [
         "nas.skeleton",
     ),
     *("nas.supernet", "nas.network", "nas.image_files", "nas.augmentation", "nas.datasets"),
-    *("nas.data", "nas.training", "nas.models", "nas.steps", "nas.reuse", "nas.bilevel"),
+    *("nas.data", "nas.training", "nas.models", "nas.steps", "nas.reuse", "nas.batched"),
+    "nas.bilevel",
     *("nas.updaters", "nas.darts"),
     *(
         "nas.runs",

@@ -62,7 +62,7 @@ def test_an_unstepped_optimizer_stays_empty():
 )
 def test_a_value_does_not_depend_on_its_neighbours(space: SearchSpace, trained: bool):
     made = setup(space, trained=trained)
-    objective = made.objective()
+    objective = made.objective(candidates_per_batch=1)
     draw, alphas = objective.draw(), made.alphas(4)
     together = objective(alphas, draw)
     assert torch.equal(objective(alphas.flip(0), draw).flip(0), together)

@@ -52,6 +52,7 @@ SEARCH = COMMON | {
     "val_batches": 3,
     "sigma_schedule": "constant",
     "solver": {"max_radius": 2.0, "direction": "ball", "n_samples": 3},
+    "candidates_per_batch": 3,
     "alpha_lr": 1e-2,
     "alpha_betas": (0.25, 0.75),
     "alpha_weight_decay": 0.0,
@@ -168,7 +169,7 @@ def test_an_integer_is_a_fine_float_and_a_list_a_fine_tuple():
     ("field", "value"),
     [
         *((name, 0) for name in ("epochs", "batch_size", "init_channels", "n_cells")),
-        *((name, -1) for name in ("val_batches", "image_size", "n_train")),
+        *((name, -1) for name in ("val_batches", "image_size", "n_train", "candidates_per_batch")),
         ("threads", 0),
         *((name, -1) for name in ("seed", "cutout", "warmup_epochs", "inner_steps")),
         *((name, -1e-9) for name in ("weight_decay", "momentum", "alpha_weight_decay")),

@@ -8,7 +8,8 @@ weights, and the loss is measured on images that the weights are not fitted on:
 - ``inner="first"``: no step, omega* = omega (Eq. 3).
 
 All of it happens on one scratch copy of the supernet that is made once and refilled for every
-candidate. The supernet itself, its optimizer and its BatchNorm buffers are only read.
+candidate, or with the weights of several candidates stacked (``zoopt_nas.nas.batched``). The
+supernet itself, its optimizer and its BatchNorm buffers are only read.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.batched import CandidateBatches, StackedCandidates
 from zoopt_nas.nas.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.operations import Noise, seed_noise
 from zoopt_nas.nas.reuse import Fits
 from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
 from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.training import Meter, set_lr
+from zoopt_nas.nas.training import Meter
 
 Batch = tuple[Tensor, Tensor]
 """``(images, labels)``."""
@@ -73,6 +75,8 @@ class BilevelObjective:
         keep_fits: whether to keep the fitted weights of each call's candidates.
         execution: of the inner steps. Losses and gradients in alpha are computed plainly: what
             tells candidates apart is smaller than the rounding of bf16.
+        candidates_per_batch: how many candidates to evaluate at once; None = automatic, see
+            ``CandidateBatches``. A loss depends on it only by rounding.
 
     Attributes:
         inner: as given.
@@ -99,6 +103,7 @@ class BilevelObjective:
         val_batches: int = 1,
         keep_fits: bool = False,
         execution: Execution | None = None,
+        candidates_per_batch: int | None = None,
     ) -> None:
         if inner not in INNER_MODES:
             raise InvalidValueError(f"inner must be one of {', '.join(INNER_MODES)}, got {inner}")
@@ -107,11 +112,16 @@ class BilevelObjective:
                 "inner_steps must be at least 0 and val_batches at least 1, "
                 f"got {inner_steps} and {val_batches}"
             )
+        if candidates_per_batch is not None and candidates_per_batch < 1:
+            raise InvalidValueError(
+                f"candidates_per_batch must be a positive integer, got {candidates_per_batch}"
+            )
         self.supernet = supernet
         self.inner = inner
         self.n_evaluations = 0
         self.fits: Fits | None = None
         self._meter: Meter | None = None  # of the last fit
+        self._kept: list[Fits] = []  # of the current call
         self._keep_fits = keep_fits
         self._optimizer = optimizer
         self._train_stream = train_stream
@@ -136,6 +146,8 @@ class BilevelObjective:
             execution=execution,
             generators=(self._noise,),
         )
+        self._stacked = StackedCandidates(self._scratch)
+        self._batches = CandidateBatches(candidates_per_batch)
 
     @classmethod
     def from_config(
@@ -165,13 +177,15 @@ class BilevelObjective:
             val_batches=config.val_batches,
             keep_fits=config.reuse_fits,
             execution=execution,
+            candidates_per_batch=config.candidates_per_batch,
         )
 
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
         """The losses ``(n,)`` of candidates ``(n, dim)``, on the supernet's device.
 
         Args:
-            alphas: the candidates. A value does not depend on which others are in the batch.
+            alphas: the candidates. A value depends on which others there are only by the rounding
+                of candidates evaluated at once, and not at all one by one.
             draw: the batches to use; by default fresh ones. A loss may come out non-finite.
 
         Raises:
@@ -183,16 +197,17 @@ class BilevelObjective:
                 f"got {tuple(alphas.shape)}"
             )
         draw = draw or self.draw()
-        values, fits = [], []
-        for alpha in alphas.detach():
-            network = self.fit(alpha, draw)
-            with torch.no_grad():
-                values.append(self.val_loss(network, alpha, draw))
-            if self._meter is not None:
-                fits.append(Fits.of(network, self._inner_optimizer, self._meter))
-        self.fits = Fits.join(fits) if fits else None
+        self._kept = []
+        images = draw.val[0][0]
+        # The first parameter is that of the stem's convolution.
+        width = next(self._scratch.parameters()).shape[0]
+        n_numbers = width * images.shape[0] * images[0, 0].numel()
+        values = self._batches.evaluate(
+            lambda part: self._values(part, draw), alphas.detach(), n_numbers
+        )
+        self.fits, self._kept = Fits.join(self._kept) if self._kept else None, []
         self.n_evaluations += len(values)
-        return torch.stack(values)
+        return values
 
     def draw(self) -> Draw:
         """Takes the next batches from both streams."""
@@ -219,6 +234,23 @@ class BilevelObjective:
             if self._meter is not None:
                 self._meter.update(loss, logits, labels)
         return network
+
+    def fit_together(self, alphas: Tensor, draw: Draw) -> Tensor:
+        """As ``fit``, for alphas ``(n, dim)`` at once: their weights ``(n, n_weights)``.
+
+        A row has the parameters in the order of ``supernet.parameters()``, each flattened.
+        """
+        with torch.no_grad():
+            start = torch.cat([p.flatten() for p in self.supernet.parameters()])
+        self._noise.manual_seed(draw.noise_seed)
+        return self._stacked.fit(
+            start,
+            self._joined_momentum(),
+            alphas,
+            draw.train,
+            self._settings(),
+            self._grad_clip,
+        )
 
     def val_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
         """Mean cross-entropy () of ``network`` at ``alpha`` over the draw's validation batches."""
@@ -250,23 +282,65 @@ class BilevelObjective:
         self.n_evaluations = int(state["n_evaluations"])
         self._seeds.set_state(state["seeds"].cpu())  # a checkpoint may be loaded onto a GPU
 
+    def _values(self, alphas: Tensor, draw: Draw) -> Tensor:
+        """The losses ``(n,)`` of candidates that are evaluated at once."""
+        if len(alphas) == 1 or self._keep_fits or not self._stacks():
+            return torch.stack([self._value(alpha, draw) for alpha in alphas])
+        weights = self.fit_together(alphas, draw)
+        self._noise.manual_seed(draw.noise_seed + 1)
+        return self._stacked.mean_losses(weights, alphas, draw.val)
+
+    def _value(self, alpha: Tensor, draw: Draw) -> Tensor:
+        network = self.fit(alpha, draw)
+        if self._meter is not None:
+            self._kept.append(Fits.of(network, self._inner_optimizer, self._meter))
+        with torch.no_grad():
+            return self.val_loss(network, alpha, draw)
+
     def _mean_loss(self, network: Supernet, alpha: Tensor, batches: Sequence[Batch]) -> Tensor:
         losses = [F.cross_entropy(network(images, alpha), labels) for images, labels in batches]
         return torch.stack(losses).mean()
 
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the inner SGD: those of the supernet's, and its own learning rate."""
+        settings = self._optimizer.param_groups[0]
+        names = ("momentum", "weight_decay", "dampening", "nesterov")
+        return {"lr": self.lr, **{name: settings[name] for name in names}}
+
+    def _momenta(self) -> list[Tensor | None]:
+        """The momentum that each parameter starts with, those of the supernet itself."""
+        if not self._inner_momentum:
+            return [None for _ in self.supernet.parameters()]
+        state = self._optimizer.state
+        return [
+            state[parameter].get("momentum_buffer") if parameter in state else None
+            for parameter in self.supernet.parameters()
+        ]
+
+    def _stacks(self) -> bool:
+        """Whether stacked candidates start with the right momentum.
+
+        A parameter without momentum takes its first gradient undampened; there is no such choice
+        within one tensor. Without dampening, momentum of zero is the same as none.
+        """
+        missing = [momentum is None for momentum in self._momenta()]
+        return all(missing) or not any(missing) or not self._settings()["dampening"]
+
+    def _joined_momentum(self) -> Tensor | None:
+        momenta = self._momenta()
+        if all(momentum is None for momentum in momenta):
+            return None
+        parts = [
+            (torch.zeros_like(parameter) if momentum is None else momentum).flatten()
+            for momentum, parameter in zip(momenta, self.supernet.parameters(), strict=True)
+        ]
+        return torch.cat(parts)
+
     def _start_optimizer(self) -> None:
         """Gives the inner SGD the settings and, as a copy, the momentum of the supernet's."""
         inner = self._inner_optimizer
-        settings = self._optimizer.param_groups[0]
-        for key in ("momentum", "weight_decay", "dampening", "nesterov"):
-            inner.param_groups[0][key] = settings[key]
-        set_lr(inner, self.lr)
-        sources = [
-            self._optimizer.state[parameter].get("momentum_buffer")
-            if parameter in self._optimizer.state and self._inner_momentum
-            else None
-            for parameter in self.supernet.parameters()
-        ]
+        inner.param_groups[0].update(self._settings())
+        sources = self._momenta()
         pairs = [
             (parameter, source)
             for parameter, source in zip(self._scratch.parameters(), sources, strict=True)

@@ -229,11 +229,18 @@ class SearchConfig(RunConfig):
         sigma_schedule: ``cosine`` decay of the solver's search width over the alpha epochs
             (released scripts) or ``constant`` (released default).
         solver: options of the zero-order solver; see ``zoopt_nas.SOLVERS``.
+        candidates_per_batch: how many candidates of an update are evaluated at once; None = as many
+            as pay and fit into the memory (ours). A loss depends on it only by rounding.
         alpha_lr, alpha_betas, alpha_weight_decay: Adam of the gradient baselines (DARTS).
     """
 
     kind: ClassVar[str] = "search"
-    _positive: ClassVar[tuple[str, ...]] = (*RunConfig._positive, "val_batches", "partial_channels")
+    _positive: ClassVar[tuple[str, ...]] = (
+        *RunConfig._positive,
+        "val_batches",
+        "partial_channels",
+        "candidates_per_batch",
+    )
     _non_negative: ClassVar[tuple[str, ...]] = (
         *RunConfig._non_negative,
         "warmup_epochs",
@@ -259,6 +266,7 @@ class SearchConfig(RunConfig):
     val_batches: int = 1
     sigma_schedule: str = "cosine"
     solver: dict[str, Any] = field(default_factory=dict)
+    candidates_per_batch: int | None = None
     alpha_lr: float = 3e-4
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     alpha_weight_decay: float = 1e-3

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.separable import separable_conv2d
+from zoopt_nas.nas.separable import channels_last, is_channels_last, separable_conv2d
 from zoopt_nas.registry import Registry
 
 
@@ -178,16 +178,18 @@ def diagonal_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
 class _DiagonalPixels(torch.autograd.Function):
     """Slices, whose own backward pass is many times slower: it loses channels_last."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
         odd = F.pad(x[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
-        return x[:, :, ::2, ::2].clone(memory_format=memory_format_of(x)), odd
+        return _copy_like(x[:, :, ::2, ::2], x), odd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         (x,) = inputs
-        ctx.shape, ctx.is_last = x.shape, memory_format_of(x) == torch.channels_last
+        ctx.shape, ctx.is_last = x.shape, is_channels_last(x)
 
     @staticmethod
     def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
@@ -210,6 +212,8 @@ def join_channels(nodes: Sequence[Tensor]) -> Tensor:
 class _JoinedChannels(torch.autograd.Function):
     """Kernels that meet a slice of channels in channels_last memory take ten times as long."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(*nodes: Tensor) -> Tensor:
         return torch.cat(nodes, dim=1)
@@ -220,15 +224,21 @@ class _JoinedChannels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        memory_format = memory_format_of(grad)
         parts = torch.split(grad, ctx.sizes, dim=1)
-        return tuple(part.contiguous(memory_format=memory_format) for part in parts)
+        return tuple(contiguous_like(part, grad) for part in parts)
 
 
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """channels_last or contiguous."""
-    is_last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_last else torch.contiguous_format
+def contiguous_like(x: Tensor, reference: Tensor) -> Tensor:
+    """``x``, contiguous in the memory format of ``reference``."""
+    return channels_last(x) if is_channels_last(reference) else x.contiguous()
+
+
+def _copy_like(x: Tensor, reference: Tensor) -> Tensor:
+    """``contiguous_like`` that is never ``x`` itself."""
+    if is_channels_last(reference):
+        rows = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        return rows.permute(0, 3, 1, 2)
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 class Pool(nn.Sequential):
@@ -268,7 +278,8 @@ class Noise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         strided = x[:, :, :: self.stride, :: self.stride]
         # The same noise in whatever order the memory of the input is, and drawn ten times faster.
-        noise = torch.empty_like(strided, memory_format=torch.contiguous_format)
+        # Of a shape, not of a tensor: under torch.vmap all candidates get this one draw.
+        noise = torch.empty(strided.shape, dtype=x.dtype, device=x.device)
         noise.normal_(generator=self.generator)
         return torch.empty_like(strided).copy_(noise)  # a sum of two orders would be slow
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.operations import memory_format_of
+from zoopt_nas.nas.operations import contiguous_like
+from zoopt_nas.nas.separable import is_channels_last
 
 
 def part_width(channels: int, n_parts: int) -> int:
@@ -37,14 +38,13 @@ def split_parts(x: Tensor, n_parts: int, stride: int) -> tuple[Tensor, Tensor]:
     own, others = torch.split(x, [width, x.shape[1] - width], dim=1)
     if stride == 2:
         others = F.max_pool2d(others, 2, ceil_mode=True)
-    memory_format = memory_format_of(x)
-    return own.contiguous(memory_format=memory_format), others
+    return contiguous_like(own, x), others
 
 
 def merge_parts(own: Tensor, others: Tensor, n_parts: int) -> Tensor:
     """Both groups of channels as one node, shuffled: first the first of each n_parts-th."""
     # In the order of memory, so that the copy is the only one.
-    if memory_format_of(own) == torch.channels_last:
+    if is_channels_last(own):
         rows = torch.cat([part.permute(0, 2, 3, 1) for part in (own, others)], dim=3)
         shuffled = torch.unflatten(rows, 3, (n_parts, -1)).transpose(3, 4).flatten(3)
         return shuffled.permute(0, 3, 1, 2)

@@ -46,12 +46,38 @@ def separable_conv2d(
 class _SeparableConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int
+        x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int
     ) -> Tensor:
-        ctx.save_for_backward(x, depthwise, pointwise)
-        ctx.stride, ctx.dilation = stride, dilation
         between = _depthwise(x, depthwise, stride, dilation)
         return F.conv2d(between, pointwise, groups=_groups(between, pointwise))
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int], output: Tensor
+    ) -> None:
+        *tensors, ctx.stride, ctx.dilation = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        depthwise: Tensor,
+        pointwise: Tensor,
+        stride: int,
+        dilation: int,
+    ) -> tuple[Tensor, int]:
+        # A batch of n convolutions is one of n times as many channels, in n groups.
+        n = info.batch_size
+        out = _SeparableConv.apply(
+            _into_channels(x, in_dims[0], n, 1),
+            _into_channels(depthwise, in_dims[1], n, 0),
+            _into_channels(pointwise, in_dims[2], n, 0),
+            stride,
+            dilation,
+        )
+        return torch.unflatten(out, 1, (n, -1)), 1
 
     @staticmethod
     def backward(
@@ -76,6 +102,27 @@ class _SeparableConv(torch.autograd.Function):
             settings = _settings(depthwise, stride, dilation)
             grads = _conv_grads(x, depthwise, between_grad, needs, settings)
         return *grads, pointwise_grad, None, None
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of ``(batch, c, h, w)`` are next to each other in memory."""
+    return x.stride(1) == 1  # torch.vmap cannot be asked for a memory format
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``x`` in that memory format, by operations that ``torch.vmap`` knows."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _into_channels(x: Tensor, batch_dim: int | None, n: int, dim: int) -> Tensor:
+    """``x`` with its n batched tensors side by side in ``dim``; one that all share is repeated."""
+    if batch_dim is None:
+        x = x.unsqueeze(dim).expand(*x.shape[:dim], n, *x.shape[dim:])
+    else:
+        x = x.movedim(batch_dim, dim)
+    if dim == 1 and x.stride(2) == 1:  # channels_last stays so
+        return x.permute(0, 3, 4, 1, 2).flatten(3).permute(0, 3, 1, 2)
+    return x.flatten(dim, dim + 1)
 
 
 class _Settings(NamedTuple):

@@ -24,10 +24,9 @@ from zoopt_nas.nas.operations import (
     Pool,
     SepConv,
     diagonal_pixels,
-    memory_format_of,
     normalize,
 )
-from zoopt_nas.nas.separable import separable_conv2d
+from zoopt_nas.nas.separable import is_channels_last, separable_conv2d
 
 # Above this many numbers in an operator's input a CPU takes longer for the joined form: its grouped
 # convolutions are slower than as many plain ones, and launching no longer counts.
@@ -173,7 +172,7 @@ class SharedTerms:
     def outputs(self, node: Node, table: Tensor) -> dict[int, Tensor]:
         """Their sum on each edge; ``table`` has a weight for each edge and operation."""
         outs = [node.pooled(op) if isinstance(op, Pool) else node.x for op in self.operations]
-        is_last = memory_format_of(node.x) == torch.channels_last
+        is_last = is_channels_last(node.x)
         if is_last:
             outs = [out.permute(0, 2, 3, 1) for out in outs]
         terms = torch.stack(outs) if len(outs) > 1 else outs[0][None]
@@ -349,7 +348,7 @@ def _repeat(x: Tensor, n: int) -> Tensor:
     """``x.repeat(1, n, 1, 1)`` in the memory format of ``x``."""
     if n == 1:
         return x
-    if memory_format_of(x) != torch.channels_last:
+    if not is_channels_last(x):
         return x.unsqueeze(1).expand(-1, n, -1, -1, -1).flatten(1, 2)
     repeated = x.permute(0, 2, 3, 1).unsqueeze(3).expand(-1, -1, -1, n, -1)
     return repeated.flatten(3).permute(0, 3, 1, 2)

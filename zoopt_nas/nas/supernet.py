@@ -21,6 +21,7 @@ from zoopt_nas.nas.operations import (
     join_channels,
 )
 from zoopt_nas.nas.partial import merge_parts, part_width, split_parts
+from zoopt_nas.nas.separable import channels_last
 from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
 from zoopt_nas.nas.spaces import SearchSpace, cell_edges
 from zoopt_nas.nas.stacked import Fan, Node, Place, make_fan
@@ -187,7 +188,10 @@ class Supernet(nn.Module):
         sizes = torch.tensor(space.sizes)
         columns = torch.arange(max(space.sizes))
         self._mask: Tensor
+        self._places: Tensor
+        places = [(row, column) for row, size in enumerate(space.sizes) for column in range(size)]
         self.register_buffer("_mask", columns < sizes[:, None], persistent=False)
+        self.register_buffer("_places", torch.tensor(places).T, persistent=False)
 
     def forward(self, images: Tensor, alpha: Tensor) -> Tensor:
         """Logits ``(batch, n_classes)`` of ``images`` (batch, in_channels, h, w).
@@ -201,11 +205,10 @@ class Supernet(nn.Module):
         """
         weights = self._edge_weights(alpha)
         if self.channels_last:  # it makes depthwise convolutions and pools faster
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = channels_last(images)
         first, second = self.stem(images)
         if self.channels_last:  # with one image channel the stem cannot tell
-            first = first.contiguous(memory_format=torch.channels_last)
-            second = second.contiguous(memory_format=torch.channels_last)
+            first, second = channels_last(first), channels_last(second)
         for cell in self.cells:
             first, second = second, cell(first, second, weights[cast(SearchCell, cell).kind])
         logits: Tensor = self.head(second)
@@ -218,6 +221,7 @@ class Supernet(nn.Module):
                 f"alpha must have shape ({self.space.dim},) in space {self.space.name}, "
                 f"got {tuple(alpha.shape)}"
             )
-        table = alpha.new_full(self._mask.shape, -torch.inf).masked_scatter(self._mask, alpha)
+        table = alpha.new_full(self._mask.shape, -torch.inf)
+        table = table.index_put(tuple(self._places), alpha)  # torch.vmap has no masked_scatter
         halves = torch.softmax(table, dim=1).chunk(2)
         return dict(zip(CELL_KINDS, halves, strict=True))
