@@ -347,7 +347,7 @@ class BilevelObjective:
             if source is not None
         ]
         if len(pairs) < len(sources):
-            if settings["dampening"]:  # SGD makes a missing buffer from its first gradient
+            if self._settings()["dampening"]:  # SGD makes a missing buffer from its first gradient
                 inner.state.clear()
             # As does a buffer of zeros without dampening; it can stay, as a CUDA graph needs it.
             for state in inner.state.values():

@@ -39,45 +39,31 @@ def separable_conv2d(
     if stride == dilation > 1:
         # Every pixel that it reads is at a multiple of the stride.
         x, stride, dilation = x[:, :, ::stride, ::stride], 1, 1
-    out: Tensor = _SeparableConv.apply(x, depthwise, pointwise, stride, dilation)
+    return _apply(x, depthwise, pointwise, stride, dilation)
+
+
+def _apply(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int) -> Tensor:
+    # The form that transforms need takes longer to call: 90 microseconds, by what torch does for it
+    # in Python. There is no public name for the question.
+    is_transformed = torch._C._are_functorch_transforms_active()
+    function = _TransformedSeparableConv if is_transformed else _SeparableConv
+    out: Tensor = function.apply(x, depthwise, pointwise, stride, dilation)
     return out
+
+
+def _forward(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int) -> Tensor:
+    between = _depthwise(x, depthwise, stride, dilation)
+    return F.conv2d(between, pointwise, groups=_groups(between, pointwise))
 
 
 class _SeparableConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int
+        ctx: Any, x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int
     ) -> Tensor:
-        between = _depthwise(x, depthwise, stride, dilation)
-        return F.conv2d(between, pointwise, groups=_groups(between, pointwise))
-
-    @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int], output: Tensor
-    ) -> None:
-        *tensors, ctx.stride, ctx.dilation = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        x: Tensor,
-        depthwise: Tensor,
-        pointwise: Tensor,
-        stride: int,
-        dilation: int,
-    ) -> tuple[Tensor, int]:
-        # A batch of n convolutions is one of n times as many channels, in n groups.
-        n = info.batch_size
-        out = _SeparableConv.apply(
-            _into_channels(x, in_dims[0], n, 1),
-            _into_channels(depthwise, in_dims[1], n, 0),
-            _into_channels(pointwise, in_dims[2], n, 0),
-            stride,
-            dilation,
-        )
-        return torch.unflatten(out, 1, (n, -1)), 1
+        ctx.save_for_backward(x, depthwise, pointwise)
+        ctx.stride, ctx.dilation = stride, dilation
+        return _forward(x, depthwise, pointwise, stride, dilation)
 
     @staticmethod
     def backward(
@@ -102,6 +88,41 @@ class _SeparableConv(torch.autograd.Function):
             settings = _settings(depthwise, stride, dilation)
             grads = _conv_grads(x, depthwise, between_grad, needs, settings)
         return *grads, pointwise_grad, None, None
+
+
+class _TransformedSeparableConv(torch.autograd.Function):
+    """The same function for ``torch.vmap``."""
+
+    forward = staticmethod(_forward)
+    backward = staticmethod(_SeparableConv.backward)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int], output: Tensor
+    ) -> None:
+        *tensors, ctx.stride, ctx.dilation = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        depthwise: Tensor,
+        pointwise: Tensor,
+        stride: int,
+        dilation: int,
+    ) -> tuple[Tensor, int]:
+        # n convolutions are one of n times as many channels, in n groups.
+        n = info.batch_size
+        out = _apply(
+            _into_channels(x, in_dims[0], n, 1),
+            _into_channels(depthwise, in_dims[1], n, 0),
+            _into_channels(pointwise, in_dims[2], n, 0),
+            stride,
+            dilation,
+        )
+        return torch.unflatten(out, 1, (n, -1)), 1
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -1,0 +1,285 @@
+"""Candidates evaluated at once against candidates evaluated one by one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tiny_supernets import NOISY, TINY, Setup, setup
+from torch import Tensor
+
+from zoopt_nas.nas.batched import StackedCandidates
+from zoopt_nas.nas.bilevel import Draw
+from zoopt_nas.nas.separable import separable_conv2d
+from zoopt_nas.nas.spaces import SPACES, SearchSpace
+
+# Both sides are float64 and do the same sums in another order; BatchNorm and steps amplify it.
+CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def values(made: Setup, alphas: Tensor, draw: Draw, size: int | None, **options) -> Tensor:
+    return made.objective(candidates_per_batch=size, **options)(alphas, draw)
+
+
+def assert_same(made: Setup, n: int = 3, size: int = 3, **options) -> Tensor:
+    """The same losses and the same fitted weights, and candidates that differ."""
+    serial = made.objective(candidates_per_batch=1, **options)
+    together = made.objective(candidates_per_batch=size, **options)
+    draw, alphas = serial.draw(), made.alphas(n)
+    expected = serial(alphas, draw)
+    torch.testing.assert_close(together(alphas, draw), expected, **CLOSE)
+    weights = together.fit_together(alphas, draw)
+    for row, alpha in zip(weights, alphas, strict=True):
+        fitted = [p.detach().flatten() for p in serial.fit(alpha, draw).parameters()]
+        torch.testing.assert_close(row, torch.cat(fitted), **CLOSE)
+    assert float(expected.std()) > 1e-4
+    return expected
+
+
+# --- Losses and weights --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", ["s1", "s3", "s4", "darts"])
+def test_spaces(space: str):
+    assert_same(setup(SPACES[space]), grad_clip=0.3, inner_steps=2)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["buffers", "fresh"])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("clip", [None, 5.0, 0.3])
+@pytest.mark.parametrize("space", [TINY, NOISY], ids=lambda space: space.name)
+def test_momentum_and_clipping(
+    space: SearchSpace, clip: float | None, momentum: float, trained: bool
+):
+    assert_same(setup(space, momentum=momentum, trained=trained), grad_clip=clip)
+
+
+def test_clipping_is_by_candidate():
+    """One gradient is clipped, the others are not: a common norm would clip all or none."""
+    made = setup()
+    objective = made.objective(inner_steps=1)
+    draw, alphas = objective.draw(), made.alphas()
+    objective.start()
+    norms = []
+    for alpha in alphas:
+        weights = list(objective._scratch.parameters())
+        loss = objective.train_loss(objective._scratch, alpha, draw)
+        parts = torch.autograd.grad(loss, weights)
+        norms.append(float(torch.cat([part.flatten() for part in parts]).norm()))
+    least, middle, _ = sorted(norms)
+    clip = (least + middle) / 2
+    assert least < clip < middle
+    clipped = assert_same(made, grad_clip=clip, inner_steps=1)
+    free = assert_same(made, grad_clip=None, inner_steps=1)
+    assert (clipped == free).tolist() == [norm < clip for norm in norms]
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["buffers", "fresh"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"nesterov": True}, {"dampening": 0.4}, {"weight_decay": 0.5}, {"lr": 0.2}],
+    ids=lambda settings: "-".join(settings),
+)
+def test_settings_of_the_optimizer(settings: dict, trained: bool):
+    made = setup(trained=trained)
+    before = assert_same(made)
+    made.optimizer.param_groups[0].update(settings)
+    changed = not torch.allclose(assert_same(made), before)
+    # Dampening does not touch the gradient that makes the momentum, only the two after it.
+    assert changed
+
+
+def test_options_of_the_objective():
+    made = setup()
+    usual = assert_same(made)
+    for options in ({"inner_lr": 0.2}, {"inner_momentum": False}, {"inner": "second"}):
+        assert not torch.allclose(assert_same(made, **options), usual)
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.4])
+def test_some_parameters_without_momentum(dampening: float):
+    made = setup()
+    del made.optimizer.state[next(made.net.parameters())]
+    made.optimizer.param_groups[0]["dampening"] = dampening
+    draw, alphas = made.objective().draw(), made.alphas()
+    serial = values(made, alphas, draw, 1)
+    torch.testing.assert_close(values(made, alphas, draw, 3), serial, **CLOSE)
+
+
+@pytest.mark.parametrize("options", [{"inner_steps": 0}, {"inner": "first"}], ids=str)
+@pytest.mark.parametrize("n_val", [1, 3])
+def test_no_inner_step(n_val: int, options: dict):
+    assert_same(setup(NOISY), val_batches=n_val, **options)
+
+
+@pytest.mark.parametrize(("n", "size"), [(5, 2), (3, 8), (4, 3), (1, 4)])
+def test_a_last_batch_of_another_size(n: int, size: int, monkeypatch: pytest.MonkeyPatch):
+    made = setup(NOISY)
+    objective = made.objective(candidates_per_batch=size, val_batches=2)
+    draw, alphas = objective.draw(), made.alphas(n)
+    sizes = []
+    plain = objective._values
+    monkeypatch.setattr(objective, "_values", lambda a, d: sizes.append(len(a)) or plain(a, d))
+    got = objective(alphas, draw)
+    assert sizes == [size] * (n // size) + [n % size] * (n % size > 0)
+    torch.testing.assert_close(got, values(made, alphas, draw, 1, val_batches=2), **CLOSE)
+    assert objective.n_evaluations == n
+
+
+# --- What must stay as it is ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", [TINY, NOISY], ids=lambda space: space.name)
+def test_the_main_training_is_untouched(space: SearchSpace):
+    made = setup(space)
+    objective = made.objective(candidates_per_batch=4)
+    state = copy.deepcopy(made.net.state_dict())
+    optimizer = copy.deepcopy(made.optimizer.state_dict())
+    noise, rng = made.noise.get_state(), torch.get_rng_state()
+    alphas = made.alphas(4)
+    before = alphas.clone()
+    result = objective(alphas)
+    assert not result.requires_grad
+    assert torch.equal(alphas, before)
+    for name, tensor in made.net.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    after = made.optimizer.state_dict()
+    assert after["param_groups"] == optimizer["param_groups"]
+    for index, entry in after["state"].items():
+        assert torch.equal(entry["momentum_buffer"], optimizer["state"][index]["momentum_buffer"])
+    assert all(parameter.grad is None for parameter in objective._scratch.parameters())
+    assert torch.equal(made.noise.get_state(), noise)
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_a_call_at_once_leaves_nothing_for_the_next_one_by_one():
+    made = setup(NOISY)
+    objective = made.objective(candidates_per_batch=4)
+    draw, alphas = objective.draw(), made.alphas(4)
+    before = objective(alphas[:1], draw)
+    objective(alphas, draw)
+    assert torch.equal(objective(alphas[:1], draw), before)
+    assert torch.equal(objective(alphas, draw), objective(alphas, draw))
+
+
+def test_draws_and_state_do_not_depend_on_the_batch():
+    made = setup(NOISY)
+    one, four = (made.objective(candidates_per_batch=size, seed=3) for size in (1, 4))
+    for _ in range(2):
+        torch.testing.assert_close(one(made.alphas(4)), four(made.alphas(4)), **CLOSE)
+    assert torch.equal(one.state_dict()["seeds"], four.state_dict()["seeds"])
+    assert one.state_dict()["n_evaluations"] == four.state_dict()["n_evaluations"] == 8
+    assert one._train_stream.n_taken == four._train_stream.n_taken == 6
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["buffers", "fresh"])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_a_failed_candidate_does_not_leak(bad: float, trained: bool):
+    made = setup(NOISY, trained=trained)
+    objective = made.objective(candidates_per_batch=3)
+    draw, alphas = objective.draw(), made.alphas(3)
+    calm = objective(alphas, draw)
+    alphas[1] = bad
+    got = objective(alphas, draw)
+    assert torch.equal(got[[0, 2]], calm[[0, 2]])
+    assert not bool(torch.isfinite(got[1]))
+
+
+# --- The forward pass ----------------------------------------------------------------------------
+
+
+def test_the_forward_context_is_entered_for_each_pass():
+    made = setup()
+    objective = made.objective()
+    draw, alphas = objective.draw(), made.alphas(2)
+    n_entered = 0
+
+    @contextmanager
+    def counted():
+        nonlocal n_entered
+        n_entered += 1
+        yield
+
+    stacked = StackedCandidates(objective._scratch, counted)
+    weights = torch.cat([p.detach().flatten() for p in made.net.parameters()]).repeat(2, 1)
+    got = stacked.mean_losses(weights, alphas, draw.train)
+    assert n_entered == len(draw.train) == 3
+    expected = values(made, alphas, Draw([], draw.train, 0), 1, inner_steps=0)
+    torch.testing.assert_close(got, expected, **CLOSE)
+
+
+def test_under_autocast():
+    made = setup(SPACES["s3"])
+    made.net.float()
+    objective = made.objective(inner_steps=0)
+    draw, alphas = objective.draw(), made.alphas(2).float()
+    images, labels = draw.val[0][0].float(), draw.val[0][1]
+    scratch = objective.start()
+    stacked = StackedCandidates(scratch, lambda: torch.autocast("cpu", torch.bfloat16))
+    weights = torch.cat([p.detach().flatten() for p in made.net.parameters()]).repeat(2, 1)
+    got = stacked.losses(weights, alphas, images, labels)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = [torch.nn.functional.cross_entropy(scratch(images, a), labels) for a in alphas]
+    assert got.dtype == torch.float32
+    # bfloat16 has 8 bits, and both sides round at each operation.
+    torch.testing.assert_close(got, torch.stack(expected), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "in_dims", [(0, 0, 0), (1, 2, 3), (None, 0, 0), (0, None, 0), (0, 0, None)]
+)
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_batches_of_separable_convolutions(in_dims, stride: int, dilation: int):
+    """Values, gradients and what is kept for them, for any batched dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 3, 6, 7), (3, 1, 3, 3), (4, 3, 1, 1)
+    single = [
+        torch.randn(3 if dim is not None else 1, *shape, generator=generator, dtype=torch.float64)
+        for shape, dim in zip(shapes, in_dims, strict=True)
+    ]
+    inputs = [
+        (tensor[0] if dim is None else tensor.movedim(0, dim).contiguous()).requires_grad_()
+        for tensor, dim in zip(single, in_dims, strict=True)
+    ]
+
+    def together(*tensors: Tensor) -> Tensor:
+        function = lambda x, d, p: separable_conv2d(x, d, p, stride, dilation)  # noqa: E731
+        out: Tensor = torch.vmap(function, in_dims)(*tensors)
+        return out
+
+    def one_by_one(*tensors: Tensor) -> Tensor:
+        rows = [
+            [
+                t if dim is None else t.select(dim, i)
+                for t, dim in zip(tensors, in_dims, strict=True)
+            ]
+            for i in range(3)
+        ]
+        return torch.stack([separable_conv2d(*row, stride, dilation) for row in rows])
+
+    got, wanted = together(*inputs), one_by_one(*inputs)
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(got.shape, generator=generator, dtype=torch.float64)
+    for one, two in zip(
+        torch.autograd.grad((got * weights).sum(), inputs),
+        torch.autograd.grad((wanted * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
+    assert torch.autograd.gradgradcheck(together, inputs, fast_mode=True)
+
+
+def test_what_lies_between_stacked_convolutions_is_not_kept():
+    x, depthwise, pointwise = (
+        torch.randn(3, *shape, requires_grad=True)
+        for shape in ((2, 4, 5, 5), (4, 1, 3, 3), (4, 4, 1, 1))
+    )
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(tuple(t.shape)) or t, lambda t: t
+    ):
+        torch.vmap(separable_conv2d)(x, depthwise, pointwise)
+    assert kept == [(2, 12, 5, 5), (12, 1, 3, 3), (12, 4, 1, 1)]
