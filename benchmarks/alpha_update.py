@@ -108,7 +108,7 @@ class Bench:
 
         def plain_step() -> None:
             loss = F.cross_entropy(self.supernet(images, alpha), labels)
-            weight_step(loss, self.supernet, self.optimizer, GRAD_CLIP)
+            weight_step(loss, self.optimizer, GRAD_CLIP)
 
         def plain_pass() -> None:
             F.cross_entropy(self.supernet(images, alpha), labels)

@@ -83,7 +83,7 @@ class Step:
         device = self.images.device.type
         with torch.autocast(device, self.amp, enabled=self.amp is not None):
             loss = F.cross_entropy(self.model(*inputs), self.labels)
-        weight_step(loss, self.model, self.optimizer, 5.0)
+        weight_step(loss, self.optimizer, 5.0)
 
 
 def build(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import contextmanager
 
 import pytest
 import torch
-from tiny_supernets import NOISY, TINY, Setup, setup
+from tiny_supernets import NOISY, TINY, Setup, flat_weights, setup
 from torch import Tensor
 
-from zoopt_nas.nas.batched import StackedCandidates
 from zoopt_nas.nas.bilevel import Draw
+from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.separable import separable_conv2d
 from zoopt_nas.nas.spaces import SPACES, SearchSpace
 
@@ -31,7 +30,7 @@ def assert_same(made: Setup, n: int = 3, size: int = 3, **options) -> Tensor:
     draw, alphas = serial.draw(), made.alphas(n)
     expected = serial(alphas, draw)
     torch.testing.assert_close(together(alphas, draw), expected, **CLOSE)
-    weights = together.fit_together(alphas, draw)
+    weights = together.fit_together(alphas, draw).weights
     for row, alpha in zip(weights, alphas, strict=True):
         fitted = [p.detach().flatten() for p in serial.fit(alpha, draw).parameters()]
         torch.testing.assert_close(row, torch.cat(fitted), **CLOSE)
@@ -191,41 +190,64 @@ def test_a_failed_candidate_does_not_leak(bad: float, trained: bool):
 # --- The forward pass ----------------------------------------------------------------------------
 
 
-def test_the_forward_context_is_entered_for_each_pass():
-    made = setup()
-    objective = made.objective()
-    draw, alphas = objective.draw(), made.alphas(2)
-    n_entered = 0
-
-    @contextmanager
-    def counted():
-        nonlocal n_entered
-        n_entered += 1
-        yield
-
-    stacked = StackedCandidates(objective._scratch, counted)
-    weights = torch.cat([p.detach().flatten() for p in made.net.parameters()]).repeat(2, 1)
-    got = stacked.mean_losses(weights, alphas, draw.train)
-    assert n_entered == len(draw.train) == 3
-    expected = values(made, alphas, Draw([], draw.train, 0), 1, inner_steps=0)
-    torch.testing.assert_close(got, expected, **CLOSE)
+BF16 = Execution(torch.device("cpu"), autocast=torch.bfloat16)
 
 
-def test_under_autocast():
+def test_fits_at_once_have_the_precision_of_the_settings():
     made = setup(SPACES["s3"])
     made.net.float()
-    objective = made.objective(inner_steps=0)
-    draw, alphas = objective.draw(), made.alphas(2).float()
-    images, labels = draw.val[0][0].float(), draw.val[0][1]
-    scratch = objective.start()
-    stacked = StackedCandidates(scratch, lambda: torch.autocast("cpu", torch.bfloat16))
-    weights = torch.cat([p.detach().flatten() for p in made.net.parameters()]).repeat(2, 1)
-    got = stacked.losses(weights, alphas, images, labels)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        expected = [torch.nn.functional.cross_entropy(scratch(images, a), labels) for a in alphas]
-    assert got.dtype == torch.float32
-    # bfloat16 has 8 bits, and both sides round at each operation.
-    torch.testing.assert_close(got, torch.stack(expected), rtol=0.05, atol=0.05)
+    made.optimizer.state.clear()  # in float64
+    draw = made.objective(inner_steps=1).draw()
+    draw = Draw([(x.float(), y) for x, y in draw.train], [], 0)
+    alphas = made.alphas(2).float()
+    start = flat_weights(made.net)
+    plain = made.objective().fit_together(alphas, draw).weights - start
+    coarse = made.objective(execution=BF16).fit_together(alphas, draw).weights - start
+    alone = [flat_weights(made.objective(execution=BF16).fit(a, draw)) - start for a in alphas]
+    assert coarse.dtype == torch.float32
+    for step, exact, expected in zip(coarse, plain, alone, strict=True):
+        # Both round to 8 bits at each operation, in another order.
+        error, usual = ((x - exact).norm() / exact.norm() for x in (step, expected))
+        assert float(usual) > 2**-8
+        assert 0.5 < float(error / usual) < 2
+
+
+def test_losses_at_once_are_plain_ones_in_any_precision():
+    made = setup(SPACES["s3"])
+    options = {"inner": "first", "candidates_per_batch": 3}
+    plain = made.objective(**options)(made.alphas())
+    assert torch.equal(made.objective(execution=BF16, **options)(made.alphas()), plain)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_kept_fits_are_those_of_one_by_one(momentum: float):
+    made = setup(NOISY, momentum=momentum)
+    kept = []
+    for size in (1, 2):  # 5 candidates: batches of 2, 2 and 1
+        objective = made.objective(candidates_per_batch=size, keep_fits=True, seed=4)
+        objective(made.alphas(5))
+        kept.append(objective.fits)
+    one, two = kept
+    assert one.weights.shape == two.weights.shape == (5, flat_weights(made.net).numel())
+    torch.testing.assert_close(two.weights, one.weights, **CLOSE)
+    torch.testing.assert_close(two.measured, one.measured, **CLOSE)
+    assert one.measured[:, 2].tolist() == [18] * 5  # 3 steps of 6 images
+    assert float(one.measured[:, 0].std()) > 1e-4
+    if momentum:
+        torch.testing.assert_close(two.momentum, one.momentum, **CLOSE)
+    else:
+        assert one.momentum is two.momentum is None
+
+
+def test_kept_fits_are_copies():
+    made = setup()
+    objective = made.objective(candidates_per_batch=3, keep_fits=True)
+    objective(made.alphas())
+    fits = objective.fits
+    before = fits.weights.clone(), fits.momentum.clone()
+    objective(made.alphas(seed=1))
+    assert torch.equal(fits.weights, before[0])
+    assert torch.equal(fits.momentum, before[1])
 
 
 @pytest.mark.parametrize(

@@ -79,21 +79,22 @@ def test_the_objective_goes_down_to_one_by_one(monkeypatch: pytest.MonkeyPatch):
     made = setup(NOISY)
     draw, alphas = made.objective().draw(), made.alphas(4)
     serial = values(made, alphas, draw, 1)
-    plain = StackedCandidates.losses
+    plain = StackedCandidates._losses
     n_calls = 0
 
-    def full(self, weights, *rest):
+    def full(self, *inputs):
         nonlocal n_calls
         n_calls += 1
         if n_calls in (2, 3):  # once in the middle of a fit, once at the start
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(self, weights, *rest)
+        return plain(self, *inputs)
 
-    monkeypatch.setattr(StackedCandidates, "losses", full)
+    monkeypatch.setattr(StackedCandidates, "_losses", full)
     objective = made.objective(candidates_per_batch=4)
     assert torch.equal(objective(alphas, draw), serial)
     assert n_calls == 3
     assert objective.n_evaluations == 4
+    assert objective._stacked._stacks == {}  # nothing of what did not fit stays
 
 
 def test_automatic_on_a_cpu(monkeypatch: pytest.MonkeyPatch):

@@ -120,7 +120,7 @@ def test_the_auxiliary_loss_is_added_with_its_weight_and_not_reported(
 ):
     steps: list[float] = []
     monkeypatch.setattr(
-        steps_module, "weight_step", lambda loss, *args: steps.append(float(loss.detach()))
+        steps_module, "weight_step", lambda loss, *args, **more: steps.append(float(loss.detach()))
     )
     config = train_config(auxiliary=True, auxiliary_weight=0.25, label_smoothing=0.1)
     training = Training(config, dataset)

@@ -65,7 +65,7 @@ def test_a_step_is_loss_gradient_clipping_and_update():
         loss, logits = step(images, labels, alpha)
         expected = twin(images, alpha)
         expected_loss = F.cross_entropy(expected, labels)
-        weight_step(expected_loss, twin, optimizers[1], 0.5)
+        weight_step(expected_loss, optimizers[1], 0.5)
         assert torch.equal(loss, expected_loss)
         assert torch.equal(logits, expected)
         assert not loss.requires_grad

@@ -126,7 +126,7 @@ def test_weight_steps_by_hand(grad_clip: float | None):
             momentum.mul_(0.9).add_(gradient + 0.01 * value)
             value.sub_(0.1 * momentum)
         loss = ((model(x) - y) ** 2).sum() / 10
-        weight_step(loss, model, sgd, grad_clip)
+        weight_step(loss, sgd, grad_clip)
         torch.testing.assert_close(model.weight.detach(), weight, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(model.bias.detach(), bias, rtol=1e-12, atol=1e-12)
     assert clipped == (grad_clip == 0.05)
@@ -137,7 +137,7 @@ def test_weight_step_drops_old_gradients():
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
     before = model.weight.detach().clone()
     model.weight.grad = torch.full_like(model.weight, 1e3)
-    weight_step(model(torch.tensor([[1.0, 2.0]], dtype=torch.float64)).sum(), model, sgd, None)
+    weight_step(model(torch.tensor([[1.0, 2.0]], dtype=torch.float64)).sum(), sgd, None)
     expected = before - torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     torch.testing.assert_close(model.weight.detach(), expected)
 

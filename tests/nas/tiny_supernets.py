@@ -67,7 +67,8 @@ class Setup:
     noise: torch.Generator
 
     def objective(self, *, seed: int = 0, streams: int = 0, **options) -> BilevelObjective:
-        options = {"inner_steps": 3} | options
+        # One by one: what is tested of it is exact.
+        options = {"inner_steps": 3, "candidates_per_batch": 1} | options
         return BilevelObjective(
             self.net,
             self.optimizer,
@@ -86,7 +87,7 @@ class Setup:
         for _ in range(n_steps):
             images, labels = stream.next_batch()
             loss = F.cross_entropy(self.net(images, self.alphas(1)[0]), labels)
-            weight_step(loss, self.net, self.optimizer, 5.0)
+            weight_step(loss, self.optimizer, 5.0)
 
 
 def setup(
@@ -116,7 +117,7 @@ def build(
     if trained:
         images, labels = FakeStream(9, 8).next_batch()
         for _ in range(3):
-            weight_step(F.cross_entropy(net(images, alpha), labels), net, sgd, 5.0)
+            weight_step(F.cross_entropy(net(images, alpha), labels), sgd, 5.0)
     sgd.param_groups[0]["lr"] = lr
     return BilevelObjective(
         net, sgd, FakeStream(0, 8), FakeStream(1, 8), seed=0, inner=inner
@@ -170,6 +171,6 @@ def plain_fit(
     for images, labels in draw.train:
         logits = network(images, alpha)
         loss = F.cross_entropy(logits, labels)
-        weight_step(loss, network, sgd, clip)
+        weight_step(loss, sgd, clip)
         meter.update(loss, logits, labels)
     return PlainFit(network, sgd, meter)

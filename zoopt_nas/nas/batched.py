@@ -9,15 +9,18 @@ Nothing mixes candidates, so each gets the loss and the weights that it gets alo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from zoopt_nas.nas.execution import Execution
+from zoopt_nas.nas.reuse import Fits
+from zoopt_nas.nas.steps import Losses, WeightStep
 from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.training import Meter, start_momentum
 
 # On a CPU joined candidates pay while all that a node holds stays in the cache, and only from so
 # many candidates on (docs/performance.md). The numbers are those of the stem's output.
@@ -26,93 +29,136 @@ MIN_CANDIDATES_ON_CPU = 4
 # Ours: what is left is for the workspaces of the larger operators, and for fragmentation.
 SHARE_OF_FREE_MEMORY = 0.8
 
+Batch = tuple[Tensor, Tensor]
+"""``(images, labels)``."""
+
+
+class _Stack(NamedTuple):
+    """n sets of weights that are fitted together.
+
+    Attributes:
+        weights: ``(n, n_weights)``.
+        optimizer: every rule of SGD is elementwise, so on rows it is n optimizers.
+        step: of these weights.
+    """
+
+    weights: Tensor
+    optimizer: torch.optim.SGD
+    step: WeightStep
+
 
 class StackedCandidates:
-    """Evaluates ``network`` at the weights of n candidates, rows of one tensor ``(n, n_weights)``.
+    """Fits and evaluates n candidates together; their weights are rows of one tensor.
 
     A row has the parameters in the order of ``network.parameters()``, each flattened.
 
     Args:
         network: gives the form; its own weights are not used. Its BatchNorm must track no
             statistics.
-        forward_context: entered around every forward pass, for example ``torch.autocast``.
+        grad_clip: bound on the norm of each candidate's gradient; None is no bound.
+        execution: of the steps; losses that compare candidates are computed plainly.
+        generators: what ``network`` draws from.
     """
 
     def __init__(
         self,
         network: Supernet,
-        forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        grad_clip: float | None,
+        *,
+        execution: Execution | None = None,
+        generators: Sequence[torch.Generator] = (),
     ) -> None:
-        self._network = network
-        self._forward_context = forward_context
+        self._network, self._grad_clip = network, grad_clip
+        self._execution, self._generators = execution, generators
         named = dict(network.named_parameters())
         self._shapes = {name: parameter.shape for name, parameter in named.items()}
         self._sizes = [parameter.numel() for parameter in named.values()]
-
-    def losses(self, weights: Tensor, alphas: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy ``(n,)`` of the candidates on one batch.
-
-        Args:
-            weights: ``(n, n_weights)``.
-            alphas: ``(n, dim)``.
-            images, labels: shared by all.
-        """
-        parts = torch.split(weights, self._sizes, dim=1)  # whose gradients come back by one `cat`
-        parameters = {
-            name: part.view(-1, *shape)
-            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
-        # randomness: space S4 draws noise once, and all candidates see it.
-        losses = torch.vmap(self._loss, (0, 0, None, None), randomness="same")
-        with self._forward_context():
-            values: Tensor = losses(parameters, alphas, images, labels)
-        return values
-
-    def mean_losses(
-        self, weights: Tensor, alphas: Tensor, batches: Sequence[tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        """The mean ``(n,)`` of ``losses`` over batches ``(images, labels)``, without a gradient."""
-        with torch.no_grad():
-            return torch.stack([self.losses(weights, alphas, *batch) for batch in batches]).mean(0)
+        self._stacks: dict[int, _Stack] = {}  # a CUDA graph of a step needs them to stay
 
     def fit(
         self,
         start: Tensor,
         momentum: Tensor | None,
         alphas: Tensor,
-        batches: Sequence[tuple[Tensor, Tensor]],
+        batches: Sequence[Batch],
         settings: dict[str, Any],
-        grad_clip: float | None,
-    ) -> Tensor:
-        """The weights ``(n, n_weights)`` of all candidates after one step of SGD for each batch.
+    ) -> Fits:
+        """All candidates after one step of SGD for each batch; the next call overwrites them.
 
         Args:
             start: the weights to start from, ``(n_weights,)``.
             momentum: momentum to start from, ``(n_weights,)``; None = the first step makes it.
             alphas: ``(n, dim)``.
-            batches: ``(images, labels)`` of each step.
+            batches: one for each step, shared by all.
             settings: of ``torch.optim.SGD``.
-            grad_clip: bound on the norm of each candidate's gradient.
         """
-        weights = start.repeat(len(alphas), 1).requires_grad_()
-        # Every rule of SGD is elementwise: on rows it is n optimizers.
-        optimizer = torch.optim.SGD([weights], **settings)
-        if momentum is not None:
-            optimizer.state[weights]["momentum_buffer"] = momentum.repeat(len(alphas), 1)
+        n = len(alphas)
+        if n not in self._stacks:
+            self._stacks[n] = self._build(start, n)
+        weights, optimizer, step = self._stacks[n]
+        with torch.no_grad():
+            weights.copy_(start)
+        optimizer.param_groups[0].update(settings)
+        start_momentum(optimizer, [momentum])
+        meter = Meter(weights.device, n)
         for images, labels in batches:
-            total = self.losses(weights, alphas, images, labels).sum()
-            (gradient,) = torch.autograd.grad(total, weights)
-            if grad_clip is not None:  # as torch.nn.utils.clip_grad_norm_ does it
-                norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-                gradient.mul_((grad_clip / (norms + 1e-6)).clamp(max=1.0))
-            weights.grad = gradient
-            optimizer.step()
-        return weights.detach()
+            meter.update(*step(images, labels, alphas), labels)
+        buffer = optimizer.state[weights].get("momentum_buffer")
+        return Fits(weights.detach(), buffer, meter.sums)
+
+    def mean_losses(self, weights: Tensor, alphas: Tensor, batches: Sequence[Batch]) -> Tensor:
+        """The mean cross-entropy ``(n,)`` of the candidates over batches, without a gradient.
+
+        Args:
+            weights: ``(n, n_weights)``.
+            alphas: ``(n, dim)``.
+            batches: shared by all.
+        """
+        with torch.no_grad():
+            losses = [
+                self._losses(images, labels, weights, alphas).loss for images, labels in batches
+            ]
+            return torch.stack(losses).mean(0)
+
+    def forget(self) -> None:
+        """Frees what was kept for the next call."""
+        self._stacks.clear()
+
+    def _build(self, start: Tensor, n: int) -> _Stack:
+        weights = start.repeat(n, 1).requires_grad_()
+        optimizer = torch.optim.SGD([weights], lr=1.0)
+
+        def compute(images: Tensor, labels: Tensor, alphas: Tensor) -> Losses:
+            return self._losses(images, labels, weights, alphas)
+
+        step = WeightStep(
+            compute,
+            self._network,
+            optimizer,
+            self._grad_clip,
+            by_row=True,
+            execution=self._execution,
+            generators=self._generators,
+        )
+        return _Stack(weights, optimizer, step)
+
+    def _losses(self, images: Tensor, labels: Tensor, weights: Tensor, alphas: Tensor) -> Losses:
+        """What is minimised (), the loss of each candidate ``(n,)``, and their logits."""
+        parts = torch.split(weights, self._sizes, dim=1)  # whose gradients come back by one `cat`
+        parameters = {
+            name: part.view(-1, *shape)
+            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+        # randomness: space S4 draws noise once, and all candidates see it.
+        one_each = torch.vmap(self._loss, (0, 0, None, None), randomness="same")
+        losses, logits = one_each(parameters, alphas, images, labels)
+        return Losses(losses.sum(), losses, logits)
 
     def _loss(
         self, parameters: dict[str, Tensor], alpha: Tensor, images: Tensor, labels: Tensor
-    ) -> Tensor:
-        return F.cross_entropy(functional_call(self._network, parameters, (images, alpha)), labels)
+    ) -> tuple[Tensor, Tensor]:
+        logits = functional_call(self._network, parameters, (images, alpha))
+        return F.cross_entropy(logits, labels), logits
 
 
 class CandidateBatches:
@@ -158,12 +204,25 @@ class CandidateBatches:
         return torch.cat(values)
 
     def _size(self, alphas: Tensor, n_numbers: int) -> int:
-        if self._given is not None:
-            return min(self._given, self._fitting or self._given)
-        if alphas.device.type == "cpu":
-            pays = len(alphas) >= MIN_CANDIDATES_ON_CPU and n_numbers <= MAX_NUMBERS_ON_CPU
-            return (self._fitting or len(alphas)) if pays else 1
-        return self._fitting or 1
+        size = batch_size(self._given, len(alphas), n_numbers, alphas.device)
+        if self._given is None and alphas.device.type == "cuda":
+            return self._fitting or 1
+        return min(size, self._fitting or size)
+
+
+def batch_size(given: int | None, n: int, n_numbers: int, device: torch.device) -> int:
+    """How many candidates are evaluated at once, as far as memory does not decide it.
+
+    Args:
+        given: the setting; None = automatic, see ``CandidateBatches``.
+        n: of so many candidates.
+        n_numbers: how many the stem of the supernet puts out for one candidate.
+        device: where.
+    """
+    if given is not None:
+        return min(given, n)
+    pays = n >= MIN_CANDIDATES_ON_CPU and n_numbers <= MAX_NUMBERS_ON_CPU
+    return n if device.type == "cpu" and pays else 1
 
 
 def _measured(function: Callable[[Tensor], Tensor], alphas: Tensor) -> tuple[Tensor, int]:

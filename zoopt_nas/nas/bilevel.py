@@ -27,10 +27,10 @@ from zoopt_nas.nas.batched import CandidateBatches, StackedCandidates
 from zoopt_nas.nas.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.operations import Noise, seed_noise
-from zoopt_nas.nas.reuse import Fits
+from zoopt_nas.nas.reuse import Fits, flat
 from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
 from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.training import Meter
+from zoopt_nas.nas.training import Meter, start_momentum
 
 Batch = tuple[Tensor, Tensor]
 """``(images, labels)``."""
@@ -137,16 +137,17 @@ class BilevelObjective:
         seed_noise(self._scratch, self._noise)
         # Built from the very parameters it trains; the released code steps other ones (B1).
         self._inner_optimizer = torch.optim.SGD(self._scratch.parameters(), lr=1.0)
-        compute = cross_entropy_of(self._scratch)
         self._step = WeightStep(
-            compute,
+            cross_entropy_of(self._scratch),
             self._scratch,
             self._inner_optimizer,
             self._grad_clip,
             execution=execution,
             generators=(self._noise,),
         )
-        self._stacked = StackedCandidates(self._scratch)
+        self._stacked = StackedCandidates(
+            self._scratch, self._grad_clip, execution=execution, generators=(self._noise,)
+        )
         self._batches = CandidateBatches(candidates_per_batch)
 
     @classmethod
@@ -199,9 +200,7 @@ class BilevelObjective:
         draw = draw or self.draw()
         self._kept = []
         images = draw.val[0][0]
-        # The first parameter is that of the stem's convolution.
-        width = next(self._scratch.parameters()).shape[0]
-        n_numbers = width * images.shape[0] * images[0, 0].numel()
+        n_numbers = self.supernet.stem_channels * images.shape[0] * images[0, 0].numel()
         values = self._batches.evaluate(
             lambda part: self._values(part, draw), alphas.detach(), n_numbers
         )
@@ -226,7 +225,8 @@ class BilevelObjective:
     def fit(self, alpha: Tensor, draw: Draw) -> Supernet:
         """The scratch network with omega*(alpha), fitted on the batches of ``draw``."""
         network = self.start()
-        self._start_optimizer()
+        self._inner_optimizer.param_groups[0].update(self._settings())
+        start_momentum(self._inner_optimizer, self._momenta())
         self._noise.manual_seed(draw.noise_seed)
         self._meter = Meter(self._noise.device) if self._keep_fits else None
         for images, labels in draw.train:
@@ -235,22 +235,12 @@ class BilevelObjective:
                 self._meter.update(loss, logits, labels)
         return network
 
-    def fit_together(self, alphas: Tensor, draw: Draw) -> Tensor:
-        """As ``fit``, for alphas ``(n, dim)`` at once: their weights ``(n, n_weights)``.
-
-        A row has the parameters in the order of ``supernet.parameters()``, each flattened.
-        """
+    def fit_together(self, alphas: Tensor, draw: Draw) -> Fits:
+        """As ``fit``, for alphas ``(n, dim)`` at once. The next call overwrites it."""
         with torch.no_grad():
-            start = torch.cat([p.flatten() for p in self.supernet.parameters()])
+            start = flat(self.supernet.parameters())
         self._noise.manual_seed(draw.noise_seed)
-        return self._stacked.fit(
-            start,
-            self._joined_momentum(),
-            alphas,
-            draw.train,
-            self._settings(),
-            self._grad_clip,
-        )
+        return self._stacked.fit(start, self._flat_momentum(), alphas, draw.train, self._settings())
 
     def val_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
         """Mean cross-entropy () of ``network`` at ``alpha`` over the draw's validation batches."""
@@ -284,11 +274,18 @@ class BilevelObjective:
 
     def _values(self, alphas: Tensor, draw: Draw) -> Tensor:
         """The losses ``(n,)`` of candidates that are evaluated at once."""
-        if len(alphas) == 1 or self._keep_fits or not self._stacks():
+        if len(alphas) == 1 or not self._can_stack():
             return torch.stack([self._value(alpha, draw) for alpha in alphas])
-        weights = self.fit_together(alphas, draw)
-        self._noise.manual_seed(draw.noise_seed + 1)
-        return self._stacked.mean_losses(weights, alphas, draw.val)
+        try:
+            fits = self.fit_together(alphas, draw)
+            self._noise.manual_seed(draw.noise_seed + 1)
+            values = self._stacked.mean_losses(fits.weights, alphas, draw.val)
+        except torch.OutOfMemoryError:
+            self._stacked.forget()
+            raise
+        if self._keep_fits:
+            self._kept.append(fits.clone())
+        return values
 
     def _value(self, alpha: Tensor, draw: Draw) -> Tensor:
         network = self.fit(alpha, draw)
@@ -317,7 +314,7 @@ class BilevelObjective:
             for parameter in self.supernet.parameters()
         ]
 
-    def _stacks(self) -> bool:
+    def _can_stack(self) -> bool:
         """Whether stacked candidates start with the right momentum.
 
         A parameter without momentum takes its first gradient undampened; there is no such choice
@@ -326,39 +323,14 @@ class BilevelObjective:
         missing = [momentum is None for momentum in self._momenta()]
         return all(missing) or not any(missing) or not self._settings()["dampening"]
 
-    def _joined_momentum(self) -> Tensor | None:
+    def _flat_momentum(self) -> Tensor | None:
         momenta = self._momenta()
         if all(momentum is None for momentum in momenta):
             return None
-        parts = [
-            (torch.zeros_like(parameter) if momentum is None else momentum).flatten()
+        return flat(
+            torch.zeros_like(parameter) if momentum is None else momentum
             for momentum, parameter in zip(momenta, self.supernet.parameters(), strict=True)
-        ]
-        return torch.cat(parts)
-
-    def _start_optimizer(self) -> None:
-        """Gives the inner SGD the settings and, as a copy, the momentum of the supernet's."""
-        inner = self._inner_optimizer
-        inner.param_groups[0].update(self._settings())
-        sources = self._momenta()
-        pairs = [
-            (parameter, source)
-            for parameter, source in zip(self._scratch.parameters(), sources, strict=True)
-            if source is not None
-        ]
-        if len(pairs) < len(sources):
-            if self._settings()["dampening"]:  # SGD makes a missing buffer from its first gradient
-                inner.state.clear()
-            # As does a buffer of zeros without dampening; it can stay, as a CUDA graph needs it.
-            for state in inner.state.values():
-                if state.get("momentum_buffer") is not None:
-                    state["momentum_buffer"].zero_()
-        for parameter, source in pairs:
-            if inner.state[parameter].get("momentum_buffer") is None:
-                inner.state[parameter]["momentum_buffer"] = torch.empty_like(source)
-        if pairs:
-            buffers = [inner.state[parameter]["momentum_buffer"] for parameter, _ in pairs]
-            torch._foreach_copy_(buffers, [source for _, source in pairs])
+        )
 
 
 def _scratch_copy(supernet: Supernet) -> Supernet:

@@ -11,7 +11,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,11 +21,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoopt_nas.errors import NotEnoughMemoryError, ZooptNasError
+from zoopt_nas.nas.batched import batch_size
 from zoopt_nas.nas.config import GRADIENT_ALGOS, RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.data import Dataset
+from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.models import build_network, build_supernet
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.training import EVAL_BATCH_SIZE, generator, pick_device
+from zoopt_nas.nas.updaters import config_solver
 
 N_IMAGES = 2  # BatchNorm needs two values for each channel
 N_SEARCH_COPIES = 2  # the supernet, and the copy on which candidates are fitted
@@ -47,8 +50,10 @@ class MemoryEstimate:
 
     Attributes:
         parameters: weights, gradients and momentum, in a search also those of the copy on which
-            candidates are fitted.
-        activations: what a weight step keeps for its backward pass, and works with.
+            candidates are fitted, of candidates that are fitted at once, and of fits that are kept.
+        activations: what a weight step keeps for its backward pass, and works with; of as many
+            candidates as are fitted at once. CUDA graphs of the supernet's steps and of the
+            candidates' keep theirs side by side.
         evaluation: the same of an evaluation batch of ``EVAL_BATCH_SIZE`` images; it does not come
             at the time of a weight step.
         data: images on the device, those of the data set and of the batches in use.
@@ -68,8 +73,13 @@ class MemoryEstimate:
 
 
 def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
-    """The memory of ``run_search(config)`` on a data set that is loaded."""
+    """The memory of ``run_search(config)`` on a data set that is loaded.
+
+    Where ``candidates_per_batch`` is automatic on a GPU, its batches fit themselves to what is
+    free, and the estimate is that of candidates one by one.
+    """
     device = pick_device(config.device)
+    execution = Execution.from_config(config, device)
     supernet = build_supernet(config, dataset, seed=0, device=device)
     seed_noise(supernet, generator(0, device))
     # Gradients in alpha need every operation's output.
@@ -78,20 +88,42 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
     )
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(supernet(images, alpha), labels)
+        with execution.precision():
+            return F.cross_entropy(supernet(images, alpha), labels)
 
     n_fit = int(len(dataset.train) * config.train_portion)
     n_score = len(dataset.train) - n_fit
     n_inner = config.inner_steps if config.inner == "sgd" else 1
-    return _estimate(
+    batch = min(config.batch_size, max(n_fit, n_score))
+    n_candidates = _n_candidates(config, supernet.space.dim)
+    n_numbers = supernet.stem_channels * batch * dataset.image_size**2
+    n_at_once = batch_size(config.candidates_per_batch, n_candidates, n_numbers, device)
+    is_recorded = execution.compile and device.type == "cuda" and n_candidates > 0
+    estimate = _estimate(
         supernet,
         loss,
         lambda images: supernet(images, alpha),
         dataset,
-        sizes=(min(config.batch_size, max(n_fit, n_score)), min(EVAL_BATCH_SIZE, n_score)),
-        n_copies=N_SEARCH_COPIES,
+        sizes=(batch, min(EVAL_BATCH_SIZE, n_score)),
+        n_copies=N_SEARCH_COPIES + (n_at_once if n_at_once > 1 else 0),
         n_batches=1 + n_inner + config.val_batches,
     )
+    weights = sum(parameter.nbytes for parameter in supernet.parameters())
+    kept = 2 * n_candidates * weights if config.reuse_fits else 0  # with their momentum
+    return replace(
+        estimate,
+        parameters=estimate.parameters + kept,
+        activations=estimate.activations * (max(n_at_once, 1) + is_recorded),
+    )
+
+
+def _n_candidates(config: SearchConfig, dim: int) -> int:
+    """How many an update evaluates; 0 where it differentiates."""
+    if config.algo in GRADIENT_ALGOS:
+        return 0
+    solver, zeros = config_solver(config), torch.zeros(dim)
+    state = solver.init(zeros, rng=0)
+    return len(solver.ask(state, guide=zeros if solver.uses_guide else None))
 
 
 def estimate_training(config: TrainConfig, dataset: Dataset) -> MemoryEstimate:
@@ -100,12 +132,14 @@ def estimate_training(config: TrainConfig, dataset: Dataset) -> MemoryEstimate:
     network = build_network(config, dataset, seed=0, device=device)
     network.set_generator(generator(0, device))
     network.drop_path_probability = config.drop_path
+    execution = Execution.from_config(config, device)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        if not config.auxiliary:
-            return F.cross_entropy(network(images), labels)
-        logits, auxiliary = network.forward_with_auxiliary(images)
-        return F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)
+        with execution.precision():
+            if not config.auxiliary:
+                return F.cross_entropy(network(images), labels)
+            logits, auxiliary = network.forward_with_auxiliary(images)
+            return F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)
 
     n_test = len(dataset.test or dataset.train)
     sizes = min(config.batch_size, len(dataset.train)), min(EVAL_BATCH_SIZE, n_test)

@@ -74,11 +74,17 @@ class Fits(NamedTuple):
         buffers = [optimizer.state.get(p, {}).get("momentum_buffer") for p in parameters]
         momentum = None
         if any(buffer is not None for buffer in buffers):
-            momentum = _flat(
+            momentum = flat(
                 torch.zeros_like(p) if buffer is None else buffer
                 for p, buffer in zip(parameters, buffers, strict=True)
-            )
-        return cls(_flat(p.detach() for p in parameters), momentum, meter.sums.clone()[None])
+            )[None]
+        weights = flat(p.detach() for p in parameters)[None]
+        return cls(weights, momentum, meter.sums.clone()[None])
+
+    def clone(self) -> Fits:
+        """A copy."""
+        momentum = None if self.momentum is None else self.momentum.clone()
+        return Fits(self.weights.clone(), momentum, self.measured.clone())
 
     @classmethod
     def join(cls, fits: Sequence[Fits]) -> Fits:
@@ -142,15 +148,15 @@ def renew_statistics(
         norm.momentum = momentum
 
 
-def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    """``(1, n)``: the numbers of all tensors."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])[None]
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """``(n,)``: the numbers of all tensors."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of ``_flat`` for one row, as views."""
+def _parts(numbers: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of ``flat``, as views."""
     sizes = [tensor.numel() for tensor in like]
-    return [part.view(t.shape) for part, t in zip(torch.split(flat, sizes), like, strict=True)]
+    return [part.view(t.shape) for part, t in zip(torch.split(numbers, sizes), like, strict=True)]
 
 
 def _mean(rows: Tensor, shares: Tensor) -> Tensor:

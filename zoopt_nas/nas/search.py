@@ -37,9 +37,9 @@ from zoopt_nas.nas.training import (
     seeds_for,
     set_lr,
 )
-from zoopt_nas.nas.updaters import AlphaUpdater, Metrics, ZeroOrderUpdater
+from zoopt_nas.nas.updaters import AlphaUpdater, Metrics, ZeroOrderUpdater, config_solver
 from zoopt_nas.registry import Registry
-from zoopt_nas.solvers import SOLVERS, make_solver
+from zoopt_nas.solvers import SOLVERS
 
 _SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
 
@@ -63,11 +63,7 @@ class Method:
 
 def _zero_order(name: str) -> Method:
     def build(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
-        options = dict(config.solver)
-        n_samples = options.pop("n_samples", None)
-        solver = make_solver(name, options)
-        if n_samples is not None:  # not a field of every solver: each knows what N means to it
-            solver = solver.with_n_samples(n_samples)
+        solver = config_solver(config)
         check_reuse(config, solver)
         return ZeroOrderUpdater(solver, alpha, seed=seed, schedule=config.sigma_schedule)
 

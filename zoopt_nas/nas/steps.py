@@ -50,10 +50,11 @@ class WeightStep:
 
     Args:
         compute: the forward pass.
-        model: whose weights the gradient is clipped over.
-        optimizer: steps them.
+        model: what it runs; its buffers may change in it.
+        optimizer: steps the weights.
         grad_clip: bound on the gradient's norm; None is no bound. There is nothing to unscale
             before: bf16 has the range of float32.
+        by_row: the weights are rows of one tensor, and the bound holds for each row.
         execution: precision and compilation; None is neither.
         generators: what ``compute`` draws from, on the model's device.
     """
@@ -65,11 +66,12 @@ class WeightStep:
         optimizer: torch.optim.SGD,
         grad_clip: float | None,
         *,
+        by_row: bool = False,
         execution: Execution | None = None,
         generators: Sequence[torch.Generator] = (),
     ) -> None:
         self._compute, self._model, self._optimizer = compute, model, optimizer
-        self._grad_clip, self._generators = grad_clip, generators
+        self._grad_clip, self._by_row, self._generators = grad_clip, by_row, generators
         self._execution = execution or Execution(next(model.parameters()).device)
         self._captured: CapturedStep | None = None
         self._compiled: Compute | None = None
@@ -112,7 +114,7 @@ class WeightStep:
     def _step(self, compute: Compute, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         with self._execution.precision():
             losses = compute(*inputs)
-        weight_step(losses.total, self._model, self._optimizer, self._grad_clip)
+        weight_step(losses.total, self._optimizer, self._grad_clip, by_row=self._by_row)
         return losses.loss.detach(), losses.logits.detach()
 
     def _compile(self) -> None:

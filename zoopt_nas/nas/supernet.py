@@ -163,6 +163,7 @@ class Supernet(nn.Module):
         partial_channels: K: 1/K of the channels goes through the operations (``nas.partial``).
 
     Attributes:
+        stem_channels: how many the stem puts out.
         channels_last: whether cells compute in that memory order; see ``SearchConfig``.
     """
 
@@ -182,6 +183,7 @@ class Supernet(nn.Module):
         self.channels_last = True
         plans = list(plan_cells(n_cells, init_channels, (space.n_nodes,) * 2, stem))
         self.stem = build_stem(stem, in_channels, init_channels)
+        self.stem_channels = plans[0].in_channels[0]
         self.cells = nn.ModuleList(SearchCell(space, plan, partial_channels) for plan in plans)
         self.head = Head(space.n_nodes * plans[-1].channels, n_classes)
         # Where alpha's entries go in a table with one row an edge, padded to the longest edge.

@@ -92,36 +92,95 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def start_momentum(optimizer: torch.optim.SGD, momenta: Sequence[Tensor | None]) -> None:
+    """Gives each of the optimizer's parameters, as a copy, the momentum that it starts with.
+
+    Args:
+        optimizer: its buffers stay where they are, as a CUDA graph needs it.
+        momenta: one for each parameter, of a shape that expands to its; None is no momentum.
+    """
+    group = optimizer.param_groups[0]
+    parameters = group["params"]
+    pairs = [
+        (parameter, momentum)
+        for parameter, momentum in zip(parameters, momenta, strict=True)
+        if momentum is not None
+    ]
+    if len(pairs) < len(parameters):
+        if group["dampening"]:  # SGD makes a missing buffer from its first gradient
+            optimizer.state.clear()
+        # As does a buffer of zeros without dampening.
+        for state in optimizer.state.values():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].zero_()
+    for parameter, _ in pairs:
+        if optimizer.state[parameter].get("momentum_buffer") is None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
+    if pairs:
+        buffers = [optimizer.state[parameter]["momentum_buffer"] for parameter, _ in pairs]
+        torch._foreach_copy_(buffers, [momentum for _, momentum in pairs])
+
+
 def weight_step(
-    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, grad_clip: float | None
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    grad_clip: float | None,
+    *,
+    by_row: bool = False,
 ) -> None:
-    """One step down the gradient of ``loss``; the gradient's norm is clipped at ``grad_clip``."""
+    """One step down the gradient of ``loss``.
+
+    Args:
+        loss: ``()``.
+        optimizer: steps its parameters.
+        grad_clip: bound on the gradient's norm; None is no bound.
+        by_row: the bound holds for each row of the one parameter, not for all of it.
+    """
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     if grad_clip is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if by_row:
+            (rows,) = parameters
+            norms = torch.linalg.vector_norm(rows.grad, dim=1, keepdim=True)
+            # The same formula as that of clip_grad_norm_.
+            rows.grad.mul_((grad_clip / (norms + 1e-6)).clamp(max=1.0))
+        else:
+            nn.utils.clip_grad_norm_(parameters, grad_clip)
     optimizer.step()
 
 
 class Meter:
     """Mean loss and accuracy over images. It sums on the device and syncs only when read.
 
+    Args:
+        device: where the sums are.
+        n_models: measures so many models on the same images, each by itself; None is one.
+
     Attributes:
-        sums: ``(3,)``: of the losses, of the right answers, and the number of images.
+        sums: ``(3,)``: of the losses, of the right answers, and the number of images; of several
+            models ``(n_models, 3)``.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, n_models: int | None = None) -> None:
         # float64 counts exactly and does not drift.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = torch.zeros(3, dtype=dtype, device=device)
+        shape = (3,) if n_models is None else (n_models, 3)
+        self.sums = torch.zeros(shape, dtype=dtype, device=device)
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Adds a batch: its mean ``loss`` (), ``logits`` (batch, classes), ``labels`` (batch,)."""
+        """Adds a batch.
+
+        Args:
+            loss: its mean ``()``; of several models ``(n_models,)``.
+            logits: ``(batch, classes)``; of several models ``(n_models, batch, classes)``.
+            labels: ``(batch,)``.
+        """
         n_images = labels.shape[0]
         with torch.no_grad():
-            self.sums[0] += loss.detach() * n_images
-            self.sums[1] += (logits.argmax(dim=1) == labels).sum()
-            self.sums[2] += n_images
+            self.sums[..., 0] += loss.detach() * n_images
+            self.sums[..., 1] += (logits.argmax(dim=-1) == labels).sum(dim=-1)
+            self.sums[..., 2] += n_images
 
     @property
     def loss(self) -> float:

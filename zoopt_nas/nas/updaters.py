@@ -10,7 +10,9 @@ from torch import Tensor
 
 from zoopt_nas import Solver, SolverState
 from zoopt_nas.nas.bilevel import BilevelObjective
+from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.training import cosine
+from zoopt_nas.solvers import make_solver
 
 Metrics = dict[str, Any]
 """What an update measured, by name: floats or 0-d tensors, which may stay on the device."""
@@ -42,6 +44,15 @@ class AlphaUpdater(Protocol):
         """Tensors and plain values from which ``load_state_dict`` goes on bit for bit."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def config_solver(config: SearchConfig) -> Solver:
+    """The solver of a zero-order search, with its options."""
+    options = dict(config.solver)
+    n_samples = options.pop("n_samples", None)
+    solver = make_solver(config.algo, options)
+    # Not a field of every solver: each knows what N means to it.
+    return solver if n_samples is None else solver.with_n_samples(n_samples)
 
 
 class ZeroOrderUpdater:
