@@ -113,6 +113,32 @@ def test_a_batch_of_another_shape_is_a_plain_step_and_the_recording_stays():
     assert twins.difference() < 1e-11
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_recorded_fits_of_candidates_at_once_are_the_plain_ones(momentum: float):
+    made = setup(NOISY, momentum=momentum)
+    made.optimizer.param_groups[0]["lr"] = 0.125
+    plain = made.objective(inner_steps=6)
+    recorded = made.objective(inner_steps=6)
+    recorder = TapeRecorder([recorded._noise])
+    build = recorded._stacked._build
+
+    def build_recorded(start: Tensor, n: int):
+        stack = build(start, n)
+        capture(stack.step, stack.optimizer, recorder)
+        return stack
+
+    recorded._stacked._build = build_recorded
+    for seed in range(3):  # other weights, momentum, alphas, batches and noise each time
+        draw, alphas = plain.draw(), made.alphas(3, seed)
+        expected, got = (o.fit_together(alphas, draw) for o in (plain, recorded))
+        torch.testing.assert_close(got.weights, expected.weights, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(got.measured, expected.measured, rtol=1e-9, atol=1e-12)
+        assert float(expected.weights.std(dim=0).max()) > 1e-3
+        made.train()
+        made.optimizer.param_groups[0]["lr"] /= 2
+    assert (recorder.n_warm, recorder.n_recorded, recorder.n_replayed) == (3, 1, 3 * 6 - 3)
+
+
 def test_only_the_same_shape_in_a_row_warms_up():
     twins = Twins()
     for n_images in (4, 6, 6, 4, 6, 6, 6):

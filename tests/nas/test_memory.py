@@ -80,6 +80,41 @@ def test_the_way_that_a_whole_batch_takes_matters(small_spaces, monkeypatch):
     assert peak_bytes(loss_of(memory.N_IMAGES), 32) > 1.05 * estimate
 
 
+def test_candidates_at_once_and_kept_fits_take_their_share(search_config):
+    options = {"n_samples": 3}  # radii
+    config = search_config("gld", init_channels=4, solver=options, candidates_per_batch=1)
+    data = data_of(config)
+    one = estimate_search(config, data)
+    supernet = Supernet(SPACES["small_s3"], 3, 4, 1, in_channels=1)
+    weights = sum(parameter.nbytes for parameter in supernet.parameters())
+    n = 4  # with alpha
+    for given in (3, n, 100):
+        several = estimate_search(config.replace(candidates_per_batch=given), data)
+        at_once = min(given, n)
+        assert several.activations == at_once * one.activations
+        assert several.parameters == one.parameters * (2 + at_once) // 2
+        assert (several.evaluation, several.data) == (one.evaluation, one.data)
+    kept = estimate_search(config.replace(reuse_fits=True), data)
+    assert kept.parameters - one.parameters == n * 2 * weights  # and their momentum
+    # Automatic: all of them at this size, one by one where they do not pay.
+    automatic = estimate_search(config.replace(candidates_per_batch=None), data)
+    assert automatic.activations == n * one.activations
+    gradient = search_config("darts1", init_channels=4, candidates_per_batch=3)
+    alone = gradient.replace(candidates_per_batch=1)
+    assert estimate_search(gradient, data) == estimate_search(alone, data)
+
+
+def test_bfloat16_halves_what_convolutions_keep(search_config):
+    config = search_config(init_channels=8)
+    data = data_of(config)
+    plain = estimate_search(config, data)
+    halved = estimate_search(config.replace(amp="bf16"), data)
+    # BatchNorm and the sums of edges stay in float32.
+    assert 0.4 * plain.activations < halved.activations < 0.9 * plain.activations
+    assert halved.evaluation == plain.evaluation
+    assert halved.parameters == plain.parameters
+
+
 def test_an_estimate_disturbs_no_random_numbers(search_config):
     config = search_config(space="small_s4")  # which draws noise
     before = torch.get_rng_state()
