@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas import bilevel
+from zoopt_nas.nas import steps
 from zoopt_nas.nas.bilevel import BilevelObjective, Draw
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.operations import seed_noise
@@ -113,9 +113,9 @@ class Bench:
         def plain_pass() -> None:
             F.cross_entropy(self.supernet(images, alpha), labels)
 
-        def step_and_plain(*args: Any) -> None:
+        def step_and_plain(*args: Any, **options: Any) -> None:
             nonlocal plain
-            weight_step(*args)
+            weight_step(*args, **options)
             plain += timed(plain_step)
 
         def pass_and_plain(network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
@@ -127,7 +127,7 @@ class Bench:
 
         times = []
         with (
-            patch.object(bilevel, "weight_step", step_and_plain),
+            patch.object(steps, "weight_step", step_and_plain),
             patch.object(objective, "val_loss", pass_and_plain),
         ):
             for _ in range(repeats + 1):
