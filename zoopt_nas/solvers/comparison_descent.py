@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace, as_like, copy, device, value_dtype
+from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
 from zoopt_nas.solvers.base import SolverState
 
 # Up to here a dim x dim metric is learnt. It takes about dim² evaluations to learn one, and two
@@ -367,9 +367,9 @@ def _go_part(state: SolverState, candidates: Array, row: int, share: float) -> A
 
 
 def _weigh(state: SolverState, n: int, row: int, share: float) -> None:
-    weights = [0.0] * n
-    weights[row] = share
-    state.weights = as_like("weights", weights, state.x, (n,), value_dtype(state.x))
+    xp = array_namespace(state.x)
+    state.weights = xp.zeros(n, dtype=value_dtype(state.x), device=device(state.x))
+    state.weights[row] = share
 
 
 def _norm_or_one(vector: Array) -> Array:
