@@ -89,8 +89,9 @@ class PlainSupernet(nn.Module):
 
 
 def plain_network(network: Network) -> Network:
-    """A copy of ``network`` whose operations are plain modules with the same weights."""
+    """A copy of ``network`` with the same weights: plain modules, the default memory format."""
     network = copy.deepcopy(network)
+    network.channels_last = False
     for cell in network.cells:
         operations = cast(nn.ModuleList, cell.operations)
         for i, operation in enumerate(operations):
