@@ -121,6 +121,29 @@ def test_what_lies_between_the_convolutions_is_not_kept():
     ]
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "n_kept"),
+    [(3, 1, 4), (5, 1, 3), (3, 2, 3)],  # with what lies between, or without
+)
+def test_kept_on_request_where_kernels_are_fast(kernel: int, dilation: int, n_kept: int):
+    inputs = separable_case(16, kernel)
+    kept: set[int] = set()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.add(t.data_ptr()) or t, lambda t: t
+    ):
+        out = separable_conv2d(*inputs, 1, dilation, keep=True)
+    assert len(kept) == n_kept
+    expected = plain_separable(*inputs, 1, dilation)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=out.dtype)
+    for one, two in zip(
+        torch.autograd.grad(out, inputs, grad),
+        torch.autograd.grad(expected, inputs, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+
+
 def values_and_gradients(model: nn.Module, images: Tensor, alpha: Tensor) -> list[Tensor]:
     alpha = alpha.clone().requires_grad_()
     labels = torch.arange(images.shape[0]) % 3

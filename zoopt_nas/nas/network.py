@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, Genotype
-from zoopt_nas.nas.operations import OPERATIONS, join_channels, seed_noise
+from zoopt_nas.nas.operations import OPERATIONS, AfterReLU, join_channels, seed_noise
 from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
 
 
@@ -50,9 +50,15 @@ class FixedCell(nn.Module):
         generator: torch.Generator | None,
     ) -> Tensor:
         nodes: list[Tensor] = list(self.preprocess(first, second))
+        positive: dict[int, Tensor] = {}  # one ReLU of a node for all edges from it
         outputs: list[Tensor] = []
         for operation, source in zip(self.operations, self._sources, strict=True):
-            out = operation(nodes[source])
+            if isinstance(operation, AfterReLU):
+                if source not in positive:
+                    positive[source] = F.relu(nodes[source])
+                out = operation.after_relu(positive[source])
+            else:
+                out = operation(nodes[source])
             if drop_probability > 0.0 and not isinstance(operation, nn.Identity):
                 out = drop_path(out, drop_probability, generator)
             outputs.append(out)

@@ -82,7 +82,8 @@ class SepConv(AfterReLU, nn.Sequential):
 
     def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         _, depthwise, pointwise, norm, _, *second = self
-        x = F.relu(_apply_separable(x, None, depthwise, pointwise, norm))
+        # In place: BatchNorm keeps its input, and nothing else reads its output.
+        x = F.relu_(_apply_separable(x, None, depthwise, pointwise, norm))
         return _apply_separable(x, scale, *second)
 
 
@@ -128,7 +129,11 @@ def _apply_separable(
     assert isinstance(pointwise, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     stride, dilation = depthwise.stride[0], depthwise.dilation[0]
-    out = separable_conv2d(x, depthwise.weight, pointwise.weight, stride, dilation)
+    # A network trained from scratch, with affine parameters, holds two operations for each node
+    # where a supernet holds all: it has memory to spare.
+    out = separable_conv2d(
+        x, depthwise.weight, pointwise.weight, stride, dilation, keep=norm.affine
+    )
     return scaled_norm(out, norm, scale)
 
 

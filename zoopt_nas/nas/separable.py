@@ -20,11 +20,15 @@ MAX_SIDE_OF_SUMS = 4
 
 
 def separable_conv2d(
-    x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int = 1, dilation: int = 1
+    x: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    stride: int = 1,
+    dilation: int = 1,
+    *,
+    keep: bool = False,
 ) -> Tensor:
     """A depthwise convolution, padded to keep the size, and a 1x1 convolution of its output.
-
-    What lies between the two is not kept for the backward pass but computed again.
 
     Args:
         x: ``(batch, channels, height, width)``.
@@ -32,7 +36,13 @@ def separable_conv2d(
         pointwise: ``(out_channels, channels / groups, 1, 1)``.
         stride: of the depthwise convolution, 1 or 2; the size is rounded up.
         dilation: of the depthwise convolution, 1 or 2.
+        keep: keep what lies between the two for the backward pass, where that has fast kernels;
+            else it is computed again.
     """
+    is_fast = dilation == 1 and depthwise.shape[-1] == 3
+    if keep and (is_fast or not has_slow_kernels(x)):
+        between = _depthwise(x, depthwise, stride, dilation)
+        return F.conv2d(between, pointwise, groups=_groups(between, pointwise))
     if torch.is_autocast_enabled(x.device.type):  # which does not see what a function saves
         dtype = torch.get_autocast_dtype(x.device.type)
         x, depthwise, pointwise = x.to(dtype), depthwise.to(dtype), pointwise.to(dtype)
