@@ -83,7 +83,7 @@ class SepConv(AfterReLU, nn.Sequential):
     def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         _, depthwise, pointwise, norm, _, *second = self
         # In place: BatchNorm keeps its input, and nothing else reads its output.
-        x = F.relu_(_apply_separable(x, None, depthwise, pointwise, norm))
+        x = F.relu(_apply_separable(x, None, depthwise, pointwise, norm), inplace=True)
         return _apply_separable(x, scale, *second)
 
 

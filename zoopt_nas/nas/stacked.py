@@ -126,7 +126,7 @@ class ConvStack:
         x = node.repeated(len(self.places))
         *first, last = self.operations[0]
         for stage in first:
-            x = F.relu_(norms.apply(_convolve(x, stage, weights), None))  # see SepConv
+            x = F.relu(norms.apply(_convolve(x, stage, weights), None), inplace=True)  # see SepConv
         return norms.apply(_convolve(x, last, weights), scale)
 
 
