@@ -80,16 +80,23 @@ def search(
         int | None,
         _field("partial_channels", "K: 1/K of the channels meets the operations.", SUPERNET),
     ] = None,
+    edge_normalization: Annotated[
+        bool | None, _field("edge_normalization", "Alpha also weighs edges.", SUPERNET)
+    ] = None,
     epochs: Annotated[int | None, _field("epochs", "Epochs.", WEIGHTS)] = None,
     batch_size: Annotated[int | None, _field("batch_size", "Images in a batch.", WEIGHTS)] = None,
     lr: LearningRate = None,
     weight_decay: WeightDecay = None,
+    drop_path: Annotated[
+        float | None,
+        _field("drop_path", "Probability to lose an edge at the end.", WEIGHTS),
+    ] = None,
     warmup_epochs: Annotated[
         int | None,
         typer.Option(
             help="Epochs before alpha moves.",
             rich_help_panel=ALPHA,
-            show_default="a fifth of the epochs; darts1, darts2: 0",
+            show_default="zero-order: a fifth of the epochs; pc: 0.3; others: 0",
         ),
     ] = None,
     n_samples: Annotated[
@@ -122,7 +129,11 @@ def search(
         ),
     ] = None,
     alpha_lr: Annotated[
-        float | None, _field("alpha_lr", "Adam's learning rate in darts1 and darts2.", ALPHA)
+        float | None, _field("alpha_lr", "Adam's learning rate of gradient methods.", ALPHA)
+    ] = None,
+    track_eigenvalue: Annotated[
+        bool | None,
+        _field("track_eigenvalue", "Measure the Hessian's eigenvalue in each epoch.", ALPHA),
     ] = None,
     cutout: Annotated[
         int | None, _field("cutout", "Side of the square cut out of images.", DATA)

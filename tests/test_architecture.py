@@ -25,6 +25,7 @@ ORDER = [
     *("integrations.nevergrad", "integrations.torch", "bbob", "bbob_plot"),
     *("__init__", "testing"),
     *(
+        "nas.defaults",
         "nas.config",
         "nas.capacity",
         "nas.execution",
@@ -40,7 +41,8 @@ ORDER = [
     *("nas.supernet", "nas.network", "nas.image_files", "nas.augmentation", "nas.datasets"),
     *("nas.data", "nas.training", "nas.models", "nas.steps", "nas.reuse", "nas.batched"),
     "nas.bilevel",
-    *("nas.updaters", "nas.darts"),
+    *("nas.updaters", "nas.methods.darts", "nas.methods.robust", "nas.methods.smooth"),
+    *("nas.methods.random_search", "nas.methods.__init__", "nas.hessian"),
     *(
         "nas.runs",
         "nas.memory",

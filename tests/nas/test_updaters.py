@@ -10,7 +10,8 @@ from tiny_supernets import TINY, OnAnotherDevice, build, fixed_draw
 from torch import Tensor
 
 from zoopt_nas import SOLVERS, Solver
-from zoopt_nas.nas.darts import GradientUpdater, first_order_gradient, second_order_gradient
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.methods.darts import GradientUpdater, first_order_gradient, second_order_gradient
 from zoopt_nas.nas.updaters import AlphaUpdater, ZeroOrderUpdater
 
 # --- Adam on alpha -------------------------------------------------------------------------------
@@ -24,7 +25,17 @@ def test_gradient_updater_is_adam_with_weight_decay(
     objective, start = build("second" if second_order else "first")
     fixed_draw(objective, monkeypatch)
     updater = GradientUpdater(
-        start, second_order=second_order, lr=lr, betas=(beta1, beta2), weight_decay=decay
+        SearchConfig(
+            algo="darts1",
+            alpha_lr=0.1,
+            alpha_betas=(0.5, 0.999),
+            alpha_weight_decay=1e-3,
+        ),
+        start,
+        second_order=second_order,
+        lr=lr,
+        betas=(beta1, beta2),
+        weight_decay=decay,
     )
     gradient_of = second_order_gradient if second_order else first_order_gradient
     alpha, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
@@ -45,13 +56,10 @@ def test_gradient_updater_is_adam_with_weight_decay(
 def quadratic_updaters(name: str) -> tuple[AlphaUpdater, AlphaUpdater]:
     """Two updaters of one kind at different places."""
     if name == "adam":
+        config = SearchConfig(algo="darts1", alpha_lr=0.1)
         made = [
             GradientUpdater(
-                torch.full((TINY.dim,), value, dtype=torch.float64),
-                second_order=False,
-                lr=0.1,
-                betas=(0.5, 0.999),
-                weight_decay=1e-3,
+                config, torch.full((TINY.dim,), value, dtype=torch.float64), second_order=False
             )
             for value in (0.1, 9.0)
         ]

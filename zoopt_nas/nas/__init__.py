@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.memory import MemoryEstimate as MemoryEstimate
     from zoopt_nas.nas.memory import estimate_search as estimate_search
     from zoopt_nas.nas.memory import estimate_training as estimate_training
+    from zoopt_nas.nas.methods import METHODS as METHODS
     from zoopt_nas.nas.network import Network as Network
     from zoopt_nas.nas.network import count_parameters as count_parameters
     from zoopt_nas.nas.operations import OPERATIONS as OPERATIONS
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.retrain import resume_training as resume_training
     from zoopt_nas.nas.retrain import run_training as run_training
     from zoopt_nas.nas.runs import RunFolder as RunFolder
-    from zoopt_nas.nas.search import METHODS as METHODS
     from zoopt_nas.nas.search import SearchResult as SearchResult
     from zoopt_nas.nas.search import resume_search as resume_search
     from zoopt_nas.nas.search import run_search as run_search
@@ -56,11 +56,12 @@ _EXPORTS = {
     "genotype": ("GENOTYPES", "Genotype"),
     "loop": ("Observer", "Progress", "Start", "StartObserver"),
     "memory": ("MemoryEstimate", "estimate_search", "estimate_training"),
+    "methods": ("METHODS",),
     "network": ("Network", "count_parameters"),
     "operations": ("OPERATIONS",),
     "retrain": ("TrainResult", "resume_training", "run_training"),
     "runs": ("RunFolder",),
-    "search": ("METHODS", "SearchResult", "resume_search", "run_search"),
+    "search": ("SearchResult", "resume_search", "run_search"),
     "spaces": ("SPACES", "SearchSpace"),
     "supernet": ("Supernet",),
     "updaters": ("AlphaUpdater", "ZeroOrderUpdater"),

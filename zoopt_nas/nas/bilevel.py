@@ -26,7 +26,7 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.batched import CandidateBatches, StackedCandidates
 from zoopt_nas.nas.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.execution import Execution
-from zoopt_nas.nas.operations import Noise, seed_noise
+from zoopt_nas.nas.operations import Stochastic, seed_noise
 from zoopt_nas.nas.reuse import Fits, flat
 from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
 from zoopt_nas.nas.supernet import Supernet
@@ -252,6 +252,26 @@ class BilevelObjective:
         self._noise.manual_seed(draw.noise_seed)
         return self._mean_loss(network, alpha, draw.train)
 
+    def mixture_loss(self, weights: Tensor, draw: Draw) -> Tensor:
+        """Mean cross-entropy () of the supernet's present weights over the validation batches.
+
+        Args:
+            weights: architecture weights, as ``Supernet.mix`` takes them.
+            draw: the batches.
+        """
+        network = self.start()
+        self._noise.manual_seed(draw.noise_seed + 1)
+        with torch.no_grad():
+            losses = [F.cross_entropy(network.mix(x, weights), y) for x, y in draw.val]
+            return torch.stack(losses).mean()
+
+    def set_drop_path(self, probability: float) -> None:
+        """Drops paths of the candidates, too, as those of the supernet are dropped."""
+        if probability != self._scratch.drop_path_probability:
+            self._scratch.drop_path_probability = probability
+            self._step.reset()
+            self._stacked.forget()
+
     def alpha_gradient(self, alpha: Tensor, draw: Draw) -> Tensor:
         """The gradient ``(dim,)`` of L_val(omega, alpha) in alpha alone (Eq. 3)."""
         alpha = alpha.detach().requires_grad_()
@@ -338,7 +358,7 @@ def _scratch_copy(supernet: Supernet) -> Supernet:
     generators = {
         id(module.generator): module.generator
         for module in supernet.modules()
-        if isinstance(module, Noise)
+        if isinstance(module, Stochastic)
     }
     # A generator cannot be copied; telling deepcopy that it is its own copy passes it through.
     scratch = copy.deepcopy(supernet, dict(generators)).train()

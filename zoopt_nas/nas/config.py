@@ -1,7 +1,8 @@
 """Every setting of a search and of a retraining, with its default and where the default comes from.
 
-This is the one place with defaults: the command line and the library read them here. A config is a
-frozen dataclass; ``to_toml`` and ``from_toml`` store it in a run folder and read it back.
+This and ``defaults``, for what differs by data set and by method, are the one place with defaults:
+the command line and the library read them here. A config is a frozen dataclass; ``to_toml`` and
+``from_toml`` store it in a run folder and read it back.
 
 Sources: *paper* is ZARTS (Wang et al., 2022); *released* its published scripts; *DARTS* Liu et al.
 (2019) with its code; *ours* a choice made here, with the reason.
@@ -17,64 +18,18 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError, UnknownNameError
+from zoopt_nas.nas.defaults import (
+    SEARCH_BY_DATASET,
+    TRAIN_BY_DATASET,
+    search_defaults,
+    solver_options,
+    warmup_epochs,
+)
 
-GRADIENT_ALGOS = ("darts1", "darts2")
 INNER_MODES = ("first", "second", "sgd")
 SIGMA_SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "off", "bf16")
 SWITCH = ("auto", "off", "on")
-
-# The image data sets' own sizes are the papers'; the embedded digits get what two CPU cores manage
-# in three minutes (ours, measured by `make demo`).
-_SEARCH_BY_DATASET: dict[str, dict[str, Any]] = {
-    "digits": {
-        "epochs": 10,
-        "batch_size": 64,
-        "init_channels": 4,
-        "n_cells": 3,
-        "inner_steps": 4,
-    },
-    # Released run_search_imagenet.sh: batch 256.
-    "imagenet": {"batch_size": 256},
-}
-# What a zero-order solver gets on alpha unless the config says otherwise. N = 4: paper B.2.
-_SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
-    # The paper gives no numbers for RS. smoothing: the released landscape script. learning_rate:
-    # ours, of 0.1, 0.5 and 2 the one with the lowest loss on the digits (2 throws alpha about).
-    "rs": {"n_samples": 4, "learning_rate": 0.5, "smoothing": 0.1},
-    # As RS (ours): the plain form compares values of one update only.
-    "lizo": {"n_samples": 4, "learning_rate": 0.5, "smoothing": 0.1},
-    # Released run_search_rdarts.sh: sigma 0.2, tau 0.01, lambda 1e-3; the paper gives none.
-    "mgs": {"n_samples": 4, "sigma": 0.2, "temperature": 0.01, "mixing": 1e-3},
-    # No numbers in the paper either: radii 2, 1, 1/2, 1/4 (ours; 1 and 4 in place of 2 gave the
-    # same loss on the digits).
-    "gld": {"schedule": "search", "max_radius": 2.0, "min_radius": 0.25},
-}
-# Released run_search.sh, for the space without `none`: sigma 0.025.
-_DARTS_SIGMA = 0.025
-_TRAIN_BY_DATASET: dict[str, dict[str, Any]] = {
-    "digits": {
-        "epochs": 20,
-        "batch_size": 64,
-        "init_channels": 8,
-        "n_cells": 4,
-        "auxiliary": False,
-        "drop_path": 0.0,
-        "cutout": 0,
-    },
-    # Paper section 5.2 and S (SmoothDARTS): 14 cells x 48 channels, 250 epochs, batch 1024, lr 0.5.
-    "imagenet": {
-        "epochs": 250,
-        "batch_size": 1024,
-        "init_channels": 48,
-        "n_cells": 14,
-        "lr": 0.5,
-        "weight_decay": 3e-5,
-        "label_smoothing": 0.1,
-        "drop_path": 0.0,
-        "cutout": 0,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -210,7 +165,10 @@ class SearchConfig(RunConfig):
         space: a name of ``SPACES``; S3 is one on which DARTS collapses (paper 5.1).
         partial_channels: K: only 1/K of the channels goes through the operations, which is another
             supernet that takes less memory (PC-DARTS has 4); 1 is the full one (paper).
-        algo: ``mgs`` (paper 5: best trade-off), another solver, or a gradient baseline.
+        edge_normalization: alpha also weighs the edges into each node (PC-DARTS; off: DARTS).
+        drop_path: probability with which a sample loses an edge in training, at the end; it grows
+            linearly from 0 (R-DARTS; off: DARTS).
+        algo: ``mgs`` (paper 5: best trade-off), another solver, or a baseline of ``METHODS``.
         train_portion: share of the training images that fits weights, the rest scores alpha
             (DARTS).
         warmup_epochs: epochs in which alpha is frozen: a fifth of all (released: 10 of 50; the
@@ -232,6 +190,8 @@ class SearchConfig(RunConfig):
         candidates_per_batch: how many candidates of an update are evaluated at once; None = as many
             as pay and fit into the memory (ours). A loss depends on it only by rounding.
         alpha_lr, alpha_betas, alpha_weight_decay: Adam of the gradient baselines (DARTS).
+        track_eigenvalue: whether to measure the dominant eigenvalue of L_val's Hessian in alpha
+            after every epoch; off, since it takes about 20 double backward passes.
     """
 
     kind: ClassVar[str] = "search"
@@ -255,6 +215,8 @@ class SearchConfig(RunConfig):
 
     space: str = "s3"
     partial_channels: int = 1
+    edge_normalization: bool = False
+    drop_path: float = 0.0
     algo: str = "mgs"
     train_portion: float = 0.5
     warmup_epochs: int = 10
@@ -270,9 +232,11 @@ class SearchConfig(RunConfig):
     alpha_lr: float = 3e-4
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     alpha_weight_decay: float = 1e-3
+    track_eigenvalue: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_shares(self, "drop_path")
         if not 0 < self.train_portion < 1:
             raise InvalidValueError(f"train_portion must lie in (0, 1), got {self.train_portion}")
         if self.warmup_epochs >= self.epochs:
@@ -288,23 +252,20 @@ class SearchConfig(RunConfig):
 
     @classmethod
     def defaults_for(cls, dataset: str) -> dict[str, Any]:
-        return dict(_SEARCH_BY_DATASET.get(dataset, {}))
+        return dict(SEARCH_BY_DATASET.get(dataset, {}))
 
     @classmethod
     def for_dataset(cls, dataset: str = "digits", algo: str = "mgs", **overrides: Any) -> Self:
         """The defaults for a data set and a method, with some of them overridden."""
         dataset, algo = _typed("dataset", dataset, str), _typed("algo", algo, str)
-        fields = {"algo": algo, **cls.defaults_for(dataset)}
+        fields = {"algo": algo, **search_defaults(dataset, algo)}
         fields |= _known_fields(cls, overrides)
         lr = _typed("lr", fields.get("lr", cls.lr), float)
         fields.setdefault("lr_min", min(cls.lr_min, lr))
         epochs = _typed("epochs", fields.get("epochs", cls.epochs), int)
-        fields.setdefault("warmup_epochs", 0 if algo in GRADIENT_ALGOS else epochs // 5)
+        fields.setdefault("warmup_epochs", warmup_epochs(algo, epochs))
         own = _typed("solver", fields.get("solver", {}), dict)
-        options = dict(_SOLVER_OPTIONS.get(algo, {}))
-        if algo == "mgs" and str(fields.get("space", "")).startswith("darts"):
-            options["sigma"] = _DARTS_SIGMA
-        fields["solver"] = options | own
+        fields["solver"] = solver_options(algo, str(fields.get("space", cls.space))) | own
         return cls(dataset=dataset, **fields)
 
 
@@ -341,19 +302,23 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("drop_path", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InvalidValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        _check_shares(self, "drop_path", "label_smoothing")
 
     @classmethod
     def defaults_for(cls, dataset: str) -> dict[str, Any]:
-        return dict(_TRAIN_BY_DATASET.get(dataset, {}))
+        return dict(TRAIN_BY_DATASET.get(dataset, {}))
 
     @classmethod
     def for_dataset(cls, dataset: str, genotype: str, **overrides: Any) -> Self:
         """The defaults for a data set, with some of them overridden."""
         fields = cls.defaults_for(dataset) | _known_fields(cls, overrides)
         return cls(dataset=dataset, genotype=genotype, **fields)
+
+
+def _check_shares(config: RunConfig, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise InvalidValueError(f"{name} must lie in [0, 1), got {getattr(config, name)}")
 
 
 def _known_fields(cls: type[RunConfig], fields: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.config import RunConfig
 from zoopt_nas.nas.data import Dataset, load_dataset
 from zoopt_nas.nas.memory import MemoryEstimate, check_fits, in_words, out_of_memory_in_one_line
-from zoopt_nas.nas.runs import ARCHITECTURES, METRICS, RunFolder
+from zoopt_nas.nas.runs import ARCHITECTURES, DISCARDED, METRICS, RunFolder
 from zoopt_nas.nas.training import Meter, pick_device
 
 
@@ -128,6 +128,11 @@ class EpochLoop(ABC):
         self._meter = Meter(device)
 
     @property
+    def n_epochs(self) -> int:
+        """How many epochs the run has; a subclass may end it earlier."""
+        return self._config.epochs
+
+    @property
     @abstractmethod
     def n_steps(self) -> int:
         """Steps of an epoch."""
@@ -146,6 +151,13 @@ class EpochLoop(ABC):
     @abstractmethod
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """More columns of the epoch's row, and its row of ``architectures.jsonl`` if it has one."""
+
+    def after_epoch(self) -> None:
+        """Called when an epoch is complete and its row is written, before its checkpoint.
+
+        It may go back: load an earlier state, and set ``self.epoch`` to the epoch that comes next.
+        """
+        return
 
     @abstractmethod
     def own_state(self) -> dict[str, Any]:
@@ -182,7 +194,7 @@ class EpochLoop(ABC):
             self._run()
 
     def _run(self) -> None:
-        while self.epoch < self._config.epochs:
+        while self.epoch < self.n_epochs:
             started = time.perf_counter()
             self.begin_epoch()
             while self.step < self.n_steps:
@@ -265,10 +277,22 @@ class EpochLoop(ABC):
             self.folder.append(METRICS, row)
             if architecture is not None:
                 self.folder.append(ARCHITECTURES, {"epoch": self.epoch, **architecture})
+        ended = self.epoch
         self.epoch, self.step, self._elapsed = self.epoch + 1, 0, 0.0
         self._meter = Meter(self.device)
+        self.after_epoch()
         self._save()
+        if self.epoch <= ended:
+            self._discard_rows()
         self._observer.on_epoch(row)
+
+    def _discard_rows(self) -> None:
+        """Takes the rows of epochs that will be run again out of the way."""
+        discarded, self.rows = self.rows[self.epoch :], self.rows[: self.epoch]
+        if self.folder is not None:  # its checkpoint is written: whoever resumes from it cuts too
+            for row in discarded:
+                self.folder.append(DISCARDED, row)
+            self.folder.cut(self.epoch)
 
 
 def _finite(value: Any) -> Any:

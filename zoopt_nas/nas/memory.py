@@ -22,13 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoopt_nas.errors import NotEnoughMemoryError, ZooptNasError
 from zoopt_nas.nas.batched import batch_size
-from zoopt_nas.nas.config import GRADIENT_ALGOS, RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.data import Dataset
+from zoopt_nas.nas.defaults import GRADIENT_ALGOS
 from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.models import build_network, build_supernet
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.training import EVAL_BATCH_SIZE, generator, pick_device
 from zoopt_nas.nas.updaters import config_solver
+from zoopt_nas.solvers import SOLVERS
 
 N_IMAGES = 2  # BatchNorm needs two values for each channel
 N_SEARCH_COPIES = 2  # the supernet, and the copy on which candidates are fitted
@@ -118,8 +120,8 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
 
 
 def _n_candidates(config: SearchConfig, dim: int) -> int:
-    """How many an update evaluates; 0 where it differentiates."""
-    if config.algo in GRADIENT_ALGOS:
+    """How many an update evaluates; 0 if no solver does it."""
+    if config.algo not in SOLVERS:
         return 0
     solver, zeros = config_solver(config), torch.zeros(dim)
     state = solver.init(zeros, rng=0)

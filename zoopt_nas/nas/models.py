@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
@@ -18,9 +20,10 @@ def build_supernet(
     config: SearchConfig, dataset: Dataset, *, seed: int, device: torch.device
 ) -> Supernet:
     """The supernet of a search, with initial weights from ``seed``."""
+    space = dataclasses.replace(SPACES[config.space], edge_normalization=config.edge_normalization)
     with seeded_init(seed):
         supernet = Supernet(
-            SPACES[config.space],
+            space,
             dataset.n_classes,
             config.init_channels,
             config.n_cells,

@@ -11,22 +11,14 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, Genotype
 from zoopt_nas.nas.operations import OPERATIONS, AfterReLU, join_channels, seed_noise
-from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
-
-
-def drop_path(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
-    """Zeroes whole samples with ``probability`` and scales the others to keep the mean.
-
-    Larsson et al., FractalNet, 2017, as DARTS uses it: one draw for each sample of an edge.
-
-    Args:
-        x: ``(batch, channels, height, width)``.
-        probability: in [0, 1).
-        generator: on the device of ``x``; None means torch's default generator.
-    """
-    keep = 1.0 - probability
-    mask = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)
-    return x * mask.bernoulli_(keep, generator=generator).div_(keep)
+from zoopt_nas.nas.skeleton import (
+    CellPlan,
+    Head,
+    Preprocess,
+    build_stem,
+    drop_path,
+    plan_cells,
+)
 
 
 class FixedCell(nn.Module):

@@ -268,17 +268,26 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-class Noise(nn.Module):
-    """Fresh standard normal noise in place of the input, in training and in evaluation (space S4).
+class Stochastic(nn.Module):
+    """A module that draws random numbers.
 
-    ``generator`` is where it draws from; None means torch's default generator. The supernet sets
-    it, so that a search is reproducible and every candidate of a batch sees the same noise.
+    Attributes:
+        generator: where it draws from, on the device of its input; None means torch's default
+            generator. A search sets it by ``seed_noise``, so that it is reproducible and every
+            candidate of a batch sees the same draws.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator: torch.Generator | None = None
+
+
+class Noise(Stochastic):
+    """Fresh standard normal noise in place of the input, also in evaluation (space S4)."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         strided = x[:, :, :: self.stride, :: self.stride]
@@ -337,7 +346,7 @@ OPERATIONS: Registry[OperationBuilder] = Registry(
 
 
 def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
-    """Makes every ``Noise`` operation inside ``model`` draw from ``generator``."""
+    """Makes ``model`` and everything inside it that draws draw from ``generator``."""
     for module in model.modules():
-        if isinstance(module, Noise):
+        if isinstance(module, Stochastic):
             module.generator = generator

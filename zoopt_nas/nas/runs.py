@@ -5,6 +5,7 @@
     run/config.toml           the resolved settings
     run/metrics.jsonl         one row for each epoch
     run/architectures.jsonl   genotype and alpha of each epoch (a search)
+    run/discarded.jsonl       rows of epochs that were run again (a search that went back)
     run/genotype.json         the found architecture (a search)
     run/checkpoint.pt         where to go on; written after every epoch and on Ctrl-C
     run/weights.pt, run/result.json   the trained network and its test accuracy (a retraining)
@@ -40,6 +41,7 @@ CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
 _TEMPORARY = "-temporary-"  # in the names of files that are not complete yet
 METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"
+DISCARDED = "discarded.jsonl"
 
 # What torch.load raises for bytes that are no file of its own, found by damaging one at random.
 _UNREADABLE: tuple[type[Exception], ...] = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,19 +11,20 @@ from typing import Any
 
 from torch import Tensor
 
-from zoopt_nas.errors import DivergedError, InvalidValueError
+from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.darts import GradientUpdater
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_indices
 from zoopt_nas.nas.execution import Execution, cpu_threads
 from zoopt_nas.nas.genotype import Genotype
+from zoopt_nas.nas.hessian import dominant_eigenvalue
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import check_weights, estimate_search
+from zoopt_nas.nas.methods import METHODS
 from zoopt_nas.nas.models import build_supernet
 from zoopt_nas.nas.operations import seed_noise
-from zoopt_nas.nas.reuse import STATISTICS_BATCHES, check_reuse, renew_statistics
+from zoopt_nas.nas.reuse import STATISTICS_BATCHES, renew_statistics
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
@@ -37,69 +38,9 @@ from zoopt_nas.nas.training import (
     seeds_for,
     set_lr,
 )
-from zoopt_nas.nas.updaters import AlphaUpdater, Metrics, ZeroOrderUpdater, config_solver
-from zoopt_nas.registry import Registry
-from zoopt_nas.solvers import SOLVERS
+from zoopt_nas.nas.updaters import EpochEnd, Metrics, Verdict
 
 _SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to update alpha.
-
-    Attributes:
-        description: one line, for lists.
-        build: ``(config, initial alpha, seed)`` to its updater.
-        inner: the approximation of omega* that it is defined with; None = the config's.
-        every_step: whether it updates at every weight step, or every ``inner_steps``.
-    """
-
-    description: str
-    build: Callable[[SearchConfig, Tensor, int], AlphaUpdater]
-    inner: str | None = None
-    every_step: bool = False
-
-
-def _zero_order(name: str) -> Method:
-    def build(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
-        solver = config_solver(config)
-        check_reuse(config, solver)
-        return ZeroOrderUpdater(solver, alpha, seed=seed, schedule=config.sigma_schedule)
-
-    return Method(f"zero-order: the solver {name} on alpha (paper, Alg. 1)", build)
-
-
-def _gradient(second_order: bool) -> Method:
-    def build(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
-        check_reuse(config, None)
-        if config.solver:
-            raise InvalidValueError(
-                f"solver must have no options with {config.algo}, which uses none of them, "
-                f"got {', '.join(config.solver)}"
-            )
-        return GradientUpdater(
-            alpha,
-            second_order=second_order,
-            lr=config.alpha_lr,
-            betas=config.alpha_betas,
-            weight_decay=config.alpha_weight_decay,
-        )
-
-    if second_order:
-        description = "DARTS, one unrolled step (paper, Eq. 2)"
-        return Method(description, build, inner="second", every_step=True)
-    return Method("DARTS, omega* = omega (paper, Eq. 3)", build, inner="first", every_step=True)
-
-
-METHODS: Registry[Method] = Registry(
-    "method",
-    {
-        **{name: _zero_order(name) for name in SOLVERS},
-        "darts1": _gradient(second_order=False),
-        "darts2": _gradient(second_order=True),
-    },
-)
 
 
 @dataclass(frozen=True)
@@ -137,7 +78,7 @@ class Search(EpochLoop):
         seed_noise(self.supernet, self._noise)
         self._optimizer = make_sgd(self.supernet, config)
         self._step = WeightStep(
-            cross_entropy_of(self.supernet),
+            cross_entropy_of(self.supernet.mix),
             self.supernet,
             self._optimizer,
             config.grad_clip,
@@ -168,9 +109,13 @@ class Search(EpochLoop):
         )
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         self._updater = method.build(config, alpha, seeds["solver"])
+        self._method = method
         self._period = 1 if method.every_step else max(config.inner_steps, 1)
         self._updates: list[Metrics] = []  # what this epoch's updates measured
         self._has_fits = False  # whether reused fits stand for the steps up to the next update
+        self._verdict = Verdict()  # of the last epoch
+        self._is_stopped = False
+        self._snapshots: list[dict[str, Any]] = []  # of the last epochs, if the method goes back
 
     @property
     def alpha(self) -> Tensor:
@@ -183,12 +128,23 @@ class Search(EpochLoop):
         return self.supernet.space.discretize(self.alpha)
 
     @property
+    def n_epochs(self) -> int:
+        if not self._method.trains:
+            return 0
+        return self.epoch if self._is_stopped else self.config.epochs
+
+    @property
     def n_steps(self) -> int:
         return self._streams["train"].n_batches
 
     def begin_epoch(self) -> None:
         config = self.config
         set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
+        probability = config.drop_path * self.epoch / max(config.epochs - 1, 1)
+        if probability != self.supernet.drop_path_probability:
+            self.supernet.drop_path_probability = probability
+            self._step.reset()
+        self._objective.set_drop_path(probability)
         self.supernet.train()
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -203,7 +159,10 @@ class Search(EpochLoop):
         if self._has_fits:
             return None
         images, labels = self._streams["train"].next_batch()
-        loss, logits = self._step(images, labels, self.alpha)
+        weights = self._updater.training_weights(
+            self.supernet, images, labels, self.epoch / config.epochs
+        )
+        loss, logits = self._step(images, labels, weights)
         return loss, logits, labels
 
     def _take_fits(self) -> bool:
@@ -219,6 +178,7 @@ class Search(EpochLoop):
         return True
 
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        own = self._judge_epoch()
         alpha = self.alpha
         if any(update.get("fits_taken") for update in self._updates):
             # The candidates keep no running statistics, so those of the supernet are behind.
@@ -242,34 +202,79 @@ class Search(EpochLoop):
             "updates": len(self._updates),
             "evaluations": self._objective.n_evaluations,
             "skip_connections": genotype.count("skip_connect"),
+            **own,
         }
         self._updates = []
         return row, {"genotype": genotype.to_dict(), "alpha": alpha.tolist()}
 
-    def own_state(self) -> dict[str, Any]:
+    def _judge_epoch(self) -> dict[str, Any]:
+        """Lets the method look at the epoch; returns what it is to know of it."""
+        updater, row = self._updater, {}
+        weight_decay = self._optimizer.param_groups[0]["weight_decay"]
+        eigenvalue = None
+        if updater.wants_eigenvalue or self.config.track_eigenvalue:
+            draw, network = self._objective.draw(), self._objective.start()
+            eigenvalue = dominant_eigenvalue(
+                lambda alpha: self._objective.val_loss(network, alpha, draw), self.alpha
+            )
+            row["eigenvalue"] = eigenvalue
+        if updater.n_snapshots:
+            row["weight_decay"] = weight_decay
+        is_last = self.epoch + 1 == self.config.epochs
+        self._verdict = updater.end_epoch(
+            EpochEnd(self._objective, is_last, weight_decay, eigenvalue)
+        )
+        return row
+
+    def after_epoch(self) -> None:
+        verdict, n_kept = self._verdict, self._updater.n_snapshots
+        self._is_stopped = verdict.stop
+        if n_kept:
+            self._snapshots = [*self._snapshots[-n_kept:], _on_host(self._trained_state())]
+        if verdict.go_back:
+            self._load_trained_state(self._snapshots[-1 - verdict.go_back])
+            self._snapshots = self._snapshots[: -verdict.go_back]
+            self.epoch -= verdict.go_back
+        if verdict.weight_decay is not None:
+            self._optimizer.param_groups[0]["weight_decay"] = verdict.weight_decay
+
+    def _trained_state(self) -> dict[str, Any]:
         return {
             "supernet": self.supernet.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "updater": self._updater.state_dict(),
+        }
+
+    def _load_trained_state(self, state: dict[str, Any]) -> None:
+        self.supernet.load_state_dict(state["supernet"])
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._updater.load_state_dict(state["updater"])
+
+    def own_state(self) -> dict[str, Any]:
+        return {
+            **self._trained_state(),
             "objective": self._objective.state_dict(),
             "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
             "noise": self._noise.get_state(),
             "has_fits": self._has_fits,
+            "is_stopped": self._is_stopped,
+            "snapshots": self._snapshots,
             "updates": [
                 {name: float(value) for name, value in update.items()} for update in self._updates
             ],
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        self.supernet.load_state_dict(state["supernet"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._updater.load_state_dict(state["updater"])
+        self._load_trained_state(state)
         self._objective.load_state_dict(state["objective"])
         for name, stream in self._streams.items():
             stream.load_state_dict(state["streams"][name])
         self._noise.set_state(state["noise"].cpu())
         self._updates = state["updates"]
-        self._has_fits = bool(state.get("has_fits", False))  # older runs reused nothing
+        # Older runs reused nothing, and had no method that stops or goes back.
+        self._has_fits = bool(state.get("has_fits", False))
+        self._is_stopped = bool(state.get("is_stopped", False))
+        self._snapshots = list(state.get("snapshots", []))
 
 
 def run_search(
@@ -361,6 +366,15 @@ def _make_streams(
         "inner": stream("inner", fit, True),
         "val": stream("val", score, True),
     }
+
+
+def _on_host(state: Any) -> Any:
+    """A copy of a nested state that takes no memory of the device."""
+    if isinstance(state, dict):
+        return {key: _on_host(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_on_host(value) for value in state]
+    return state.detach().cpu().clone() if isinstance(state, Tensor) else state
 
 
 def _mean_metrics(updates: list[Metrics]) -> dict[str, float]:

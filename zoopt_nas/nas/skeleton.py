@@ -1,10 +1,11 @@
-"""What supernet and retrained network share: stem, plan of the cells, preprocessing, head."""
+"""What supernet and retrained network share: stem, cells' plan, preprocessing, drop path, head."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -124,6 +125,21 @@ def build_stem(stem: str, in_channels: int, init_channels: int) -> nn.Module:
     """The stem by name: a module from images to the two inputs of the first cell."""
     builder = CifarStem if stem == "cifar" else ImageNetStem
     return builder(in_channels, init_channels)
+
+
+def drop_path(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    """Zeroes whole samples with ``probability`` and scales the others to keep the mean.
+
+    Larsson et al., FractalNet, 2017, as DARTS uses it: one draw for each sample of an edge.
+
+    Args:
+        x: ``(batch, channels, height, width)``.
+        probability: in [0, 1).
+        generator: on the device of ``x``; None means torch's default generator.
+    """
+    keep = 1.0 - probability
+    mask = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)
+    return x * mask.bernoulli_(keep, generator=generator).div_(keep)
 
 
 class Head(nn.Module):

@@ -2,7 +2,8 @@
 
 Alpha is one flat vector: the candidates of edge 0 of the normal cell, of edge 1, ..., then those of
 the reduction cell. Edges are ordered by destination node, then by source node. Every edge may have
-its own list of candidates. Sources: Liu et al. (2019); Zela et al. (2020) for S1-S4.
+its own list of candidates. With edge normalization one number for each edge of both cells follows.
+Sources: Liu et al. (2019); Zela et al. (2020) for S1-S4; Xu et al. (2020) for edge normalization.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class SearchSpace:
         normal: for each edge of the normal cell, the names of its candidate operations.
         reduce: the same for the reduction cell.
         n_nodes: intermediate nodes of a cell.
+        edge_normalization: whether alpha also weighs the edges into each node, by a softmax over
+            them (PC-DARTS, Eq. 3); without it every edge counts fully.
 
     Raises:
         InvalidValueError: the number of edges is wrong or an edge has nothing to choose.
@@ -48,6 +51,7 @@ class SearchSpace:
     normal: tuple[tuple[str, ...], ...]
     reduce: tuple[tuple[str, ...], ...]
     n_nodes: int = N_NODES
+    edge_normalization: bool = False
 
     def __post_init__(self) -> None:
         n_edges = len(cell_edges(self.n_nodes))
@@ -79,7 +83,7 @@ class SearchSpace:
     @property
     def dim(self) -> int:
         """The length of alpha."""
-        return sum(self.sizes)
+        return sum(self.sizes) + (len(self.sizes) if self.edge_normalization else 0)
 
     def init_alpha(
         self,
@@ -99,6 +103,8 @@ class SearchSpace:
     def unflatten(self, alpha: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """Alpha ``(dim,)`` as one vector for each edge of each kind of cell.
 
+        What weighs the edges is left out: see ``edge_shares``.
+
         Raises:
             InvalidValueError: alpha has another shape.
         """
@@ -107,27 +113,54 @@ class SearchSpace:
                 f"alpha must have shape ({self.dim},) in space {self.name}, "
                 f"got {tuple(alpha.shape)}"
             )
-        parts = torch.split(alpha, list(self.sizes))
+        parts = torch.split(alpha[: sum(self.sizes)], list(self.sizes))
         n_edges = len(self.normal)
         return {"normal": tuple(parts[:n_edges]), "reduce": tuple(parts[n_edges:])}
 
     def flatten(self, parts: dict[str, Sequence[Tensor]]) -> Tensor:
-        """The inverse of ``unflatten``."""
+        """The inverse of ``unflatten``, without edge normalization."""
         return torch.cat([part for kind in CELL_KINDS for part in parts[kind]])
 
     def weights(self, alpha: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """The softmax of alpha on each edge: the architecture weights of its candidates."""
+        """The architecture weights of each edge's candidates: the softmax of alpha on the edge.
+
+        With edge normalization, times the share of the edge.
+        """
         return {
-            kind: tuple(torch.softmax(part, dim=0) for part in parts)
-            for kind, parts in self.unflatten(alpha).items()
+            kind: tuple(part.exp() for part in parts)
+            for kind, parts in self._log_weights(alpha).items()
+        }
+
+    def edge_shares(self, alpha: Tensor) -> Tensor:
+        """How much each edge counts in its node, ``(2 n_edges,)``, normal cell first; else 1."""
+        return self._log_shares(alpha).exp()
+
+    def _log_shares(self, alpha: Tensor) -> Tensor:
+        if not self.edge_normalization:
+            return alpha.new_zeros(len(self.sizes))
+        # Edges are ordered by their node, which has as many as it has nodes before it.
+        n_incoming = [N_INPUTS + node for node in range(self.n_nodes)] * len(CELL_KINDS)
+        parts = torch.split(alpha[sum(self.sizes) :], n_incoming)
+        return torch.cat([torch.log_softmax(part, dim=0) for part in parts])
+
+    def _log_weights(self, alpha: Tensor) -> dict[str, list[Tensor]]:
+        parts = self.unflatten(alpha)
+        shares = dict(zip(CELL_KINDS, self._log_shares(alpha).chunk(len(CELL_KINDS)), strict=True))
+        return {
+            kind: [
+                torch.log_softmax(part, dim=0) + share
+                for part, share in zip(parts[kind], shares[kind], strict=True)
+            ]
+            for kind in CELL_KINDS
         }
 
     def discretize(self, alpha: Tensor) -> Genotype:
         """The genotype that alpha stands for (Liu et al., 2019, section 2.4).
 
-        An edge is as strong as its best candidate other than ``none``; every node keeps its two
-        strongest edges, from two different nodes, and on each the best candidate other than
-        ``none``. Equal strengths go to the earlier source and the earlier candidate.
+        An edge is as strong as its best candidate other than ``none`` (times its share, with edge
+        normalization); every node keeps its two strongest edges, from two different nodes, and on
+        each the best candidate other than ``none``. Equal strengths go to the earlier source and
+        the earlier candidate.
 
         Raises:
             InvalidValueError: alpha has another shape or is not finite.
@@ -136,13 +169,37 @@ class SearchSpace:
         if not bool(torch.isfinite(alpha).all()):
             raise InvalidValueError("alpha must be finite to be discretized, got NaN or infinity")
         # The logarithm ranks alike, and does not underflow to ties where alphas lie far apart.
-        weights = {
-            kind: [torch.log_softmax(part, dim=0) for part in parts]
-            for kind, parts in self.unflatten(alpha).items()
-        }
+        weights = self._log_weights(alpha)
         cells = {kind: self._discretize_cell(kind, weights[kind]) for kind in CELL_KINDS}
         concat = tuple(range(N_INPUTS, N_INPUTS + self.n_nodes))
         return Genotype(cells["normal"], cells["reduce"], concat, concat)
+
+    def edge_table(self, genotype: Genotype) -> Tensor:
+        """The architecture weights that are 1 for the operations of a genotype and 0 for others.
+
+        Args:
+            genotype: of this space.
+
+        Returns:
+            ``(2 n_edges, max candidates)``, a row for each edge, normal cell first.
+
+        Raises:
+            InvalidValueError: it has an operation that is no candidate of its edge.
+        """
+        edges = cell_edges(self.n_nodes)
+        table = torch.zeros(len(self.sizes), max(self.sizes))
+        for k, kind in enumerate(CELL_KINDS):
+            candidates = self.candidates(kind)
+            for position, (name, source) in enumerate(genotype.edges(kind)):
+                node = N_INPUTS + position // EDGES_PER_NODE
+                edge = edges.index((source, node))
+                if name not in candidates[edge]:
+                    raise InvalidValueError(
+                        f"{kind} edge {edge} must be one of {', '.join(candidates[edge])} in space "
+                        f"{self.name}, got {name}"
+                    )
+                table[k * len(edges) + edge, candidates[edge].index(name)] = 1.0
+        return table
 
     def _discretize_cell(self, kind: str, weights: Sequence[Tensor]) -> tuple[Edge, ...]:
         incoming: dict[int, list[tuple[float, str, int]]] = {}

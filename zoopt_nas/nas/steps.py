@@ -32,7 +32,7 @@ Compute = Callable[..., Losses]
 """``(images, labels, *more)`` to losses: tensors in, tensors out, no look at their values."""
 
 
-def cross_entropy_of(model: nn.Module) -> Compute:
+def cross_entropy_of(model: Callable[..., Tensor]) -> Compute:
     """The plain loss of a model that maps images, and whatever else it is given, to logits."""
 
     def compute(images: Tensor, labels: Tensor, *more: Tensor) -> Losses:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import cast
 
 import torch
@@ -17,12 +17,20 @@ from zoopt_nas.nas.operations import (
     AfterReLU,
     FactorizedReduce,
     Pool,
+    Stochastic,
     Zero,
     join_channels,
 )
 from zoopt_nas.nas.partial import merge_parts, part_width, split_parts
 from zoopt_nas.nas.separable import channels_last
-from zoopt_nas.nas.skeleton import CellPlan, Head, Preprocess, build_stem, plan_cells
+from zoopt_nas.nas.skeleton import (
+    CellPlan,
+    Head,
+    Preprocess,
+    build_stem,
+    drop_path,
+    plan_cells,
+)
 from zoopt_nas.nas.spaces import SearchSpace, cell_edges
 from zoopt_nas.nas.stacked import Fan, Node, Place, make_fan
 
@@ -111,8 +119,20 @@ class SearchCell(nn.Module):
         self._scale_index: Tensor
         self.register_buffer("_scale_index", torch.tensor(index), persistent=False)
 
-    def forward(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-        """``weights`` (n_edges, n_candidates): row e belongs to edge e."""
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor,
+        weights: Tensor,
+        drop: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The joined nodes of the cell.
+
+        Args:
+            first, second: its inputs.
+            weights: ``(n_edges, n_candidates)``, row e belongs to edge e.
+            drop: what is done to the sum of each edge.
+        """
         nodes: list[Tensor] = list(self.preprocess(first, second))
         # One gathering for all scales of the cell.
         table = F.pad(weights.flatten(), (0, 1))[self._scale_index]
@@ -132,6 +152,8 @@ class SearchCell(nn.Module):
                 for i, source in enumerate(sources)
             ]
             edge += len(outs)
+            if drop is not None:
+                outs = [drop(out) for out in outs]
             total = reduce(torch.add, outs)
             if others is not None:
                 total = merge_parts(total, others, self._n_parts)
@@ -150,7 +172,7 @@ class SearchCell(nn.Module):
         return cast(Sequence[nn.Module], cast(MixedOp, self.edges[edge]).candidates)
 
 
-class Supernet(nn.Module):
+class Supernet(Stochastic):
     """The supernet of a search space. Alpha is an argument of ``forward``, never an attribute.
 
     Args:
@@ -163,6 +185,8 @@ class Supernet(nn.Module):
         partial_channels: K: 1/K of the channels goes through the operations (``nas.partial``).
 
     Attributes:
+        drop_path_probability: in [0, 1), of each sample on each edge (Zela et al., 2020); acts in
+            training mode only. A schedule sets it.
         stem_channels: how many the stem puts out.
         channels_last: whether cells compute in that memory order; see ``SearchConfig``.
     """
@@ -181,6 +205,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.channels_last = True
+        self.drop_path_probability = 0.0
         plans = list(plan_cells(n_cells, init_channels, (space.n_nodes,) * 2, stem))
         self.stem = build_stem(stem, in_channels, init_channels)
         self.stem_channels = plans[0].in_channels[0]
@@ -205,25 +230,54 @@ class Supernet(nn.Module):
         Raises:
             InvalidValueError: alpha has another shape.
         """
-        weights = self._edge_weights(alpha)
+        return self.mix(images, self.edge_weights(alpha))
+
+    def mix(self, images: Tensor, weights: Tensor) -> Tensor:
+        """As ``forward``, from the architecture weights themselves.
+
+        Args:
+            images: normalised images.
+            weights: ``(2 n_edges, max candidates)`` as those of ``edge_weights``; they need not sum
+                to 1 on an edge.
+        """
+        cell_weights = dict(zip(CELL_KINDS, weights.chunk(len(CELL_KINDS)), strict=True))
         if self.channels_last:  # it makes depthwise convolutions and pools faster
             images = channels_last(images)
         first, second = self.stem(images)
         if self.channels_last:  # with one image channel the stem cannot tell
             first, second = channels_last(first), channels_last(second)
+        drop = None
+        if self.training and self.drop_path_probability > 0:
+            drop = partial(
+                drop_path, probability=self.drop_path_probability, generator=self.generator
+            )
         for cell in self.cells:
-            first, second = second, cell(first, second, weights[cast(SearchCell, cell).kind])
+            kind = cast(SearchCell, cell).kind
+            first, second = second, cell(first, second, cell_weights[kind], drop)
         logits: Tensor = self.head(second)
         return logits
 
-    def _edge_weights(self, alpha: Tensor) -> dict[str, Tensor]:
-        """The softmax of alpha on each edge: ``(n_edges, max candidates)`` for each cell kind."""
+    def edge_weights(self, alpha: Tensor) -> Tensor:
+        """The architecture weights, a row for each edge, normal cell first.
+
+        Args:
+            alpha: ``(dim,)``.
+
+        Returns:
+            ``(2 n_edges, max candidates)``; where an edge has fewer candidates, 0.
+
+        Raises:
+            InvalidValueError: alpha has another shape.
+        """
         if alpha.shape != (self.space.dim,):
             raise InvalidValueError(
                 f"alpha must have shape ({self.space.dim},) in space {self.space.name}, "
                 f"got {tuple(alpha.shape)}"
             )
         table = alpha.new_full(self._mask.shape, -torch.inf)
-        table = table.index_put(tuple(self._places), alpha)  # torch.vmap has no masked_scatter
-        halves = torch.softmax(table, dim=1).chunk(2)
-        return dict(zip(CELL_KINDS, halves, strict=True))
+        # torch.vmap has no masked_scatter.
+        table = table.index_put(tuple(self._places), alpha[: self._places.shape[1]])
+        weights = torch.softmax(table, dim=1)
+        if self.space.edge_normalization:
+            weights = weights * self.space.edge_shares(alpha)[:, None]
+        return weights

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from zoopt_nas import Solver, SolverState
 from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.supernet import Supernet
 from zoopt_nas.nas.training import cosine
 from zoopt_nas.solvers import make_solver
 
@@ -18,10 +20,49 @@ Metrics = dict[str, Any]
 """What an update measured, by name: floats or 0-d tensors, which may stay on the device."""
 
 
-class AlphaUpdater(Protocol):
-    """Holds alpha and moves it downhill on a bilevel objective."""
+class EpochEnd(NamedTuple):
+    """What is known when an epoch has ended.
+
+    Attributes:
+        objective: at the present weights.
+        is_last: whether no epoch follows.
+        weight_decay: of the weights.
+        eigenvalue: the dominant one of L_val's Hessian in alpha, if it was asked for.
+    """
+
+    objective: BilevelObjective
+    is_last: bool
+    weight_decay: float
+    eigenvalue: float | None
+
+
+class Verdict(NamedTuple):
+    """How a search goes on after an epoch.
+
+    Attributes:
+        stop: whether it ends here.
+        go_back: to the state of so many epochs before; 0 = go on.
+        weight_decay: of the weights from here on; None = as before.
+    """
+
+    stop: bool = False
+    go_back: int = 0
+    weight_decay: float | None = None
+
+
+class AlphaUpdater(ABC):
+    """Holds alpha and moves it downhill on a bilevel objective.
+
+    Attributes:
+        wants_eigenvalue: whether ``end_epoch`` is given the dominant eigenvalue.
+        n_snapshots: how many epochs it may go back.
+    """
+
+    wants_eigenvalue: ClassVar[bool] = False
+    n_snapshots: ClassVar[int] = 0
 
     @property
+    @abstractmethod
     def alpha(self) -> Tensor:
         """The current architecture parameters ``(dim,)``, without a gradient."""
 
@@ -31,7 +72,9 @@ class AlphaUpdater(Protocol):
 
         See ``SolverState.weights``; None where that means nothing.
         """
+        return None
 
+    @abstractmethod
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         """One update of alpha.
 
@@ -40,10 +83,29 @@ class AlphaUpdater(Protocol):
             progress: share of the updating epochs that has passed, in [0, 1).
         """
 
+    def training_weights(
+        self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
+    ) -> Tensor:
+        """The architecture weights of a weight step, as ``Supernet.edge_weights`` gives them.
+
+        Args:
+            supernet: comes back as it was.
+            images, labels: the batch of the step.
+            progress: share of all epochs that has passed, in [0, 1).
+        """
+        return supernet.edge_weights(self.alpha)
+
+    def end_epoch(self, end: EpochEnd) -> Verdict:
+        """Called when an epoch has ended; may change alpha."""
+        return Verdict()
+
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which ``load_state_dict`` goes on bit for bit."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
 
 
 def config_solver(config: SearchConfig) -> Solver:
@@ -55,7 +117,7 @@ def config_solver(config: SearchConfig) -> Solver:
     return solver if n_samples is None else solver.with_n_samples(n_samples)
 
 
-class ZeroOrderUpdater:
+class ZeroOrderUpdater(AlphaUpdater):
     """Any solver of ``zoopt_nas.SOLVERS`` on alpha: one ask, evaluate, tell an update (Alg. 1).
 
     Args:

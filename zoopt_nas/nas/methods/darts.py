@@ -10,7 +10,8 @@ from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.bilevel import BilevelObjective
-from zoopt_nas.nas.updaters import Metrics
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.updaters import AlphaUpdater, Metrics
 
 # Radius of the finite difference in weight space (paper, appendix A.1: epsilon' of Eq. 24).
 DIFFERENCE_RADIUS = 0.01
@@ -61,35 +62,33 @@ def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
     return gradient
 
 
-class GradientUpdater:
+class GradientUpdater(AlphaUpdater):
     """Adam on alpha, down the first- or the second-order gradient.
 
     Args:
+        config: lr, betas and weight decay of Adam (DARTS: 3e-4, (0.5, 0.999), 1e-3).
         alpha: the starting point ``(dim,)``.
         second_order: Eq. 2 instead of Eq. 3; needs an objective with ``inner="second"``.
-        lr, betas, weight_decay: of Adam (DARTS: 3e-4, (0.5, 0.999), 1e-3).
     """
 
-    def __init__(
-        self,
-        alpha: Tensor,
-        *,
-        second_order: bool,
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-    ) -> None:
+    def __init__(self, config: SearchConfig, alpha: Tensor, *, second_order: bool) -> None:
+        if config.solver:
+            raise InvalidValueError(
+                f"solver must have no options with {config.algo}, which uses none of them, "
+                f"got {', '.join(config.solver)}"
+            )
         self._gradient = second_order_gradient if second_order else first_order_gradient
         self._alpha = alpha.detach().clone().requires_grad_()
-        self._adam = torch.optim.Adam([self._alpha], lr, betas, weight_decay=weight_decay)
+        self._adam = torch.optim.Adam(
+            [self._alpha],
+            config.alpha_lr,
+            config.alpha_betas,
+            weight_decay=config.alpha_weight_decay,
+        )
 
     @property
     def alpha(self) -> Tensor:
         return self._alpha.detach()
-
-    @property
-    def candidate_weights(self) -> Tensor | None:
-        return None  # there are no candidates
 
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         gradient = self._gradient(objective, self.alpha)

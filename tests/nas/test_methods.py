@@ -1,0 +1,482 @@
+"""The baselines: what distinguishes each, beside the maths of DARTS."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_supernets import TINY, setup
+from torch.nn import functional as F
+
+from zoopt_nas.errors import InvalidValueError, RunInterrupted
+from zoopt_nas.nas import search
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.loop import Observer
+from zoopt_nas.nas.methods import METHODS, random_search
+from zoopt_nas.nas.methods.random_search import RandomArchitecture, WeightSharingSearch, one_hot
+from zoopt_nas.nas.methods.robust import EPOCHS_BACK, has_grown
+from zoopt_nas.nas.methods.smooth import (
+    AdversarialSmoothing,
+    RandomSmoothing,
+    perturbation_radius,
+    to_simplex,
+)
+from zoopt_nas.nas.search import resume_search, run_search
+from zoopt_nas.nas.skeleton import drop_path
+from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.updaters import EpochEnd
+
+CONFIG = SearchConfig.for_dataset(algo="sdarts_rs")
+
+
+# --- Early stopping and adaptive regularization --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "expected"),
+    [
+        ([1.0] * 5 + [1.33] * 5, False),  # 1 / 1.33 = 0.752
+        ([1.0] * 5 + [1.34] * 5, True),  # 0.746
+        ([9.0] * 3 + [1.0] * 5 + [1.34] * 5, True),  # only the last ten count
+        ([1.0] * 4 + [2.0] * 5, False),  # too early to tell
+        ([1.0, 2.0, 0.0, 1.0, 1.0, 0.0, 5.0, 1.0, 0.5, 0.5], True),  # averages of 1 and 1.4
+        ([-1.0] * 5 + [0.0] * 5, False),
+        ([1.0] * 5 + [-2.0] * 5, False),
+        ([1.0] * 9 + [math.nan], False),
+    ],
+)
+def test_when_the_eigenvalue_has_grown(eigenvalues: list[float], expected: bool):
+    assert has_grown(eigenvalues) is expected
+
+
+class Recorder(Observer):
+    """Keeps the alpha of every epoch; stops a search when ``n_steps`` steps are taken."""
+
+    def __init__(self, n_steps: int | None = None) -> None:
+        self.n_left = n_steps
+
+    def on_step(self, progress):
+        if self.n_left is not None:
+            self.n_left -= 1
+
+    def should_stop(self):
+        return self.n_left is not None and self.n_left <= 0
+
+
+@pytest.fixture
+def growing(monkeypatch):
+    """Eigenvalues by epoch: 1 for five, then 2, until the weights are decayed by more than that."""
+
+    def install(start: float = 3e-4) -> None:
+        def eigenvalue(loss, alpha):
+            current = looked_at[-1]
+            decay = current._optimizer.param_groups[0]["weight_decay"]
+            is_calm = current.epoch < 5 or decay > start
+            return 1.0 if is_calm else 2.0
+
+        looked_at = []
+        plain = search.Search._judge_epoch
+
+        def judge(self):
+            looked_at.append(self)
+            return plain(self)
+
+        monkeypatch.setattr(search.Search, "_judge_epoch", judge)
+        monkeypatch.setattr(search, "dominant_eigenvalue", eigenvalue)
+
+    return install
+
+
+def test_early_stopping_gives_the_alpha_of_before(growing, search_config, tmp_path):
+    growing()
+    config = search_config("es", epochs=20)
+    result = run_search(config, run_dir=tmp_path / "run")
+    lines = (tmp_path / "run" / "architectures.jsonl").read_text().splitlines()
+    alphas = [json.loads(line)["alpha"] for line in lines]
+    # Five epochs of 1 and five of 2 are known after epoch 9; the averages are centred at 2 and 7.
+    assert [row["epoch"] for row in result.metrics] == list(range(10))
+    assert EPOCHS_BACK == 7
+    assert torch.equal(result.alpha, torch.tensor(alphas[2]))
+    assert alphas[9] == alphas[2]  # the last row has what the search gives
+    assert alphas[8] not in (alphas[2], alphas[7])
+    assert [row["eigenvalue"] for row in result.metrics] == [1.0] * 5 + [2.0] * 5
+    again = resume_search(tmp_path / "run")
+    assert torch.equal(again.alpha, result.alpha)
+    assert len(again.metrics) == 10
+
+
+def test_adaptive_regularization_goes_back_and_decays_more(growing, search_config, tmp_path):
+    growing()
+    config = search_config("ada", epochs=12)
+    result = run_search(config, run_dir=tmp_path / "run")
+    rows = result.metrics
+    assert [row["epoch"] for row in rows] == list(range(12))
+    # Back to the end of epoch 2 once; from epoch 3 on with ten times the decay.
+    assert [row["weight_decay"] for row in rows] == [3e-4] * 3 + [pytest.approx(3e-3)] * 9
+    assert [row["eigenvalue"] for row in rows] == [1.0] * 12
+    discarded = [
+        json.loads(line) for line in (tmp_path / "run" / "discarded.jsonl").read_text().splitlines()
+    ]
+    assert [row["epoch"] for row in discarded] == list(range(3, 10))
+    assert [row["eigenvalue"] for row in discarded] == [1.0] * 2 + [2.0] * 5
+
+
+def test_the_weights_of_before_are_those_that_go_on(growing, search_config):
+    """With no more decay than before, the epochs after going back start as they started then."""
+    growing()
+    states = {}
+    plain = search.Search.after_epoch
+
+    def after_epoch(self):
+        plain(self)
+        states.setdefault(self.epoch, []).append(
+            {name: value.clone() for name, value in self.supernet.state_dict().items()}
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search.Search, "after_epoch", after_epoch)
+        run_search(search_config("ada", epochs=11))
+    first, second = states[3]  # after epoch 2, and after going back to it
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert len(states[4]) == 2
+
+
+def test_the_decay_has_a_limit(growing, search_config):
+    growing(start=1.0)  # never calm
+    result = run_search(search_config("ada", epochs=11))
+    decays = [row["weight_decay"] for row in result.metrics]
+    assert decays == [3e-4] * 3 + [pytest.approx(3e-2)] * 8
+
+
+@pytest.mark.parametrize(
+    ("algo", "n_steps"),  # two an epoch; of ada's, the last comes after it has gone back
+    [("es", 8), ("es", 19), ("ada", 8), ("ada", 19), ("ada", 23)],
+)
+def test_stopping_and_going_back_resume_bit_for_bit(
+    algo, n_steps, growing, search_config, tmp_path, without_seconds
+):
+    growing()
+    config = search_config(algo, epochs=11)
+    whole = run_search(config)
+    with pytest.raises(RunInterrupted):
+        run_search(config, run_dir=tmp_path / "run", observer=Recorder(n_steps))
+    again = resume_search(tmp_path / "run")
+    assert torch.equal(again.alpha, whole.alpha)
+    assert without_seconds(again.metrics) == without_seconds(whole.metrics)
+
+
+def test_any_method_can_track_the_eigenvalue(search_config):
+    plain = run_search(search_config("gld"))
+    tracked = run_search(search_config("gld", track_eigenvalue=True))
+    assert all("eigenvalue" not in row for row in plain.metrics)
+    values = [row["eigenvalue"] for row in tracked.metrics]
+    assert all(math.isfinite(value) and value != 0 for value in values)
+    assert len(set(values)) == len(values)
+
+
+# --- SmoothDARTS ---------------------------------------------------------------------------------
+
+
+def test_the_radius_grows_over_the_epochs():
+    assert perturbation_radius(0.0) == 0.03
+    assert perturbation_radius(0.5) == pytest.approx(0.165)
+    assert perturbation_radius(1.0) == pytest.approx(0.3)
+
+
+@given(seed=st.integers(0, 2**31), radius=st.floats(0.0, 2.0))
+def test_perturbed_weights_are_on_the_simplex(seed: int, radius: float):
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.softmax(torch.randn(6, 4, generator=generator), dim=1)
+    clean[2:, 3] = 0.0  # no candidate
+    moved = clean + radius * (2 * torch.rand(6, 4, generator=generator) - 1)
+    result = to_simplex(moved, clean)
+    assert (result >= 0).all()
+    assert (result <= 1).all()
+    torch.testing.assert_close(result.sum(dim=1), torch.ones(6))
+    assert (result[2:, 3] == 0).all()
+
+
+def test_where_nothing_is_left_the_largest_weight_stays():
+    clean = torch.tensor([[0.2, 0.5, 0.3]])
+    assert to_simplex(-clean, clean).tolist() == [[0.0, 1.0, 0.0]]
+
+
+def smooth(cls, seed: int = 0):
+    made = setup()
+    batch = made.objective()._train_stream.next_batch()
+    return made, cls(CONFIG, made.alphas(1)[0], seed), batch
+
+
+def test_random_smoothing_moves_within_its_radius():
+    made, updater, batch = smooth(RandomSmoothing)
+    clean = made.net.edge_weights(updater.alpha)
+    drawn = [updater.training_weights(made.net, *batch, progress=0.0) for _ in range(50)]
+    assert not torch.equal(drawn[0], drawn[1])
+    # Within 0.03 of the clean weights, divided by a sum within 3 * 0.03 of 1.
+    for weights in drawn:
+        assert float((weights - clean).abs().max()) < 0.03 + 0.09 / 0.91
+    mean = torch.stack(drawn).mean(dim=0)
+    # The standard deviation of an entry is below that of the noise, 0.03 / sqrt(3), and a sum's
+    # share; five standard errors of 50 draws.
+    assert float((mean - clean).abs().max()) < 5 * 2 * 0.03 / math.sqrt(3) / math.sqrt(50)
+
+
+def test_alpha_itself_stays_clean():
+    made, updater, batch = smooth(AdversarialSmoothing)
+    before = updater.alpha.clone()
+    updater.training_weights(made.net, *batch, progress=0.5)
+    assert torch.equal(updater.alpha, before)
+    assert not updater.alpha.requires_grad
+
+
+def test_the_attack_raises_the_loss_more_than_noise_and_leaves_the_supernet_alone():
+    made, updater, (images, labels) = smooth(AdversarialSmoothing)
+    state = {name: value.clone() for name, value in made.net.state_dict().items()}
+
+    def loss(weights):
+        with torch.no_grad():
+            made.net.eval()
+            value = F.cross_entropy(made.net.mix(images, weights), labels)
+            made.net.train()
+        return float(value)
+
+    made.net.train()
+    clean = loss(made.net.edge_weights(updater.alpha))
+    attacked = loss(updater.training_weights(made.net, images, labels, progress=0.5))
+    assert made.net.training
+    noisy = [
+        loss(
+            RandomSmoothing(CONFIG, updater.alpha, seed).training_weights(
+                made.net, images, labels, 0.5
+            )
+        )
+        for seed in range(20)
+    ]
+    assert attacked > clean
+    assert attacked > sorted(noisy)[-2]
+    for name, value in made.net.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_an_attack_that_lowers_the_loss_is_given_up(monkeypatch):
+    made, updater, (images, labels) = smooth(AdversarialSmoothing)
+    monkeypatch.setattr("zoopt_nas.nas.methods.smooth.N_ASCENTS", 0)
+    clean = made.net.edge_weights(updater.alpha)
+    made.net.train()
+    kept = [
+        torch.equal(updater.training_weights(made.net, images, labels, 0.5), clean)
+        for _ in range(20)
+    ]
+    assert 0 < sum(kept) < 20  # noise lowers the loss in some draws and raises it in others
+
+
+# --- Random baselines ----------------------------------------------------------------------------
+
+
+def test_a_random_architecture_trains_nothing(search_config, tmp_path):
+    config = search_config("random", epochs=5)
+    result = run_search(config, run_dir=tmp_path / "run")
+    assert result.metrics == []
+    assert result.genotype == SPACES[config.space].discretize(result.alpha)
+    assert result.genotype == run_search(config.replace(epochs=3)).genotype
+    others = {str(run_search(config.replace(seed=seed)).genotype) for seed in range(4)}
+    assert len(others) == 4
+    assert resume_search(tmp_path / "run").genotype == result.genotype
+
+
+def test_random_architectures_are_uniform():
+    n, space = 3000, SPACES["s3"]
+    config = SearchConfig.for_dataset(algo="random")
+    operations, sources = Counter(), Counter()
+    for seed in range(n):
+        genotype = space.discretize(RandomArchitecture(config, torch.zeros(space.dim), seed).alpha)
+        edges = genotype.edges("normal")
+        operations[edges[7][0]] += 1
+        sources[frozenset(source for _, source in edges[2:4])] += 1
+    # Binomial: five standard deviations.
+    bound = 5 * math.sqrt(n / 4)
+    assert abs(operations["skip_connect"] - n / 2) < bound
+    assert sum(operations.values()) == n
+    assert len(sources) == 3
+    bound = 5 * math.sqrt(n * 2 / 9)
+    assert all(abs(count - n / 3) < bound for count in sources.values())
+
+
+def test_weights_are_shared_by_random_architectures():
+    made = setup()
+    updater = WeightSharingSearch(SearchConfig.for_dataset(algo="random_ws"), made.alphas(1)[0], 0)
+    tables = [updater.training_weights(made.net, None, None, 0.0) for _ in range(30)]
+    assert all(set(table.unique().tolist()) == {0.0, 1.0} for table in tables)
+    assert all(int(table.sum()) == 4 for table in tables)  # two edges in each cell
+    assert len({tuple(table.flatten().tolist()) for table in tables}) > 5
+
+
+def test_the_best_architecture_of_many_is_given(monkeypatch):
+    made = setup()
+    updater = WeightSharingSearch(SearchConfig.for_dataset(algo="random_ws"), made.alphas(1)[0], 0)
+    asked = []
+
+    class Judge:
+        supernet = made.net
+
+        def draw(self):
+            return object()
+
+        def mixture_loss(self, weights, draw):
+            asked.append(draw)
+            # The best architecture has the first candidates; one in between fails.
+            loss = (weights * torch.arange(weights.shape[1])).sum()
+            return torch.tensor(math.nan) if len(asked) == 3 else loss
+
+    updater.end_epoch(EpochEnd(Judge(), True, 0.0, None))
+    losses = [
+        float((table * torch.arange(table.shape[1])).sum())
+        for table in (one_hot(TINY, updater._draw(updater.alpha)).double() for _ in range(300))
+    ]
+    best = one_hot(TINY, updater.alpha)
+    assert float((best * torch.arange(best.shape[1])).sum()) <= min(losses)
+    # 1000 on one batch, 10 on ten others.
+    assert Counter(Counter(map(id, asked)).values()) == {1000: 1, 10: 10}
+
+
+def test_a_search_with_shared_weights(search_config, monkeypatch):
+    monkeypatch.setattr(random_search, "N_SAMPLES", 20)
+    result = run_search(search_config("random_ws"))
+    assert len(result.metrics) == 3
+    assert result.genotype == SPACES["small_s3"].discretize(result.alpha)
+    assert result.metrics[-1]["updates"] > 0
+
+
+@pytest.mark.parametrize("algo", ["random", "random_ws", "sdarts_adv", "es", "pc"])
+def test_solver_options_are_refused(algo, search_config):
+    with pytest.raises(InvalidValueError, match=f"solver must have no options with {algo}"):
+        run_search(search_config(algo, partial_channels=1, solver={"sigma": 1.0}))
+
+
+# --- Drop path and edge normalization ------------------------------------------------------------
+
+
+def test_drop_path_grows_over_the_epochs_in_the_supernet_and_the_candidates(search_config):
+    seen = []
+    plain = search.Search.train_step
+
+    def train_step(self):
+        seen.append(
+            (
+                self.epoch,
+                self.supernet.drop_path_probability,
+                self._objective.start().drop_path_probability,
+            )
+        )
+        return plain(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search.Search, "train_step", train_step)
+        run_search(search_config("dp", epochs=3, drop_path=0.4))
+    assert {epoch: own for epoch, own, _ in seen} == {0: 0.0, 1: 0.2, 2: 0.4}
+    assert all(own == other for _, own, other in seen)
+
+
+def test_dropped_paths_keep_the_mean_of_an_edge():
+    torch.manual_seed(0)
+    made = setup()
+    cell = made.net.cells[0]
+    weights = made.net.edge_weights(made.alphas(1)[0])[:2].detach()
+    x = torch.randn(4000, 6, 3, 3, dtype=torch.float64)
+    cell.train()
+    with torch.no_grad():
+        clean = cell(x, x, weights)
+    made.net.drop_path_probability = 0.25
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        dropped = cell(x, x, weights, partial(drop_path, probability=0.25, generator=generator))
+    ratio = (dropped * clean).sum(dim=(1, 2, 3)) / (clean * clean).sum(dim=(1, 2, 3))
+    # Of two edges into the node, each is kept with 3/4: both are lost in 1/16 of the samples.
+    lost = (dropped.abs().amax(dim=(1, 2, 3)) == 0).double().mean()
+    assert abs(float(lost) - 1 / 16) < 5 * math.sqrt(1 / 16 * 15 / 16 / 4000)
+    assert abs(float(ratio.mean()) - 1) < 5 * float(ratio.std()) / math.sqrt(4000)
+
+
+def test_without_training_nothing_is_dropped():
+    made = setup()
+    images, alpha = torch.randn(3, 1, 6, 6, dtype=torch.float64), made.alphas(1)[0]
+    made.net.eval()
+    plain = made.net(images, alpha)
+    made.net.drop_path_probability = 0.9
+    assert torch.equal(made.net(images, alpha), plain)
+
+
+def test_edge_normalization_weighs_the_edges_into_each_node():
+    space = dataclasses.replace(SPACES["s3"], edge_normalization=True)
+    plain = SPACES["s3"]
+    assert space.dim == plain.dim + 28
+    alpha = space.init_alpha(rng=0, scale=1.0).double()
+    shares = space.edge_shares(alpha)
+    betas = alpha[plain.dim :]
+    # Nodes have 2, 3, 4 and 5 incoming edges.
+    torch.testing.assert_close(shares[2:5], torch.softmax(betas[2:5], dim=0))
+    torch.testing.assert_close(shares[14:16], torch.softmax(betas[14:16], dim=0))
+    assert float(shares.sum()) == pytest.approx(8.0)
+    parts = plain.weights(alpha[: plain.dim])
+    unshared = (*parts["normal"], *parts["reduce"])
+    expected = [weights * share for weights, share in zip(unshared, shares, strict=True)]
+    got = space.weights(alpha)
+    for one, two in zip((*got["normal"], *got["reduce"]), expected, strict=True):
+        torch.testing.assert_close(one, two)
+    assert torch.equal(plain.edge_shares(alpha[: plain.dim]), torch.ones(28).double())
+
+
+def test_a_strong_edge_is_kept_by_its_share():
+    space = dataclasses.replace(SPACES["s3"], edge_normalization=True)
+    alpha = torch.zeros(space.dim)
+    alpha[SPACES["s3"].dim + 4] = 3.0  # of the third edge into the second node
+    edges = space.discretize(alpha).edges("normal")
+    assert [source for _, source in edges[2:4]] == [2, 0]
+    edges = space.discretize(torch.zeros(space.dim)).edges("normal")
+    assert [source for _, source in edges[2:4]] == [0, 1]
+
+
+def test_the_table_of_a_genotype():
+    space = SPACES["s1"]
+    alpha = space.init_alpha(rng=3)
+    genotype = space.discretize(alpha)
+    table = space.edge_table(genotype)
+    assert table.shape == (28, 2)
+    assert table.sum() == 16
+    back = torch.cat([row[:n] for row, n in zip(table, space.sizes, strict=True)])
+    # Where all are as strong, the order of a node's two edges is that of their sources.
+    for kind in ("normal", "reduce"):
+        pairs = [space.discretize(back).edges(kind), genotype.edges(kind)]
+        for start in range(0, 8, 2):
+            assert len({frozenset(edges[start : start + 2]) for edges in pairs}) == 1
+    with pytest.raises(InvalidValueError, match="must be one of skip_connect, sep_conv_3x3 in"):
+        SPACES["s2"].edge_table(genotype)
+
+
+def test_every_method_says_what_it_is():
+    names = ["dp", "l2", "es", "ada", "pc", "sdarts_rs", "sdarts_adv", "random", "random_ws"]
+    assert list(METHODS)[-9:] == names
+    assert len({METHODS[name].description for name in METHODS}) == len(METHODS)
+
+
+def test_what_methods_are_defined_with():
+    def config(algo, dataset="cifar10", **own):
+        return SearchConfig.for_dataset(dataset, algo, **own)
+
+    assert (config("dp").drop_path, config("dp").cutout) == (0.2, 16)
+    assert config("dp", "digits").cutout == 4
+    assert config("l2").weight_decay == 81e-4
+    assert config("l2", weight_decay=9e-4).weight_decay == 9e-4
+    pc = config("pc")
+    assert (pc.partial_channels, pc.edge_normalization, pc.warmup_epochs) == (4, True, 15)
+    for algo in ("darts2", "dp", "l2", "es", "ada", "sdarts_rs", "sdarts_adv", "random_ws"):
+        assert config(algo).warmup_epochs == 0
+    assert config("darts2") == config("es").replace(algo="darts2")
