@@ -181,17 +181,18 @@ def search(
         else:
             result = nas.run_search(resolved, run_dir=run_dir, observer=observer)
 
-    last = result.metrics[-1]
+    last = result.metrics[-1] if result.metrics else {}  # `random` trains nothing
     if json:
         console.say_json(
             {"run_dir": str(result.run_dir), "genotype": result.genotype.to_dict(), **last}
         )
         return
     console.say(str(result.genotype))
-    console.say(
-        f"supernet validation accuracy {last['val_accuracy']:.2%}, "
-        f"{last['skip_connections']} of 8 normal edges are skip connections"
-    )
+    if last:
+        console.say(
+            f"supernet validation accuracy {last['val_accuracy']:.2%}, "
+            f"{last['skip_connections']} of 8 normal edges are skip connections"
+        )
     console.say(f"run folder: {result.run_dir}")
     run = shlex.quote(str(result.run_dir))
     console.say(f"next: zoopt-nas train {run}, zoopt-nas show {run}")

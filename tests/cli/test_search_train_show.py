@@ -101,6 +101,19 @@ def test_show_prints_both_cells_as_tables(cli, tmp_path):
     assert not CONTROL.search(result.out)
 
 
+def test_a_random_architecture_needs_no_epoch(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = cli("search", "--algo", "random", "--n-train", 64, *SEARCH, "--run-dir", "run")
+    assert (found.code, found.err) == (0, "")
+    _memory, genotype, *rest = found.out.splitlines()
+    assert nas.Genotype.from_string(genotype) == nas.RunFolder.open("run").genotype()
+    assert rest == ["run folder: run", "next: zoopt-nas train run, zoopt-nas show run"]
+    again = cli("search", "--resume", "run", "--json")
+    assert json.loads(again.out)["genotype"] == nas.RunFolder.open("run").genotype().to_dict()
+    shown = cli("show", "run", "--json")
+    assert json.loads(shown.out)["last_epoch"] is None
+
+
 def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
     run = tmp_path / "a run"  # with a space: the commands to go on with are quoted
     few = ("--n-train", 48)

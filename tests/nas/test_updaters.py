@@ -24,19 +24,10 @@ def test_gradient_updater_is_adam_with_weight_decay(
     lr, (beta1, beta2), decay = 0.01, (0.5, 0.999), 0.1
     objective, start = build("second" if second_order else "first")
     fixed_draw(objective, monkeypatch)
-    updater = GradientUpdater(
-        SearchConfig(
-            algo="darts1",
-            alpha_lr=0.1,
-            alpha_betas=(0.5, 0.999),
-            alpha_weight_decay=1e-3,
-        ),
-        start,
-        second_order=second_order,
-        lr=lr,
-        betas=(beta1, beta2),
-        weight_decay=decay,
+    config = SearchConfig(
+        algo="darts1", alpha_lr=lr, alpha_betas=(beta1, beta2), alpha_weight_decay=decay
     )
+    updater = GradientUpdater(config, start, second_order=second_order)
     gradient_of = second_order_gradient if second_order else first_order_gradient
     alpha, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for t in range(1, 4):
