@@ -64,21 +64,21 @@ def command_line(*arguments: object, site: Path, cwd: Path) -> subprocess.Comple
 def test_minimize_knows_the_name_and_its_options(site, tmp_path):
     code = """
 import zoopt_nas
-assert list(zoopt_nas.SOLVERS)[-1] == "es"
+assert list(zoopt_nas.SOLVERS)[-1] == "evolution"
 def fun(x): return float((x**2).sum())
 result = zoopt_nas.minimize(
-    fun, [1.0, -2.0], method="es", maxfev=400, rng=0, options={"n_samples": 6}
+    fun, [1.0, -2.0], method="evolution", maxfev=400, rng=0, options={"n_samples": 6}
 )
-assert type(zoopt_nas.SOLVERS["es"]()).__module__ == "zoopt_nas_es"
+assert type(zoopt_nas.SOLVERS["evolution"]()).__module__ == "zoopt_nas_es"
 assert (result.nfev, result.fun < 0.1) == (400, True), result
 try:
-    zoopt_nas.minimize(fun, [1.0], method="es", options={"n_sample": 6})
+    zoopt_nas.minimize(fun, [1.0], method="evolution", options={"n_sample": 6})
 except zoopt_nas.UnknownNameError as error:
     print(error)
 """
     done = run(sys.executable, "-c", code, site=site, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "unknown option of es 'n_sample'; did you mean 'n_samples'?\n"
+    assert done.stdout == "unknown option of evolution 'n_sample'; did you mean 'n_samples'?\n"
 
 
 @pytest.mark.slow
@@ -86,13 +86,21 @@ def test_the_command_line_lists_it_and_minimizes_with_it(site, tmp_path):
     done = command_line("list", "solvers", "--json", site=site, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     listed = json.loads(done.stdout)
-    assert listed["es"].startswith("Evolution strategy (1 + n): ")
+    assert listed["evolution"].startswith("Evolution strategy (1 + n): ")
     assert {"rs", "mgs", "gld"} <= listed.keys()
 
     (tmp_path / "bowl.py").write_text("def fun(x):\n    return float((x**2).sum())\n")
     limits = ("--maxfev", 200, "--seed", 0, "--option", "step=0.5", "--json")
     done = command_line(
-        "minimize", "bowl:fun", "--x0", "1,-2", "--algo", "es", *limits, site=site, cwd=tmp_path
+        "minimize",
+        "bowl:fun",
+        "--x0",
+        "1,-2",
+        "--algo",
+        "evolution",
+        *limits,
+        site=site,
+        cwd=tmp_path,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["fun"] < 0.1  # 5 at the start
@@ -115,7 +123,7 @@ def test_a_search_runs_with_it(site, tmp_path):
     )
     few = ("--batch-size", 16, "--inner-steps", 1, "--n-samples", 1, "--device", "cpu")
     done = command_line(
-        *("search", "--dataset", "digits", "--algo", "es", *tiny, *few, "--run-dir", "run"),
+        *("search", "--dataset", "digits", "--algo", "evolution", *tiny, *few, "--run-dir", "run"),
         "--json",
         site=site,
         cwd=tmp_path,
@@ -123,7 +131,7 @@ def test_a_search_runs_with_it(site, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert len(json.loads(done.stdout)["genotype"]["normal"]) == 8
     config = (tmp_path / "run" / "config.toml").read_text()
-    assert 'algo = "es"' in config
+    assert 'algo = "evolution"' in config
     assert "n_samples = 1" in config
 
 
