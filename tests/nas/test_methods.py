@@ -180,6 +180,8 @@ def test_any_method_can_track_the_eigenvalue(search_config):
     values = [row["eigenvalue"] for row in tracked.metrics]
     assert all(math.isfinite(value) and value != 0 for value in values)
     assert len(set(values)) == len(values)
+    assert torch.equal(tracked.alpha, plain.alpha)  # to measure is not to take part
+    assert tracked.metrics[-1]["train_loss"] == plain.metrics[-1]["train_loss"]
 
 
 # --- SmoothDARTS ---------------------------------------------------------------------------------

@@ -213,11 +213,7 @@ class Search(EpochLoop):
         weight_decay = self._optimizer.param_groups[0]["weight_decay"]
         eigenvalue = None
         if updater.wants_eigenvalue or self.config.track_eigenvalue:
-            draw, network = self._objective.draw(), self._objective.start()
-            eigenvalue = dominant_eigenvalue(
-                lambda alpha: self._objective.val_loss(network, alpha, draw), self.alpha
-            )
-            row["eigenvalue"] = eigenvalue
+            eigenvalue = row["eigenvalue"] = self._measure_eigenvalue()
         if updater.n_snapshots:
             row["weight_decay"] = weight_decay
         is_last = self.epoch + 1 == self.config.epochs
@@ -225,6 +221,17 @@ class Search(EpochLoop):
             EpochEnd(self._objective, is_last, weight_decay, eigenvalue)
         )
         return row
+
+    def _measure_eigenvalue(self) -> float:
+        """On the batch that L_val would take next, and will: measuring changes no search."""
+        sources: list[Any] = [self._objective, *self._streams.values()]
+        states = [source.state_dict() for source in sources]
+        draw, network = self._objective.draw(), self._objective.start()
+        for source, state in zip(sources, states, strict=True):
+            source.load_state_dict(state)
+        return dominant_eigenvalue(
+            lambda alpha: self._objective.val_loss(network, alpha, draw), self.alpha
+        )
 
     def after_epoch(self) -> None:
         verdict, n_kept = self._verdict, self._updater.n_snapshots
