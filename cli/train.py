@@ -71,6 +71,22 @@ def train(
             show_default="that of the search, or digits",
         ),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Published settings: rdarts, sdarts, darts, imagenet. Other options override it.",
+            rich_help_panel=WHAT,
+            show_default="those of the data set",
+        ),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the genotype was found; rdarts has its sizes by it.",
+            rich_help_panel=WHAT,
+            show_default="that of the search",
+        ),
+    ] = None,
     seed: Seed = None,
     config: ConfigFile = None,
     run_dir: Annotated[
@@ -100,6 +116,12 @@ def train(
     epochs: Annotated[int | None, _field("epochs", "Epochs.", WEIGHTS)] = None,
     batch_size: Annotated[int | None, _field("batch_size", "Images in a batch.", WEIGHTS)] = None,
     lr: LearningRate = None,
+    schedule: Annotated[
+        str | None, _field("schedule", "Decay of the learning rate: cosine, linear.", WEIGHTS)
+    ] = None,
+    warmup_epochs: Annotated[
+        int | None, _field("warmup_epochs", "Epochs of growing learning rate.", WEIGHTS)
+    ] = None,
     weight_decay: WeightDecay = None,
     label_smoothing: Annotated[
         float | None, _field("label_smoothing", "Label smoothing.", WEIGHTS)
@@ -126,10 +148,12 @@ def train(
     if resume is not None:
         resume_alone(ctx)
     else:
-        genotype, fields, parent = _find(str(source))
+        genotype, fields, parent, found_in = _find(str(source))
         fields |= read_config_file(config, TrainConfig) | given(ctx, TrainConfig)
         fields["genotype"] = str(genotype)
-        resolved = TrainConfig.for_dataset(**{"dataset": "digits", **fields})
+        resolved = TrainConfig.for_dataset(
+            **{"dataset": "digits", **fields}, protocol=protocol, space=space or found_in
+        )
         seeded = f"seed{resolved.seed}"
         if parent is not None:
             run_dir = run_dir or parent / f"train-{dated(seeded)}"
@@ -153,13 +177,15 @@ def train(
     console.say(f"run folder: {resume or run_dir}")
 
 
-def _find(source: str) -> tuple[Any, dict[str, Any], Path | None]:
-    """The genotype that ``source`` names, the settings that come with it, and its run folder."""
+def _find(source: str) -> tuple[Any, dict[str, Any], Path | None, str | None]:
+    """What ``source`` names: a genotype, the settings with it, its run folder, and its space."""
     from zoopt_nas import nas
 
     if not os.path.isdir(source):  # Path.is_dir refuses texts as long as a genotype's
-        return nas.Genotype.load(source), {}, None
+        return nas.Genotype.load(source), {}, None, None
     folder = nas.RunFolder.open(source)
     cls = SearchConfig if folder.kind == SearchConfig.kind else TrainConfig
     config = folder.config(cls)
-    return folder.genotype(), {name: getattr(config, name) for name in _FROM_SEARCH}, folder.path
+    settings = {name: getattr(config, name) for name in _FROM_SEARCH}
+    space = config.space if isinstance(config, SearchConfig) else None
+    return folder.genotype(), settings, folder.path, space

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.memory import estimate_training as estimate_training
     from zoopt_nas.nas.methods import METHODS as METHODS
     from zoopt_nas.nas.network import Network as Network
+    from zoopt_nas.nas.network import count_multiply_adds as count_multiply_adds
     from zoopt_nas.nas.network import count_parameters as count_parameters
     from zoopt_nas.nas.operations import OPERATIONS as OPERATIONS
     from zoopt_nas.nas.retrain import TrainResult as TrainResult
@@ -57,7 +58,7 @@ _EXPORTS = {
     "loop": ("Observer", "Progress", "Start", "StartObserver"),
     "memory": ("MemoryEstimate", "estimate_search", "estimate_training"),
     "methods": ("METHODS",),
-    "network": ("Network", "count_parameters"),
+    "network": ("Network", "count_multiply_adds", "count_parameters"),
     "operations": ("OPERATIONS",),
     "retrain": ("TrainResult", "resume_training", "run_training"),
     "runs": ("RunFolder",),

@@ -20,14 +20,16 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError, UnknownNameError
 from zoopt_nas.nas.defaults import (
     SEARCH_BY_DATASET,
-    TRAIN_BY_DATASET,
     search_defaults,
+    shortened_warmup,
     solver_options,
+    train_defaults,
     warmup_epochs,
 )
 
 INNER_MODES = ("first", "second", "sgd")
 SIGMA_SCHEDULES = ("cosine", "constant")
+LR_SCHEDULES = ("cosine", "linear")
 PRECISIONS = ("auto", "off", "bf16")
 SWITCH = ("auto", "off", "on")
 
@@ -278,7 +280,10 @@ class TrainConfig(RunConfig):
     Attributes:
         genotype: the architecture, in its published string form.
         epochs, batch_size, init_channels, n_cells: 600, 96, 36, 20.
-        lr_min: the cosine ends at 0.
+        schedule, lr_min: how the learning rate falls over the epochs, and where to: ``cosine`` to
+            0; ``linear`` on ImageNet (SmoothDARTS).
+        warmup_epochs: epochs in which the learning rate grows linearly to lr: 0; 5 on ImageNet
+            (SmoothDARTS).
         cutout: 16.
         auxiliary, auxiliary_weight: the auxiliary head and the weight of its loss, 0.4.
         drop_path: probability at the end; it grows linearly from 0, to 0.2.
@@ -286,7 +291,15 @@ class TrainConfig(RunConfig):
     """
 
     kind: ClassVar[str] = "train"
-    _non_negative: ClassVar[tuple[str, ...]] = (*RunConfig._non_negative, "auxiliary_weight")
+    _non_negative: ClassVar[tuple[str, ...]] = (
+        *RunConfig._non_negative,
+        "auxiliary_weight",
+        "warmup_epochs",
+    )
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        **RunConfig._choices,
+        "schedule": LR_SCHEDULES,
+    }
 
     genotype: str = "DARTS_V2"
     epochs: int = 600
@@ -294,6 +307,8 @@ class TrainConfig(RunConfig):
     init_channels: int = 36
     n_cells: int = 20
     lr_min: float = 0.0
+    schedule: str = "cosine"
+    warmup_epochs: int = 0
     cutout: int = 16
     auxiliary: bool = True
     auxiliary_weight: float = 0.4
@@ -306,12 +321,33 @@ class TrainConfig(RunConfig):
 
     @classmethod
     def defaults_for(cls, dataset: str) -> dict[str, Any]:
-        return dict(TRAIN_BY_DATASET.get(dataset, {}))
+        return train_defaults(dataset, None, None)
 
     @classmethod
-    def for_dataset(cls, dataset: str, genotype: str, **overrides: Any) -> Self:
-        """The defaults for a data set, with some of them overridden."""
-        fields = cls.defaults_for(dataset) | _known_fields(cls, overrides)
+    def for_dataset(
+        cls,
+        dataset: str,
+        genotype: str,
+        *,
+        protocol: str | None = None,
+        space: str | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """The defaults for a data set or a published protocol, with some of them overridden.
+
+        Args:
+            dataset: a name or a path.
+            genotype: the architecture.
+            protocol: a key of ``TRAIN_PROTOCOLS``; it replaces the data set's own defaults.
+            space: where the genotype was found, for ``rdarts``.
+            **overrides: fields; they win over both.
+        """
+        fields = train_defaults(_typed("dataset", dataset, str), protocol, space)
+        fields |= _known_fields(cls, overrides)
+        if "warmup_epochs" not in overrides:
+            epochs = _typed("epochs", fields.get("epochs", cls.epochs), int)
+            usual = fields.get("warmup_epochs", cls.warmup_epochs)
+            fields["warmup_epochs"] = shortened_warmup(usual, epochs)
         return cls(dataset=dataset, genotype=genotype, **fields)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
+
 GRADIENT_ALGOS = (
     *("darts1", "darts2", "dp", "l2", "es", "ada", "pc"),
     *("sdarts_rs", "sdarts_adv"),
@@ -58,6 +60,54 @@ _SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Released run_search.sh, for the space without `none`: sigma 0.025.
 _DARTS_SIGMA = 0.025
+# Retraining on small images (DARTS; paper B.2).
+_CIFAR: dict[str, Any] = {
+    "epochs": 600,
+    "batch_size": 96,
+    "init_channels": 36,
+    "n_cells": 20,
+    "lr": 0.025,
+    "lr_min": 0.0,
+    "schedule": "cosine",
+    "warmup_epochs": 0,
+    "weight_decay": 3e-4,
+    "cutout": 16,
+    "auxiliary": True,
+    "auxiliary_weight": 0.4,
+    "drop_path": 0.2,
+    "label_smoothing": 0.0,
+}
+# Paper 5.2: 14 cells, 48 channels, 250 epochs, batch 1024, lr 0.5. The rest, which it leaves out, is
+# SmoothDARTS's (Chen and Hsieh, 2020), whose batch and lr are the same.
+_IMAGENET: dict[str, Any] = {
+    "epochs": 250,
+    "batch_size": 1024,
+    "init_channels": 48,
+    "n_cells": 14,
+    "lr": 0.5,
+    "lr_min": 0.0,
+    "schedule": "linear",
+    "warmup_epochs": 5,
+    "weight_decay": 3e-5,
+    "cutout": 0,
+    "auxiliary": True,
+    "auxiliary_weight": 0.4,
+    "drop_path": 0.0,
+    "label_smoothing": 0.1,
+}
+TRAIN_PROTOCOLS: dict[str, dict[str, Any]] = {
+    "darts": _CIFAR,
+    "sdarts": _CIFAR,  # paper B.4: 20 cells and 36 channels for all spaces and data sets
+    "rdarts": _CIFAR,  # with the sizes below
+    "imagenet": _IMAGENET,
+}
+# R-DARTS (Zela et al., 2020) as in paper 5.1: cells and channels by data set and space.
+_SMALL = dict.fromkeys(("s1", "s2", "s3", "s4"), (8, 16))
+RDARTS_SIZES: dict[str, dict[str, tuple[int, int]]] = {
+    "cifar10": {"s1": (20, 36), "s2": (20, 16), "s3": (20, 36), "s4": (20, 16)},
+    "cifar100": _SMALL,
+    "svhn": _SMALL,
+}
 TRAIN_BY_DATASET: dict[str, dict[str, Any]] = {
     "digits": {
         "epochs": 20,
@@ -68,18 +118,7 @@ TRAIN_BY_DATASET: dict[str, dict[str, Any]] = {
         "drop_path": 0.0,
         "cutout": 0,
     },
-    # Paper section 5.2 and S (SmoothDARTS): 14 cells x 48 channels, 250 epochs, batch 1024, lr 0.5.
-    "imagenet": {
-        "epochs": 250,
-        "batch_size": 1024,
-        "init_channels": 48,
-        "n_cells": 14,
-        "lr": 0.5,
-        "weight_decay": 3e-5,
-        "label_smoothing": 0.1,
-        "drop_path": 0.0,
-        "cutout": 0,
-    },
+    "imagenet": _IMAGENET,
 }
 
 
@@ -102,3 +141,41 @@ def warmup_epochs(algo: str, epochs: int) -> int:
     if algo == "pc":
         return int(_PC_WARMUP * epochs)
     return 0 if algo in (*GRADIENT_ALGOS, *RANDOM_ALGOS) else epochs // 5
+
+
+def train_defaults(dataset: str, protocol: str | None, space: str | None) -> dict[str, Any]:
+    """The settings of a retraining that differ for a data set, or those of a protocol.
+
+    Args:
+        dataset: a name or a path.
+        protocol: a key of ``TRAIN_PROTOCOLS``; None is what the data set has of its own.
+        space: where the genotype was found; ``rdarts`` alone depends on it.
+
+    Raises:
+        UnknownNameError: no such protocol.
+        InvalidValueError: ``rdarts`` has no size for this data set and space.
+    """
+    if protocol is None:
+        return dict(TRAIN_BY_DATASET.get(dataset, {}))
+    if protocol not in TRAIN_PROTOCOLS:
+        raise UnknownNameError("protocol", protocol, TRAIN_PROTOCOLS)
+    fields = dict(TRAIN_PROTOCOLS[protocol])
+    if protocol == "rdarts":
+        if dataset not in RDARTS_SIZES:
+            known = ", ".join(RDARTS_SIZES)
+            raise InvalidValueError(
+                f"dataset must be one of {known} for protocol rdarts, got {dataset}"
+            )
+        sizes = RDARTS_SIZES[dataset]
+        if space not in sizes:
+            got = "none" if space is None else space
+            raise InvalidValueError(
+                f"space must be one of {', '.join(sizes)} for protocol rdarts (--space), got {got}"
+            )
+        fields["n_cells"], fields["init_channels"] = sizes[space]
+    return fields
+
+
+def shortened_warmup(warmup: int, epochs: int) -> int:
+    """Epochs of growing learning rate: at most a fifth of all (ours, for short runs)."""
+    return min(warmup, epochs // 5)

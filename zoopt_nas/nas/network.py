@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+import copy
+import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, Genotype
@@ -182,3 +185,51 @@ def count_parameters(model: nn.Module, *, with_auxiliary: bool = False) -> int:
         for name, parameter in model.named_parameters()
         if with_auxiliary or not name.startswith("auxiliary.")
     )
+
+
+def count_multiply_adds(network: Network, image_size: int, in_channels: int = 3) -> int:
+    """Multiply-adds of one image's forward pass: what papers print as "FLOPs" or "Madds".
+
+    Convolutions and linear layers count, one for each pair of a multiplication and an addition, as
+    in the published numbers (DARTS_V2 on ImageNet: 574 M). BatchNorm, pooling, sums and the
+    auxiliary head do not.
+
+    Args:
+        network: only its shapes matter; a copy without values is run.
+        image_size: side of the square images.
+        in_channels: of the images.
+    """
+    # No module hooks: a fused operation takes weights from modules that are never called.
+    shapes = copy.deepcopy(network, _without_values(network)).eval()
+    shapes.set_generator(None)
+    with torch.no_grad(), _MultiplyAdds() as counted:
+        shapes(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+    return counted.total
+
+
+def _without_values(module: nn.Module) -> dict[int, Any]:
+    """What ``copy.deepcopy`` takes for the tensors of ``module``: some that only have a shape."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"))
+        for parameter in module.parameters()
+    }
+    return memo | {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+
+
+class _MultiplyAdds(TorchDispatchMode):
+    """Inside, it adds up those of every convolution and matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        operator = func.overloadpacket
+        if operator is torch.ops.aten.convolution:  # each output sums over one filter
+            self.total += out.numel() * math.prod(args[1].shape[1:])
+        elif operator is torch.ops.aten.addmm:  # bias, rows, columns
+            self.total += out.numel() * args[1].shape[1]
+        return out

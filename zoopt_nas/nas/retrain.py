@@ -1,7 +1,8 @@
 """Retraining: a found network is trained from scratch on all training images, then tested once.
 
 Protocol of Liu et al. (2019, section 3.2): SGD with a cosine to zero, auxiliary head, cutout, drop
-path that grows linearly. No validation set, no choice among epochs: the last one counts.
+path that grows linearly; ``defaults.TRAIN_PROTOCOLS`` has it and the others. No validation set, no
+choice among epochs: the last one counts.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.steps import Losses, WeightStep
 from zoopt_nas.nas.training import (
     EVAL_BATCH_SIZE,
-    cosine,
     evaluate,
     generator,
     make_sgd,
     pick_device,
+    scheduled_lr,
     seeds_for,
     set_lr,
 )
@@ -98,7 +99,7 @@ class Training(EpochLoop):
 
     def begin_epoch(self) -> None:
         config = self.config
-        set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
+        set_lr(self._optimizer, scheduled_lr(config, self.epoch))
         probability = config.drop_path * self.epoch / config.epochs
         if probability != self.network.drop_path_probability:
             self.network.drop_path_probability = probability

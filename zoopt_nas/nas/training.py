@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.config import RunConfig
+from zoopt_nas.nas.config import RunConfig, TrainConfig
 
 EVAL_BATCH_SIZE = 256  # forward only: the result does not depend on it
 IMAGENET_STEM_SIZE = 128  # images at least this large get the ImageNet stem
@@ -84,6 +84,18 @@ def cosine(step: float, n_steps: float, start: float, end: float) -> float:
     """
     share = min(max(step / n_steps, 0.0), 1.0)
     return end + (start - end) * (1.0 + math.cos(math.pi * share)) / 2.0
+
+
+def scheduled_lr(config: TrainConfig, epoch: int) -> float:
+    """The learning rate of an epoch of a retraining; a closed form, as ``cosine``.
+
+    The decay takes no notice of the warm-up, which replaces its first epochs (SmoothDARTS).
+    """
+    if epoch < config.warmup_epochs:
+        return config.lr * (epoch + 1) / config.warmup_epochs
+    if config.schedule == "linear":
+        return config.lr_min + (config.lr - config.lr_min) * (1 - epoch / config.epochs)
+    return cosine(epoch, config.epochs, config.lr, config.lr_min)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
