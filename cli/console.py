@@ -253,6 +253,8 @@ def watched(*, quiet: bool, resume_with: str) -> Iterator[LiveReport]:
 _COLUMNS = (
     ("train_loss", "loss {:.4f}"),
     ("train_accuracy", "accuracy {:.2%}"),
+    ("test_accuracy", "test accuracy {:.2%}"),
+    ("best_on_test_set", "best on the test set {:.2%}"),
     ("val_loss", "val loss {:.4f}"),
     ("val_accuracy", "val accuracy {:.2%}"),
     ("n_effective", "N_e {:.2f}"),

@@ -56,10 +56,12 @@ def show(
     except OSError as error:
         raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
     pictures = [path for name, figure in figures.items() for path in plots.save(figure, out / name)]
+    sizes = _sizes(genotype)
     if json:
         console.say_json(
             {
                 "genotype": genotype.to_dict(),
+                "sizes": sizes,
                 "last_epoch": rows[-1] if rows else None,
                 "pictures": [str(path) for path in pictures],
             }
@@ -69,8 +71,35 @@ def show(
         console.say_table(title, ["node", "from", "operation"], _edge_rows(genotype, kind))
     if rows:
         console.say(console.epoch_line(rows[-1]))
+    for (name, settings, side), size in zip(_PUBLISHED, sizes.values(), strict=True):
+        console.say(
+            f"{name}, {settings['n_cells']} cells, {settings['init_channels']} channels, "
+            f"{side}x{side}: {size['n_parameters'] / 1e6:.2f} M parameters, "
+            f"{size['n_multiply_adds'] / 1e6:.1f} M multiply-adds"
+        )
     for path in pictures:
         console.say(str(path))
+
+
+# The networks by which papers compare genotypes: on CIFAR-10 and on ImageNet (DARTS).
+_PUBLISHED: tuple[tuple[str, dict[str, Any], int], ...] = (
+    ("CIFAR-10", {"n_classes": 10, "init_channels": 36, "n_cells": 20, "stem": "cifar"}, 32),
+    ("ImageNet", {"n_classes": 1000, "init_channels": 48, "n_cells": 14, "stem": "imagenet"}, 224),
+)
+
+
+def _sizes(genotype: Any) -> dict[str, dict[str, int]]:
+    """Parameters and multiply-adds of the published networks, without auxiliary heads."""
+    from zoopt_nas import nas
+
+    sizes = {}
+    for name, settings, image_size in _PUBLISHED:
+        network = nas.Network(genotype, **settings)
+        sizes[name] = {
+            "n_parameters": nas.count_parameters(network),
+            "n_multiply_adds": nas.count_multiply_adds(network, image_size),
+        }
+    return sizes
 
 
 def _edge_rows(genotype: Any, kind: str) -> list[list[str]]:

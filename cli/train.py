@@ -89,6 +89,14 @@ def train(
     ] = None,
     seed: Seed = None,
     config: ConfigFile = None,
+    report: Annotated[
+        str | None,
+        _field(
+            "report",
+            "Which epoch's test accuracy: last; best, which selects on the test set.",
+            WHAT,
+        ),
+    ] = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
@@ -139,7 +147,7 @@ def train(
     compile: Compile = None,
     channels_last: ChannelsLast = None,
 ) -> None:
-    """Train the network of a genotype on the full training set, and test it once at the end."""
+    """Train the network of a genotype on the full training set, and test it at the end."""
     let_threads_sleep()
     from zoopt_nas import nas
 
@@ -170,9 +178,15 @@ def train(
     if json:
         console.say_json({"run_dir": str(resume or run_dir), **asdict(result)})
         return
+    if result.selected_on_test_set:
+        console.say(
+            f"best test accuracy, of epoch {result.epoch + 1} and selected on the test set; "
+            f"the last epoch has {result.last_test_accuracy:.2%}"
+        )
     console.say(
         f"test accuracy {result.test_accuracy:.2%} (loss {result.test_loss:.4f}) "
-        f"with {result.n_parameters:,} parameters after {result.seconds:.0f} s"
+        f"with {result.n_parameters:,} parameters and {result.n_multiply_adds / 1e6:.1f} M "
+        f"multiply-adds after {result.seconds:.0f} s"
     )
     console.say(f"run folder: {resume or run_dir}")
 

@@ -55,7 +55,8 @@ def test_from_a_search_on_digits_to_pictures(cli, tmp_path, monkeypatch):
     result = json.loads((tmp_path / "run" / "train" / "result.json").read_text())
     assert trained.out.splitlines()[3:] == [
         f"test accuracy {result['test_accuracy']:.2%} (loss {result['test_loss']:.4f}) "
-        f"with {result['n_parameters']:,} parameters after {result['seconds']:.0f} s",
+        f"with {result['n_parameters']:,} parameters and "
+        f"{result['n_multiply_adds'] / 1e6:.1f} M multiply-adds after {result['seconds']:.0f} s",
         "run folder: run/train",
     ]
     assert result["genotype"] == str(genotype)
@@ -258,3 +259,77 @@ def test_n_samples_sets_the_evaluations_of_an_update(algo, per_sample, fixed, cl
         assert output["updates"] == 2
         assert output["evaluations"] == 2 * (per_sample * n + fixed)
         assert config_of(tmp_path / str(n))["solver"]["n_samples"] == n
+
+
+def test_train_follows_a_protocol_and_the_space_of_its_search(cli, npz, tmp_path, refused):
+    few = ("--epochs", 1, "--batch-size", 16, "--device", "cpu")
+    search = (*few, "--init-channels", 2, "--n-cells", 1, "--dataset", npz, "--algo", "darts1")
+    assert cli("search", "--space", "s2", *search, "--run-dir", tmp_path / "run").code == 0
+    # rdarts has no size for data of one's own; the space comes from the search.
+    assert refused("train", tmp_path / "run", "--protocol", "rdarts") == (
+        f"dataset must be one of cifar10, cifar100, svhn for protocol rdarts, got {npz}"
+    )
+    no_files = refused("train", tmp_path / "run", "--protocol", "rdarts", "--dataset", "cifar10")
+    assert "space must be" not in no_files
+    assert "cifar-10" in no_files
+    assert refused("train", "DARTS_V1", "--protocol", "rdarts", "--dataset", "cifar10") == (
+        "space must be one of s1, s2, s3, s4 for protocol rdarts (--space), got none"
+    )
+    size = ("--init-channels", 2, "--n-cells", 1, "--no-auxiliary")
+    train = ("--dataset", npz, *few, *size, "--run-dir", tmp_path / "train")
+    trained = cli("train", "DARTS_V1", "--protocol", "imagenet", *train)
+    assert (trained.code, trained.err) == (0, "")
+    config = config_of(tmp_path / "train")
+    assert (config["epochs"], config["n_cells"], config["auxiliary"]) == (1, 1, False)
+    assert (config["schedule"], config["lr"], config["weight_decay"]) == ("linear", 0.5, 3e-5)
+
+
+def test_the_best_epoch_is_labelled(cli, npz, tmp_path):
+    how = ("--dataset", npz, *TINY, "--device", "cpu", "--report", "best")
+    trained = cli("train", "DARTS_V1", *how, "--run-dir", tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["selected_on_test_set"] is True
+    assert result["test_accuracy"] == max(row["test_accuracy"] for row in rows)
+    assert trained.out.splitlines()[-3] == (
+        f"best test accuracy, of epoch {result['epoch'] + 1} and selected on the test set; "
+        f"the last epoch has {rows[-1]['test_accuracy']:.2%}"
+    )
+    assert f"best on the test set {rows[-1]['best_on_test_set']:.2%}" in trained.out
+    last = cli("train", "DARTS_V1", *how[:-2], "--json")
+    assert json.loads(last.out)["selected_on_test_set"] is False
+
+
+@pytest.mark.parametrize("form", ["name", "json", "json file", "published", "pasted", "file"])
+def test_a_genotype_comes_in_every_published_form(cli, npz, tmp_path, form):
+    genotype = nas.GENOTYPES["DARTS_V1"]
+    # As the DARTS repository has it: other spaces, line breaks, range().
+    pasted = (
+        f"Genotype(normal={list(genotype.normal)}, normal_concat=range(2, 6),\n"
+        f"  reduce={list(genotype.reduce)},\n  reduce_concat=range(2, 6))"
+    )
+    (tmp_path / "g.json").write_text(genotype.to_json())
+    (tmp_path / "g.txt").write_text(f"DARTS_V1 = {pasted}\n")
+    source = {
+        "name": "DARTS_V1",
+        "json": genotype.to_json(),
+        "json file": tmp_path / "g.json",
+        "published": str(genotype),
+        "pasted": f"DARTS_V1 = {pasted}",
+        "file": tmp_path / "g.txt",
+    }[form]
+    few = ("--epochs", 1, *TINY[2:], "--dataset", npz, "--device", "cpu", "--json")
+    trained = cli("train", source, *few, "--run-dir", tmp_path / "run")
+    assert (trained.code, trained.err) == (0, "")
+    assert nas.Genotype.from_string(json.loads(trained.out)["genotype"]) == genotype
+
+
+def test_show_prints_the_size_of_the_published_networks(cli, tmp_path):
+    lines = cli("show", "DARTS_V2", "--out", tmp_path / "p").out.splitlines()
+    assert lines[-6:-4] == [
+        "CIFAR-10, 20 cells, 36 channels, 32x32: 3.35 M parameters, 528.4 M multiply-adds",
+        "ImageNet, 14 cells, 48 channels, 224x224: 4.72 M parameters, 529.9 M multiply-adds",
+    ]
+    sizes = json.loads(cli("show", "DARTS_V2", "--out", tmp_path / "p", "--json").out)["sizes"]
+    assert sizes["CIFAR-10"] == {"n_parameters": 3_349_342, "n_multiply_adds": 528_359_040}
+    assert sizes["ImageNet"]["n_parameters"] == 4_718_752

@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas import network as network_module
 from zoopt_nas.nas.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.network import AuxiliaryHead, Network, count_parameters, drop_path
+from zoopt_nas.nas.network import (
+    AuxiliaryHead,
+    Network,
+    count_multiply_adds,
+    count_parameters,
+    drop_path,
+)
 from zoopt_nas.nas.operations import FactorizedReduce, Noise
 
 SKIPS = Genotype(
@@ -251,3 +258,96 @@ def test_auxiliary_head_feeds_gradients_back_and_must_be_asked_for():
     assert net.head.classifier.weight.grad is None
     with pytest.raises(InvalidValueError, match="auxiliary must be True"):
         network().forward_with_auxiliary(images())
+
+
+# --- Multiply-adds -------------------------------------------------------------------------------
+
+IMAGENET = {"n_classes": 1000, "init_channels": 48, "n_cells": 14, "stem": "imagenet"}
+# The genotypes of P-DARTS (Chen et al., 2019) and of PC-DARTS (Xu et al., 2020) on CIFAR-10 and
+# ImageNet, with the multiply-adds of their ImageNet networks in millions, as published.
+PUBLISHED = {
+    557: Genotype(
+        normal=(
+            *(("skip_connect", 0), ("dil_conv_3x3", 1), ("skip_connect", 0), ("sep_conv_3x3", 1)),
+            *(("sep_conv_3x3", 1), ("sep_conv_3x3", 3), ("sep_conv_3x3", 0), ("dil_conv_5x5", 4)),
+        ),
+        reduce=(
+            *(("avg_pool_3x3", 0), ("sep_conv_5x5", 1), ("sep_conv_3x3", 0), ("dil_conv_5x5", 2)),
+            *(("max_pool_3x3", 0), ("dil_conv_3x3", 1), ("dil_conv_3x3", 1), ("dil_conv_5x5", 3)),
+        ),
+    ),
+    586: Genotype(
+        normal=(
+            *(("sep_conv_3x3", 1), ("skip_connect", 0), ("sep_conv_3x3", 0), ("dil_conv_3x3", 1)),
+            *(("sep_conv_5x5", 0), ("sep_conv_3x3", 1), ("avg_pool_3x3", 0), ("dil_conv_3x3", 1)),
+        ),
+        reduce=(
+            *(("sep_conv_5x5", 1), ("max_pool_3x3", 0), ("sep_conv_5x5", 1), ("sep_conv_5x5", 2)),
+            *(("sep_conv_3x3", 0), ("sep_conv_3x3", 3), ("sep_conv_3x3", 1), ("sep_conv_3x3", 2)),
+        ),
+    ),
+    597: Genotype(
+        normal=(
+            *(("skip_connect", 1), ("sep_conv_3x3", 0), ("sep_conv_3x3", 0), ("skip_connect", 1)),
+            *(("sep_conv_3x3", 1), ("sep_conv_3x3", 3), ("sep_conv_3x3", 1), ("dil_conv_5x5", 4)),
+        ),
+        reduce=(
+            *(("sep_conv_3x3", 0), ("skip_connect", 1), ("dil_conv_5x5", 2), ("max_pool_3x3", 1)),
+            *(("sep_conv_3x3", 2), ("sep_conv_3x3", 1), ("sep_conv_5x5", 0), ("sep_conv_3x3", 3)),
+        ),
+    ),
+}
+
+
+class Everything(network_module._MultiplyAdds):
+    """Counts as some papers do: also two for a number in BatchNorm, and one in ReLU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.overloadpacket is torch.ops.aten.native_batch_norm:
+            self.total += 2 * out[0].numel()
+        elif func.overloadpacket is torch.ops.aten.relu:
+            self.total += out.numel()
+        return out
+
+
+def test_multiply_adds_by_hand():
+    """One cell of skip connections, 4 channels, 8x8 pixels, 2 image channels, 3 classes."""
+    net = network(SKIPS, 1)
+    stem = 9 * 2 * 12 * 64  # 3x3, 2 -> 12 channels
+    preprocess = 2 * 12 * 4 * 64  # two of 1x1, 12 -> 4 channels
+    assert count_multiply_adds(net, 8, in_channels=2) == stem + preprocess + 16 * 3
+    with_head = network(SKIPS, 1, auxiliary=True)
+    assert count_multiply_adds(with_head, 8, in_channels=2) == stem + preprocess + 16 * 3
+    # A separable convolution is two pairs of a depthwise 3x3 and a pointwise one.
+    convolved = Genotype((("sep_conv_3x3", 0), ("skip_connect", 1)) * 4, SKIPS.reduce)
+    more = count_multiply_adds(network(convolved, 1), 8, in_channels=2)
+    assert more - (stem + preprocess + 16 * 3) == 4 * 2 * (9 * 4 + 4 * 4) * 64
+
+
+def test_counting_leaves_the_network_as_it_was():
+    net = network(MIXED, auxiliary=True).train()
+    net.set_generator(torch.Generator().manual_seed(3))
+    before = copy.deepcopy(net.state_dict())
+    state = net._generator.get_state()
+    count_multiply_adds(net, 8, in_channels=2)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(net._generator.get_state(), state)
+    assert net.training
+
+
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_published_multiply_adds(published: int, monkeypatch):
+    net = Network(PUBLISHED[published], **IMAGENET)
+    own = count_multiply_adds(net, 224)
+    assert own == pytest.approx(published * 1e6, rel=0.03)
+    monkeypatch.setattr(network_module, "_MultiplyAdds", Everything)
+    assert abs(count_multiply_adds(net, 224) / 1e6 - published) < 0.5
+
+
+def test_multiply_adds_of_darts():
+    """DARTS itself prints 574 M for its ImageNet network of 4.7 M parameters, 8 % more."""
+    net = Network(GENOTYPES["DARTS_V2"], **IMAGENET)
+    assert count_parameters(net) == 4_718_752
+    assert count_multiply_adds(net, 224) == 529_911_552
+    assert count_multiply_adds(Network(GENOTYPES["DARTS_V2"], 10), 32) == 528_359_040

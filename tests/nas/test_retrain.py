@@ -11,7 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from zoopt_nas import nas
-from zoopt_nas.errors import DivergedError, InvalidValueError, RunError, UnknownNameError
+from zoopt_nas.errors import (
+    DivergedError,
+    InvalidValueError,
+    RunError,
+    RunInterrupted,
+    UnknownNameError,
+)
 from zoopt_nas.nas import network as network_module
 from zoopt_nas.nas import retrain
 from zoopt_nas.nas import steps as steps_module
@@ -82,6 +88,76 @@ def test_the_last_epoch_counts_even_if_an_earlier_one_was_better(dataset, train_
     result = retrain._finish(training, dataset)
     assert result.test_accuracy == 8 / 24
     assert result.test_loss == pytest.approx(1e6 * 2 / 3, rel=1e-3)
+
+
+def test_the_best_epoch_counts_only_when_asked_and_is_labelled(dataset, train_config, tmp_path):
+    class Scripted(Observer):
+        """Makes the network answer class 0, 1 or 2, whatever it sees, at the end of each epoch."""
+
+        def on_step(self, progress):
+            if progress.step == 4:
+                bias = torch.zeros(3)
+                bias[progress.epoch] = 1e6
+                training.network.head.classifier.bias.data = bias
+
+    dataset.test.labels = torch.tensor([0] * 6 + [1] * 10 + [2] * 8)
+    training = Training(train_config(report="best"), dataset, Scripted())
+    training.folder = retrain.RunFolder.create(tmp_path / "run", training.config)
+    result = retrain._finish(training, dataset)
+    assert (result.test_accuracy, result.epoch, result.last_test_accuracy) == (10 / 24, 1, 8 / 24)
+    assert result.selected_on_test_set
+    assert [row["test_accuracy"] for row in training.rows] == [6 / 24, 10 / 24, 8 / 24]
+    assert [row["best_on_test_set"] for row in training.rows] == [6 / 24, 10 / 24, 10 / 24]
+    saved = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)["network"]
+    assert saved["head.classifier.bias"].argmax() == 1  # the weights of the reported epoch
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["selected_on_test_set"]
+
+    last = retrain._finish(Training(train_config(), dataset), dataset)
+    assert (last.selected_on_test_set, last.epoch) == (False, 2)
+    assert last.test_accuracy == last.last_test_accuracy
+
+
+def test_the_best_epoch_survives_a_resumption(train_config, tmp_path, without_seconds):
+    class Stop(Observer):
+        def __init__(self):
+            self.n = 0
+
+        def should_stop(self):
+            self.n += 1
+            return self.n == 10  # in the third epoch
+
+    config = train_config(report="best", lr=0.1, epochs=4, n_cells=1)
+    whole = run_training(config, run_dir=tmp_path / "whole")
+    with pytest.raises(RunInterrupted):
+        run_training(config, run_dir=tmp_path / "cut", observer=Stop())
+    resumed = resume_training(tmp_path / "cut")
+    assert without_seconds([vars(resumed)]) == without_seconds([vars(whole)])
+    first, second = (
+        torch.load(tmp_path / name / "weights.pt", weights_only=True)["network"]
+        for name in ("whole", "cut")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_testing_every_epoch_changes_no_step(train_config):
+    """Also where an operation draws in evaluation, as noise does."""
+    edges = [("noise", 0), ("sep_conv_3x3", 1)] * 4
+    noisy = str(nas.Genotype(normal=tuple(edges), reduce=tuple(edges)))
+    last, best = (
+        run_training(train_config(report=report, genotype=noisy, drop_path=0.3))
+        for report in ("last", "best")
+    )
+    assert last.train_accuracy == best.train_accuracy
+    assert last.test_accuracy == best.last_test_accuracy
+
+
+def test_linear_decay_after_a_warm_up(dataset, train_config):
+    config = train_config(epochs=5, schedule="linear", warmup_epochs=2, lr=0.5, lr_min=0.1)
+    training = Training(config, dataset)
+    training.run()
+    # Grows to lr; then falls along the line from lr at epoch 0 to lr_min at epoch 5.
+    expected = [0.25, 0.5, 0.34, 0.26, 0.18]
+    assert [row["lr"] for row in training.rows] == pytest.approx(expected, rel=1e-12)
 
 
 def test_rows_and_schedules(dataset, train_config):

@@ -30,6 +30,7 @@ from zoopt_nas.nas.defaults import (
 INNER_MODES = ("first", "second", "sgd")
 SIGMA_SCHEDULES = ("cosine", "constant")
 LR_SCHEDULES = ("cosine", "linear")
+REPORTS = ("last", "best")
 PRECISIONS = ("auto", "off", "bf16")
 SWITCH = ("auto", "off", "on")
 
@@ -288,6 +289,8 @@ class TrainConfig(RunConfig):
         auxiliary, auxiliary_weight: the auxiliary head and the weight of its loss, 0.4.
         drop_path: probability at the end; it grows linearly from 0, to 0.2.
         label_smoothing: 0; 0.1 on ImageNet.
+        report: which epoch's test accuracy is the result: ``last`` (R-DARTS), or ``best`` of all
+            epochs, which selects on the test set (released).
     """
 
     kind: ClassVar[str] = "train"
@@ -299,6 +302,7 @@ class TrainConfig(RunConfig):
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         **RunConfig._choices,
         "schedule": LR_SCHEDULES,
+        "report": REPORTS,
     }
 
     genotype: str = "DARTS_V2"
@@ -314,6 +318,7 @@ class TrainConfig(RunConfig):
     auxiliary_weight: float = 0.4
     drop_path: float = 0.2
     label_smoothing: float = 0.0
+    report: str = "last"
 
     def __post_init__(self) -> None:
         super().__post_init__()

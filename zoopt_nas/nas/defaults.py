@@ -77,8 +77,8 @@ _CIFAR: dict[str, Any] = {
     "drop_path": 0.2,
     "label_smoothing": 0.0,
 }
-# Paper 5.2: 14 cells, 48 channels, 250 epochs, batch 1024, lr 0.5. The rest, which it leaves out, is
-# SmoothDARTS's (Chen and Hsieh, 2020), whose batch and lr are the same.
+# Paper 5.2: 14 cells, 48 channels, 250 epochs, batch 1024, lr 0.5. It leaves out the rest, which is
+# SmoothDARTS's (Chen and Hsieh, 2020); batch and lr are the same there.
 _IMAGENET: dict[str, Any] = {
     "epochs": 250,
     "batch_size": 1024,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
@@ -125,13 +126,14 @@ class Genotype:
     def from_string(cls, text: str) -> Genotype:
         """Reads the published form, ``Genotype(normal=[('skip_connect', 0), ...], ...)``.
 
-        Only literals and ``range(a, b)`` are accepted; nothing is executed.
+        A name in front, as in ``DARTS_V2 = Genotype(...)``, is left out. Only literals and
+        ``range(a, b)`` are accepted; nothing is executed.
 
         Raises:
             InvalidValueError: the text has another form.
         """
         try:
-            call = ast.parse(text.strip(), mode="eval").body
+            call = ast.parse(_ASSIGNED.sub("", text.strip()), mode="eval").body
             if not _is_call(call, "Genotype") or call.args:
                 raise ValueError("not Genotype(...) with keywords")
             fields = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
@@ -153,7 +155,7 @@ class Genotype:
         text = str(source)
         if text in GENOTYPES:
             return GENOTYPES[text]
-        if not text.lstrip().startswith(("Genotype(", "{")):
+        if not _ASSIGNED.sub("", text.lstrip()).startswith(("Genotype(", "{")):
             path = Path(text)
             if not _is_file(path):
                 raise UnknownNameError("genotype", _shorten(text), GENOTYPES)
@@ -183,6 +185,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+_ASSIGNED = re.compile(r"^[A-Za-z_]\w*\s*=\s*(?=Genotype\()")
 # What parsing and evaluating a literal raise on hostile text.
 _UNREADABLE = (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError)
 _MAX_RANGE = 100  # a cell has a handful of nodes; a longer range would only fill the memory

@@ -2,7 +2,8 @@
 
 Protocol of Liu et al. (2019, section 3.2): SGD with a cosine to zero, auxiliary head, cutout, drop
 path that grows linearly; ``defaults.TRAIN_PROTOCOLS`` has it and the others. No validation set, no
-choice among epochs: the last one counts.
+choice among epochs: the last one counts. The released code's choice by the test set is
+``report="best"``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +27,12 @@ from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import check_weights, estimate_training, out_of_memory_in_one_line
 from zoopt_nas.nas.models import build_network
-from zoopt_nas.nas.network import count_parameters
+from zoopt_nas.nas.network import count_multiply_adds, count_parameters
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.steps import Losses, WeightStep
 from zoopt_nas.nas.training import (
     EVAL_BATCH_SIZE,
+    Meter,
     evaluate,
     generator,
     make_sgd,
@@ -47,19 +49,43 @@ class TrainResult:
 
     Attributes:
         genotype: the architecture, in its published string form.
-        test_accuracy: share of right answers on the test set, in [0, 1], at the last epoch.
-        test_loss: mean cross-entropy on the test set.
+        test_accuracy: share of right answers on the test set, in [0, 1], at ``epoch``.
+        test_loss: mean cross-entropy on the test set, at ``epoch``.
+        epoch: which epoch the two are of, from 0.
+        selected_on_test_set: whether that epoch was chosen by its test accuracy
+            (``report="best"``), so that it flatters the network.
+        last_test_accuracy: of the last epoch, whichever is reported.
         train_accuracy: of the last epoch, on augmented images.
         n_parameters: without the auxiliary head.
-        seconds: of training.
+        n_multiply_adds: of one image, without the auxiliary head; see ``count_multiply_adds``.
+        seconds: of training, and of the tests after each epoch if there are any.
     """
 
     genotype: str
     test_accuracy: float
     test_loss: float
+    epoch: int
+    selected_on_test_set: bool
+    last_test_accuracy: float
     train_accuracy: float
     n_parameters: int
+    n_multiply_adds: int
     seconds: float
+
+
+class Best(NamedTuple):
+    """The epoch with the highest test accuracy so far, the first of equals.
+
+    Attributes:
+        epoch: from 0.
+        accuracy, loss: on the test set.
+        weights: the network's state then.
+    """
+
+    epoch: int
+    accuracy: float
+    loss: float
+    weights: dict[str, Tensor]
 
 
 class Training(EpochLoop):
@@ -71,6 +97,8 @@ class Training(EpochLoop):
         device = pick_device(config.device)
         super().__init__(config, observer, device)
         self.config = config
+        self.best: Best | None = None
+        self._dataset = dataset
         execution = Execution.from_config(config, device)
         seeds = seeds_for(config.seed, ("weights", "train", "drop_path"))
         self.network = build_network(config, dataset, seed=seeds["weights"], device=device)
@@ -123,10 +151,36 @@ class Training(EpochLoop):
         return Losses(loss + config.auxiliary_weight * auxiliary_loss, loss, logits)
 
     def end_epoch(self) -> tuple[dict[str, Any], None]:
-        return {
+        row = {
             "lr": self._optimizer.param_groups[0]["lr"],
             "drop_path": self.network.drop_path_probability,
-        }, None
+        }
+        if self.config.report == "best":
+            row |= self._compare_with_best()
+        return row, None
+
+    def _compare_with_best(self) -> dict[str, float]:
+        """Tests the network, and keeps it if it is the best so far."""
+        test = self.test()
+        if self.best is None or test.accuracy > self.best.accuracy:
+            weights = {name: value.clone() for name, value in self.network.state_dict().items()}
+            self.best = Best(self.epoch, test.accuracy, test.loss, weights)
+        return {
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+            "best_on_test_set": self.best.accuracy,
+        }
+
+    def test(self) -> Meter:
+        """Loss and accuracy on the whole test set, with the weights as they are."""
+        dataset = self._dataset
+        assert dataset.test is not None  # _build asks for both splits
+        transform = dataset.transform(augment=False)
+        batches = sequential_batches(dataset.test, None, EVAL_BATCH_SIZE, transform)
+        drawn = self._drop_path.get_state()  # a noise operation draws: no step notices a test
+        measured = evaluate(self.network.eval(), batches, self.device)
+        self._drop_path.set_state(drawn)
+        return measured
 
     def own_state(self) -> dict[str, Any]:
         return {
@@ -134,6 +188,7 @@ class Training(EpochLoop):
             "optimizer": self._optimizer.state_dict(),
             "stream": self._stream.state_dict(),
             "drop_path": self._drop_path.get_state(),
+            "best": None if self.best is None else self.best._asdict(),
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
@@ -141,6 +196,7 @@ class Training(EpochLoop):
         self._optimizer.load_state_dict(state["optimizer"])
         self._stream.load_state_dict(state["stream"])
         self._drop_path.set_state(state["drop_path"].cpu())
+        self.best = Best(**state["best"]) if state.get("best") else None
 
 
 def run_training(
@@ -149,7 +205,7 @@ def run_training(
     run_dir: str | Path | None = None,
     observer: Observer | None = None,
 ) -> TrainResult:
-    """Trains a genotype from scratch and tests it once, at the end.
+    """Trains a genotype from scratch and tests it once, at the end (``report="last"``).
 
     Args:
         config: all settings; ``TrainConfig.for_dataset`` gives good ones.
@@ -197,27 +253,28 @@ def _build(config: TrainConfig, observer: Observer | None) -> tuple[Training, Da
 
 def _finish(training: Training, dataset: Dataset) -> TrainResult:
     training.run()
-    network = training.network.eval()
-    assert dataset.test is not None  # _build asks for both splits
-    batches = sequential_batches(
-        dataset.test, None, EVAL_BATCH_SIZE, dataset.transform(augment=False)
-    )
-    with out_of_memory_in_one_line(training.config, lambda: "in the test"):
-        test = evaluate(network, batches, training.device)
+    config, network, rows = training.config, training.network, training.rows
+    with out_of_memory_in_one_line(config, lambda: "in the test"):
+        test = training.test()
     if not math.isfinite(test.loss):
         raise DivergedError(
             "the test loss is not finite after the last step; train again with a lower lr (--lr)"
         )
+    best = training.best or Best(len(rows) - 1, test.accuracy, test.loss, network.state_dict())
     result = TrainResult(
         genotype=str(network.genotype),
-        test_accuracy=test.accuracy,
-        test_loss=test.loss,
-        train_accuracy=training.rows[-1]["train_accuracy"],
+        test_accuracy=best.accuracy,
+        test_loss=best.loss,
+        epoch=best.epoch,
+        selected_on_test_set=config.report == "best",
+        last_test_accuracy=test.accuracy,
+        train_accuracy=rows[-1]["train_accuracy"],
         n_parameters=count_parameters(network),
-        seconds=round(sum(row["seconds"] for row in training.rows), 3),
+        n_multiply_adds=count_multiply_adds(network, dataset.image_size, dataset.in_channels),
+        seconds=round(sum(row["seconds"] for row in rows), 3),
     )
     if training.folder is not None:
-        training.folder.save_tensors("weights.pt", {"network": network.state_dict()})
+        training.folder.save_tensors("weights.pt", {"network": best.weights})
         training.folder.write("genotype.json", network.genotype.to_json() + "\n")
         training.folder.write("result.json", json.dumps(asdict(result), indent=1) + "\n")
     return result

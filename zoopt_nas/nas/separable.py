@@ -43,9 +43,8 @@ def separable_conv2d(
     if keep and (is_fast or not has_slow_kernels(x)):
         between = _depthwise(x, depthwise, stride, dilation)
         return F.conv2d(between, pointwise, groups=_groups(between, pointwise))
-    kind = x.device.type  # tensors without values ("meta") have no autocast to ask for
-    if kind != "meta" and torch.is_autocast_enabled(kind):  # it sees not what a function saves
-        dtype = torch.get_autocast_dtype(kind)
+    if torch.is_autocast_enabled(x.device.type):  # which does not see what a function saves
+        dtype = torch.get_autocast_dtype(x.device.type)
         x, depthwise, pointwise = x.to(dtype), depthwise.to(dtype), pointwise.to(dtype)
     if stride == dilation > 1:
         # Every pixel that it reads is at a multiple of the stride.
