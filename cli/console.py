@@ -34,6 +34,11 @@ def say(line: str) -> None:
     out.print(line, markup=False)
 
 
+def be_silent() -> None:
+    """Says no more in this process: another one speaks for it."""
+    out.quiet = err.quiet = True
+
+
 def say_json(value: object) -> None:
     """Prints a value as one line of JSON, for programs; what is not finite becomes null."""
     sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")

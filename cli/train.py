@@ -168,12 +168,19 @@ def train(
         else:
             run_dir = run_dir or Path("runs") / dated("train", resolved.dataset, seeded)
 
+    processes = _processes()
+    if processes.rank > 0:  # process 0 speaks for all
+        console.be_silent()
     resume_with = f"zoopt-nas train --resume {shlex.quote(str(resume or run_dir))}"
     with console.watched(quiet=json, resume_with=resume_with) as observer:
         if resume is not None:
-            result = nas.resume_training(resume, observer=observer)
+            result = nas.resume_training(resume, observer=observer, processes=processes)
         else:
-            result = nas.run_training(resolved, run_dir=run_dir, observer=observer)
+            result = nas.run_training(
+                resolved, run_dir=run_dir, observer=observer, processes=processes
+            )
+    if processes.rank > 0:
+        return
 
     if json:
         console.say_json({"run_dir": str(resume or run_dir), **asdict(result)})
@@ -189,6 +196,25 @@ def train(
         f"multiply-adds after {result.seconds:.0f} s"
     )
     console.say(f"run folder: {resume or run_dir}")
+
+
+def _processes() -> Any:
+    """Which process this is of those that torchrun has started; it says so in the environment."""
+    from zoopt_nas import nas
+
+    environment = os.environ
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return nas.Processes()
+    host = environment.get("MASTER_ADDR", "127.0.0.1")
+    port = environment.get("MASTER_PORT", "29500")
+    try:
+        rank, n = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        local_rank = int(environment.get("LOCAL_RANK", rank))
+    except ValueError as error:
+        raise InvalidValueError(
+            "RANK, WORLD_SIZE and LOCAL_RANK must be integers, as torchrun sets them"
+        ) from error
+    return nas.Processes(rank, n, local_rank, f"tcp://{host}:{port}")
 
 
 def _find(source: str) -> tuple[Any, dict[str, Any], Path | None, str | None]:

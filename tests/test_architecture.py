@@ -48,6 +48,7 @@ ORDER = [
         "nas.memory",
         "nas.loop",
         "nas.search",
+        "nas.distributed",
         "nas.retrain",
         "nas.cell_drawing",
         "nas.plots",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.data import load_dataset as load_dataset
     from zoopt_nas.nas.data import split_indices as split_indices
     from zoopt_nas.nas.datasets import DATASETS as DATASETS
+    from zoopt_nas.nas.distributed import Processes as Processes
     from zoopt_nas.nas.genotype import GENOTYPES as GENOTYPES
     from zoopt_nas.nas.genotype import Genotype as Genotype
     from zoopt_nas.nas.loop import Observer as Observer
@@ -54,6 +55,7 @@ _EXPORTS = {
     "config": ("SearchConfig", "TrainConfig"),
     "data": ("BatchStream", "Dataset", "load_dataset", "split_indices"),
     "datasets": ("DATASETS",),
+    "distributed": ("Processes",),
     "genotype": ("GENOTYPES", "Genotype"),
     "loop": ("Observer", "Progress", "Start", "StartObserver"),
     "memory": ("MemoryEstimate", "estimate_search", "estimate_training"),

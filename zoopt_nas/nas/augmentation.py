@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -37,6 +38,20 @@ class Augmentation:
     cutout: int = 0
     resized_crop: int | None = None
     colour_jitter: tuple[float, float, float, float] | None = None
+
+
+class Share(NamedTuple):
+    """Every n-th image of a batch, from the ``first`` on: what one of n processes takes."""
+
+    first: int = 0
+    n: int = 1
+
+    def of(self, draws: Tensor) -> Tensor:
+        """Those of the share, of draws with the images of the whole batch as last dimension."""
+        return draws[..., self.first :: self.n]
+
+
+WHOLE = Share()
 
 
 class Transform:
@@ -70,11 +85,14 @@ class Transform:
         self._scale = torch.tensor(scale, device=device).view(1, -1, 1, 1)
         self._bias = torch.tensor(bias, device=device).view(1, -1, 1, 1)
 
-    def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: Generator | None = None, share: Share = WHOLE
+    ) -> Tensor:
         """Returns float32 (b, c, image_size, image_size) from uint8 (b, c, h, w).
 
         Args:
             generator: a CPU generator for the draws; may be None without augmentation.
+            share: which share of a batch the images are: the draws are those of the whole batch.
 
         Raises:
             InvalidValueError: there is an augmentation and no generator.
@@ -84,25 +102,23 @@ class Transform:
             return self._normalise(_centre_crop(images, self.image_size))
         if generator is None:
             raise InvalidValueError("generator must be given to a transform that augments")
+        n_drawn, own = len(images) * share.n, share.of
         if todo.resized_crop is not None:
-            boxes = draw_boxes(len(images), images.shape[-1], generator)
-            images = resized_crop(
-                images, boxes, _draw_flips(images, todo, generator), todo.resized_crop
-            )
+            boxes = own(draw_boxes(n_drawn, images.shape[-1], generator))
+            flips = own(_draw_flips(n_drawn, todo, generator))
+            images = resized_crop(images, boxes, flips, todo.resized_crop)
             if todo.colour_jitter is not None:
-                images = colour_jitter(images / 255, todo.colour_jitter, generator) * 255
+                images = colour_jitter(images / 255, todo.colour_jitter, generator, share) * 255
         elif todo.crop_padding or todo.flip:
-            offsets = torch.randint(
-                0, 2 * todo.crop_padding + 1, (2, len(images)), generator=generator
-            )
-            flips = _draw_flips(images, todo, generator)
-            images = shift_and_flip(images, offsets, flips, todo.crop_padding)
+            offsets = torch.randint(0, 2 * todo.crop_padding + 1, (2, n_drawn), generator=generator)
+            flips = own(_draw_flips(n_drawn, todo, generator))
+            images = shift_and_flip(images, own(offsets), flips, todo.crop_padding)
         normalised = self._normalise(images)
         if todo.cutout:
             height, width = images.shape[-2:]
-            rows = torch.randint(0, height, (len(images),), generator=generator)
-            columns = torch.randint(0, width, (len(images),), generator=generator)
-            cut_out(normalised, torch.stack((rows, columns)), todo.cutout)
+            rows = torch.randint(0, height, (n_drawn,), generator=generator)
+            columns = torch.randint(0, width, (n_drawn,), generator=generator)
+            cut_out(normalised, own(torch.stack((rows, columns))), todo.cutout)
         return normalised
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -119,10 +135,10 @@ def _centre_crop(images: Tensor, size: int) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
-def _draw_flips(images: Tensor, todo: Augmentation, generator: Generator) -> Tensor:
+def _draw_flips(n_images: int, todo: Augmentation, generator: Generator) -> Tensor:
     if not todo.flip:
-        return torch.zeros(len(images), dtype=torch.int64)
-    return torch.randint(0, 2, (len(images),), generator=generator)
+        return torch.zeros(n_images, dtype=torch.int64)
+    return torch.randint(0, 2, (n_images,), generator=generator)
 
 
 def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
@@ -211,7 +227,10 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Ten
 
 
 def colour_jitter(
-    images: Tensor, strengths: tuple[float, float, float, float], generator: Generator
+    images: Tensor,
+    strengths: tuple[float, float, float, float],
+    generator: Generator,
+    share: Share = WHOLE,
 ) -> Tensor:
     """Changes brightness, contrast, saturation and hue of each image by its own random factors.
 
@@ -220,9 +239,10 @@ def colour_jitter(
     Args:
         images: float (b, 3, h, w) in 0..1.
         strengths: of the four; factors lie in 1 - s .. 1 + s, the hue turns by -s..s of a circle.
+        share: which share of a batch the images are.
     """
-    factors = 2 * torch.rand(4, len(images), generator=generator) - 1
-    factors = factors * torch.tensor(strengths)[:, None]
+    factors = 2 * torch.rand(4, len(images) * share.n, generator=generator) - 1
+    factors = share.of(factors) * torch.tensor(strengths)[:, None]
     order = torch.randperm(4, generator=generator).tolist()
     factors = factors.to(images.device, non_blocking=True)[..., None, None, None]
     for i in order:

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from zoopt_nas._checks import check_positive_int
 from zoopt_nas.errors import DataError, InvalidValueError
-from zoopt_nas.nas.augmentation import Augmentation, Transform
+from zoopt_nas.nas.augmentation import WHOLE, Augmentation, Share, Transform
 from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.datasets import DATASETS, DatasetSpec, Loaded, user_spec
 from zoopt_nas.nas.image_files import Pixels, decode_image, resize_pixels
@@ -289,6 +289,9 @@ class BatchStream:
         indices: int64 (n,), which images.
         transform: applied to each batch with the stream's generator.
         generator: a CPU generator of the stream's own: its state is saved with the stream.
+        share: what it gives of each batch. Streams with the same generator and other shares give
+            the rest; a last batch is cut so that the shares are equal, and left out below two
+            images for each.
 
     Raises:
         InvalidValueError: there is no index, or ``batch_size`` is not a positive integer.
@@ -303,6 +306,7 @@ class BatchStream:
         transform: Transform,
         generator: Generator,
         drop_last: bool = False,
+        share: Share = WHOLE,
     ) -> None:
         if len(indices) == 0:
             raise InvalidValueError("indices must hold at least one index, got none")
@@ -310,7 +314,8 @@ class BatchStream:
         self._indices = indices.cpu()
         self._batch_size = min(check_positive_int("batch_size", batch_size), len(indices))
         self.n_batches, rest = divmod(len(indices), self._batch_size)
-        if rest > 1 and not drop_last:
+        self._share = share
+        if rest // share.n > 1 and not drop_last:
             self.n_batches += 1
         self._shuffle()
 
@@ -324,8 +329,10 @@ class BatchStream:
             self._shuffle()
         start = self._n_used * self._batch_size
         self._n_used += 1
-        images, labels = self._image_set.fetch(self._permutation[start : start + self._batch_size])
-        return self._transform(images, self._generator), labels
+        batch = self._permutation[start : start + self._batch_size]
+        own = self._share.of(batch[: len(batch) - len(batch) % self._share.n])
+        images, labels = self._image_set.fetch(own)
+        return self._transform(images, self._generator, self._share), labels
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position as tensors and one int."""

@@ -220,15 +220,7 @@ class EpochLoop(ABC):
             return False
         state = self.folder.load_checkpoint(self.device)
         if state is not None:
-            try:
-                self.epoch, self.step = int(state["epoch"]), int(state["step"])
-                self._elapsed = float(state["elapsed"])
-                self._meter.load_state_dict(state["meter"])
-                self.load_own_state(state["own"])
-            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                raise RunError(
-                    f"the checkpoint in {self.folder.path} does not belong to its config.toml"
-                ) from error
+            self._go_to(state)
         rows = [row for row in self.folder.rows(METRICS) if row["epoch"] < self.epoch]
         if [row["epoch"] for row in rows] != list(range(self.epoch)):
             raise RunError(
@@ -238,6 +230,17 @@ class EpochLoop(ABC):
         self.folder.cut(self.epoch)
         self.rows = rows
         return state is not None
+
+    def _go_to(self, state: dict[str, Any]) -> None:
+        """Goes to where a checkpoint was taken."""
+        try:
+            self.epoch, self.step = int(state["epoch"]), int(state["step"])
+            self._elapsed = float(state["elapsed"])
+            self._meter.load_state_dict(state["meter"])
+            self.load_own_state(state["own"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            where = "" if self.folder is None else f" in {self.folder.path}"
+            raise RunError(f"the checkpoint{where} does not belong to its config.toml") from error
 
     def _stop(self) -> None:
         where = f"stopped in epoch {self.epoch + 1} of {self._config.epochs}"

@@ -10,29 +10,32 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.errors import DivergedError
+from zoopt_nas.errors import DivergedError, InvalidValueError, RunError
+from zoopt_nas.nas.augmentation import Share
 from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import TrainConfig
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches
+from zoopt_nas.nas.distributed import ALONE, Agreement, Processes
 from zoopt_nas.nas.execution import Execution, cpu_threads
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import check_weights, estimate_training, out_of_memory_in_one_line
 from zoopt_nas.nas.models import build_network
-from zoopt_nas.nas.network import count_multiply_adds, count_parameters
+from zoopt_nas.nas.network import Network, count_multiply_adds, count_parameters
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.steps import Losses, WeightStep
 from zoopt_nas.nas.training import (
     EVAL_BATCH_SIZE,
-    Meter,
     evaluate,
     generator,
     make_sgd,
@@ -88,22 +91,53 @@ class Best(NamedTuple):
     weights: dict[str, Tensor]
 
 
+class Tested(NamedTuple):
+    """Loss and accuracy on the test set."""
+
+    loss: float
+    accuracy: float
+
+
+class _Heads(nn.Module):
+    """The forward pass of a step as one module, whose gradients can be averaged."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.network.auxiliary is None:
+            return self.network(images), None
+        return self.network.forward_with_auxiliary(images)
+
+
 class Training(EpochLoop):
     """A retraining in progress. ``run_training`` is the usual way in."""
 
     def __init__(
-        self, config: TrainConfig, dataset: Dataset, observer: Observer | None = None
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        observer: Observer | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        device = pick_device(config.device)
+        device = processes.device(pick_device(config.device))
+        if observer is not None and processes.n > 1:
+            observer = Agreement(observer, processes)
         super().__init__(config, observer, device)
-        self.config = config
+        self.config, self.processes = config, processes
         self.best: Best | None = None
         self._dataset = dataset
-        execution = Execution.from_config(config, device)
-        seeds = seeds_for(config.seed, ("weights", "train", "drop_path"))
+        self._states: list[dict[str, Tensor]] = []
+        execution = _execution(config, device, processes)
+        uses = ("weights", "train", "drop_path", *(f"drop_path {i}" for i in range(1, processes.n)))
+        seeds = seeds_for(config.seed, uses)
+        if processes.rank > 0:
+            seeds["drop_path"] = seeds[f"drop_path {processes.rank}"]
         self.network = build_network(config, dataset, seed=seeds["weights"], device=device)
         self._drop_path = generator(seeds["drop_path"], device)
         self.network.set_generator(self._drop_path)
+        self._heads = processes.average_gradients(_Heads(self.network))
         self._optimizer = make_sgd(self.network, config)
         self._step = WeightStep(
             self._losses,
@@ -119,6 +153,7 @@ class Training(EpochLoop):
             config.batch_size,
             transform=dataset.transform(augment=True, cutout=config.cutout),
             generator=generator(seeds["train"]),
+            share=Share(processes.rank, processes.n),
         )
 
     @property
@@ -141,12 +176,10 @@ class Training(EpochLoop):
 
     def _losses(self, images: Tensor, labels: Tensor) -> Losses:
         config, smoothing = self.config, self.config.label_smoothing
-        if not config.auxiliary:
-            logits = self.network(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-            return Losses(loss, loss, logits)
-        logits, auxiliary = self.network.forward_with_auxiliary(images)
+        logits, auxiliary = self._heads(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if auxiliary is None:
+            return Losses(loss, loss, logits)
         auxiliary_loss = F.cross_entropy(auxiliary, labels, label_smoothing=smoothing)
         return Losses(loss + config.auxiliary_weight * auxiliary_loss, loss, logits)
 
@@ -171,8 +204,11 @@ class Training(EpochLoop):
             "best_on_test_set": self.best.accuracy,
         }
 
-    def test(self) -> Meter:
-        """Loss and accuracy on the whole test set, with the weights as they are."""
+    def test(self) -> Tested:
+        """The whole test set, with the weights as they are; process 0 does it for all."""
+        return self.processes.first(self._test)
+
+    def _test(self) -> Tested:
         dataset = self._dataset
         assert dataset.test is not None  # _build asks for both splits
         transform = dataset.transform(augment=False)
@@ -180,7 +216,7 @@ class Training(EpochLoop):
         drawn = self._drop_path.get_state()  # a noise operation draws: no step notices a test
         measured = evaluate(self.network.eval(), batches, self.device)
         self._drop_path.set_state(drawn)
-        return measured
+        return Tested(measured.loss, measured.accuracy)
 
     def own_state(self) -> dict[str, Any]:
         return {
@@ -189,6 +225,7 @@ class Training(EpochLoop):
             "stream": self._stream.state_dict(),
             "drop_path": self._drop_path.get_state(),
             "best": None if self.best is None else self.best._asdict(),
+            **({"processes": self._states} if self._states else {}),
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
@@ -197,6 +234,48 @@ class Training(EpochLoop):
         self._stream.load_state_dict(state["stream"])
         self._drop_path.set_state(state["drop_path"].cpu())
         self.best = Best(**state["best"]) if state.get("best") else None
+        states = state.get("processes", [])
+        if max(len(states), 1) != self.processes.n:
+            raise RunError(
+                f"a run of {max(len(states), 1)} processes must be resumed with as many, "
+                f"got {self.processes.n}"
+            )
+        if states:
+            own = states[self.processes.rank]
+            self._drop_path.set_state(own["drop_path"].cpu())
+            self._meter.sums.copy_(own["sums"])
+
+    def resume(self) -> bool:
+        """As ``EpochLoop.resume``; all processes go to the checkpoint, and process 0 keeps it."""
+        resumed = self.processes.first(super().resume)
+        if self.processes.rank > 0 and self.folder is not None:
+            state = self.folder.load_checkpoint(self.device)
+            if state is not None:
+                self._go_to(state)
+            self.folder = None
+        return resumed
+
+    def _save(self) -> None:
+        if self.processes.n > 1:
+            own = {"drop_path": self._drop_path.get_state(), "sums": self._meter.sums.cpu()}
+            self._states = self.processes.gather(own)
+        super()._save()
+
+    def _close_epoch(self, started: float) -> None:
+        self.processes.total(self._meter.sums)
+        super()._close_epoch(started)
+
+
+def _execution(config: TrainConfig, device: torch.device, processes: Processes) -> Execution:
+    execution = Execution.from_config(config, device)
+    if processes.n == 1:
+        return execution
+    if config.compile == "on":
+        raise InvalidValueError(
+            f"compile must be auto or off in {processes.n} processes, whose gradients are "
+            "exchanged in the backward pass, got on"
+        )
+    return replace(execution, compile=False)
 
 
 def run_training(
@@ -204,6 +283,7 @@ def run_training(
     *,
     run_dir: str | Path | None = None,
     observer: Observer | None = None,
+    processes: Processes = ALONE,
 ) -> TrainResult:
     """Trains a genotype from scratch and tests it once, at the end (``report="last"``).
 
@@ -211,55 +291,86 @@ def run_training(
         config: all settings; ``TrainConfig.for_dataset`` gives good ones.
         run_dir: a folder to create and to write the run into; None writes nothing.
         observer: watches the run and may stop it.
+        processes: which process of a run in several this is. Each of them calls this function;
+            ``batch_size`` is that of all together. They all return the same.
 
     Raises:
         UnknownNameError: no such data set or genotype.
         DataError: the data set's files are missing or damaged.
+        InvalidValueError: the processes cannot share a batch.
         RunError: ``run_dir`` exists or cannot be written.
         RunInterrupted: the observer asked to stop; the run is saved.
         DivergedError: training became non-finite.
         NotEnoughMemoryError: the device has too little memory, before the run or in it.
     """
-    with cpu_threads(config.threads):
-        training, dataset = _build(config, observer)  # before the folder: see run_search
+    with _started(config, processes):
+        training, dataset = _build(config, observer, processes)  # before the folder: see run_search
         if run_dir is not None:
-            training.folder = RunFolder.create(run_dir, config)
+            processes.first(lambda: _create_folder(training, run_dir))
         return _finish(training, dataset)
 
 
-def resume_training(run_dir: str | Path, *, observer: Observer | None = None) -> TrainResult:
+def resume_training(
+    run_dir: str | Path, *, observer: Observer | None = None, processes: Processes = ALONE
+) -> TrainResult:
     """Goes on with the retraining in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
 
-    A finished retraining gives its result again, from the weights. Raises as ``run_training`` does.
+    A finished retraining gives its result again, from the weights. It takes as many processes as
+    before. Raises as ``run_training`` does.
     """
     folder = RunFolder.open(run_dir)
     config = folder.config(TrainConfig)
-    with cpu_threads(config.threads):
-        training, dataset = _build(config, observer)
+    with _started(config, processes):
+        training, dataset = _build(config, observer, processes)
         training.folder = folder
         training.resume()
         return _finish(training, dataset)
 
 
-def _build(config: TrainConfig, observer: Observer | None) -> tuple[Training, Dataset]:
+@contextmanager
+def _started(config: TrainConfig, processes: Processes) -> Iterator[None]:
+    device = processes.device(pick_device(config.device))
+    with cpu_threads(config.threads), processes.connected(device):
+        yield
+
+
+def _create_folder(training: Training, run_dir: str | Path) -> None:
+    training.folder = RunFolder.create(run_dir, training.config)
+
+
+def _build(
+    config: TrainConfig, observer: Observer | None, processes: Processes
+) -> tuple[Training, Dataset]:
     Genotype.load(config.genotype)  # a wrong one before the data set is read
-    free = free_memory(pick_device(config.device))  # before what the estimate counts
-    dataset = load_run_dataset(config, ("train", "test"))
-    check_weights(config, dataset, free)
-    training = Training(config, dataset, observer)
-    training.check_memory(estimate_training(config, dataset), free)
+    own = config  # what this process does of it
+    if processes.n > 1:
+        own = config.replace(
+            batch_size=processes.share_of_batch(config.batch_size),
+            device=str(processes.device(pick_device(config.device))),
+        )
+    free = free_memory(pick_device(own.device))  # before what the estimate counts
+    dataset = processes.first_then_others(lambda: load_run_dataset(own, ("train", "test")))
+    processes.share_of_batch(min(config.batch_size, len(dataset.train)))
+    check_weights(own, dataset, free)
+    training = Training(config, dataset, observer, processes)
+    training.check_memory(estimate_training(own, dataset), free)
     return training, dataset
 
 
 def _finish(training: Training, dataset: Dataset) -> TrainResult:
     training.run()
-    config, network, rows = training.config, training.network, training.rows
-    with out_of_memory_in_one_line(config, lambda: "in the test"):
+    with out_of_memory_in_one_line(training.config, lambda: "in the test"):
         test = training.test()
     if not math.isfinite(test.loss):
         raise DivergedError(
             "the test loss is not finite after the last step; train again with a lower lr (--lr)"
         )
+    return training.processes.first(lambda: _keep(training, dataset, test))
+
+
+def _keep(training: Training, dataset: Dataset, test: Tested) -> TrainResult:
+    """The result, written into the run's folder if it has one."""
+    config, network, rows = training.config, training.network, training.rows
     best = training.best or Best(len(rows) - 1, test.accuracy, test.loss, network.state_dict())
     result = TrainResult(
         genotype=str(network.genotype),

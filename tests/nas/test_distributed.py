@@ -1,0 +1,248 @@
+"""A retraining in two processes: the batches, the gradients, the folder, and resuming."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from zoopt_nas.errors import InvalidValueError, RunError
+from zoopt_nas.nas.augmentation import Augmentation, Share, Transform
+from zoopt_nas.nas.data import BatchStream, ImageSet
+from zoopt_nas.nas.distributed import Processes
+
+TRANSFORMS = {
+    "cifar": (Augmentation(crop_padding=2, flip=True, cutout=3), 8),
+    "imagenet": (
+        Augmentation(flip=True, resized_crop=6, colour_jitter=(0.4, 0.4, 0.4, 0.2)),
+        6,
+    ),
+}
+
+# What each of two processes does, one thing after another, since to start them takes seconds.
+SCRIPT = """
+import sys
+import torch
+from torch import nn
+from zoopt_nas.errors import RunInterrupted
+from zoopt_nas.nas import retrain
+from zoopt_nas.nas.config import TrainConfig
+from zoopt_nas.nas.distributed import Processes
+from zoopt_nas.nas.loop import Observer
+
+torch.set_num_threads(1)
+rank, folder = int(sys.argv[1]), sys.argv[2]
+config = TrainConfig.from_toml(open(folder + "/config.toml").read())
+
+def meet(name):
+    return Processes(rank, 2, rank, f"file://{folder}/{name}.meeting")
+
+class StopAt(Observer):
+    def __init__(self, n):
+        self.n = n
+    def should_stop(self):
+        self.n -= rank  # process 1 alone is asked to stop
+        return self.n == 0
+
+# As a run of one process, but for the statistics of BatchNorm, which are held.
+build = retrain.build_network
+def held(*args, **more):
+    network = build(*args, **more)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.train = lambda mode=True: None
+    return network
+retrain.build_network = held
+plain = config.replace(drop_path=0.0)
+retrain.run_training(plain, run_dir=folder + "/held", processes=meet("held"))
+if rank == 0:
+    retrain.run_training(plain, run_dir=folder + "/held-alone")
+retrain.build_network = build
+
+class Weights(Observer):
+    def on_epoch(self, row):
+        network = training[0].network
+        weights = [x.detach().clone() for x in network.parameters()]
+        torch.save(weights, f"{folder}/weights-{row['epoch']}-{rank}.pt")
+training = []
+original = retrain.Training
+def kept(*args, **more):
+    training[:] = [original(*args, **more)]
+    return training[0]
+retrain.Training = kept
+whole = retrain.run_training(
+    config, run_dir=folder + "/whole", processes=meet("whole"), observer=Weights()
+)
+retrain.Training = original
+try:
+    retrain.run_training(
+        config, run_dir=folder + "/cut", processes=meet("cut"), observer=StopAt(7)
+    )
+    raise SystemExit("not stopped")
+except RunInterrupted:
+    pass
+resumed = retrain.resume_training(folder + "/cut", processes=meet("resumed"))
+print({"whole": whole, "resumed": resumed})
+"""
+
+
+def share_of(images, labels, transform, share, batch_size=8):
+    generator = torch.Generator().manual_seed(3)
+    return BatchStream(
+        ImageSet(images, labels),
+        torch.arange(len(labels)),
+        batch_size,
+        transform=transform,
+        generator=generator,
+        share=share,
+    )
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_shares_of_a_batch_are_the_whole_batch(name):
+    augmentation, size = TRANSFORMS[name]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (22, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    transform = Transform(
+        (0.5,) * 3, (0.25,) * 3, augmentation, image_size=size, device=torch.device("cpu")
+    )
+    whole, *shares = (
+        share_of(images, torch.arange(22), transform, share)
+        for share in (Share(), Share(0, 2), Share(1, 2))
+    )
+    assert [stream.n_batches for stream in (whole, *shares)] == [3, 3, 3]
+    for _ in range(6):  # two epochs
+        batch, labels = whole.next_batch()
+        for first, stream in enumerate(shares):
+            own, own_labels = stream.next_batch()
+            assert torch.equal(own_labels, labels[first::2])
+            assert torch.allclose(own, batch[first::2], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(8, [4]), (10, [4]), (11, [4]), (12, [4, 2]), (13, [4, 2])]
+)
+def test_a_last_batch_has_equal_shares_or_is_left_out(n, sizes):
+    transform = Transform((0.0,), (1.0,), image_size=2, device=torch.device("cpu"))
+    images, labels = torch.zeros(n, 1, 2, 2, dtype=torch.uint8), torch.arange(n)
+    streams = [share_of(images, labels, transform, Share(i, 2)) for i in (0, 1)]
+    for stream in streams:
+        assert [len(stream.next_batch()[1]) for _ in range(stream.n_batches)] == sizes
+
+
+def test_batches_must_be_shared_evenly():
+    assert Processes(1, 4).share_of_batch(96) == 24
+    assert Processes().share_of_batch(1) == 1
+    for batch_size in (97, 4):
+        with pytest.raises(InvalidValueError, match="multiple of the 4 processes, with at least 2"):
+            Processes(1, 4).share_of_batch(batch_size)
+    with pytest.raises(InvalidValueError, match=r"rank must lie in 0..1, got 2"):
+        Processes(2, 2)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, npz):
+    """The folder in which two processes have worked."""
+    folder = tmp_path_factory.mktemp("two")
+    from zoopt_nas.nas.config import TrainConfig
+
+    config = TrainConfig(
+        dataset=str(npz),
+        device="cpu",
+        epochs=3,
+        batch_size=16,
+        init_channels=2,
+        n_cells=2,
+        cutout=2,
+        lr=0.1,
+        drop_path=0.3,
+    )
+    (folder / "config.toml").write_text(config.to_toml())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]  # both return the result
+    return folder
+
+
+def weights_of(run):
+    return torch.load(run / "weights.pt", weights_only=True)["network"]
+
+
+def rows_of(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_with_held_statistics_two_processes_do_what_one_does(two):
+    both, alone = weights_of(two / "held"), weights_of(two / "held-alone")
+    for name, value in alone.items():
+        assert torch.allclose(both[name], value, rtol=1e-4, atol=1e-5), name
+    for row, expected in zip(rows_of(two / "held"), rows_of(two / "held-alone"), strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+
+
+def test_both_processes_have_the_same_weights_after_every_epoch(two):
+    for epoch in range(3):
+        first, second = (torch.load(two / f"weights-{epoch}-{rank}.pt") for rank in (0, 1))
+        assert all(map(torch.equal, first, second))
+
+
+def test_a_run_of_two_resumes_bit_for_bit(two):
+    whole, resumed = weights_of(two / "whole"), weights_of(two / "cut")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert rows_of(two / "whole") == rows_of(two / "cut")
+
+
+def test_a_run_of_two_is_not_resumed_by_one(two, tmp_path):
+    from zoopt_nas.nas.retrain import resume_training
+
+    with pytest.raises(RunError, match="a run of 2 processes must be resumed with as many, got 1"):
+        resume_training(two / "whole")
+
+
+def test_steps_of_several_processes_are_not_recorded(train_config):
+    from zoopt_nas.nas.retrain import _execution
+
+    cpu = torch.device("cpu")
+    with pytest.raises(InvalidValueError, match="compile must be auto or off in 2 processes"):
+        _execution(train_config(compile="on"), cpu, Processes(0, 2))
+    assert _execution(train_config(compile="on"), cpu, Processes()).compile
+    assert Processes(3, 8, 1).device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert Processes().device(cpu) == cpu
+
+
+def test_torchrun_starts_the_command(npz, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    few = ["--epochs", "1", "--init-channels", "2", "--n-cells", "1", "--batch-size", "16"]
+    train = ["-m", "zoopt_nas_cli", "train", "DARTS_V2", "--dataset", str(npz), "--device", "cpu"]
+
+    def start(*arguments):
+        return subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, timeout=120, check=False
+        )
+
+    done = start(*train, *few, "--run-dir", str(tmp_path / "run"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1  # process 0 alone speaks
+    result = json.loads(done.stdout)
+    assert result["run_dir"] == str(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        *("checkpoint.pt", "config.toml", "genotype.json", "metrics.jsonl"),
+        *("result.json", "weights.pt"),
+    ]
+    again = start(*train, *few, "--run-dir", str(tmp_path / "run"))
+    assert again.returncode != 0
+    assert again.stderr.count("exists already") == 1
