@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -11,8 +12,10 @@ import torch
 
 from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.augmentation import Augmentation, Share, Transform
+from zoopt_nas.nas.config import TrainConfig
 from zoopt_nas.nas.data import BatchStream, ImageSet
 from zoopt_nas.nas.distributed import Processes
+from zoopt_nas.nas.retrain import _execution, resume_training
 
 TRANSFORMS = {
     "cifar": (Augmentation(crop_padding=2, flip=True, cutout=3), 8),
@@ -31,14 +34,17 @@ from zoopt_nas.errors import RunInterrupted
 from zoopt_nas.nas import retrain
 from zoopt_nas.nas.config import TrainConfig
 from zoopt_nas.nas.distributed import Processes
+from zoopt_nas.nas.retrain import _execution, resume_training
 from zoopt_nas.nas.loop import Observer
 
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), sys.argv[2]
 config = TrainConfig.from_toml(open(folder + "/config.toml").read())
 
-def meet(name):
-    return Processes(rank, 2, rank, f"file://{folder}/{name}.meeting")
+ports = iter(sys.argv[3:])
+
+def meet():
+    return Processes(rank, 2, rank, f"tcp://127.0.0.1:{next(ports)}")
 
 class StopAt(Observer):
     def __init__(self, n):
@@ -58,7 +64,7 @@ def held(*args, **more):
     return network
 retrain.build_network = held
 plain = config.replace(drop_path=0.0)
-retrain.run_training(plain, run_dir=folder + "/held", processes=meet("held"))
+retrain.run_training(plain, run_dir=folder + "/held", processes=meet())
 if rank == 0:
     retrain.run_training(plain, run_dir=folder + "/held-alone")
 retrain.build_network = build
@@ -75,17 +81,17 @@ def kept(*args, **more):
     return training[0]
 retrain.Training = kept
 whole = retrain.run_training(
-    config, run_dir=folder + "/whole", processes=meet("whole"), observer=Weights()
+    config, run_dir=folder + "/whole", processes=meet(), observer=Weights()
 )
 retrain.Training = original
 try:
     retrain.run_training(
-        config, run_dir=folder + "/cut", processes=meet("cut"), observer=StopAt(7)
+        config, run_dir=folder + "/cut", processes=meet(), observer=StopAt(7)
     )
     raise SystemExit("not stopped")
 except RunInterrupted:
     pass
-resumed = retrain.resume_training(folder + "/cut", processes=meet("resumed"))
+resumed = retrain.resume_training(folder + "/cut", processes=meet())
 print({"whole": whole, "resumed": resumed})
 """
 
@@ -144,12 +150,18 @@ def test_batches_must_be_shared_evenly():
         Processes(2, 2)
 
 
+def free_ports(n: int) -> list[str]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [str(opened.getsockname()[1]) for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, npz):
     """The folder in which two processes have worked."""
     folder = tmp_path_factory.mktemp("two")
-    from zoopt_nas.nas.config import TrainConfig
-
     config = TrainConfig(
         dataset=str(npz),
         device="cpu",
@@ -162,16 +174,21 @@ def two(tmp_path_factory, npz):
         drop_path=0.3,
     )
     (folder / "config.toml").write_text(config.to_toml())
+    ports = free_ports(4)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(folder)],
+            [sys.executable, "-c", SCRIPT, str(rank), str(folder), *ports],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in (0, 1)
     ]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]  # both return the result
     return folder
@@ -206,16 +223,12 @@ def test_a_run_of_two_resumes_bit_for_bit(two):
     assert rows_of(two / "whole") == rows_of(two / "cut")
 
 
-def test_a_run_of_two_is_not_resumed_by_one(two, tmp_path):
-    from zoopt_nas.nas.retrain import resume_training
-
+def test_a_run_of_two_is_not_resumed_by_one(two):
     with pytest.raises(RunError, match="a run of 2 processes must be resumed with as many, got 1"):
         resume_training(two / "whole")
 
 
 def test_steps_of_several_processes_are_not_recorded(train_config):
-    from zoopt_nas.nas.retrain import _execution
-
     cpu = torch.device("cpu")
     with pytest.raises(InvalidValueError, match="compile must be auto or off in 2 processes"):
         _execution(train_config(compile="on"), cpu, Processes(0, 2))

@@ -8,6 +8,7 @@ drop path, whose masks are drawn for each share. Process 0 alone writes and repo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,8 +35,7 @@ class Processes:
         rank: from 0.
         n: how many there are.
         local_rank: from 0 on each machine: the index of the process's GPU.
-        address: where they meet: ``tcp://host:port``, where process 0 listens, or
-            ``file:///path`` of a new file.
+        address: ``tcp://host:port``, where process 0 listens.
 
     Raises:
         InvalidValueError: the rank is not below the number of processes.
@@ -70,7 +70,10 @@ class Processes:
             device_id=device if is_cuda else None,
         )
         try:
-            yield
+            with warnings.catch_warnings():
+                # Of depthwise weights, whose one channel has no stride of its own.
+                warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+                yield
         finally:
             distributed.destroy_process_group()
 
@@ -97,8 +100,8 @@ class Processes:
     def average_gradients(self, model: nn.Module) -> nn.Module:
         """``model``, whose backward pass averages its gradients over the processes.
 
-        Weights start as those of process 0. BatchNorm's running statistics stay each process's own:
-        training does not read them, and those of process 0 are tested and saved.
+        Weights start as those of process 0, and BatchNorm's running statistics stay those of its
+        share, which are tested and saved.
         """
         if self.n == 1:
             return model
@@ -106,7 +109,6 @@ class Processes:
         return DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
             static_graph=True,  # a genotype may leave a cell's input unused, the same in every step
         )
 

@@ -244,9 +244,9 @@ class EpochLoop(ABC):
 
     def _stop(self) -> None:
         where = f"stopped in epoch {self.epoch + 1} of {self._config.epochs}"
+        self._save()
         if self.folder is None:
             raise RunInterrupted(f"{where}; nothing is saved without a run folder")
-        self._save()
         raise RunInterrupted(f"{where} and saved in {self.folder.path}")
 
     def _save(self) -> None:
