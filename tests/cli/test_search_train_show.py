@@ -228,7 +228,7 @@ def test_options_override_the_config_file_and_the_file_the_defaults(
 
 
 def test_train_takes_a_config_file_too(cli, npz, tmp_path, monkeypatch):
-    def run_training(config, *, run_dir, observer):
+    def run_training(config, *, run_dir, observer, processes):
         resolved.append((config, run_dir))
         raise KeyboardInterrupt
 

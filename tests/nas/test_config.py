@@ -431,7 +431,7 @@ def test_a_protocol_gives_way_to_what_is_asked_for():
             "dataset must be one of cifar10, cifar100, svhn for protocol rdarts, got digits",
         ),
         ({"dataset": "cifar10", "schedule": "step"}, "unknown schedule 'step'"),
-        ({"dataset": "cifar10", "report": "bast"}, "unknown report 'bast'; did you mean 'best'"),
+        ({"dataset": "cifar10", "report": "bes"}, "unknown report 'bes'; did you mean 'best'"),
         ({"dataset": "cifar10", "warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
     ],
 )
