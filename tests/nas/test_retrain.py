@@ -27,6 +27,7 @@ from zoopt_nas.nas.genotype import GENOTYPES
 from zoopt_nas.nas.loop import Observer
 from zoopt_nas.nas.network import Network, count_parameters
 from zoopt_nas.nas.retrain import Training, resume_training, run_training
+from zoopt_nas.nas.training import scheduled_lr
 
 CPU = torch.device("cpu")
 
@@ -149,6 +150,17 @@ def test_testing_every_epoch_changes_no_step(train_config):
     )
     assert last.train_accuracy == best.train_accuracy
     assert last.test_accuracy == best.last_test_accuracy
+
+
+def test_linear_decay_of_the_published_length_ends_flatter(train_config):
+    config = train_config(epochs=250, schedule="linear", warmup_epochs=5, lr=0.5, lr_min=0.0)
+    rates = [scheduled_lr(config, epoch) for epoch in range(250)]
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert rates[5:7] == pytest.approx([0.5 * 240 / 245, 0.5 * 239 / 245])
+    end = 0.5 / 245
+    assert rates[243:] == pytest.approx(
+        [2 * end, end, end, end * 4 / 5, end * 3 / 5, end * 2 / 5, end / 5]
+    )
 
 
 def test_linear_decay_after_a_warm_up(dataset, train_config):
