@@ -10,7 +10,7 @@ from typer.exceptions import TyperException
 
 import zoopt_nas
 
-from . import bench, console, minimize, search, show, tables, train
+from . import bench, console, landscape, minimize, search, show, tables, train
 
 app = typer.Typer(
     name="zoopt-nas",
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("search")(search.search)
 app.command("train")(train.train)
 app.command("show")(show.show)
+app.command("landscape")(landscape.landscape)
 app.command("minimize")(minimize.minimize)
 app.command("list")(tables.list_names)
 app.add_typer(bench.app, name="bench")

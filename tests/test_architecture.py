@@ -50,8 +50,13 @@ ORDER = [
         "nas.search",
         "nas.distributed",
         "nas.retrain",
+        "nas.sharpness",
+        "nas.landscape",
+        "nas.landscape_file",
+        "nas.landscape_run",
         "nas.cell_drawing",
         "nas.plots",
+        "nas.landscape_plot",
         "nas.__init__",
     ),
 ]
@@ -116,7 +121,8 @@ def test_who_imports_what():
     }
     assert importers["zoopt_nas_cli"] == set()  # inside cli/ imports are relative
     assert importers["matplotlib"] <= {
-        *("zoopt_nas.plots", "zoopt_nas.bbob_plot", "zoopt_nas.nas.plots")
+        *("zoopt_nas.plots", "zoopt_nas.bbob_plot", "zoopt_nas.nas.plots"),
+        "zoopt_nas.nas.landscape_plot",
     }
     assert importers["sklearn"] == importers["torchvision"] == {"zoopt_nas.nas.datasets"}
     assert all(name.startswith("cli.") for name in importers["typer"])
@@ -168,6 +174,7 @@ def test_a_command_is_a_file():
         ("show", "show"),
         ("list", "tables"),
         ("minimize", "minimize"),
+        ("landscape", "landscape"),
     ):
         assert f'app.command("{command}")({file}.' in text
         assert (ROOT / "cli" / f"{file}.py").is_file()

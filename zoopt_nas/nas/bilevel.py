@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -162,7 +162,7 @@ class BilevelObjective:
         seed: int,
         inner: str | None = None,
         execution: Execution | None = None,
-    ) -> BilevelObjective:
+    ) -> Self:
         """The objective that a search config describes; ``inner`` overrides the config's."""
         return cls(
             supernet,

@@ -210,6 +210,26 @@ class EpochLoop(ABC):
                 )
             self._close_epoch(started)
 
+    def load_checkpoint(self) -> bool:
+        """Goes to the folder's last checkpoint, which is only read; False if it has none.
+
+        Raises:
+            RunError: the checkpoint cannot be used.
+        """
+        state = None if self.folder is None else self.folder.load_checkpoint(self.device)
+        if self.folder is None or state is None:
+            return False
+        try:
+            self.epoch, self.step = int(state["epoch"]), int(state["step"])
+            self._elapsed = float(state["elapsed"])
+            self._meter.load_state_dict(state["meter"])
+            self.load_own_state(state["own"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise RunError(
+                f"the checkpoint in {self.folder.path} does not belong to its config.toml"
+            ) from error
+        return True
+
     def resume(self) -> bool:
         """Goes back to the folder's last checkpoint; False if it has none and the run starts anew.
 
@@ -218,9 +238,7 @@ class EpochLoop(ABC):
         """
         if self.folder is None:
             return False
-        state = self.folder.load_checkpoint(self.device)
-        if state is not None:
-            self._go_to(state)
+        is_loaded = self.load_checkpoint()
         rows = [row for row in self.folder.rows(METRICS) if row["epoch"] < self.epoch]
         if [row["epoch"] for row in rows] != list(range(self.epoch)):
             raise RunError(
@@ -229,18 +247,7 @@ class EpochLoop(ABC):
             )
         self.folder.cut(self.epoch)
         self.rows = rows
-        return state is not None
-
-    def _go_to(self, state: dict[str, Any]) -> None:
-        """Goes to where a checkpoint was taken."""
-        try:
-            self.epoch, self.step = int(state["epoch"]), int(state["step"])
-            self._elapsed = float(state["elapsed"])
-            self._meter.load_state_dict(state["meter"])
-            self.load_own_state(state["own"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            where = "" if self.folder is None else f" in {self.folder.path}"
-            raise RunError(f"the checkpoint{where} does not belong to its config.toml") from error
+        return is_loaded
 
     def _stop(self) -> None:
         where = f"stopped in epoch {self.epoch + 1} of {self._config.epochs}"

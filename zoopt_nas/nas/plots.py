@@ -35,7 +35,7 @@ from zoopt_nas.nas.spaces import SearchSpace, cell_edges
 
 FORMATS = ("svg", "png", "pdf")
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 9,
@@ -85,7 +85,7 @@ _PANELS: dict[str, list[tuple[str, str]]] = {
 _LINES = {"train": (_BLUE, "-"), "val": (_ORANGE, "--"), "test": (_GREEN, ":"), "": (_BLUE, "-")}
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def draw_cell(genotype: Genotype, kind: str) -> Figure:
     """One cell as a graph: inputs on the left, output on the right, an arrow for each edge.
 
@@ -105,7 +105,7 @@ def draw_cell(genotype: Genotype, kind: str) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def draw_genotype(genotype: Genotype) -> Figure:
     """The normal cell above the reduction cell, each with its title."""
     drawings = {kind: _lay_out(genotype, kind) for kind in CELL_KINDS}
@@ -120,7 +120,7 @@ def draw_genotype(genotype: Genotype) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Losses, accuracies, N_e, sigma and skip connections against the epoch, counted from 1.
 
@@ -163,7 +163,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def draw_alpha(
     space: SearchSpace, alpha: Tensor | Sequence[float] | Sequence[Mapping[str, Any]]
 ) -> Figure:
@@ -238,7 +238,7 @@ def save(
         if name not in FORMATS:
             raise UnknownNameError("figure format", name, FORMATS)
         buffer = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(STYLE):
             figure.savefig(buffer, format=name, dpi=_PNG_DPI, metadata=_NO_DATE[name])
         contents[path.with_name(f"{path.name}.{name}")] = buffer.getvalue()
     for file, content in contents.items():

@@ -248,10 +248,8 @@ class Training(EpochLoop):
     def resume(self) -> bool:
         """As ``EpochLoop.resume``; all processes go to the checkpoint, and process 0 keeps it."""
         resumed = self.processes.first(super().resume)
-        if self.processes.rank > 0 and self.folder is not None:
-            state = self.folder.load_checkpoint(self.device)
-            if state is not None:
-                self._go_to(state)
+        if self.processes.rank > 0:
+            self.load_checkpoint()
             self.folder = None
         return resumed
 

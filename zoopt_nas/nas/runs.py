@@ -134,8 +134,12 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file, whole or not at all."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file, whole or not at all."""
         with self._replacing(name) as file:
-            file.write(text.encode())
+            file.write(content)
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Appends one row of JSON. Non-finite numbers must have been made None."""

@@ -1,0 +1,147 @@
+"""``zoopt-nas landscape``: the loss landscape around the alpha of a search, drawn and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import console
+from .options import Json, let_threads_sleep
+
+_GRID, _PATHS = "Grid", "Paths"
+
+
+def landscape(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a search.")],
+    inner: Annotated[
+        str,
+        typer.Option(
+            help="Panels: first, second, or M, a number of inner steps; with commas.",
+            rich_help_panel=_GRID,
+        ),
+    ] = "first,second,10",
+    radius: Annotated[
+        float, typer.Option(help="Half of the square's side.", rich_help_panel=_GRID)
+    ] = 1.0,
+    step: Annotated[
+        float,
+        typer.Option(help="Distance of grid points; the paper's is 0.02.", rich_help_panel=_GRID),
+    ] = 0.1,
+    val_batches: Annotated[
+        int | None,
+        typer.Option(
+            help="Batches whose mean loss is drawn.",
+            rich_help_panel=_GRID,
+            show_default="those that score alpha, at most 16",
+        ),
+    ] = None,
+    paths: Annotated[
+        str,
+        typer.Option(
+            help="Methods whose paths are drawn: darts1, darts2, rs, mgs, gld; or none.",
+            rich_help_panel=_PATHS,
+        ),
+    ] = "darts1,rs,mgs,gld",
+    n_updates: Annotated[
+        int, typer.Option(help="Updates of each path.", rich_help_panel=_PATHS)
+    ] = 10,
+    path_lr: Annotated[
+        float, typer.Option(help="Adam's learning rate in DARTS's paths.", rich_help_panel=_PATHS)
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of directions, start and solvers.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for arrays and pictures.", show_default="RUN/landscape"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Draw the loss around a search's alpha, by approximation of the weights, and the paths there.
+
+    Stopped by Ctrl-C, the same command goes on.
+    """
+    let_threads_sleep()
+    from zoopt_nas.nas import landscape_plot, plots
+    from zoopt_nas.nas.landscape import LandscapeSettings
+    from zoopt_nas.nas.landscape_run import compute_landscape
+
+    settings = LandscapeSettings(
+        inner=_names(inner),
+        radius=radius,
+        step=step,
+        val_batches=val_batches,
+        paths=() if paths == "none" else _names(paths),
+        n_updates=n_updates,
+        path_lr=path_lr,
+        seed=seed,
+    )
+    out = out or run / "landscape"
+    with (
+        console.one_line_warnings(),
+        console.stop_on_signals() as flag,
+        console.counting("landscape", quiet=json) as count,
+    ):
+        found = compute_landscape(
+            run, settings, out=out, on_progress=count, should_stop=lambda: flag.raised
+        )
+    summary = found.summary()
+    figure = landscape_plot.draw_landscape(found)
+    pictures = [str(path) for path in plots.save(figure, out / "landscape", ("png", "pdf"))]
+    if json:
+        console.say_json({"out": str(out), **summary, "pictures": pictures})
+        return
+    _say_tables(summary)
+    for path in (str(out / "landscape.npz"), str(out / "landscape.json"), *pictures):
+        console.say(path)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _say_tables(summary: dict[str, Any]) -> None:
+    reference = summary["reference"]
+    console.say_table(
+        f"BatchNorm on batch statistics, {summary['settings']['val_batches']} validation batches",
+        [
+            *("inner", "mean gradient", "curvatures at the minimum", "minimum", "loss"),
+            f"distance to that of {reference}",
+        ],
+        [
+            [
+                name,
+                _shown(panel["mean_gradient_norm"]),
+                ", ".join(map(_shown, panel["eigenvalues"])),
+                _point(panel["minimum"]) + (", on the border" if panel["is_on_border"] else ""),
+                _shown(panel["minimum_value"]),
+                _shown(panel["distance_to_reference"]),
+            ]
+            for name, panel in summary["panels"].items()
+        ],
+    )
+    if not summary["paths"]:
+        return
+    console.say_table(
+        f"Paths of {summary['settings']['n_updates']} updates, losses of {reference} inner steps",
+        ["method", "start", "end", "loss before", "after", "distance to the minimum"],
+        [
+            [
+                name,
+                _point(path["start"]),
+                _point(path["end"]),
+                _shown(path["start_value"]),
+                _shown(path["end_value"]),
+                _shown(path["distance_to_minimum"]),
+            ]
+            for name, path in summary["paths"].items()
+        ],
+    )
+
+
+def _shown(number: float | None) -> str:
+    return "-" if number is None else f"{number:.4g}"
+
+
+def _point(coordinates: list[float]) -> str:
+    return "({:.2f}, {:.2f})".format(*coordinates)

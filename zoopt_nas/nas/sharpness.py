@@ -1,0 +1,100 @@
+"""How sharp a landscape is: measures of a loss on a square grid.
+
+``values[i, j]`` is the loss at ``(axis[i], axis[j])``: the first index runs along the x axis.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoopt_nas.errors import InvalidValueError
+
+Array = NDArray[np.float64]
+
+# Points on a side of the square whose quadratic gives the curvature. Ours: three would be plain
+# differences, which the noise of a loss on few images can turn negative at a minimum.
+FIT_SIDE = 5
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Measures of one landscape. A number that the grid does not tell is NaN.
+
+    Attributes:
+        mean_gradient_norm: mean over the inner points, by central differences: loss per unit of
+            alpha. It is what dense contours show.
+        minimum: (x, y) of the lowest point of the grid.
+        minimum_value: the loss there.
+        centre_value: the loss at (0, 0), where alpha is.
+        eigenvalues: of the Hessian at the minimum, the lower one first: loss per unit squared. The
+            Hessian is that of the quadratic fitted to the 5x5 points around by least squares.
+        is_on_border: whether the minimum is at the border of the grid. The true one then lies
+            outside, and the curvature is taken beside it.
+    """
+
+    mean_gradient_norm: float
+    minimum: tuple[float, float]
+    minimum_value: float
+    centre_value: float
+    eigenvalues: tuple[float, float]
+    is_on_border: bool
+
+    def distance_to(self, other: Sharpness) -> float:
+        """How far the minimum is from another landscape's, in units of alpha."""
+        return math.dist(self.minimum, other.minimum)
+
+
+def measure_sharpness(axis: Array, values: Array) -> Sharpness:
+    """The measures of a landscape; points that are not finite count as missing.
+
+    Args:
+        axis: ``(n,)``, equally spaced, symmetric about 0, n odd.
+        values: ``(n, n)``, see the module.
+
+    Raises:
+        InvalidValueError: the shapes do not fit, n is below 3, or no value is finite.
+    """
+    n = len(axis)
+    if n < 3 or n % 2 == 0 or values.shape != (n, n):
+        raise InvalidValueError(
+            "values must have shape (n, n) with n odd, at least 3, and that of the axis, "
+            f"got {values.shape} and {n}"
+        )
+    known = np.where(np.isfinite(values), values, np.nan)
+    if np.isnan(known).all():
+        raise InvalidValueError("values must hold a finite loss, got none")
+    step = float(axis[1] - axis[0])
+    row, column = divmod(int(np.nanargmin(known)), n)
+    slopes_x = (known[2:, 1:-1] - known[:-2, 1:-1]) / (2 * step)
+    slopes_y = (known[1:-1, 2:] - known[1:-1, :-2]) / (2 * step)
+    norms = np.hypot(slopes_x, slopes_y)
+    return Sharpness(
+        mean_gradient_norm=math.nan if np.isnan(norms).all() else float(np.nanmean(norms)),
+        minimum=(float(axis[row]), float(axis[column])),
+        minimum_value=float(known[row, column]),
+        centre_value=float(known[n // 2, n // 2]),
+        eigenvalues=_curvature(known, (row, column), step),
+        is_on_border=bool({row, column} & {0, n - 1}),
+    )
+
+
+def _curvature(values: Array, at: tuple[int, int], step: float) -> tuple[float, float]:
+    """Eigenvalues of the quadratic fitted around ``at``; NaN if too few points are known."""
+    n = len(values)
+    side = min(FIT_SIDE, n)
+    first = [min(max(i - side // 2, 0), n - side) for i in at]  # inside the grid
+    i, j = np.meshgrid(*(np.arange(start, start + side) for start in first), indexing="ij")
+    z = values[i, j].ravel()
+    x, y = i.ravel() - float(at[0]), j.ravel() - float(at[1])  # in steps
+    is_known = ~np.isnan(z)
+    basis = np.stack([np.ones_like(x), x, y, x * x / 2, x * y, y * y / 2], axis=1)[is_known]
+    coefficients, _, rank, _ = np.linalg.lstsq(basis, z[is_known], rcond=None)
+    if rank < basis.shape[1]:
+        return math.nan, math.nan
+    _, _, _, xx, xy, yy = coefficients
+    lower, upper = np.linalg.eigvalsh(np.array([[xx, xy], [xy, yy]]) / step**2)
+    return float(lower), float(upper)
