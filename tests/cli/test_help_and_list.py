@@ -14,7 +14,7 @@ from zoopt_nas.nas.datasets import DATASETS
 from zoopt_nas.nas.search import METHODS
 from zoopt_nas.nas.spaces import SPACES
 
-COMMANDS = ("search", "train", "show", "minimize", "list", "bench")
+COMMANDS = ("search", "train", "show", "landscape", "minimize", "list", "bench")
 PANELS = {
     "search": ["What to do", "Run folder", "Supernet", "Weights", "Alpha", "Data", "Machine"],
     "train": ["What to do", "Run folder", "Network", "Weights", "Data", "Machine"],
@@ -110,7 +110,7 @@ def test_help_and_list_solvers_import_no_torch():
     code = """
 import sys
 from zoopt_nas_cli.main import run
-for arguments in (["--help"], ["search", "--help"], ["train", "--help"], ["list", "solvers"]):
+for arguments in (["--help"], ["search", "--help"], ["train", "--help"], ["landscape", "--help"], ["list", "solvers"]):
     assert run(arguments) == 0
 loaded = {"torch", "matplotlib", "sklearn", "scipy.optimize", "torchvision"} & set(sys.modules)
 sys.exit(f"imported: {loaded}" if loaded else 0)

@@ -94,7 +94,7 @@ class GridFile:
 
     def _load(self, path: Path) -> None:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 identity = json.loads(str(file["identity"]))
                 n_rows: dict[str, int] = json.loads(str(file["n_rows"]))
                 grids = {name: file[f"values_{name}"] for name in n_rows}

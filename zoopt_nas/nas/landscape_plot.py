@@ -81,7 +81,8 @@ def _ink_contours(axes: Axes, axis: Array, values: Array, levels: Array) -> Any:
 def _ink_marks(axes: Axes, measure: Sharpness) -> None:
     axes.plot(0.0, 0.0, "+", color="white", ms=8, mew=1.2, gid="centre")
     x, y = measure.minimum
-    axes.plot(x, y, "*", color=_STAR, mec="white", ms=13, mew=0.8, zorder=4, gid="minimum")
+    style: dict[str, Any] = {"color": _STAR, "mec": "white", "ms": 13, "mew": 0.8, "zorder": 4}
+    axes.plot(x, y, "*", clip_on=False, gid="minimum", **style)
 
 
 def _ink_track(axes: Axes, method: str, track: Track) -> None:

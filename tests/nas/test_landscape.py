@@ -1,0 +1,356 @@
+"""Landscapes of a tiny search: the plane, the panels, the paths, going on, the figure."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from zoopt_nas import nas
+from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted, UnknownNameError
+from zoopt_nas.nas import landscape_run
+from zoopt_nas.nas.landscape import Landscape, LandscapeSettings, Plane, Track
+from zoopt_nas.nas.landscape_plot import draw_landscape
+from zoopt_nas.nas.landscape_run import PinnedSearch, compute_landscape, follow
+from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.updaters import AlphaUpdater
+
+SMALL = LandscapeSettings(
+    inner=("first", "second", "2"), step=1.0, val_batches=2, paths=(), n_updates=2
+)
+
+
+@pytest.fixture
+def run(search_config, tmp_path):
+    """The folder of a finished search; candidates one by one, so that losses are exact."""
+    path = tmp_path / "run"
+    nas.run_search(search_config("gld", candidates_per_batch=1), run_dir=path)
+    return path
+
+
+def with_(settings, **changes):
+    return LandscapeSettings(**(vars(settings) | changes))
+
+
+def test_directions_are_orthonormal_and_of_their_seed():
+    plane = Plane.random(np.zeros(84), 5)
+    gram = plane.directions @ plane.directions.T
+    assert np.abs(gram - np.eye(2)).max() < 1e-12
+    assert np.array_equal(plane.directions, Plane.random(np.zeros(84), 5).directions)
+    assert not np.allclose(plane.directions, Plane.random(np.zeros(84), 6).directions)
+
+
+def test_directions_are_uniform():
+    # d1 is its Gaussian vector normalised, so its components have mean 0 and variance 1 / dim.
+    # 4000 planes of 4 dimensions: the mean of each has standard deviation 0.5 / sqrt(4000) = 0.008.
+    found = np.stack([Plane.random(np.zeros(4), seed).directions for seed in range(4000)])
+    assert np.abs(found.mean(axis=0)).max() < 5 * 0.008
+    # Var of x^2 on the sphere of 4 dimensions is 1/8 - 1/16 = 1/16: 0.25 / sqrt(4000) = 0.004.
+    assert np.abs((found**2).mean(axis=0) - 0.25).max() < 5 * 0.004
+
+
+def test_points_and_projections():
+    centre = np.random.default_rng(0).standard_normal(10)
+    plane = Plane.random(centre, 1)
+    assert np.array_equal(plane.points(np.zeros((1, 2)))[0], centre)
+    x, y = plane.points(np.array([[2.0, 0.0], [0.0, 3.0]])) - centre
+    assert x == pytest.approx(2 * plane.directions[0], abs=1e-14)
+    assert y == pytest.approx(3 * plane.directions[1], abs=1e-14)
+    outside = np.linalg.svd(plane.directions)[2][2]  # orthogonal to both
+    assert plane.project(0.5 * x + y + 7 * outside) == pytest.approx([1.0, 3.0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("radius", "step", "n"), [(1.0, 0.02, 101), (1.0, 0.1, 21), (0.3, 0.1, 7), (1.0, 0.3, 7)]
+)
+def test_the_axis_is_symmetric_with_zero_in_the_middle(radius, step, n):
+    axis = LandscapeSettings(radius=radius, step=step).axis
+    assert len(axis) == n
+    assert axis[n // 2] == 0
+    assert np.array_equal(axis, -axis[::-1])
+    assert np.diff(axis) == pytest.approx(step)
+    assert axis[-1] <= radius + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"inner": ()}, "inner must name each panel once, got none"),
+        ({"inner": ("10", "10")}, "inner must name each panel once, got 10, 10"),
+        ({"inner": ("0",)}, "positive number of steps, got 0"),
+        ({"inner": ("third",)}, "positive number of steps, got third"),
+        ({"step": 0.0}, "step must be positive .*, got 0.0 and 1.0"),
+        ({"radius": 0.01}, "got 0.1 and 0.01"),
+        ({"radius": float("inf")}, "got 0.1 and inf"),
+        ({"step": float("nan")}, "got nan and 1.0"),
+        ({"val_batches": 0}, "val_batches must be a positive integer, got 0"),
+        ({"n_updates": 0}, "n_updates must be a positive integer, got 0"),
+        ({"path_lr": 0.0}, "path_lr must be positive"),
+        ({"seed": -1}, "seed at least 0, got 0.1 and -1"),
+        ({"inner": ("first",)}, "paths need a panel of M inner steps .*, got the panels first"),
+    ],
+)
+def test_wrong_settings(changes, text):
+    with pytest.raises(InvalidValueError, match=text):
+        LandscapeSettings(**changes)
+
+
+def test_a_wrong_path():
+    with pytest.raises(UnknownNameError, match="unknown method of a path 'cma'"):
+        LandscapeSettings(paths=("cma",))
+
+
+def test_the_reference_has_the_most_steps():
+    assert LandscapeSettings(inner=("9", "first", "10")).reference == "10"
+    assert LandscapeSettings(inner=("first",), paths=()).reference is None
+
+
+def test_values_are_those_of_the_objective_with_x_along_the_first_index(run):
+    found = compute_landscape(run, SMALL)
+    assert found.epoch == 3
+    assert found.axis.tolist() == [-1.0, 0.0, 1.0]
+    search = PinnedSearch(RunFolder.open(run))
+    centre = search.alpha.double().numpy()
+    assert np.array_equal(found.plane.centre, centre)
+    # Recomputed with the batches that the search would draw next.
+    noise_seed = nas.search.seeds_for(0, landscape_run._SEEDED)["noise"]
+    draw = search.draw_once(2, 2, noise_seed)
+    assert list(found.panels) == ["first", "second", "2"]
+    for name, grid in found.panels.items():
+        objective = search.objective(name, draw)
+        assert grid[1, 1] == objective(search.alpha[None]).item()  # the centre is alpha itself
+        d1, d2 = found.plane.directions
+        for i, j in ((2, 0), (0, 1)):
+            alpha = centre + found.axis[i] * d1 + found.axis[j] * d2
+            value = objective(torch.from_numpy(alpha).float()[None]).item()
+            assert grid[i, j] == pytest.approx(value, abs=1e-6)
+        assert len(np.unique(grid)) == 9  # all of them are told apart
+    assert not np.allclose(found.panels["first"], found.panels["2"])
+
+
+def test_the_first_order_panel_is_the_plain_loss_on_the_common_batches(run):
+    search = PinnedSearch(RunFolder.open(run))
+    draw = search.draw_once(1, 2, 0)
+    value = search.objective("first", draw)(search.alpha[None]).item()
+    search.supernet.train()  # BatchNorm on batch statistics
+    with torch.no_grad():
+        losses = [
+            torch.nn.functional.cross_entropy(search.supernet(images, search.alpha), labels)
+            for images, labels in draw.val
+        ]
+    assert value == pytest.approx(float(torch.stack(losses).mean()), abs=1e-6)
+
+
+def test_panels_share_their_draw(run):
+    search = PinnedSearch(RunFolder.open(run))
+    draw = search.draw_once(3, None, 7)
+    assert len(draw.val) == 2  # 32 images score alpha, in batches of 16
+    draws = {name: search.objective(name, draw).draw() for name in ("first", "second", "2", "3")}
+    assert [len(each.train) for each in draws.values()] == [0, 1, 2, 3]
+    for each in draws.values():
+        assert each.val is draw.val
+        assert each.noise_seed == 7
+        assert all(mine is common for mine, common in zip(each.train, draw.train, strict=False))
+
+
+def test_the_run_is_only_read(run):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    compute_landscape(run, with_(SMALL, inner=("1",), paths=("gld",)))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+class Drift(AlphaUpdater):
+    """Moves alpha by the same vector in every update; remembers where it was before each."""
+
+    def __init__(self, dim, by):
+        self._alpha, self._by, self.seen = torch.zeros(dim, dtype=torch.float64), by, []
+
+    @property
+    def alpha(self):
+        return self._alpha
+
+    def step(self, objective, progress):
+        self.seen.append(self._alpha.numpy().copy())
+        self._alpha = self._alpha + self._by
+        return {}
+
+    def state_dict(self):
+        return {"alpha": self._alpha.clone()}
+
+    def load_state_dict(self, state):
+        self._alpha = state["alpha"]
+
+
+def test_updates_are_projected_onto_the_plane():
+    plane = Plane.random(np.arange(6.0), 3)
+    outside = np.linalg.svd(plane.directions)[2][2]
+    by = 0.1 * plane.directions[0] - 0.2 * plane.directions[1] + 5 * outside
+    updater = Drift(6, torch.from_numpy(by))
+    path = follow(updater, None, plane, np.array([0.5, 0.5]), 3)
+    expected = np.array([[0.5, 0.5], [0.6, 0.3], [0.7, 0.1], [0.8, -0.1]])
+    assert path == pytest.approx(expected, abs=1e-12)
+    assert np.stack(updater.seen) == pytest.approx(plane.points(expected[:3]), abs=1e-12)
+
+
+def test_the_paths_of_all_methods(run):
+    settings = with_(
+        SMALL, inner=("1",), paths=("darts1", "darts2", "rs", "mgs", "gld"), path_lr=0.05
+    )
+    found = compute_landscape(run, settings)
+    starts = {tuple(track.coordinates[0]) for track in found.tracks.values()}
+    assert len(starts) == 1
+    assert np.hypot(*starts.pop()) == pytest.approx(np.sqrt(0.5))
+    for name, track in found.tracks.items():
+        assert track.coordinates.shape == (3, 2), name
+        assert not np.array_equal(track.coordinates[0], track.coordinates[-1]), name  # it moves
+    # Adam's first step is lr in every component, up to its epsilon and the sign.
+    step = found.tracks["darts1"].coordinates[1] - found.tracks["darts1"].coordinates[0]
+    assert (np.abs(step) <= 0.05 * np.abs(found.plane.directions).sum(axis=1) + 1e-6).all()
+    # The losses beside a path are those of the panel that it is drawn on.
+    search = PinnedSearch(RunFolder.open(run))
+    noise_seed = nas.search.seeds_for(0, landscape_run._SEEDED)["noise"]
+    objective = search.objective("1", search.draw_once(1, 2, noise_seed))
+    points = torch.from_numpy(found.plane.points(found.tracks["gld"].coordinates)).float()
+    assert found.tracks["gld"].values == pytest.approx(objective(points).numpy(), abs=1e-6)
+    again = compute_landscape(run, settings)
+    assert np.array_equal(again.tracks["mgs"].coordinates, found.tracks["mgs"].coordinates)
+
+
+def test_a_stopped_landscape_goes_on(run, tmp_path):
+    whole = compute_landscape(run, SMALL, out=tmp_path / "whole")
+    counts = []
+
+    def stop_after_four():
+        return len(counts) == 4
+
+    out = tmp_path / "deep" / "out"
+    text = re.escape(
+        f"stopped after 4 of 9 rows and paths; the rows are in {out}, and the same command goes on"
+    )
+    with pytest.raises(RunInterrupted, match=text):
+        compute_landscape(
+            run,
+            SMALL,
+            out=out,
+            on_progress=lambda *count: counts.append(count),
+            should_stop=stop_after_four,
+        )
+    assert counts == [(1, 9), (2, 9), (3, 9), (4, 9)]
+    with np.load(out / "landscape.npz") as partial:
+        assert np.isnan(partial["values_second"]).tolist() == [[False] * 3, [True] * 3, [True] * 3]
+    assert not (out / "landscape.json").exists()
+    asked = []
+    again = compute_landscape(run, SMALL, out=out, should_stop=lambda: bool(asked.append(1)))
+    assert len(asked) == 5  # the four rows are not computed again
+    for name, grid in whole.panels.items():
+        assert np.array_equal(again.panels[name], grid), name
+    assert json.loads((out / "landscape.json").read_text()) == whole.summary()
+    assert sorted(path.name for path in out.iterdir()) == ["landscape.json", "landscape.npz"]
+
+
+def test_more_panels_keep_those_that_are_there(run, tmp_path):
+    one = compute_landscape(run, with_(SMALL, inner=("1",)), out=tmp_path / "out")
+    compute_landscape(run, with_(SMALL, inner=("2",)), out=tmp_path / "out")
+    with np.load(tmp_path / "out" / "landscape.npz") as file:
+        assert np.array_equal(file["values_1"], one.panels["1"])
+        assert file["values_2"].shape == (3, 3)
+
+
+def test_another_landscape_is_not_mixed_in(run, tmp_path):
+    settings = with_(SMALL, inner=("first",))
+    compute_landscape(run, settings, out=tmp_path / "out")
+    with pytest.raises(RunError, match=r"got one with seed 0 instead of 1; name another folder"):
+        compute_landscape(run, with_(settings, seed=1), out=tmp_path / "out")
+    (tmp_path / "out" / "landscape.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(RunError, match=r"landscape\.npz is damaged, or no landscape"):
+        compute_landscape(run, settings, out=tmp_path / "out")
+
+
+def test_a_run_without_a_checkpoint(search_config, tmp_path):
+    RunFolder.create(tmp_path / "new", search_config("gld"))
+    with pytest.raises(RunError, match="new has no checkpoint yet, so there are no weights"):
+        compute_landscape(tmp_path / "new", SMALL)
+
+
+def toy(**fields) -> Landscape:
+    """A landscape whose minimum is at x = 0.4, y = -0.2."""
+    settings = LandscapeSettings(inner=("first", "3"), step=0.1, paths=("gld",))
+    x, y = np.meshgrid(settings.axis, settings.axis, indexing="ij")
+    values = (x - 0.4) ** 2 + 3 * (y + 0.2) ** 2
+    track = Track(np.array([[-0.5, 0.5], [0.1, 0.2]]), np.array([2.0, 1.0]))
+    made = {
+        "settings": settings,
+        "epoch": 3,
+        "val_batches": 2,
+        "axis": settings.axis,
+        "plane": Plane.random(np.zeros(4), 0),
+        "panels": {"first": values, "3": values.T},
+        "tracks": {"gld": track},
+    }
+    return Landscape(**(made | fields))
+
+
+def test_the_figure_has_direction_1_to_the_right():
+    figure = draw_landscape(toy())
+    first, second, paths, _ = figure.axes
+    titles = ["(a) first order: ω* = ω", "(b) 3 steps", "(c) paths, on 3 steps"]
+    assert [axes.get_title() for axes in (first, second, paths)] == titles
+    assert (first.get_xlabel(), first.get_ylabel()) == ("direction 1", "direction 2")
+    for axes, minimum in ((first, (0.4, -0.2)), (second, (-0.2, 0.4)), (paths, (-0.2, 0.4))):
+        (star,) = [line for line in axes.lines if line.get_gid() == "minimum"]
+        assert star.get_xydata()[0] == pytest.approx(minimum)
+        (contours,) = [part for part in axes.collections if part.get_gid() == "contours"]
+        inner = next(path for path in contours.get_paths() if len(path.vertices))
+        assert inner.vertices.mean(axis=0) == pytest.approx(minimum, abs=0.1)
+    (line,) = [line for line in paths.lines if line.get_gid() == "path-gld"]
+    assert line.get_xydata().tolist() == [[-0.5, 0.5], [0.1, 0.2]]
+    assert [text.get_text() for text in paths.get_legend().get_texts()] == ["gld"]
+
+
+def test_panels_share_their_contour_levels():
+    one = toy()
+    figure = draw_landscape(
+        toy(panels={"first": one.panels["first"], "3": 0.1 * one.panels["3"]}, tracks={})
+    )
+    levels, n_lines = [], []
+    for axes in figure.axes[:2]:
+        (contours,) = [part for part in axes.collections if part.get_gid() == "contours"]
+        levels.append(contours.levels.tolist())
+        n_lines.append(sum(len(path.vertices) > 0 for path in contours.get_paths()))
+    assert levels[0] == levels[1]
+    assert n_lines[0] > 5 * n_lines[1] > 0  # the flatter panel has fewer
+
+
+def test_a_flat_landscape_and_missing_points_are_drawn():
+    values = np.ones((21, 21))
+    values[3, 4] = np.nan
+    figure = draw_landscape(toy(panels={"first": values, "3": values}, tracks={}))
+    assert len(figure.axes) == 3
+
+
+def test_the_summary():
+    summary = toy().summary()
+    assert summary["reference"] == "3"
+    assert summary["batch_norm"] == "batch statistics"
+    assert (summary["epoch"], summary["settings"]["val_batches"]) == (3, 2)
+    first, third = summary["panels"]["first"], summary["panels"]["3"]
+    assert first["minimum"] == pytest.approx([0.4, -0.2])
+    assert first["eigenvalues"] == pytest.approx([2, 6])
+    assert first["distance_to_reference"] == pytest.approx(np.hypot(0.6, 0.6))
+    assert third["distance_to_reference"] == 0
+    path = summary["paths"]["gld"]
+    assert (path["start"], path["end"]) == ([-0.5, 0.5], [0.1, 0.2])
+    assert (path["start_value"], path["end_value"]) == (2.0, 1.0)
+    assert path["distance_to_minimum"] == pytest.approx(np.hypot(0.3, 0.2))
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_a_summary_has_no_nan():
+    values = np.full((21, 21), np.nan)
+    values[10, 12] = 1.0
+    summary = toy(panels={"first": values, "3": values}, tracks={}).summary()
+    assert summary["panels"]["first"]["mean_gradient_norm"] is None
+    assert summary["panels"]["first"]["eigenvalues"] == [None, None]
