@@ -110,7 +110,8 @@ def test_help_and_list_solvers_import_no_torch():
     code = """
 import sys
 from zoopt_nas_cli.main import run
-for arguments in (["--help"], ["search", "--help"], ["train", "--help"], ["landscape", "--help"], ["list", "solvers"]):
+helps = [[command, "--help"] for command in ("search", "train", "landscape")]
+for arguments in (["--help"], *helps, ["list", "solvers"]):
     assert run(arguments) == 0
 loaded = {"torch", "matplotlib", "sklearn", "scipy.optimize", "torchvision"} & set(sys.modules)
 sys.exit(f"imported: {loaded}" if loaded else 0)

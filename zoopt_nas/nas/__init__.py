@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.distributed import Processes as Processes
     from zoopt_nas.nas.genotype import GENOTYPES as GENOTYPES
     from zoopt_nas.nas.genotype import Genotype as Genotype
+    from zoopt_nas.nas.landscape import Landscape as Landscape
+    from zoopt_nas.nas.landscape import LandscapeSettings as LandscapeSettings
+    from zoopt_nas.nas.landscape_run import compute_landscape as compute_landscape
     from zoopt_nas.nas.loop import Observer as Observer
     from zoopt_nas.nas.loop import Progress as Progress
     from zoopt_nas.nas.loop import Start as Start
@@ -57,6 +60,8 @@ _EXPORTS = {
     "datasets": ("DATASETS",),
     "distributed": ("Processes",),
     "genotype": ("GENOTYPES", "Genotype"),
+    "landscape": ("Landscape", "LandscapeSettings"),
+    "landscape_run": ("compute_landscape",),
     "loop": ("Observer", "Progress", "Start", "StartObserver"),
     "memory": ("MemoryEstimate", "estimate_search", "estimate_training"),
     "methods": ("METHODS",),
