@@ -65,6 +65,12 @@ def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]])
     console.print(table)
 
 
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, or the whole paths where two would be called the same."""
+    names = [os.path.basename(os.path.normpath(path)) for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
+
+
 def fail(message: str, code: int = USAGE_ERROR) -> int:
     """Prints one line of error and gives the exit code back."""
     one_line = " ".join(message.split())

@@ -10,7 +10,22 @@ from typer.exceptions import TyperException
 
 import zoopt_nas
 
-from . import bench, console, landscape, minimize, search, show, tables, train
+from . import (
+    bench,
+    console,
+    convergence,
+    diagnose,
+    landscape,
+    minimize,
+    search,
+    show,
+    sweep,
+    tables,
+    train,
+)
+
+# A command that hands options of another one on cannot know them.
+_HANDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
     name="zoopt-nas",
@@ -23,6 +38,9 @@ app.command("search")(search.search)
 app.command("train")(train.train)
 app.command("show")(show.show)
 app.command("landscape")(landscape.landscape)
+app.command("diagnose")(diagnose.diagnose)
+app.command("convergence")(convergence.convergence)
+app.command("sweep", context_settings=_HANDS_ON)(sweep.sweep)
 app.command("minimize")(minimize.minimize)
 app.command("list")(tables.list_names)
 app.add_typer(bench.app, name="bench")

@@ -119,6 +119,19 @@ def parse_pairs(pairs: list[str], flag: str = "--solver-option") -> dict[str, An
     return parsed
 
 
+def parse_values(pairs: list[str], flag: str = "--vary") -> dict[str, list[Any]]:
+    """``["n_samples=2,4"]`` as ``{"n_samples": [2, 4]}``; values as in ``parse_pairs``."""
+    parsed: dict[str, list[Any]] = {}
+    for pair in pairs:
+        name, equals, values = pair.partition("=")
+        if not equals or not name or name in parsed:
+            raise InvalidValueError(f"{flag} must read NAME=VALUE,VALUE,... once, got {pair}")
+        parsed[name] = [
+            parse_pairs([f"{name}={value}"])[name] for value in values.split(",") if value
+        ]
+    return parsed
+
+
 def resume_alone(ctx: typer.Context) -> None:
     """A resumed run has its settings already; another one beside ``--resume`` is a mistake."""
     others = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -160,17 +160,10 @@ def search(
     let_threads_sleep()
     from zoopt_nas import nas  # torch takes a second or two to import: not for --help
 
-    options = parse_pairs(solver_option or [])
-    if n_samples is not None:
-        options["n_samples"] = n_samples
     if resume is not None:
         resume_alone(ctx)
     else:
-        fields = read_config_file(config, SearchConfig) | given(ctx, SearchConfig)
-        solver = fields.get("solver", {})
-        if options and isinstance(solver, dict):  # anything else is refused by the next line
-            fields["solver"] = solver | options
-        resolved = SearchConfig.for_dataset(**fields)
+        resolved = SearchConfig.for_dataset(**_fields_of(ctx))
         name = dated(resolved.space, resolved.dataset, resolved.algo, f"seed{resolved.seed}")
         run_dir = run_dir or Path("runs") / name
 
@@ -196,3 +189,23 @@ def search(
     console.say(f"run folder: {result.run_dir}")
     run = shlex.quote(str(result.run_dir))
     console.say(f"next: zoopt-nas train {run}, zoopt-nas show {run}")
+
+
+def parse_fields(arguments: list[str]) -> dict[str, Any]:
+    """The settings that arguments of this command give, for a command that hands them on."""
+    own = typer.Typer(add_completion=False)
+    own.command()(search)
+    parsed = typer.main.get_command(own).make_context("search", list(arguments))
+    return _fields_of(cast(typer.Context, parsed))
+
+
+def _fields_of(ctx: typer.Context) -> dict[str, Any]:
+    """The settings that were given: those of the config file, and the options over them."""
+    options = parse_pairs(list(ctx.params["solver_option"] or []))
+    if ctx.params["n_samples"] is not None:
+        options["n_samples"] = ctx.params["n_samples"]
+    fields = read_config_file(ctx.params["config"], SearchConfig) | given(ctx, SearchConfig)
+    solver = fields.get("solver", {})
+    if options and isinstance(solver, dict):  # anything else is refused by the config
+        fields["solver"] = solver | options
+    return fields

@@ -42,13 +42,6 @@ from .options import (
     setting,
 )
 
-# What a retraining takes over from the search that found its genotype. Not n_train: the network is
-# trained on all training images unless told otherwise.
-_FROM_SEARCH = (
-    *("dataset", "seed", "data_dir", "download", "image_size"),
-    *("device", "threads", "amp", "compile", "channels_last"),
-)
-
 
 def _field(name: str, help_text: str, panel: str, **more: Any) -> Any:
     return setting(TrainConfig, name, help_text, panel, **more)
@@ -220,12 +213,13 @@ def _processes() -> Any:
 def _find(source: str) -> tuple[Any, dict[str, Any], Path | None, str | None]:
     """What ``source`` names: a genotype, the settings with it, its run folder, and its space."""
     from zoopt_nas import nas
+    from zoopt_nas.nas.series import FROM_SEARCH
 
     if not os.path.isdir(source):  # Path.is_dir refuses texts as long as a genotype's
         return nas.Genotype.load(source), {}, None, None
     folder = nas.RunFolder.open(source)
     cls = SearchConfig if folder.kind == SearchConfig.kind else TrainConfig
     config = folder.config(cls)
-    settings = {name: getattr(config, name) for name in _FROM_SEARCH}
+    settings = {name: getattr(config, name) for name in FROM_SEARCH}
     space = config.space if isinstance(config, SearchConfig) else None
     return folder.genotype(), settings, folder.path, space

@@ -14,7 +14,18 @@ from zoopt_nas.nas.datasets import DATASETS
 from zoopt_nas.nas.search import METHODS
 from zoopt_nas.nas.spaces import SPACES
 
-COMMANDS = ("search", "train", "show", "landscape", "minimize", "list", "bench")
+COMMANDS = (
+    "search",
+    "train",
+    "show",
+    "landscape",
+    "diagnose",
+    "convergence",
+    "sweep",
+    "minimize",
+    "list",
+    "bench",
+)
 PANELS = {
     "search": ["What to do", "Run folder", "Supernet", "Weights", "Alpha", "Data", "Machine"],
     "train": ["What to do", "Run folder", "Network", "Weights", "Data", "Machine"],

@@ -1,4 +1,4 @@
-"""Figures of cells, training curves and architecture weights. The only importer of matplotlib.
+"""Figures of cells, training curves and architecture weights.
 
 Every function returns a matplotlib ``Figure`` that belongs to no window and no pyplot state;
 ``save`` writes it. Colours are told apart by the colour-blind, and line styles by a grey printer.

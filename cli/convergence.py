@@ -1,0 +1,109 @@
+"""``zoopt-nas convergence``: retrains what a search had found along its way."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoopt_nas.errors import RunError
+
+from . import console
+from .options import Json, let_threads_sleep, parse_pairs
+
+_PAPER = "Every 25 epochs of 200 in the paper (section 5.1)."
+
+
+def convergence(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders of searches to compare.")
+    ],
+    every: Annotated[
+        int | None,
+        typer.Option(help=f"Epochs between two genotypes. {_PAPER}", show_default="25"),
+    ] = None,
+    train_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE of the retrainings, for example epochs=600; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="Folder in each RUN that the retrainings go into.")
+    ] = "convergence",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the figure.", show_default="pictures of the first RUN"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Retrain the network of every k-th epoch of searches; compare accuracy and size (Fig. 2).
+
+    Retrainings that have ended are kept: the same command goes on after an interruption.
+    """
+    let_threads_sleep()
+    from zoopt_nas import nas
+    from zoopt_nas.nas import analysis_plots, plots, series
+    from zoopt_nas.nas.convergence import (
+        EVERY,
+        ConvergencePoint,
+        plan_retrainings,
+        run_retrainings,
+    )
+
+    every = EVERY if every is None else every
+    settings = parse_pairs(train_option or [], "--train-option")
+    names = console.short_names(runs)
+    folders = [nas.RunFolder.open(run) for run in runs]
+    plans = [plan_retrainings(run, every=every, name=name, **settings) for run in folders]
+
+    options = [f"--train-option={pair}" for pair in train_option or []]
+    options += [f"--every={every}", f"--name={name}"]
+    again = shlex.join(["zoopt-nas", "convergence", *runs, *options])
+    points: dict[str, list[ConvergencePoint]] = {}
+    with console.watched(quiet=json, resume_with=again) as observer:
+        for run, plan in zip(names, plans, strict=True):
+            points[run] = []
+            for point in run_retrainings(plan, observer=observer):
+                points[run].append(point)
+                if not json:
+                    console.say(f"{run}, epoch {point.epoch}: test {point.test_accuracy:.2%}")
+
+    reduced = series.reductions(plans[0][0].config)
+    out = out or folders[0].path / "pictures"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
+    pictures = plots.save(analysis_plots.draw_convergence(points), out / "convergence")
+    if json:
+        result = {
+            run: [asdict(point) | {"run_dir": str(point.run_dir)} for point in there]
+            for run, there in points.items()
+        }
+        console.say_json(
+            {"runs": result, "reduced": reduced, "pictures": [str(path) for path in pictures]}
+        )
+        return
+    columns = ["run", "epoch", "test accuracy", "parameters", "supernet val. accuracy", "skips"]
+    rows = [
+        [
+            run,
+            str(point.epoch),
+            f"{point.test_accuracy:.2%}",
+            f"{point.n_parameters:,}",
+            f"{point.val_accuracy:.2%}",
+            str(point.skip_connections),
+        ]
+        for run, there in points.items()
+        for point in there
+    ]
+    console.say_table("convergence", columns, rows)
+    if reduced:
+        console.say(f"reduced size: {', '.join(reduced)}")
+    for path in pictures:
+        console.say(str(path))

@@ -1,0 +1,135 @@
+"""``zoopt-nas diagnose``: what searches say of their method, by epoch and at their end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoopt_nas.errors import InvalidValueError, RunError
+
+from . import console
+from .options import Json, let_threads_sleep
+
+_FORMS = {
+    "n_effective": ("N_e", "{:.3f}"),
+    "effective_ratio": ("R_e", "{:.3f}"),
+    "eigenvalue": ("eigenvalue", "{:.4f}"),
+    "skip_connections": ("skips", "{}"),
+}
+
+
+def diagnose(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="Run folders of searches.")
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(help="Epochs between rows of the table.", show_default="about ten rows a run"),
+    ] = None,
+    condition_number: Annotated[
+        int,
+        typer.Option(
+            metavar="K",
+            help="Measure Q (Eq. 11) at the end of each run, over K directions.",
+            show_default="not measured",
+        ),
+    ] = 0,
+    radius: Annotated[
+        float | None, typer.Option(help="Norm of its perturbations.", show_default="0.01")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds the directions, or the toy.")] = 0,
+    toy: Annotated[
+        bool,
+        typer.Option("--toy", help="Compare steps with the gradient of a toy (Eq. 13-19)."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the figure.", show_default="pictures of the first RUN"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show N_e, R_e, eigenvalue and skip connections of searches by epoch (Fig. 4), and Q."""
+    if toy == bool(runs):
+        raise InvalidValueError("give either RUN... or --toy")
+    if toy:
+        _say_toy(seed, json)
+        return
+    let_threads_sleep()
+    from zoopt_nas import nas
+    from zoopt_nas.nas import analysis_plots, plots
+    from zoopt_nas.nas.diagnose import RADIUS, epoch_curves, run_condition_numbers
+
+    names = console.short_names(runs or [])
+    folders = [nas.RunFolder.open(run) for run in runs or []]
+    curves = {name: epoch_curves(run) for name, run in zip(names, folders, strict=True)}
+    numbers = {}
+    if condition_number:
+        radius = RADIUS if radius is None else radius
+        for name, run in zip(names, folders, strict=True):
+            numbers[name] = run_condition_numbers(
+                run, n_directions=condition_number, radius=radius, seed=seed
+            )
+    out = out or folders[0].path / "pictures"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
+    pictures = plots.save(analysis_plots.draw_diagnostics(curves), out / "diagnostics")
+    if json:
+        shown = {
+            name: {"n_samples": there.n_samples, "epochs": there.epochs, **there.columns}
+            for name, there in curves.items()
+        }
+        paths = [str(path) for path in pictures]
+        console.say_json({"runs": shown, "condition_numbers": numbers, "pictures": paths})
+        return
+    header = ["run", "N", "epoch", *(title for title, _ in _FORMS.values())]
+    rows = [row for name, there in curves.items() for row in _rows(name, there, every)]
+    console.say_table("diagnostics by epoch", header, rows)
+    if numbers:
+        title = f"condition number Q, K = {condition_number}, radius {radius}, seed {seed}"
+        kinds = ["sgd", "second", "first"]
+        values = [[name, *(f"{q[kind]:.4g}" for kind in kinds)] for name, q in numbers.items()]
+        console.say_table(title, ["run", "fitted (sgd)", "one step (second)", "first"], values)
+    for path in pictures:
+        console.say(str(path))
+
+
+def _rows(name: str, curves: Any, every: int | None) -> list[list[str]]:
+    """Every k-th epoch of a run, and the last."""
+    step = every or max(1, math.ceil(len(curves.epochs) / 10))
+    rows = []
+    for i, epoch in enumerate(curves.epochs):
+        if epoch % step == 0 or i + 1 == len(curves.epochs):
+            values = [(form, curves.columns[key][i]) for key, (_, form) in _FORMS.items()]
+            cells = ["-" if value is None else form.format(value) for form, value in values]
+            rows.append([name, str(curves.n_samples or "-"), str(epoch), *cells])
+    return rows
+
+
+def _say_toy(seed: int, json: bool) -> None:
+    from zoopt_nas.agreement import agreement_table
+
+    rows = list(agreement_table(seed=seed))
+    if json:
+        console.say_json([row._asdict() | {"measured": row.measured._asdict()} for row in rows])
+        return
+    table = [
+        [
+            row.method,
+            f"{row.width:g}",
+            str(row.n_samples),
+            f"{row.measured.cosine:.3f} ± {row.measured.cosine_error:.3f}",
+            f"{row.measured_theory:.3f}",
+            f"{row.theory:.3f}",
+        ]
+        for row in rows
+    ]
+    header = ["method", "width", "N", "cosine with -gradient", "measured", "theory"]
+    console.say_table("steps and the gradient of a toy", header, table)
+    console.say(
+        "measured and theory: relative error (rs), mean step over the radius (mgs), cosine (gld)"
+    )

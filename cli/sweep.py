@@ -1,0 +1,165 @@
+"""``zoopt-nas sweep``: searches over values of a setting and over seeds, as a table."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoopt_nas.errors import InvalidValueError
+
+from . import console, search
+from .options import RUN, WHAT, Json, dated, let_threads_sleep, parse_pairs, parse_values
+
+# Of a retraining's errors 0.01 points would be noise; a mean has a digit more than a run.
+_COLUMNS = {
+    "test_error": ("test error %", 100.0, "{:.2f}"),
+    "n_parameters": ("parameters (M)", 1e-6, "{:.4f}"),
+    "val_accuracy": ("supernet val. accuracy %", 100.0, "{:.2f}"),
+    "skip_connections": ("skips", 1.0, "{:.1f}"),
+    "n_effective": ("N_e", 1.0, "{:.2f}"),
+    "effective_ratio": ("R_e", 1.0, "{:.3f}"),
+    "seconds": ("search s", 1.0, "{:.0f}"),
+}
+
+
+def sweep(
+    ctx: typer.Context,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE,VALUE,... of a search setting or solver option, for example "
+            "n_samples=2,4,6,8; repeated, all combinations.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="K,K,...: each is run.", rich_help_panel=WHAT, show_default="0,1,2 (paper B.3)"
+        ),
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Retrain each result.", rich_help_panel=WHAT)
+    ] = False,
+    train_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE of the retrainings, for example epochs=600; may be repeated.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the sweep. One of the same sweep goes on.",
+            rich_help_panel=RUN,
+            show_default="runs/<date>-sweep",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with this sweep; needs no other option.", rich_help_panel=RUN),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search with several values of a setting and several seeds (Tables 5 and 6 of the paper).
+
+    Every option of `zoopt-nas search` that is given as well holds for all searches.
+    """
+    let_threads_sleep()
+    from zoopt_nas.nas import analysis_plots, plots, series
+    from zoopt_nas.nas.sweep import Sweep, run_sweep, summarize
+
+    if resume is not None:
+        others = (vary, seeds, retrain, train_option, run_dir, ctx.args)
+        if any(others):
+            raise InvalidValueError(
+                "--resume takes every setting from the sweep; leave out the others"
+            )
+        run_dir, asked = resume, Sweep.load(resume)
+    else:
+        settings = parse_pairs(train_option or [], "--train-option")
+        asked = Sweep(
+            vary={name: tuple(values) for name, values in parse_values(vary or []).items()},
+            seeds=_whole_numbers(seeds or "0,1,2"),
+            search=search.parse_fields(ctx.args),
+            train=settings if retrain or settings else None,
+            command=_command(ctx),
+        )
+        run_dir = run_dir or Path("runs") / dated("sweep")
+
+    runs = asked.runs()
+    results = []
+    again = f"zoopt-nas sweep --resume {shlex.quote(str(run_dir))}"
+    with console.watched(quiet=json, resume_with=again) as observer:
+        for result in run_sweep(asked, run_dir, observer=observer):
+            results.append(result)
+            if not json:
+                console.say(f"{len(results)} of {len(runs)} done: {result.name}")
+
+    rows = summarize(results)
+    reduced = series.reductions(runs[0].config)
+    pictures = plots.save(analysis_plots.draw_sweep(rows), run_dir / "sweep")
+    command = asked.command or again
+    if json:
+        console.say_json(
+            {
+                "run_dir": str(run_dir),
+                "command": command,
+                "seeds": list(asked.seeds),
+                "reduced": reduced,
+                "rows": [
+                    {"point": point, **{name: n._asdict() for name, n in numbers.items()}}
+                    for point, numbers in rows
+                ],
+                "runs": [asdict(result) for result in results],
+                "pictures": [str(path) for path in pictures],
+            }
+        )
+        return
+    columns = [name for name in _COLUMNS if any(name in numbers for _, numbers in rows)]
+    table = [
+        [*map(str, point.values()), str(len(asked.seeds))]
+        + [_cell(name, numbers.get(name)) for name in columns]
+        for point, numbers in rows
+    ]
+    header = [*asked.vary, "n", *(_COLUMNS[name][0] for name in columns)]
+    console.say_table("mean ± standard deviation over seeds", header, table)
+    console.say(f"seeds: {', '.join(map(str, asked.seeds))}")
+    console.say(f"command: {command}")
+    if reduced:
+        console.say(f"reduced size: {', '.join(reduced)}")
+    console.say(f"run folder: {run_dir}")
+
+
+def _cell(name: str, number: Any) -> str:
+    if number is None:
+        return "-"
+    _, unit, form = _COLUMNS[name]
+    mean = form.format(unit * number.mean)
+    return mean if number.std is None else f"{mean} ± {form.format(unit * number.std)}"
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidValueError(f"seeds must be whole numbers K,K,..., got {text}") from error
+
+
+def _command(ctx: typer.Context) -> str:
+    """The command line as it was given; only what came from the shell is in the parameters."""
+    parts = ["zoopt-nas", "sweep"]
+    for flag, values in (("vary", ctx.params["vary"]), ("seeds", ctx.params["seeds"])):
+        for value in [values] if isinstance(values, str) else values or []:
+            parts += [f"--{flag}", value]
+    parts += ["--retrain"] if ctx.params["retrain"] else []
+    for pair in ctx.params["train_option"] or []:
+        parts += ["--train-option", pair]
+    return shlex.join([*parts, *ctx.args])

@@ -1,0 +1,164 @@
+"""Figures that compare runs: diagnostics by epoch, convergence, sweeps.
+
+As in ``plots``, each function returns a ``Figure`` that ``plots.save`` writes, and runs differ in
+colour, line style and marker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.convergence import ConvergencePoint
+from zoopt_nas.nas.diagnose import EpochCurves
+from zoopt_nas.nas.plots import STYLE
+from zoopt_nas.nas.sweep import MeanStd
+
+# Okabe and Ito's colours, darkened as in ``plots``.
+_COLORS = ("#0A66A8", "#B84A00", "#00755A", "#8E3B7A", "#666666")
+_DASHES = ("-", "--", ":", "-.")
+_DIAGNOSTICS = {
+    "n_effective": "Effective samples $N_e$",
+    "effective_ratio": "Effective ratio $R_e$",
+    "eigenvalue": "Dominant eigenvalue",
+    "skip_connections": "Skip connections",
+}
+_MARKERS = ("o", "s", "^", "D", "v")
+
+
+@matplotlib.rc_context(STYLE)
+def draw_convergence(runs: Mapping[str, Sequence[ConvergencePoint]]) -> Figure:
+    """Test accuracy, and parameters, of the retrained networks against the epoch (Fig. 2).
+
+    Args:
+        runs: the points of each search, by the name in the legend.
+
+    Raises:
+        InvalidValueError: there is no point.
+    """
+    if not any(runs.values()):
+        raise InvalidValueError("runs must hold a point to draw, got none")
+    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    accuracy, size = figure.subplots(1, 2, sharex=True)
+    for i, (name, points) in enumerate(runs.items()):
+        epochs = [point.epoch for point in points]
+        _ink(accuracy, i, name, epochs, [100 * point.test_accuracy for point in points])
+        _ink(size, i, name, epochs, [point.n_parameters / 1e6 for point in points])
+    accuracy.set_title("Test accuracy (%)")
+    size.set_title("Parameters (millions)")
+    _finish([accuracy, size], "epoch of the search")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_diagnostics(runs: Mapping[str, EpochCurves]) -> Figure:
+    """N_e and R_e (Fig. 4), dominant eigenvalue and skip connections against the epoch.
+
+    Args:
+        runs: the curves of each search, by the name in the legend. A panel without any number is
+            left out.
+
+    Raises:
+        InvalidValueError: there is no run.
+    """
+    if not runs:
+        raise InvalidValueError("runs must hold curves to draw, got none")
+    known = {
+        name: title
+        for name, title in _DIAGNOSTICS.items()
+        if any(value is not None for curves in runs.values() for value in curves.columns[name])
+    }
+    figure = Figure(figsize=(3.2 * max(len(known), 1), 2.6), layout="constrained")
+    panels = list(figure.subplots(1, len(known), squeeze=False)[0])
+    for axes, (name, title) in zip(panels, known.items(), strict=True):
+        axes.set_title(title)
+        for i, (run, curves) in enumerate(runs.items()):
+            column = [math.nan if value is None else value for value in curves.columns[name]]
+            if np.isfinite(column).any():
+                _ink(axes, i, run, curves.epochs, column)
+    _finish(panels, "epoch")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_sweep(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, MeanStd]]]) -> Figure:
+    """Test error and parameters against the varied setting (Tables 5, 6); bars are deviations.
+
+    Without retrainings it is the supernet's validation accuracy and the skip connections.
+
+    Args:
+        rows: of ``summarize``. Of several varied settings, each combination is one place.
+
+    Raises:
+        InvalidValueError: there is no row.
+    """
+    if not rows:
+        raise InvalidValueError("rows must hold a combination to draw, got none")
+    panels = {
+        "test_error": ("Test error (%)", 100.0),
+        "n_parameters": ("Parameters (millions)", 1e-6),
+    }
+    if not all("test_error" in numbers for _, numbers in rows):
+        panels = {
+            "val_accuracy": ("Supernet val. accuracy (%)", 100.0),
+            "skip_connections": ("Skip connections", 1.0),
+        }
+    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    labels = [", ".join(str(value) for value in point.values()) for point, _ in rows]
+    places = range(len(rows))
+    for i, (axes, (key, (title, unit))) in enumerate(
+        zip(figure.subplots(1, 2), panels.items(), strict=True)
+    ):
+        found = [numbers.get(key, MeanStd(math.nan, None, 0)) for _, numbers in rows]
+        axes.errorbar(
+            places,
+            [unit * number.mean for number in found],
+            [unit * (number.std or 0.0) for number in found],
+            color=_COLORS[i],
+            marker=_MARKERS[i],
+            ms=3.5,
+            lw=1.4,
+            capsize=3,
+        )
+        axes.set_title(title)
+        axes.grid(color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xticks(places, labels)
+        axes.set_xlabel(", ".join(rows[0][0]))
+    return figure
+
+
+def _ink(
+    axes: Axes, i: int, name: str, x: Sequence[float], y: Sequence[float], **more: Any
+) -> None:
+    """The line of run ``i``; markers only where they do not run into each other."""
+    axes.plot(
+        x,
+        y,
+        color=_COLORS[i % len(_COLORS)],
+        linestyle=_DASHES[i % len(_DASHES)],
+        marker=_MARKERS[i % len(_MARKERS)] if np.isfinite(y).sum() <= 12 else "",
+        ms=3.5,
+        lw=1.4,
+        label=name,
+        **more,
+    )
+
+
+def _finish(panels: Sequence[Axes], x_label: str) -> None:
+    """Grid, whole numbers of epochs, and one legend, in the first panel."""
+    for axes in panels:
+        axes.grid(color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel(x_label)
+    # The last panel is the one that every run is in.
+    panels[-1].legend(frameon=False, fontsize=8)
