@@ -52,6 +52,7 @@ ORDER = [
         "nas.search",
         "nas.distributed",
         "nas.retrain",
+        "nas.pinned",
         "nas.sharpness",
         "nas.landscape",
         "nas.landscape_file",

@@ -9,7 +9,8 @@ from zoopt_nas import nas, sampling
 from zoopt_nas._arrays import as_generator
 from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.analysis_plots import draw_diagnostics
-from zoopt_nas.nas.diagnose import TrainedSearch, epoch_curves, run_condition_numbers
+from zoopt_nas.nas.diagnose import epoch_curves, run_condition_numbers
+from zoopt_nas.nas.pinned import PinnedSearch
 
 
 @pytest.fixture
@@ -35,16 +36,8 @@ def test_condition_numbers_are_those_of_losses_fitted_alike(searched):
     found = run_condition_numbers(searched, n_directions=3, radius=0.1, seed=1)
     assert {path: path.read_bytes() for path in searched.path.iterdir()} == before
     assert list(found) == ["sgd", "second", "first"]
-    search = TrainedSearch.load(searched)
-    draw = nas.BilevelObjective.from_config(
-        search.supernet,
-        search._optimizer,
-        search._streams["inner"],
-        search._streams["val"],
-        search.config,
-        seed=1,
-        inner="sgd",
-    ).draw()
+    search = PinnedSearch(searched)
+    draw = search.draw_once(search.config.inner_steps, 1, 1)
     alpha = search.alpha
     losses = []
     steps = 0.1 * sampling.sphere(as_generator(1, alpha), 3, alpha)
@@ -62,7 +55,7 @@ def test_what_is_refused(searched):
     with pytest.raises(InvalidValueError, match=r"must be positive, got 0 and 0\.01"):
         run_condition_numbers(searched, n_directions=0)
     (searched.path / "checkpoint.pt").unlink()
-    with pytest.raises(RunError, match="no checkpoint to measure"):
+    with pytest.raises(RunError, match="has no checkpoint yet"):
         run_condition_numbers(searched)
     (searched.path / "metrics.jsonl").unlink()
     with pytest.raises(RunError, match="no epoch to read yet"):

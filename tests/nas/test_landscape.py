@@ -14,7 +14,8 @@ from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted, Unknow
 from zoopt_nas.nas import landscape_run
 from zoopt_nas.nas.landscape import Landscape, LandscapeSettings, Plane, Track
 from zoopt_nas.nas.landscape_plot import draw_landscape
-from zoopt_nas.nas.landscape_run import PinnedSearch, compute_landscape, follow
+from zoopt_nas.nas.landscape_run import compute_landscape, follow
+from zoopt_nas.nas.pinned import PinnedSearch
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.updaters import AlphaUpdater
 

@@ -6,17 +6,13 @@ Nothing here writes into a run folder.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from zoopt_nas.diagnostics import condition_number
 from zoopt_nas.errors import InvalidValueError, RunError
-from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.execution import Execution, cpu_threads
-from zoopt_nas.nas.loop import load_run_dataset
+from zoopt_nas.nas.execution import cpu_threads
+from zoopt_nas.nas.pinned import PinnedSearch
 from zoopt_nas.nas.runs import METRICS, RunFolder
-from zoopt_nas.nas.search import Search
 
 COLUMNS = ("n_effective", "effective_ratio", "eigenvalue", "skip_connections")
 N_DIRECTIONS, RADIUS = 50, 0.01  # of the paper's released script
@@ -54,66 +50,13 @@ def epoch_curves(folder: RunFolder) -> EpochCurves:
     )
 
 
-class TrainedSearch(Search):
-    """A search as its last checkpoint left it, to be measured: it takes no step."""
-
-    @classmethod
-    def load(cls, folder: RunFolder) -> TrainedSearch:
-        """Reads the checkpoint.
-
-        Raises:
-            RunError: there is none, or it does not belong to the config.
-        """
-        config = folder.config(SearchConfig)
-        search = cls(config, load_run_dataset(config, ("train",)))
-        state = folder.load_checkpoint(search.device)
-        if state is None:
-            raise RunError(f"{folder.path} has no checkpoint to measure")
-        try:
-            search.load_own_state(state["own"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise RunError(f"the checkpoint in {folder.path} is not that of its config") from error
-        return search
-
-    def condition_numbers(self, *, n_directions: int, radius: float, seed: int) -> dict[str, float]:
-        """Q (Eq. 11) at the current alpha with each approximation of omega*, by its name.
-
-        The base loss is fitted as the perturbed ones are: from the same weights, on the same
-        batches, by the same steps. Directions and validation batches are those of all three.
-        """
-        config = self.config
-        numbers: dict[str, float] = {}
-        shared: Any = None
-        for inner, n_steps in (("sgd", config.inner_steps), ("second", 1), ("first", 0)):
-            objective = BilevelObjective.from_config(
-                self.supernet,
-                self._optimizer,
-                self._streams["inner"],
-                self._streams["val"],
-                config.replace(reuse_fits=False),
-                seed=seed,
-                inner=inner,
-                execution=Execution.from_config(config, self.device),
-            )
-            if shared is None:
-                shared = objective.draw()
-            own = objective.draw() if n_steps > len(shared.train) else shared
-            draw = shared._replace(train=own.train[:n_steps])
-            numbers[inner] = condition_number(
-                partial(objective, draw=draw),
-                self.alpha,
-                radius=radius,
-                n_directions=n_directions,
-                rng=seed,
-                vectorized=True,
-            )
-        return numbers
-
-
 def run_condition_numbers(
     folder: RunFolder, *, n_directions: int = N_DIRECTIONS, radius: float = RADIUS, seed: int = 0
 ) -> dict[str, float]:
-    """Q (Eq. 11) at the end of a search, for ``sgd``, ``second`` and ``first``.
+    """Q (Eq. 11) at the end of a search, for omega* by ``sgd``, ``second`` and ``first``.
+
+    The base loss is fitted as the perturbed ones are: from the same weights, on the same batches,
+    by the same steps. Directions and validation batches are those of all three.
 
     Args:
         folder: of the search.
@@ -129,7 +72,19 @@ def run_condition_numbers(
         raise InvalidValueError(
             f"n_directions and radius must be positive, got {n_directions} and {radius}"
         )
-    with cpu_threads(folder.config(SearchConfig).threads):
-        return TrainedSearch.load(folder).condition_numbers(
-            n_directions=n_directions, radius=radius, seed=seed
-        )
+    config = folder.config(SearchConfig)
+    with cpu_threads(config.threads):
+        search = PinnedSearch(folder)
+        n_steps = max(config.inner_steps, 1)
+        draw = search.draw_once(n_steps, config.val_batches, seed)
+        return {
+            name: condition_number(
+                search.objective(inner, draw),
+                search.alpha,
+                radius=radius,
+                n_directions=n_directions,
+                rng=seed,
+                vectorized=True,
+            )
+            for name, inner in (("sgd", str(n_steps)), ("second", "second"), ("first", "first"))
+        }

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas.pinned import GRADIENT_INNER
 from zoopt_nas.nas.sharpness import Array, Sharpness, measure_sharpness
 
 PATH_METHODS = ("darts1", "darts2", "rs", "mgs", "gld")
-GRADIENT_PANELS = ("first", "second")  # the others are numbers of inner steps
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LandscapeSettings:
             )
         for name in self.inner:
             is_number = name.isascii() and name.isdigit() and not name.startswith("0")
-            if name not in GRADIENT_PANELS and not is_number:
+            if name not in GRADIENT_INNER and not is_number:
                 raise InvalidValueError(
                     f"inner must be first, second or a positive number of steps, got {name}"
                 )
@@ -93,7 +93,7 @@ class LandscapeSettings:
     def reference(self) -> str | None:
         """The panel of most inner steps, which comes closest to omega*; None without any."""
         return max(
-            (name for name in self.inner if name not in GRADIENT_PANELS), key=int, default=None
+            (name for name in self.inner if name not in GRADIENT_INNER), key=int, default=None
         )
 
     @property

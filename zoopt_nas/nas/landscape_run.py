@@ -14,93 +14,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoopt_nas.errors import NotEnoughMemoryError, RunError, RunInterrupted
+from zoopt_nas.errors import NotEnoughMemoryError, RunInterrupted
 from zoopt_nas.nas.bilevel import BilevelObjective, Draw
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.defaults import solver_options
-from zoopt_nas.nas.execution import Execution, cpu_threads
+from zoopt_nas.nas.execution import cpu_threads
 from zoopt_nas.nas.landscape import (
-    GRADIENT_PANELS,
     Landscape,
     LandscapeSettings,
     Plane,
     Track,
 )
 from zoopt_nas.nas.landscape_file import GridFile
-from zoopt_nas.nas.loop import load_run_dataset
 from zoopt_nas.nas.methods import METHODS
+from zoopt_nas.nas.pinned import PinnedSearch
 from zoopt_nas.nas.runs import RunFolder
-from zoopt_nas.nas.search import Search
 from zoopt_nas.nas.sharpness import Array
 from zoopt_nas.nas.training import seeds_for
 from zoopt_nas.nas.updaters import AlphaUpdater
 
 SUMMARY = "landscape.json"
-MAX_VAL_BATCHES = 16  # see LandscapeSettings
 _SEEDED = ("directions", "start", "noise", "solvers")
 
 
-class PinnedObjective(BilevelObjective):
-    """A bilevel objective that sees the same batches and the same noise in every call."""
-
-    pinned: Draw
-
-    def draw(self) -> Draw:
-        """The pinned batches, as many training batches as there are inner steps."""
-        return self.pinned._replace(train=self.pinned.train[: self._n_train])
-
-
-class PinnedSearch(Search):
-    """A search at its last checkpoint, to be looked at; it does not go on.
-
-    Raises:
-        RunError: the folder holds no search, or no checkpoint that can be used.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        config = folder.config(SearchConfig)
-        super().__init__(config, load_run_dataset(config, ("train",)))
-        self.folder = folder
-        if not self.load_checkpoint():
-            raise RunError(f"{folder.path} has no checkpoint yet, so there are no weights")
-        self.supernet.train()
-
-    def draw_once(self, n_train: int, n_val: int | None, noise_seed: int) -> Draw:
-        """The next batches of the search; ``n_val`` as ``LandscapeSettings.val_batches``."""
-        if n_val is None:
-            n_val = min(self._streams["val"].n_batches, MAX_VAL_BATCHES)
-        return Draw(
-            train=[self._streams["inner"].next_batch() for _ in range(n_train)],
-            val=[self._streams["val"].next_batch() for _ in range(n_val)],
-            noise_seed=noise_seed,
-        )
-
-    def objective(self, panel: str, draw: Draw) -> PinnedObjective:
-        """The loss that a panel shows, on the batches of ``draw``."""
-        is_gradient = panel in GRADIENT_PANELS
-        objective = PinnedObjective.from_config(
-            self.supernet,
-            self._optimizer,
-            self._streams["inner"],
-            self._streams["val"],
-            self.config.replace(
-                inner_steps=self.config.inner_steps if is_gradient else int(panel),
-                reuse_fits=False,
-            ),
-            seed=0,  # of draws, which are pinned
-            inner=panel if is_gradient else "sgd",
-            execution=Execution.from_config(self.config, self.device),
-        )
-        objective.pinned = draw
-        return objective
-
-    def updater(self, method: str, path_lr: float, seed: int) -> AlphaUpdater:
-        """A method as a search of its own would have it, but for the learning rate of DARTS."""
-        own = solver_options(method, self.config.space)
-        if method == self.config.algo:
-            own = dict(self.config.solver)
-        config = self.config.replace(algo=method, solver=own, alpha_lr=path_lr, reuse_fits=False)
-        return METHODS[method].build(config, self.alpha, seed)
+def _updater(search: PinnedSearch, method: str, path_lr: float, seed: int) -> AlphaUpdater:
+    """A method as a search of its own would have it, but for the learning rate of DARTS."""
+    own = solver_options(method, search.config.space)
+    if method == search.config.algo:
+        own = dict(search.config.solver)
+    config = search.config.replace(algo=method, solver=own, alpha_lr=path_lr, reuse_fits=False)
+    return METHODS[method].build(config, search.alpha, seed)
 
 
 def compute_landscape(
@@ -233,7 +176,7 @@ def _tracks(
     for name in settings.paths:
         ticker.check()
         objective = search.objective(METHODS[name].inner or reference, draw)
-        updater = search.updater(name, settings.path_lr, seeds["solvers"])
+        updater = _updater(search, name, settings.path_lr, seeds["solvers"])
         coordinates = follow(updater, objective, plane, start, settings.n_updates)
         yield name, Track(coordinates, _losses(scored, plane.points(coordinates)))
         ticker.tick()
