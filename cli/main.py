@@ -15,6 +15,7 @@ from . import (
     console,
     convergence,
     diagnose,
+    export,
     landscape,
     minimize,
     search,
@@ -41,6 +42,7 @@ app.command("landscape")(landscape.landscape)
 app.command("diagnose")(diagnose.diagnose)
 app.command("convergence")(convergence.convergence)
 app.command("sweep", context_settings=_HANDS_ON)(sweep.sweep)
+app.command("export")(export.export)
 app.command("minimize")(minimize.minimize)
 app.command("list")(tables.list_names)
 app.add_typer(bench.app, name="bench")

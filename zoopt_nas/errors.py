@@ -49,5 +49,9 @@ class DivergedError(ZooptNasError):
     """Training has become non-finite; the last good checkpoint is still there."""
 
 
+class ExportError(ZooptNasError):
+    """An exported network does not compute what the trained one does; nothing was written."""
+
+
 class RunInterrupted(ZooptNasError):  # noqa: N818 - a request, not a fault
     """A run was asked to stop, and has saved where it is."""

@@ -18,6 +18,7 @@ COMMANDS = (
     "search",
     "train",
     "show",
+    "export",
     "landscape",
     "diagnose",
     "convergence",

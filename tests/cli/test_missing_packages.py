@@ -40,6 +40,7 @@ def run_without(packages: str, *arguments: str, cwd) -> subprocess.CompletedProc
         ("torch,torchvision", ["search"], "torch"),
         ("torch,torchvision", ["show", "DARTS_V2"], "torch"),
         ("torch,torchvision", ["list", "spaces"], "torch"),
+        ("torch,torchvision", ["export", "run", "--format", "onnx"], "torch"),
         ("matplotlib", ["show", "DARTS_V2"], "matplotlib"),
     ],
 )

@@ -129,6 +129,7 @@ def test_own_folder_with_a_test_set(tmp_path):
     (root / "train" / ".cache").mkdir()
     dataset = load(root, tmp_path)
     assert dataset.name == "pets"
+    assert dataset.class_names == ("ant", "cat", "dog")
     assert dataset.train.labels.tolist() == [0, 0, 1, 1, 2, 2]  # ant, cat, dog
     assert dataset.train.images[:, 0, 0, 0].tolist() == [2, 12, 1, 11, 0, 10]
     assert dataset.train.images[:, 2].unique().tolist() == [255]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.data import split_indices as split_indices
     from zoopt_nas.nas.datasets import DATASETS as DATASETS
     from zoopt_nas.nas.distributed import Processes as Processes
+    from zoopt_nas.nas.export import ExportResult as ExportResult
+    from zoopt_nas.nas.export import export_network as export_network
     from zoopt_nas.nas.genotype import GENOTYPES as GENOTYPES
     from zoopt_nas.nas.genotype import Genotype as Genotype
     from zoopt_nas.nas.landscape import Landscape as Landscape
@@ -59,6 +61,7 @@ _EXPORTS = {
     "data": ("BatchStream", "Dataset", "load_dataset", "split_indices"),
     "datasets": ("DATASETS",),
     "distributed": ("Processes",),
+    "export": ("ExportResult", "export_network"),
     "genotype": ("GENOTYPES", "Genotype"),
     "landscape": ("Landscape", "LandscapeSettings"),
     "landscape_run": ("compute_landscape",),

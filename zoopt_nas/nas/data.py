@@ -136,6 +136,7 @@ class Dataset:
     augmentation: Augmentation
     train: ImageSet
     test: ImageSet | None
+    class_names: tuple[str, ...] | None = None
 
     def transform(self, augment: bool = True, cutout: int = 0) -> Transform:
         """Returns the transform of training batches, or of test batches (``augment=False``).
@@ -207,6 +208,7 @@ def load_dataset(
         _fit_augmentation(spec, size),
         train=_image_set((images, labels), size, device),
         test=_image_set(spec.load(data_dir, "test", download), size, device) if with_test else None,
+        class_names=spec.class_names,
     )
 
 

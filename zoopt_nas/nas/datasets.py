@@ -48,6 +48,7 @@ class DatasetSpec:
         std: as ``mean``.
         load: (data_dir, split, download) -> images and labels (n,) in 0..n_classes-1. The images
             are uint8 (n, h, w, c), or paths of image files to be decoded when they are needed.
+        class_names: by label; None: the labels have no names, or none that are known here.
     """
 
     name: str
@@ -58,6 +59,7 @@ class DatasetSpec:
     std: tuple[float, ...] | None
     augmentation: Augmentation
     load: Callable[[Path, Split, bool], Loaded]
+    class_names: tuple[str, ...] | None = None
 
 
 def _require(
@@ -255,8 +257,10 @@ def user_spec(path: Path, image_size: int | None) -> DatasetSpec:
         DataError: anything in it cannot be used.
     """
     read: Callable[[Split], tuple[Pixels, Labels]]
+    class_names = None
     if path.is_dir():
-        read = _Folder(path, image_size).read
+        folder = _Folder(path, image_size)
+        read, class_names = folder.read, tuple(folder.classes)
     elif path.suffix == ".npz":
         read = partial(read_npz, path)
     else:
@@ -288,7 +292,9 @@ def user_spec(path: Path, image_size: int | None) -> DatasetSpec:
         return x, y
 
     augmentation = Augmentation(crop_padding=height // 8, flip=True)
-    return DatasetSpec(path.stem, n_classes, channels, height, None, None, augmentation, load)
+    return DatasetSpec(
+        *(path.stem, n_classes, channels, height, None, None, augmentation, load, class_names)
+    )
 
 
 # ------------------------------------------------------------------------ the table
@@ -308,6 +314,7 @@ DATASETS: Registry[DatasetSpec] = Registry(
             std=None,
             augmentation=Augmentation(crop_padding=1),  # a mirrored digit is another shape
             load=_load_digits,
+            class_names=tuple("0123456789"),
         ),
         "cifar10": DatasetSpec(
             name="cifar10",
@@ -318,6 +325,10 @@ DATASETS: Registry[DatasetSpec] = Registry(
             std=(0.24703233, 0.24348505, 0.26158768),
             augmentation=_CROP_AND_FLIP,
             load=_CIFAR10.load,
+            class_names=(
+                *("airplane", "automobile", "bird", "cat", "deer"),
+                *("dog", "frog", "horse", "ship", "truck"),
+            ),
         ),
         "cifar100": DatasetSpec(
             name="cifar100",
@@ -338,6 +349,7 @@ DATASETS: Registry[DatasetSpec] = Registry(
             std=(0.1980, 0.2010, 0.1970),
             augmentation=_CROP_AND_FLIP,  # flipped like the others in every released code
             load=_load_svhn,
+            class_names=tuple("0123456789"),
         ),
         "imagenet": DatasetSpec(
             name="imagenet",

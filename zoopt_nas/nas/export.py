@@ -1,0 +1,277 @@
+"""Export: the network of a run for use without this package, checked against the trained one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoopt_nas.errors import ExportError, InvalidValueError, RunError
+from zoopt_nas.nas import standalone
+from zoopt_nas.nas.augmentation import Transform
+from zoopt_nas.nas.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.data import Dataset
+from zoopt_nas.nas.datasets import DATASETS, DatasetSpec
+from zoopt_nas.nas.export_formats import FORMATS
+from zoopt_nas.nas.export_source import NetworkFacts
+from zoopt_nas.nas.genotype import CELL_KINDS, Genotype
+from zoopt_nas.nas.loop import load_run_dataset
+from zoopt_nas.nas.network import Network
+from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.skeleton import plan_cells
+from zoopt_nas.nas.training import generator, seeded_init, stem_for
+
+# Largest difference of two logits, in units of the largest logit (of 1 if that is less). Float32
+# has 6e-8; sums in another order, through 20 cells, lose up to three digits of it (ours).
+TOLERANCE = 1e-4
+CHECKED_BATCH_SIZES = (1, 3)  # neither is the one that the converters see
+_CPU = torch.device("cpu")
+_STEMS = {"cifar": standalone.CifarStem, "imagenet": standalone.ImageNetStem}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export has written.
+
+    Attributes:
+        format: a name of ``FORMATS``.
+        files: the new files.
+        largest_difference: between logits of the exported and the trained network, in units of the
+            largest logit, on random pixels in batches of ``CHECKED_BATCH_SIZES``.
+        tolerance: what it may be at most.
+        facts: what the exported network is, and what its images have to be.
+    """
+
+    format: str
+    files: tuple[Path, ...]
+    largest_difference: float
+    tolerance: float
+    facts: NetworkFacts
+
+
+def export_network(
+    run_dir: str | Path,
+    format: str = "onnx",
+    *,
+    out: str | Path | None = None,
+    include_normalization: bool = False,
+) -> ExportResult:
+    """Writes the network of a run in a form that does not need this package.
+
+    In evaluation mode, without auxiliary head and drop path, with any batch size. What is written
+    is read again and compared with the trained network before it appears in ``out``. Files of an
+    earlier export are replaced.
+
+    Args:
+        run_dir: the folder of a retraining, also of one that has not ended; or of a search, of
+            which ``"python"`` gives the network that a retraining would train, untrained.
+        format: ``"onnx"``, ``"torchscript"`` or ``"python"``.
+        out: the folder to write to; None = ``export`` in the run folder.
+        include_normalization: whether the exported network takes pixels in 0..1 and normalises
+            them, in place of normalised images.
+
+    Raises:
+        UnknownNameError: no such format.
+        RunError: there is no run, or no weights yet, or ``out`` cannot be written.
+        InvalidValueError: the genotype has an operation that cannot be exported.
+        MissingDependencyError: a package of the extra ``export`` is missing (ONNX only).
+        DataError: the mean and deviation of a data set of one's own cannot be computed again.
+        ExportError: the exported network is not the trained one.
+    """
+    write = FORMATS[format]
+    folder = RunFolder.open(run_dir)
+    config, is_trained = _training_of(folder, format)
+    genotype = Genotype.load(config.genotype)
+    _check_operations(genotype)
+    images = _images_of(config)
+    network = _build(config, genotype, images)
+    epochs = _load_weights(network, folder) if is_trained else 0
+    facts = _facts(config, genotype, images, epochs, include_normalization)
+    plain = _plain(network, facts)
+    reference = _reference(network, facts)
+    out = folder.path / "export" if out is None else Path(out)
+    with _Staging(out) as staging, torch.no_grad():
+        written = write(plain, facts, staging.path)
+        differences = [_difference(written.run, reference, facts, n) for n in CHECKED_BATCH_SIZES]
+        files = staging.publish(written.files)
+    return ExportResult(format, files, max(differences), TOLERANCE, facts)
+
+
+def _training_of(folder: RunFolder, format: str) -> tuple[TrainConfig, bool]:
+    """The settings of the retraining, and whether it has begun: after a search it has not."""
+    if folder.kind == TrainConfig.kind:
+        return folder.config(TrainConfig), True
+    if format != "python":
+        raise RunError(
+            f"{folder.path} is a search, which leaves no trained network: "
+            "train it first (zoopt-nas train), or export it untrained as python"
+        )
+    search = folder.config(SearchConfig)
+    fields = {name: getattr(search, name) for name in ("data_dir", "download", "image_size")}
+    return TrainConfig.for_dataset(search.dataset, str(folder.genotype()), **fields), False
+
+
+def _check_operations(genotype: Genotype) -> None:
+    for kind in CELL_KINDS:
+        for name, _ in genotype.edges(kind):
+            if name not in standalone.OPERATIONS:
+                known = ", ".join(standalone.OPERATIONS)
+                raise InvalidValueError(f"an operation to export must be of {known}, got {name}")
+
+
+def _images_of(config: TrainConfig) -> Dataset | DatasetSpec:
+    """What the images are; the data set is loaded only if its statistics are not known."""
+    if config.dataset in DATASETS:
+        spec = DATASETS[config.dataset]
+        if spec.mean is not None:
+            return replace(spec, image_size=config.image_size or spec.image_size)
+    return load_run_dataset(replace(config, device="cpu"), ("train",))
+
+
+def _build(config: TrainConfig, genotype: Genotype, images: Dataset | DatasetSpec) -> Network:
+    """The network of the retraining on the CPU, without auxiliary head."""
+    with seeded_init(config.seed):
+        network = Network(
+            genotype,
+            images.n_classes,
+            config.init_channels,
+            config.n_cells,
+            in_channels=images.in_channels,
+            stem=stem_for(images.image_size),
+        )
+    return network.eval()
+
+
+def _load_weights(network: Network, folder: RunFolder) -> int:
+    """Loads the weights of the last checkpoint; returns the epochs behind them."""
+    state = folder.load_checkpoint(_CPU)
+    if state is None or state.get("epoch") == 0:
+        raise RunError(f"{folder.path} has no weights yet: no epoch has ended")
+    try:
+        weights = state["own"]["network"]
+        network.load_state_dict(
+            {key: value for key, value in weights.items() if not key.startswith("auxiliary.")}
+        )
+        return int(state["epoch"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RunError(
+            f"the checkpoint in {folder.path} does not belong to its config.toml"
+        ) from error
+
+
+def _facts(
+    config: TrainConfig,
+    genotype: Genotype,
+    images: Dataset | DatasetSpec,
+    epochs: int,
+    include_normalization: bool,
+) -> NetworkFacts:
+    assert images.mean is not None  # of a Dataset always, and of a spec that _images_of returns
+    assert images.std is not None
+    stem = stem_for(images.image_size)
+    plans = plan_cells(config.n_cells, config.init_channels, (1, 1), stem)
+    return NetworkFacts(
+        dataset=config.dataset,
+        genotype=genotype,
+        n_classes=images.n_classes,
+        class_names=images.class_names,
+        in_channels=images.in_channels,
+        image_size=images.image_size,
+        mean=images.mean,
+        std=images.std,
+        init_channels=config.init_channels,
+        n_cells=config.n_cells,
+        reductions=tuple(i for i, plan in enumerate(plans) if plan.kind == "reduce"),
+        stem=_STEMS[stem].__name__,
+        epochs_trained=epochs,
+        includes_normalization=include_normalization,
+    )
+
+
+def _plain(network: Network, facts: NetworkFacts) -> standalone.Network:
+    """The same network of plain modules: the weights have the same names."""
+    stem = _STEMS[stem_for(facts.image_size)](facts.in_channels, facts.init_channels)
+    plain = standalone.Network(
+        facts.genotype.to_dict(),
+        stem,
+        facts.n_classes,
+        facts.init_channels,
+        facts.n_cells,
+        facts.reductions,
+    )
+    plain.load_state_dict(network.state_dict())
+    return plain.eval()
+
+
+def _reference(network: Network, facts: NetworkFacts) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """From pixels to what the exported network gets, and to the logits that it must give."""
+    transform = Transform(facts.mean, facts.std, image_size=facts.image_size, device=_CPU)
+
+    def apply(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        images = transform(pixels)
+        return pixels / 255 if facts.includes_normalization else images, network(images)
+
+    return apply
+
+
+def _difference(
+    run: Callable[[Tensor], Tensor],
+    reference: Callable[[Tensor], tuple[Tensor, Tensor]],
+    facts: NetworkFacts,
+    batch_size: int,
+) -> float:
+    """Largest difference of two logits in units of the largest one, on random pixels.
+
+    Raises:
+        ExportError: it is more than ``TOLERANCE``.
+    """
+    shape = (batch_size, facts.in_channels, facts.image_size, facts.image_size)
+    random = generator(batch_size)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+    given, expected = reference(pixels)
+    logits = run(given)
+    if logits.shape != expected.shape:
+        raise ExportError(
+            f"the exported network must give logits {tuple(expected.shape)}, "
+            f"got {tuple(logits.shape)}; nothing was written"
+        )
+    difference = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+    if not difference <= TOLERANCE:  # also if it is NaN
+        raise ExportError(
+            f"the exported network must give the logits of the trained one up to {TOLERANCE}, "
+            f"got a difference of {difference:.2g}; nothing was written"
+        )
+    return difference
+
+
+class _Staging:
+    """A folder beside the files to be, in which they can be checked; it does not outlive them."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._is_new = not out.exists()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+        except OSError as error:
+            raise RunError(f"cannot write into the folder {out}: {error.strerror}") from error
+
+    def __enter__(self) -> _Staging:
+        return self
+
+    def publish(self, files: list[Path]) -> tuple[Path, ...]:
+        """Moves files to where they belong, each whole; returns where they are."""
+        for file in files:
+            os.replace(file, self._out / file.name)
+        return tuple(self._out / file.name for file in files)
+
+    def __exit__(self, *exc: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._is_new and not any(self._out.iterdir()):
+            self._out.rmdir()

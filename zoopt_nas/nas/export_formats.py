@@ -1,0 +1,148 @@
+"""The forms in which a network can be exported: each is written, and read again to be checked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoopt_nas.errors import MissingDependencyError
+from zoopt_nas.nas.export_source import NetworkFacts, source_of
+from zoopt_nas.nas.standalone import Network, Normalize
+from zoopt_nas.registry import Registry
+
+NAME = "network"  # of the files, before their suffix
+_EXAMPLE_BATCH = 2  # what the converters see; 1 they would take for a constant
+
+
+class Written(NamedTuple):
+    """An export in its folder.
+
+    Attributes:
+        files: in the order in which they may appear elsewhere.
+        run: the exported network, as read from the files: ``(n, c, h, w)`` to ``(n, n_classes)``.
+    """
+
+    files: list[Path]
+    run: Callable[[Tensor], Tensor]
+
+
+def write_onnx(network: Network, facts: NetworkFacts, folder: Path) -> Written:
+    """``network.onnx``, with a free batch size and the facts as its metadata.
+
+    Raises:
+        MissingDependencyError: a package of the extra ``export`` is missing.
+    """
+    onnx, onnxruntime, _ = (_needed(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+    program = torch.onnx.export(
+        _with_normalization(network, facts),
+        (_example(facts),),
+        dynamo=True,
+        verbose=False,
+        external_data=False,  # one file
+        input_names=["pixels" if facts.includes_normalization else "images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    assert program is not None  # as dynamo=True promises
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces, with paths of this machine
+    onnx.helper.set_model_props(model, _texts(facts))
+    path = folder / f"{NAME}.onnx"
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (source,) = session.get_inputs()
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {source.name: images.numpy()})
+        return torch.from_numpy(logits)
+
+    return Written([path], run)
+
+
+def write_torchscript(network: Network, facts: NetworkFacts, folder: Path) -> Written:
+    """``network.torchscript``, with the facts in its extra file ``metadata.json``."""
+    path = folder / f"{NAME}.torchscript"
+    with _torchscript_is_deprecated():
+        # The trace is checked where every format is, on other batch sizes too.
+        traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
+            _with_normalization(network, facts), _example(facts), check_trace=False
+        )
+        metadata = json.dumps(facts.to_dict()).encode()
+        traced.save(str(path), _extra_files={"metadata.json": metadata})
+        loaded: Any = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    return Written([path], loaded)
+
+
+def write_python(network: Network, facts: NetworkFacts, folder: Path) -> Written:
+    """``network.py``, which needs torch only, and its weights ``network.pt`` if it is trained."""
+    path, weights = folder / f"{NAME}.py", folder / f"{NAME}.pt"
+    path.write_text(source_of(facts, NAME), encoding="utf-8")
+    module = _imported(path)
+    if facts.epochs_trained:
+        torch.save(network.state_dict(), weights)
+        return Written([weights, path], module.load(weights))
+    untrained = module.build().eval()
+    untrained.load_state_dict(network.state_dict())  # random weights, but the same ones
+    return Written([path], _with_normalization(untrained, facts))
+
+
+Writer = Callable[[Network, NetworkFacts, Path], Written]
+"""``(network, facts, folder) -> what was written``; the network is in evaluation mode."""
+
+FORMATS: Registry[Writer] = Registry(
+    "export format",
+    {"onnx": write_onnx, "torchscript": write_torchscript, "python": write_python},
+)
+
+
+def _with_normalization(network: nn.Module, facts: NetworkFacts) -> nn.Module:
+    if not facts.includes_normalization:
+        return network
+    return nn.Sequential(Normalize(facts.mean, facts.std), network).eval()
+
+
+def _example(facts: NetworkFacts) -> Tensor:
+    return torch.zeros(_EXAMPLE_BATCH, facts.in_channels, facts.image_size, facts.image_size)
+
+
+def _texts(facts: NetworkFacts) -> dict[str, str]:
+    """The facts as ONNX has them: names and texts; what is no text is JSON."""
+    fields = facts.to_dict()
+    return {key: v if isinstance(v, str) else json.dumps(v) for key, v in fields.items()}
+
+
+def _needed(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"export to onnx needs {error.name}: pip install 'zoopt-nas[export]'"
+        ) from error
+
+
+@contextmanager
+def _torchscript_is_deprecated() -> Iterator[None]:
+    """PyTorch says so at every call; who asks for TorchScript has something that reads it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
+        yield
+
+
+def _imported(path: Path) -> Any:
+    """The module in a file that this package has just written, without a name in sys.modules."""
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
