@@ -34,6 +34,12 @@ def say(line: str) -> None:
     out.print(line, markup=False)
 
 
+def say_reduced(reduced: Sequence[str]) -> None:
+    """Says what is smaller than in the paper, if anything is."""
+    if reduced:
+        say(f"reduced size: {', '.join(reduced)}")
+
+
 def be_silent() -> None:
     """Says no more in this process: another one speaks for it."""
     out.quiet = err.quiet = True

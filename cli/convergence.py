@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from zoopt_nas.errors import RunError
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.paper_size import reductions
 
 from . import console
 from .options import Json, let_threads_sleep, parse_pairs
@@ -47,7 +49,7 @@ def convergence(
     """
     let_threads_sleep()
     from zoopt_nas import nas
-    from zoopt_nas.nas import analysis_plots, plots, series
+    from zoopt_nas.nas import analysis_plots, figures
     from zoopt_nas.nas.convergence import (
         EVERY,
         ConvergencePoint,
@@ -73,13 +75,19 @@ def convergence(
                 if not json:
                     console.say(f"{run}, epoch {point.epoch}: test {point.test_accuracy:.2%}")
 
-    reduced = series.reductions(plans[0][0].config)
+    reduced = list(
+        dict.fromkeys(
+            one
+            for folder, plan in zip(folders, plans, strict=True)
+            for one in reductions(folder.config(SearchConfig), plan[0].config)
+        )
+    )
     out = out or folders[0].path / "pictures"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
-    pictures = plots.save(analysis_plots.draw_convergence(points), out / "convergence")
+    pictures = figures.save(analysis_plots.draw_convergence(points, reduced), out / "convergence")
     if json:
         result = {
             run: [asdict(point) | {"run_dir": str(point.run_dir)} for point in there]
@@ -103,7 +111,6 @@ def convergence(
         for point in there
     ]
     console.say_table("convergence", columns, rows)
-    if reduced:
-        console.say(f"reduced size: {', '.join(reduced)}")
+    console.say_reduced(reduced)
     for path in pictures:
         console.say(str(path))

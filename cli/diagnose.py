@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from zoopt_nas.errors import InvalidValueError, RunError
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.paper_size import reductions
 
 from . import console
 from .options import Json, let_threads_sleep
@@ -59,7 +61,7 @@ def diagnose(
         return
     let_threads_sleep()
     from zoopt_nas import nas
-    from zoopt_nas.nas import analysis_plots, plots
+    from zoopt_nas.nas import analysis_plots, figures
     from zoopt_nas.nas.diagnose import RADIUS, epoch_curves, run_condition_numbers
 
     names = console.short_names(runs or [])
@@ -72,19 +74,28 @@ def diagnose(
             numbers[name] = run_condition_numbers(
                 run, n_directions=condition_number, radius=radius, seed=seed
             )
+    configs = [folder.config(SearchConfig) for folder in folders]
+    reduced = list(dict.fromkeys(one for config in configs for one in reductions(config)))
     out = out or folders[0].path / "pictures"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
-    pictures = plots.save(analysis_plots.draw_diagnostics(curves), out / "diagnostics")
+    pictures = figures.save(analysis_plots.draw_diagnostics(curves, reduced), out / "diagnostics")
     if json:
         shown = {
             name: {"n_samples": there.n_samples, "epochs": there.epochs, **there.columns}
             for name, there in curves.items()
         }
         paths = [str(path) for path in pictures]
-        console.say_json({"runs": shown, "condition_numbers": numbers, "pictures": paths})
+        console.say_json(
+            {
+                "runs": shown,
+                "condition_numbers": numbers,
+                "reduced": reduced,
+                "pictures": paths,
+            }
+        )
         return
     header = ["run", "N", "epoch", *(title for title, _ in _FORMS.values())]
     rows = [row for name, there in curves.items() for row in _rows(name, there, every)]
@@ -94,6 +105,7 @@ def diagnose(
         kinds = ["sgd", "second", "first"]
         values = [[name, *(f"{q[kind]:.4g}" for kind in kinds)] for name, q in numbers.items()]
         console.say_table(title, ["run", "fitted (sgd)", "one step (second)", "first"], values)
+    console.say_reduced(reduced)
     for path in pictures:
         console.say(str(path))
 

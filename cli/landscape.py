@@ -62,7 +62,7 @@ def landscape(
     Stopped by Ctrl-C, the same command goes on.
     """
     let_threads_sleep()
-    from zoopt_nas.nas import landscape_plot, plots
+    from zoopt_nas.nas import figures, landscape_plot
     from zoopt_nas.nas.landscape import LandscapeSettings
     from zoopt_nas.nas.landscape_run import compute_landscape
 
@@ -87,11 +87,12 @@ def landscape(
         )
     summary = found.summary()
     figure = landscape_plot.draw_landscape(found)
-    pictures = [str(path) for path in plots.save(figure, out / "landscape", ("png", "pdf"))]
+    pictures = [str(path) for path in figures.save(figure, out / "landscape", ("png", "pdf"))]
     if json:
         console.say_json({"out": str(out), **summary, "pictures": pictures})
         return
     _say_tables(summary)
+    console.say_reduced(summary["reduced"])
     for path in (str(out / "landscape.npz"), str(out / "landscape.json"), *pictures):
         console.say(path)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.paper_size import reductions
 
 from . import console
 from .options import (
@@ -56,6 +57,15 @@ def search(
     ] = None,
     algo: Annotated[
         str | None, _field("algo", "Method: rs, mgs, gld, darts1, darts2, ...", WHAT)
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="The search of the paper, or of its released scripts: paper, released. "
+            "Other options override it.",
+            rich_help_panel=WHAT,
+            show_default="neither: see the docs, Deviations",
+        ),
     ] = None,
     seed: Seed = None,
     config: ConfigFile = None,
@@ -107,8 +117,28 @@ def search(
             show_default="4",
         ),
     ] = None,
+    inner: Annotated[
+        str | None,
+        _field("inner", "Weights of a candidate: sgd, M steps; second; first, none.", ALPHA),
+    ] = None,
     inner_steps: Annotated[
         int | None, _field("inner_steps", "M: weight steps for each candidate.", ALPHA)
+    ] = None,
+    inner_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of those steps.",
+            rich_help_panel=ALPHA,
+            show_default="the current one of the weights",
+        ),
+    ] = None,
+    update_period: Annotated[
+        int | None,
+        typer.Option(
+            help="Weight steps between two updates of alpha.",
+            rich_help_panel=ALPHA,
+            show_default="zero-order: M; gradient methods: 1",
+        ),
     ] = None,
     reuse_fits: Annotated[
         bool | None,
@@ -175,9 +205,15 @@ def search(
             result = nas.run_search(resolved, run_dir=run_dir, observer=observer)
 
     last = result.metrics[-1] if result.metrics else {}  # `random` trains nothing
+    reduced = reductions(nas.RunFolder.open(str(result.run_dir)).config(SearchConfig))
     if json:
         console.say_json(
-            {"run_dir": str(result.run_dir), "genotype": result.genotype.to_dict(), **last}
+            {
+                "run_dir": str(result.run_dir),
+                "genotype": result.genotype.to_dict(),
+                "reduced": reduced,
+                **last,
+            }
         )
         return
     console.say(str(result.genotype))
@@ -186,6 +222,7 @@ def search(
             f"supernet validation accuracy {last['val_accuracy']:.2%}, "
             f"{last['skip_connections']} of 8 normal edges are skip connections"
         )
+    console.say_reduced(reduced)
     console.say(f"run folder: {result.run_dir}")
     run = shlex.quote(str(result.run_dir))
     console.say(f"next: zoopt-nas train {run}, zoopt-nas show {run}")
@@ -200,11 +237,13 @@ def parse_fields(arguments: list[str]) -> dict[str, Any]:
 
 
 def _fields_of(ctx: typer.Context) -> dict[str, Any]:
-    """The settings that were given: those of the config file, and the options over them."""
+    """What ``SearchConfig.for_dataset`` is given: the config file, and the options over it."""
     options = parse_pairs(list(ctx.params["solver_option"] or []))
     if ctx.params["n_samples"] is not None:
         options["n_samples"] = ctx.params["n_samples"]
     fields = read_config_file(ctx.params["config"], SearchConfig) | given(ctx, SearchConfig)
+    if ctx.params["preset"] is not None:
+        fields["preset"] = ctx.params["preset"]
     solver = fields.get("solver", {})
     if options and isinstance(solver, dict):  # anything else is refused by the config
         fields["solver"] = solver | options

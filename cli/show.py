@@ -32,6 +32,7 @@ def show(
     """Print a genotype as a table; draw its cells, and a run's curves and alphas (SVG and PNG)."""
     from zoopt_nas import nas
     from zoopt_nas.nas import plots
+    from zoopt_nas.nas.figures import save
     from zoopt_nas.nas.runs import ARCHITECTURES, METRICS
 
     folder = nas.RunFolder.open(source) if os.path.isdir(source) else None
@@ -55,7 +56,7 @@ def show(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
-    pictures = [path for name, figure in figures.items() for path in plots.save(figure, out / name)]
+    pictures = [path for name, figure in figures.items() for path in save(figure, out / name)]
     sizes = _sizes(genotype)
     if json:
         console.say_json(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,7 +74,7 @@ def sweep(
     Every option of `zoopt-nas search` that is given as well holds for all searches.
     """
     let_threads_sleep()
-    from zoopt_nas.nas import analysis_plots, plots, series
+    from zoopt_nas.nas import analysis_plots, figures
     from zoopt_nas.nas.sweep import Sweep, run_sweep, summarize
 
     if resume is not None:
@@ -104,8 +105,8 @@ def sweep(
                 console.say(f"{len(results)} of {len(runs)} done: {result.name}")
 
     rows = summarize(results)
-    reduced = series.reductions(runs[0].config)
-    pictures = plots.save(analysis_plots.draw_sweep(rows), run_dir / "sweep")
+    reduced = asked.reductions()
+    pictures = figures.save(analysis_plots.draw_sweep(rows, reduced), run_dir / "sweep")
     command = asked.command or again
     if json:
         console.say_json(
@@ -123,19 +124,28 @@ def sweep(
             }
         )
         return
-    columns = [name for name in _COLUMNS if any(name in numbers for _, numbers in rows)]
-    table = [
-        [*map(str, point.values()), str(len(asked.seeds))]
-        + [_cell(name, numbers.get(name)) for name in columns]
-        for point, numbers in rows
-    ]
-    header = [*asked.vary, "n", *(_COLUMNS[name][0] for name in columns)]
+    header, table = _table(asked.vary, rows, len(asked.seeds))
     console.say_table("mean ± standard deviation over seeds", header, table)
     console.say(f"seeds: {', '.join(map(str, asked.seeds))}")
     console.say(f"command: {command}")
-    if reduced:
-        console.say(f"reduced size: {', '.join(reduced)}")
+    console.say_reduced(reduced)
     console.say(f"run folder: {run_dir}")
+
+
+def _table(vary: Collection[str], rows: Any, n_seeds: int) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of means; beside a test error its least, which papers report too."""
+    columns = [name for name in _COLUMNS if any(name in numbers for _, numbers in rows)]
+    header = [*vary, "n", *(_COLUMNS[name][0] for name in columns)]
+    table = [
+        [*map(str, point.values()), str(n_seeds)]
+        + [_cell(name, numbers.get(name)) for name in columns]
+        for point, numbers in rows
+    ]
+    if "test_error" in columns:
+        header.insert(len(vary) + 2, "best %")
+        for line, (_, numbers) in zip(table, rows, strict=True):
+            line.insert(len(vary) + 2, f"{100 * numbers['test_error'].least:.2f}")
+    return header, table
 
 
 def _cell(name: str, number: Any) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.paper_size import reductions
 
 from . import console
 from .options import (
@@ -175,8 +176,9 @@ def train(
     if processes.rank > 0:
         return
 
+    reduced = reductions(nas.RunFolder.open(str(resume or run_dir)).config(TrainConfig))
     if json:
-        console.say_json({"run_dir": str(resume or run_dir), **asdict(result)})
+        console.say_json({"run_dir": str(resume or run_dir), **asdict(result), "reduced": reduced})
         return
     if result.selected_on_test_set:
         console.say(
@@ -188,6 +190,7 @@ def train(
         f"with {result.n_parameters:,} parameters and {result.n_multiply_adds / 1e6:.1f} M "
         f"multiply-adds after {result.seconds:.0f} s"
     )
+    console.say_reduced(reduced)
     console.say(f"run folder: {resume or run_dir}")
 
 

@@ -28,7 +28,9 @@ ORDER = [
     *("__init__", "testing"),
     *(
         "nas.defaults",
+        "nas.fields",
         "nas.config",
+        "nas.paper_size",
         "nas.capacity",
         "nas.execution",
         "nas.captured",
@@ -65,6 +67,7 @@ ORDER = [
         "nas.convergence",
         "nas.diagnose",
         "nas.sweep",
+        "nas.figures",
         "nas.cell_drawing",
         "nas.plots",
         "nas.landscape_plot",
@@ -134,7 +137,7 @@ def test_who_imports_what():
     assert importers["zoopt_nas_cli"] == set()  # inside cli/ imports are relative
     assert importers["matplotlib"] <= {
         *("zoopt_nas.plots", "zoopt_nas.bbob_plot", "zoopt_nas.nas.plots"),
-        "zoopt_nas.nas.landscape_plot",
+        *("zoopt_nas.nas.figures", "zoopt_nas.nas.landscape_plot"),
         "zoopt_nas.nas.analysis_plots",
     }
     assert importers["sklearn"] == importers["torchvision"] == {"zoopt_nas.nas.datasets"}

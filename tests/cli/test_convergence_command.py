@@ -49,9 +49,10 @@ def test_two_searches_side_by_side(cli, runs, tmp_path):
         for point in again["runs"][run]:
             result = json.loads((tmp_path / point["run_dir"] / "result.json").read_text())
             assert result["test_accuracy"] == point["test_accuracy"]
-    reduced = ["dataset digits", "n_train 48", "epochs 1 of 600"]
-    reduced += ["init_channels 2 of 36", "n_cells 1 of 20"]
-    assert again["reduced"] == reduced
+    reduced = again["reduced"]
+    assert reduced[0] == "dataset digits"
+    assert {"search epochs 2 of 50", "search n_train 64"} <= set(reduced)
+    assert {"retraining epochs 1 of 600", "retraining n_cells 1 of 20"} <= set(reduced)
     assert f"reduced size: {', '.join(reduced)}" in shown.out.splitlines()
     assert again["pictures"] == [f"runs/gld/pictures/convergence.{form}" for form in ("svg", "png")]
     svg = (tmp_path / again["pictures"][0]).read_text()

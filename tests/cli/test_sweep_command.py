@@ -44,7 +44,9 @@ def test_a_table_over_n_samples(cli):
         assert row["test_error"]["std"] == pytest.approx(statistics.stdev(errors))
         assert row["test_error"]["n"] == 2
         mean, std = 100 * statistics.fmean(errors), 100 * statistics.stdev(errors)
-        assert cells[:3] == [str(n), "2", f"{mean:.2f} ± {std:.2f}"]
+        best = f"{100 * min(errors):.2f}"
+        assert cells[:4] == [str(n), "2", f"{mean:.2f} ± {std:.2f}", best]
+        assert row["test_error"]["least"] == min(errors)
         assert row["n_effective"]["mean"] <= n
     lines = shown.out.splitlines()
     assert "seeds: 0, 5" in lines
@@ -52,7 +54,8 @@ def test_a_table_over_n_samples(cli):
     words = shlex.split(command.removeprefix("command: "))
     assert sorted(words) == sorted(["zoopt-nas", *map(str, arguments)])
     (reduced,) = [line for line in lines if line.startswith("reduced size: ")]
-    assert "epochs 2 of 50" in reduced
+    assert "search epochs 2 of 50, " in reduced
+    assert "retraining epochs 1 of 600, " in reduced
     assert again["command"] == command.removeprefix("command: ")
     # The command that the table gives describes the same sweep.
     assert run([*words[1:], "--run-dir", "s"]) == 0

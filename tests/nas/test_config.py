@@ -46,6 +46,7 @@ SEARCH = COMMON | {
     "warmup_epochs": 3,
     "inner": "second",
     "inner_steps": 2,
+    "update_period": 7,
     "inner_lr": 0.125,
     "inner_momentum": False,
     "reuse_fits": True,

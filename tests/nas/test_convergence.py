@@ -110,15 +110,6 @@ def test_a_search_is_done_once_and_goes_on(search_config, tmp_path, monkeypatch)
         series.search_once(config.replace(seed=1), tmp_path / "run")
 
 
-def test_reductions_name_what_is_smaller_than_the_paper():
-    assert series.reductions(nas.SearchConfig.for_dataset("cifar10")) == []
-    assert series.reductions(nas.TrainConfig.for_dataset("cifar10", "DARTS_V2")) == []
-    small = nas.SearchConfig.for_dataset("digits", n_train=64, n_cells=8)
-    assert series.reductions(small) == [
-        *("dataset digits", "n_train 64", "epochs 10 of 50", "init_channels 4 of 16")
-    ]
-
-
 def test_the_figure_draws_accuracy_and_size_of_each_run(searched):
     points = list(run_retrainings(plan_retrainings(searched, every=2, **TINY)))
     figure = draw_convergence({"gld": points, "darts1": points[:1]})

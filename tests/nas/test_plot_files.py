@@ -12,9 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from zoopt_nas.errors import UnknownNameError
-from zoopt_nas.nas import plots
+from zoopt_nas.nas import analysis_plots, figures, landscape_plot, plots
+from zoopt_nas.nas.figures import save
 from zoopt_nas.nas.genotype import GENOTYPES
-from zoopt_nas.nas.plots import draw_alpha, draw_cell, draw_curves, draw_genotype, save
+from zoopt_nas.nas.plots import draw_alpha, draw_cell, draw_curves, draw_genotype
 from zoopt_nas.nas.spaces import SPACES
 
 V1, V2 = GENOTYPES["DARTS_V1"], GENOTYPES["DARTS_V2"]
@@ -91,9 +92,10 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypat
     assert (tmp_path / "f.svg").read_text() == "old"
 
 
-def test_no_pyplot():
+@pytest.mark.parametrize("module", [plots, figures, analysis_plots, landscape_plot])
+def test_no_pyplot(module):
     """It would keep every figure alive and pick a window system."""
-    tree = ast.parse(FilePath(plots.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(FilePath(module.__file__).read_text(encoding="utf-8"))
     imported = {
         name
         for node in ast.walk(tree)

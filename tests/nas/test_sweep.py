@@ -115,10 +115,10 @@ def test_means_and_deviations_over_seeds():
     )
     assert [point for point, _ in rows] == [{"n_samples": 2}, {"n_samples": 4}]
     assert rows[0][1]["error"] == MeanStd(
-        pytest.approx(0.3), pytest.approx(statistics.stdev([0.1, 0.2, 0.6])), 3
+        pytest.approx(0.3), pytest.approx(statistics.stdev([0.1, 0.2, 0.6])), 3, 0.1
     )
-    assert rows[0][1]["n_effective"] == MeanStd(1.5, None, 1)
-    assert rows[1][1] == {"error": MeanStd(0.3, None, 1)}
+    assert rows[0][1]["n_effective"] == MeanStd(1.5, None, 1, 1.5)
+    assert rows[1][1] == {"error": MeanStd(0.3, None, 1, 0.3)}
 
 
 def test_what_is_refused_before_anything_is_run(make_sweep):
@@ -161,7 +161,10 @@ def test_the_figure_has_means_and_bars():
     rows = [
         (
             {"n_samples": n},
-            {"test_error": MeanStd(n / 100, 0.001, 3), "n_parameters": MeanStd(n * 1e6, None, 1)},
+            {
+                "test_error": MeanStd(n / 100, 0.001, 3, n / 100),
+                "n_parameters": MeanStd(n * 1e6, None, 1, n * 1e6),
+            },
         )
         for n in (2, 4)
     ]
@@ -173,7 +176,7 @@ def test_the_figure_has_means_and_bars():
     assert list(size.containers[0].lines[0].get_ydata()) == [2.0, 4.0]
     assert [label.get_text() for label in size.get_xticklabels()] == ["2", "4"]
     assert size.get_xlabel() == "n_samples"
-    accuracy = [({"algo": "rs"}, {"val_accuracy": MeanStd(0.5, None, 1)})]
+    accuracy = [({"algo": "rs"}, {"val_accuracy": MeanStd(0.5, None, 1, 0.5)})]
     assert draw_sweep(accuracy).axes[0].get_title() == "Supernet val. accuracy (%)"
     with pytest.raises(InvalidValueError, match="must hold a combination"):
         draw_sweep([])

@@ -1,6 +1,6 @@
 """Figures that compare runs: diagnostics by epoch, convergence, sweeps.
 
-As in ``plots``, each function returns a ``Figure`` that ``plots.save`` writes, and runs differ in
+As in ``plots``, each function returns a ``Figure`` that ``figures.save`` writes, and runs differ in
 colour, line style and marker.
 """
 
@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.convergence import ConvergencePoint
 from zoopt_nas.nas.diagnose import EpochCurves
-from zoopt_nas.nas.plots import STYLE
+from zoopt_nas.nas.figures import STYLE, label_size
 from zoopt_nas.nas.sweep import MeanStd
 
 # Okabe and Ito's colours, darkened as in ``plots``.
@@ -35,11 +35,14 @@ _MARKERS = ("o", "s", "^", "D", "v")
 
 
 @matplotlib.rc_context(STYLE)
-def draw_convergence(runs: Mapping[str, Sequence[ConvergencePoint]]) -> Figure:
+def draw_convergence(
+    runs: Mapping[str, Sequence[ConvergencePoint]], reduced: Sequence[str] = ()
+) -> Figure:
     """Test accuracy, and parameters, of the retrained networks against the epoch (Fig. 2).
 
     Args:
         runs: the points of each search, by the name in the legend.
+        reduced: what is smaller than in the paper, for a line below.
 
     Raises:
         InvalidValueError: there is no point.
@@ -55,16 +58,18 @@ def draw_convergence(runs: Mapping[str, Sequence[ConvergencePoint]]) -> Figure:
     accuracy.set_title("Test accuracy (%)")
     size.set_title("Parameters (millions)")
     _finish([accuracy, size], "epoch of the search")
+    label_size(figure, reduced)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def draw_diagnostics(runs: Mapping[str, EpochCurves]) -> Figure:
+def draw_diagnostics(runs: Mapping[str, EpochCurves], reduced: Sequence[str] = ()) -> Figure:
     """N_e and R_e (Fig. 4), dominant eigenvalue and skip connections against the epoch.
 
     Args:
         runs: the curves of each search, by the name in the legend. A panel without any number is
             left out.
+        reduced: as in ``draw_convergence``.
 
     Raises:
         InvalidValueError: there is no run.
@@ -85,17 +90,21 @@ def draw_diagnostics(runs: Mapping[str, EpochCurves]) -> Figure:
             if np.isfinite(column).any():
                 _ink(axes, i, run, curves.epochs, column)
     _finish(panels, "epoch")
+    label_size(figure, reduced)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def draw_sweep(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, MeanStd]]]) -> Figure:
+def draw_sweep(
+    rows: Sequence[tuple[Mapping[str, Any], Mapping[str, MeanStd]]], reduced: Sequence[str] = ()
+) -> Figure:
     """Test error and parameters against the varied setting (Tables 5, 6); bars are deviations.
 
     Without retrainings it is the supernet's validation accuracy and the skip connections.
 
     Args:
         rows: of ``summarize``. Of several varied settings, each combination is one place.
+        reduced: as in ``draw_convergence``.
 
     Raises:
         InvalidValueError: there is no row.
@@ -117,7 +126,7 @@ def draw_sweep(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, MeanStd]]]) 
     for i, (axes, (key, (title, unit))) in enumerate(
         zip(figure.subplots(1, 2), panels.items(), strict=True)
     ):
-        found = [numbers.get(key, MeanStd(math.nan, None, 0)) for _, numbers in rows]
+        found = [numbers.get(key, MeanStd(math.nan, None, 0, math.nan)) for _, numbers in rows]
         axes.errorbar(
             places,
             [unit * number.mean for number in found],
@@ -133,6 +142,7 @@ def draw_sweep(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, MeanStd]]]) 
         axes.set_axisbelow(True)
         axes.set_xticks(places, labels)
         axes.set_xlabel(", ".join(rows[0][0]))
+    label_size(figure, reduced)
     return figure
 
 

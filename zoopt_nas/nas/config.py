@@ -11,21 +11,23 @@ Sources: *paper* is ZARTS (Wang et al., 2022); *released* its published scripts;
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tomllib
-import types
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError, UnknownNameError
 from zoopt_nas.nas.defaults import (
     SEARCH_BY_DATASET,
+    preset_fields,
     search_defaults,
     shortened_warmup,
     solver_options,
     train_defaults,
     warmup_epochs,
 )
+from zoopt_nas.nas.fields import check_shares, known_fields, typed
 
 INNER_MODES = ("first", "second", "sgd")
 SIGMA_SCHEDULES = ("cosine", "constant")
@@ -33,6 +35,11 @@ LR_SCHEDULES = ("cosine", "linear")
 REPORTS = ("last", "best")
 PRECISIONS = ("auto", "off", "bf16")
 SWITCH = ("auto", "off", "on")
+
+
+@functools.cache  # a sweep makes thousands of configs
+def _type_hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,10 @@ class RunConfig:
     lr_min: float = 0.001
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        cls: Any = type(self)
+        hints = _type_hints(cls)
         for spec in dataclasses.fields(self):
-            value = _typed(spec.name, getattr(self, spec.name), hints[spec.name])
+            value = typed(spec.name, getattr(self, spec.name), hints[spec.name])
             object.__setattr__(self, spec.name, value)
         for name in (*self._positive, "image_size", "n_train", "threads"):
             value = getattr(self, name)
@@ -104,7 +112,7 @@ class RunConfig:
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
-        return dataclasses.replace(self, **_known_fields(type(self), changes))
+        return dataclasses.replace(self, **known_fields(type(self), changes))
 
     def to_toml(self) -> str:
         """The config as TOML; fields that are None are left out."""
@@ -141,7 +149,7 @@ class RunConfig:
         kind = fields.pop("kind", cls.kind)
         if kind != cls.kind:
             raise InvalidValueError(f"config must be of kind {cls.kind}, got {kind}")
-        return _known_fields(cls, fields)
+        return known_fields(cls, fields)
 
 
 @dataclass(frozen=True)
@@ -178,8 +186,9 @@ class SearchConfig(RunConfig):
             paper names none); 0 for the gradient baselines (DARTS).
         inner: how omega*(alpha) is approximated: ``sgd`` = M steps (paper 4), ``second`` = Eq. 2,
             ``first`` = Eq. 3. The gradient baselines bring their own.
-        inner_steps: M = 10 (paper B.2), also the number of weight steps between two updates of
-            alpha (released); gradient baselines update at every step (DARTS).
+        inner_steps: M = 10 (paper B.2).
+        update_period: weight steps from one update of alpha to the next; None = M for zero-order
+            methods (released; the paper does not say), 1 for gradient baselines (DARTS).
         inner_lr: learning rate of the inner steps; None = the current one of the weights (ours:
             the step that the weights would take next; the paper does not say).
         inner_momentum: whether inner steps start from the weights' momentum (ours, same reason).
@@ -203,6 +212,7 @@ class SearchConfig(RunConfig):
         "val_batches",
         "partial_channels",
         "candidates_per_batch",
+        "update_period",
     )
     _non_negative: ClassVar[tuple[str, ...]] = (
         *RunConfig._non_negative,
@@ -225,6 +235,7 @@ class SearchConfig(RunConfig):
     warmup_epochs: int = 10
     inner: str = "sgd"
     inner_steps: int = 10
+    update_period: int | None = None
     inner_lr: float | None = None
     inner_momentum: bool = True
     reuse_fits: bool = False
@@ -239,7 +250,7 @@ class SearchConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_shares(self, "drop_path")
+        check_shares(self, "drop_path")
         if not 0 < self.train_portion < 1:
             raise InvalidValueError(f"train_portion must lie in (0, 1), got {self.train_portion}")
         if self.warmup_epochs >= self.epochs:
@@ -258,17 +269,33 @@ class SearchConfig(RunConfig):
         return dict(SEARCH_BY_DATASET.get(dataset, {}))
 
     @classmethod
-    def for_dataset(cls, dataset: str = "digits", algo: str = "mgs", **overrides: Any) -> Self:
-        """The defaults for a data set and a method, with some of them overridden."""
-        dataset, algo = _typed("dataset", dataset, str), _typed("algo", algo, str)
-        fields = {"algo": algo, **search_defaults(dataset, algo)}
-        fields |= _known_fields(cls, overrides)
-        lr = _typed("lr", fields.get("lr", cls.lr), float)
+    def for_dataset(
+        cls,
+        dataset: str = "digits",
+        algo: str = "mgs",
+        *,
+        preset: str | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """The defaults for a data set and a method, with some of them overridden.
+
+        Args:
+            dataset: a name or a path.
+            algo: the method.
+            preset: ``paper`` or ``released``: the search as the one or the other has it, where
+                they differ from each other or from the defaults.
+            **overrides: fields; they win over all.
+        """
+        dataset, algo = typed("dataset", dataset, str), typed("algo", algo, str)
+        fields = {"algo": algo, **search_defaults(dataset, algo), **preset_fields(preset, algo)}
+        fields |= known_fields(cls, overrides)
+        lr = typed("lr", fields.get("lr", cls.lr), float)
         fields.setdefault("lr_min", min(cls.lr_min, lr))
-        epochs = _typed("epochs", fields.get("epochs", cls.epochs), int)
-        fields.setdefault("warmup_epochs", warmup_epochs(algo, epochs))
-        own = _typed("solver", fields.get("solver", {}), dict)
-        fields["solver"] = solver_options(algo, str(fields.get("space", cls.space))) | own
+        epochs = typed("epochs", fields.get("epochs", cls.epochs), int)
+        fields.setdefault("warmup_epochs", warmup_epochs(algo, epochs, dataset, preset))
+        own = typed("solver", fields.get("solver", {}), dict)
+        space = str(fields.get("space", cls.space))
+        fields["solver"] = solver_options(algo, space, preset) | own
         return cls(dataset=dataset, **fields)
 
 
@@ -322,7 +349,7 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_shares(self, "drop_path", "label_smoothing")
+        check_shares(self, "drop_path", "label_smoothing")
 
     @classmethod
     def defaults_for(cls, dataset: str) -> dict[str, Any]:
@@ -347,43 +374,10 @@ class TrainConfig(RunConfig):
             space: where the genotype was found, for ``rdarts``.
             **overrides: fields; they win over both.
         """
-        fields = train_defaults(_typed("dataset", dataset, str), protocol, space)
-        fields |= _known_fields(cls, overrides)
+        fields = train_defaults(typed("dataset", dataset, str), protocol, space)
+        fields |= known_fields(cls, overrides)
         if "warmup_epochs" not in overrides:
-            epochs = _typed("epochs", fields.get("epochs", cls.epochs), int)
+            epochs = typed("epochs", fields.get("epochs", cls.epochs), int)
             usual = fields.get("warmup_epochs", cls.warmup_epochs)
             fields["warmup_epochs"] = shortened_warmup(usual, epochs)
         return cls(dataset=dataset, genotype=genotype, **fields)
-
-
-def _check_shares(config: RunConfig, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise InvalidValueError(f"{name} must lie in [0, 1), got {getattr(config, name)}")
-
-
-def _known_fields(cls: type[RunConfig], fields: dict[str, Any]) -> dict[str, Any]:
-    names = [spec.name for spec in dataclasses.fields(cls)]
-    for name in fields:
-        if name not in names:
-            raise UnknownNameError(f"{cls.kind} setting", name, names)
-    return fields
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """``value`` as the type of its field; TOML has no tuples, and 1 is a fine float."""
-    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and types.NoneType in options:
-        return None
-    wanted = next(option for option in options if option is not types.NoneType)
-    origin = getattr(wanted, "__origin__", wanted)
-    if origin is tuple:
-        parts = get_args(wanted)
-        if not isinstance(value, list | tuple) or len(value) != len(parts):
-            raise InvalidValueError(f"{name} must be {len(parts)} numbers, got {value!r}")
-        return tuple(_typed(name, item, part) for item, part in zip(value, parts, strict=True))
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
-        raise InvalidValueError(f"{name} must be of type {origin.__name__}, got {value!r}")
-    return value

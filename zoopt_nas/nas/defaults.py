@@ -15,6 +15,7 @@ GRADIENT_ALGOS = (
     *("sdarts_rs", "sdarts_adv"),
 )
 RANDOM_ALGOS = ("random", "random_ws")
+BASELINES = (*GRADIENT_ALGOS, *RANDOM_ALGOS)  # every other method is a zero-order solver
 
 # The image data sets' own sizes are the papers'; the embedded digits get what two CPU cores manage
 # in three minutes (ours, measured by `make demo`).
@@ -60,6 +61,42 @@ _SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Released run_search.sh, for the space without `none`: sigma 0.025.
 _DARTS_SIGMA = 0.025
+# A search as the paper has it, and as the released scripts do; docs/deviations.md compares both
+# with the defaults. Neither trains candidates with another optimizer than SGD with momentum 0.9.
+_PRESETS: dict[str, dict[str, Any]] = {
+    # Algorithm 1 as it is written, with nothing that it does not say: alpha moves at every step of
+    # every epoch, sigma stays, and a candidate is trained by an SGD of its own.
+    "paper": {
+        "update_period": 1,
+        "sigma_schedule": "constant",
+        "inner": "sgd",
+        "inner_steps": 10,
+        "inner_momentum": False,
+    },
+    # run_search*.sh. In the search script the candidates' optimizer trains nothing (B1); this one
+    # is that of the landscape scripts, the only released code that trains candidates.
+    "released": {
+        "update_period": 10,
+        "sigma_schedule": "cosine",
+        "inner": "sgd",
+        "inner_steps": 10,
+        "inner_lr": 0.001,
+        "inner_momentum": False,
+    },
+}
+_PRESET_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {"mgs": {"weighting": "exact"}},  # Eq. 10, divided by q
+    "released": {
+        "mgs": {"weighting": "density_free"},  # what its density comes to (B5)
+        # The script of Fig. 1c, the only one with these two.
+        "rs": {"n_samples": 8, "learning_rate": 1e-4, "smoothing": 0.1},
+        "gld": {"max_radius": 0.13, "min_radius": 4.69e-6},
+    },
+}
+# PC-DARTS as published: larger batches and rates than the other methods here have.
+_PC_PUBLISHED: dict[str, Any] = {"batch_size": 256, "lr": 0.1, "lr_min": 0.0, "alpha_lr": 6e-4}
+# Released: 10 of 50 epochs, 20 on ImageNet.
+_RELEASED_WARMUP = {"imagenet": 0.4}
 # Retraining on small images (DARTS; paper B.2).
 _CIFAR: dict[str, Any] = {
     "epochs": 600,
@@ -128,19 +165,42 @@ def search_defaults(dataset: str, algo: str) -> dict[str, Any]:
     return {**SEARCH_BY_DATASET.get(dataset, {}), **_SEARCH_BY_ALGO.get(algo, {}), **own}
 
 
-def solver_options(algo: str, space: str) -> dict[str, Any]:
+def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
+    """The settings of a search that a preset fixes for a method, but for the warm-up.
+
+    Args:
+        preset: ``paper`` or ``released``; None fixes nothing.
+        algo: a method. Baselines are as their own papers have them with either preset, which
+            differs from the defaults for ``pc`` alone.
+
+    Raises:
+        UnknownNameError: no such preset.
+    """
+    if preset is None:
+        return {}
+    if preset not in _PRESETS:
+        raise UnknownNameError("preset", preset, _PRESETS)
+    if algo in BASELINES:
+        return dict(_PC_PUBLISHED) if algo == "pc" else {}
+    return dict(_PRESETS[preset])
+
+
+def solver_options(algo: str, space: str, preset: str | None = None) -> dict[str, Any]:
     """The options of a zero-order solver in a space; none for other methods."""
     options = dict(_SOLVER_OPTIONS.get(algo, {}))
     if algo == "mgs" and space.startswith("darts"):
         options["sigma"] = _DARTS_SIGMA
-    return options
+    return options | _PRESET_OPTIONS.get(preset or "", {}).get(algo, {})
 
 
-def warmup_epochs(algo: str, epochs: int) -> int:
+def warmup_epochs(algo: str, epochs: int, dataset: str = "", preset: str | None = None) -> int:
     """Epochs in which alpha is frozen, of ``epochs``."""
     if algo == "pc":
         return int(_PC_WARMUP * epochs)
-    return 0 if algo in (*GRADIENT_ALGOS, *RANDOM_ALGOS) else epochs // 5
+    if algo in BASELINES or preset == "paper":
+        return 0
+    share = _RELEASED_WARMUP.get(dataset, 0.2) if preset == "released" else 0.2
+    return int(share * epochs)
 
 
 def train_defaults(dataset: str, protocol: str | None, space: str | None) -> dict[str, Any]:

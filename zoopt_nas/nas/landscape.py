@@ -22,6 +22,7 @@ from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.pinned import GRADIENT_INNER
 from zoopt_nas.nas.sharpness import Array, Sharpness, measure_sharpness
 
+PAPER_STEP = 0.02
 PATH_METHODS = ("darts1", "darts2", "rs", "mgs", "gld")
 
 
@@ -96,6 +97,10 @@ class LandscapeSettings:
             (name for name in self.inner if name not in GRADIENT_INNER), key=int, default=None
         )
 
+    def reductions(self) -> list[str]:
+        """What of the grid is coarser than the paper's, as ``paper_size.reductions`` says it."""
+        return [f"step {self.step:g}, not {PAPER_STEP:g}"] if self.step > PAPER_STEP else []
+
     @property
     def axis(self) -> Array:
         """The coordinates of the grid, ``(n,)``: multiples of ``step``, 0 in the middle."""
@@ -160,6 +165,7 @@ class Landscape:
         panels: losses ``(n, n)`` by name of ``settings.inner``: ``values[i, j]`` is the loss at
             x = axis[i] along d1 and y = axis[j] along d2 (``indexing="ij"``).
         tracks: the paths by name of the method.
+        reduced: what is smaller than in the paper.
     """
 
     settings: LandscapeSettings
@@ -169,6 +175,7 @@ class Landscape:
     plane: Plane
     panels: dict[str, Array]
     tracks: dict[str, Track]
+    reduced: tuple[str, ...] = ()
 
     def sharpness(self) -> dict[str, Sharpness]:
         """The measures of every panel."""
@@ -183,6 +190,7 @@ class Landscape:
         reference = self.settings.reference or self.settings.inner[-1]
         summary = {
             "settings": dataclasses.asdict(self.settings) | {"val_batches": self.val_batches},
+            "reduced": list(self.reduced),
             "epoch": self.epoch,
             "batch_norm": "batch statistics",
             "reference": reference,

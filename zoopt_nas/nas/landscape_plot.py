@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from zoopt_nas.nas.figures import STYLE, label_size
 from zoopt_nas.nas.landscape import Landscape, Track
-from zoopt_nas.nas.plots import STYLE
 from zoopt_nas.nas.sharpness import Array, Sharpness
 
 _N_LEVELS = 24  # contours between the lowest and the highest loss of all panels
@@ -58,6 +58,7 @@ def draw_landscape(landscape: Landscape) -> Figure:
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="direction 1")
     row[0].set_ylabel("direction 2")
     figure.colorbar(filled, ax=list(row), label="validation loss", fraction=0.04, pad=0.02)
+    label_size(figure, landscape.reduced)
     return figure
 
 

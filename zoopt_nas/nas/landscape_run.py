@@ -27,6 +27,7 @@ from zoopt_nas.nas.landscape import (
 )
 from zoopt_nas.nas.landscape_file import GridFile
 from zoopt_nas.nas.methods import METHODS
+from zoopt_nas.nas.paper_size import reductions
 from zoopt_nas.nas.pinned import PinnedSearch
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.sharpness import Array
@@ -149,6 +150,7 @@ def _compute(
         plane=plane,
         panels={name: grids[name] for name in settings.inner},
         tracks=dict(_tracks(search, settings, plane, draw, seeds, ticker)),
+        reduced=(*reductions(search.config), *settings.reductions()),
     )
     if out is not None:
         grids.put_tracks(landscape.tracks)

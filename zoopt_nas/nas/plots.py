@@ -1,18 +1,13 @@
 """Figures of cells, training curves and architecture weights.
 
-Every function returns a matplotlib ``Figure`` that belongs to no window and no pyplot state;
-``save`` writes it. Colours are told apart by the colour-blind, and line styles by a grey printer.
+Every function returns a matplotlib ``Figure`` that belongs to no window and no pyplot state, for
+``figures.save``. Colours are told apart by the colour-blind, and line styles by a grey printer.
 """
 
 from __future__ import annotations
 
-import errno
-import io
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
 from typing import Any
 
 import matplotlib
@@ -29,35 +24,10 @@ from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.cell_drawing import HEAD_LENGTH, Array, Arrow, Box, CellDrawing, lay_out_cell
+from zoopt_nas.nas.figures import STYLE
 from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Genotype
 from zoopt_nas.nas.operations import OPERATIONS
 from zoopt_nas.nas.spaces import SearchSpace, cell_edges
-
-FORMATS = ("svg", "png", "pdf")
-
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
-    "font.size": 9,
-    "mathtext.fontset": "dejavusans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.edgecolor": "#555555",
-    "hatch.linewidth": 0.5,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "savefig.bbox": None,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "zoopt-nas",  # the same figure gives the same bytes
-    "pdf.fonttype": 42,
-}
-_NO_DATE: dict[str, dict[str, Any]] = {
-    "svg": {"Date": None, "Creator": None},
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
-_PNG_DPI = 200
 
 # Okabe and Ito's colours, darkened until text in them reads well on white; line style, family.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0A66A8", "#B84A00", "#00755A", "#8E3B7A", "#666666"
@@ -212,50 +182,6 @@ def draw_alpha(
     panels[0].set_ylabel("edge (nodes 0 and 1 are the inputs)")
     figure.colorbar(mesh, ax=list(panels), label="softmax weight", fraction=0.04, pad=0.02)
     return figure
-
-
-def save(
-    figure: Figure, path: str | FilePath, formats: Sequence[str] = ("svg", "png")
-) -> list[FilePath]:
-    """Writes ``<path>.<format>`` for each format, each file whole or not at all.
-
-    Args:
-        figure: of this module, or any other. The same figure gives the same bytes.
-        path: without a suffix.
-        formats: of ``svg``, ``png`` and ``pdf``.
-
-    Raises:
-        UnknownNameError: another format.
-        OSError: the folder does not exist or cannot be written.
-    """
-    path = FilePath(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            errno.ENOENT, "the folder of the figure does not exist", str(path.parent)
-        )
-    contents: dict[FilePath, bytes] = {}
-    for name in formats:
-        if name not in FORMATS:
-            raise UnknownNameError("figure format", name, FORMATS)
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format=name, dpi=_PNG_DPI, metadata=_NO_DATE[name])
-        contents[path.with_name(f"{path.name}.{name}")] = buffer.getvalue()
-    for file, content in contents.items():
-        _replace(file, content)
-    return list(contents)
-
-
-def _replace(file: FilePath, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp keeps others out
-        os.replace(temporary, file)
-    except BaseException:
-        FilePath(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

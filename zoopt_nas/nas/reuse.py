@@ -52,6 +52,11 @@ def check_reuse(config: SearchConfig, solver: Solver | None) -> None:
             "reuse_fits needs inner = sgd and inner_steps of at least 1, "
             f"got {config.inner} and {config.inner_steps}"
         )
+    if config.update_period not in (None, config.inner_steps):
+        raise InvalidValueError(
+            "reuse_fits needs an update_period of inner_steps, whose steps the fits stand for, "
+            f"got {config.update_period} and {config.inner_steps}"
+        )
 
 
 class Fits(NamedTuple):

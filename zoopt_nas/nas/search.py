@@ -110,7 +110,8 @@ class Search(EpochLoop):
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         self._updater = method.build(config, alpha, seeds["solver"])
         self._method = method
-        self._period = 1 if method.every_step else max(config.inner_steps, 1)
+        usual = 1 if method.every_step else max(config.inner_steps, 1)
+        self._period = config.update_period or usual
         self._updates: list[Metrics] = []  # what this epoch's updates measured
         self._has_fits = False  # whether reused fits stand for the steps up to the next update
         self._verdict = Verdict()  # of the last epoch

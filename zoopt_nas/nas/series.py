@@ -25,9 +25,6 @@ FROM_SEARCH = (
     *("dataset", "seed", "data_dir", "download", "image_size"),
     *("device", "threads", "amp", "compile", "channels_last"),
 )
-# What makes a run smaller than the one that the paper describes. Batches and rates follow the data.
-_SIZES = ("epochs", "init_channels", "n_cells")
-_PAPER_DATASETS = ("cifar10", "cifar100", "svhn", "imagenet")
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -35,11 +32,16 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 def retraining_of(search: SearchConfig, genotype: Genotype, **settings: Any) -> TrainConfig:
     """The retraining of a genotype that a search found: its data and seed, unless set otherwise.
 
+    Args:
+        search: where it was found; the protocol ``rdarts`` has its sizes by data set and space.
+        genotype: the architecture.
+        **settings: as ``TrainConfig.for_dataset`` takes them, ``protocol`` too.
+
     Raises:
         UnknownNameError, InvalidValueError: a setting is wrong.
     """
     fields = {name: getattr(search, name) for name in FROM_SEARCH} | settings
-    return TrainConfig.for_dataset(**{**fields, "genotype": str(genotype)})
+    return TrainConfig.for_dataset(**{"space": search.space, **fields, "genotype": str(genotype)})
 
 
 def search_once(
@@ -79,22 +81,6 @@ def train_once(
         return TrainResult(**json.loads(result.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise RunError(f"{result} is not the result of a retraining") from error
-
-
-def reductions(config: RunConfig) -> list[str]:
-    """What makes a run smaller than the paper's: ``["dataset digits", "epochs 3 of 50", ...]``.
-
-    The paper's sizes are the config class's own defaults. Empty at full size.
-    """
-    full = type(config)()
-    found = [] if config.dataset in _PAPER_DATASETS else [f"dataset {config.dataset}"]
-    if config.n_train is not None:
-        found.append(f"n_train {config.n_train}")
-    for name in _SIZES:
-        size, usual = getattr(config, name), getattr(full, name)
-        if size < usual:
-            found.append(f"{name} {size} of {usual}")
-    return found
 
 
 def _open_as(path: Path, config: RunConfig) -> RunFolder:

@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoopt_nas.errors import InvalidValueError, RunError, UnknownNameError, ZooptNasError
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.config import RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.defaults import BASELINES
 from zoopt_nas.nas.genotype import GENOTYPES
 from zoopt_nas.nas.loop import Observer
 from zoopt_nas.nas.methods import METHODS
+from zoopt_nas.nas.paper_size import reductions
 from zoopt_nas.nas.runs import METRICS, RunFolder
 from zoopt_nas.nas.series import retraining_of, search_once, train_once
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.updaters import config_solver
-from zoopt_nas.solvers import SOLVERS
 
 _FILE = "sweep.toml"
 _KIND = "sweep"
@@ -64,11 +65,12 @@ class SweepResult:
 
 
 class MeanStd(NamedTuple):
-    """Over seeds: the mean, the standard deviation with n - 1 (None for one seed), and n."""
+    """Over seeds: the mean, the standard deviation with n - 1 (None for one seed), n, the least."""
 
     mean: float
     std: float | None
     n: int
+    least: float
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Sweep:
             solver; of several settings all combinations are run.
         seeds: each combination is run with each.
         search: the settings that stay, as ``SearchConfig.for_dataset`` takes them.
-        train: settings of a retraining of each result; None = no retraining.
+        train: settings of a retraining of each result, and ``protocol``; None = no retraining.
         command: the command line that asked for it, for the record.
 
     Raises:
@@ -108,7 +110,8 @@ class Sweep:
         if len(set(names)) < len(names):
             raise InvalidValueError(f"vary must give each run a name of its own, got {names}")
         if self.train is not None:
-            retraining_of(self.runs()[0].config, GENOTYPES["DARTS_V2"], **self.train)
+            for run in self.runs():
+                retraining_of(run.config, GENOTYPES["DARTS_V2"], **self.train)
 
     def runs(self) -> list[SweepRun]:
         """Every search, all seeds of a combination together."""
@@ -120,6 +123,16 @@ class Sweep:
                 config = _config({**self.search, "seed": seed}, point)
                 runs.append(SweepRun(point, seed, f"{label}-seed{seed}", config))
         return runs
+
+    def reductions(self) -> list[str]:
+        """What is smaller than in the paper, see ``paper_size``; of any of the runs."""
+        found: dict[str, None] = {}
+        for run in self.runs():
+            configs: list[RunConfig] = [run.config]
+            if self.train is not None:
+                configs.append(retraining_of(run.config, GENOTYPES["DARTS_V2"], **self.train))
+            found |= dict.fromkeys(reductions(*configs))
+        return list(found)
 
     def to_toml(self) -> str:
         """The sweep as TOML."""
@@ -212,19 +225,19 @@ def summarize(results: Sequence[SweepResult]) -> list[tuple[dict[str, Any], dict
 def _over_seeds(group: Sequence[SweepResult], name: str) -> MeanStd:
     values = [result.numbers[name] for result in group if name in result.numbers]
     std = statistics.stdev(values) if len(values) > 1 else None
-    return MeanStd(statistics.fmean(values), std, len(values))
+    return MeanStd(statistics.fmean(values), std, len(values), min(values))
 
 
 def _config(settings: Mapping[str, Any], point: Mapping[str, Any]) -> SearchConfig:
     """The search at a point, checked as far as it can be without running it."""
-    names = [spec.name for spec in fields(SearchConfig)]
+    names = ["preset", *(spec.name for spec in fields(SearchConfig))]
     options = {name: value for name, value in point.items() if name not in names}
     chosen = {**settings, **{name: value for name, value in point.items() if name in names}}
     if options:
         chosen["solver"] = {**chosen.get("solver", {}), **options}
     config = SearchConfig.for_dataset(**chosen)
     METHODS[config.algo], SPACES[config.space]
-    if config.algo in SOLVERS:
+    if config.algo not in BASELINES:
         config_solver(config)
     elif options:
         raise UnknownNameError(f"setting of {config.algo}", next(iter(options)), names)

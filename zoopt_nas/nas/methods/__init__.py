@@ -29,7 +29,8 @@ class Method:
         description: one line, for lists.
         build: its updater.
         inner: the approximation of omega* that it is defined with; None = the config's.
-        every_step: whether it updates at every weight step, or every ``inner_steps``.
+        every_step: whether it updates at every weight step, or every ``inner_steps``; see
+            ``update_period``.
         trains: whether the supernet is trained at all.
     """
 

@@ -1,0 +1,100 @@
+"""The search as the paper has it, and as its released scripts do."""
+
+from __future__ import annotations
+
+import pytest
+
+from zoopt_nas import nas
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.methods import METHODS
+from zoopt_nas.nas.updaters import config_solver
+
+RELEASED_SPACES = {"s1": 0.2, "s2": 0.2, "s3": 0.2, "s4": 0.2, "darts": 0.025}
+
+
+def preset(name: str, algo: str = "mgs", dataset: str = "cifar10", **more) -> SearchConfig:
+    return SearchConfig.for_dataset(dataset, algo, preset=name, **more)
+
+
+@pytest.mark.parametrize("space", RELEASED_SPACES)
+def test_the_search_of_the_paper(space):
+    """Algorithm 1 for 50 epochs, N = 4, M = 10 (B.2), weights by Eq. 10."""
+    config = preset("paper", space=space)
+    assert (config.epochs, config.warmup_epochs, config.update_period) == (50, 0, 1)
+    assert (config.inner, config.inner_steps) == ("sgd", 10)
+    assert (config.inner_lr, config.inner_momentum) == (None, False)
+    assert config.sigma_schedule == "constant"
+    assert config.solver == {
+        **{"n_samples": 4, "weighting": "exact", "temperature": 0.01, "mixing": 1e-3},
+        "sigma": RELEASED_SPACES[space],  # the paper gives none
+    }
+
+
+@pytest.mark.parametrize("space", RELEASED_SPACES)
+def test_the_search_of_the_released_scripts(space):
+    config = preset("released", space=space)
+    assert (config.epochs, config.warmup_epochs, config.update_period) == (50, 10, 10)
+    assert (config.inner, config.inner_steps) == ("sgd", 10)
+    assert (config.inner_lr, config.inner_momentum) == (0.001, False)
+    assert config.sigma_schedule == "cosine"
+    assert config.solver == {
+        **{"n_samples": 4, "weighting": "density_free", "temperature": 0.01, "mixing": 1e-3},
+        "sigma": RELEASED_SPACES[space],
+    }
+
+
+def test_released_on_imagenet_has_a_longer_warm_up_and_batch():
+    config = preset("released", dataset="imagenet", space="darts")
+    assert (config.batch_size, config.warmup_epochs) == (256, 20)
+    assert preset("released", dataset="imagenet", epochs=5).warmup_epochs == 2
+
+
+def test_the_other_solvers_as_released():
+    rs = config_solver(preset("released", "rs"))
+    assert (rs.n_samples, rs.smoothing, rs.learning_rate) == (8, 0.1, 1e-4)
+    gld = config_solver(preset("released", "gld"))
+    radii = gld.radii(98)
+    assert len(radii) == 15
+    assert radii[0] == 0.13
+    assert radii[14] == pytest.approx(0.13 * 2**-14)
+
+
+def test_baselines_are_as_their_own_papers_have_them():
+    for name in ("paper", "released"):
+        for algo in METHODS:
+            if METHODS[algo].inner is not None and algo != "pc":
+                assert preset(name, algo) == SearchConfig.for_dataset("cifar10", algo)
+        pc = preset(name, "pc")
+        assert (pc.batch_size, pc.lr, pc.lr_min, pc.alpha_lr) == (256, 0.1, 0.0, 6e-4)
+        assert (pc.warmup_epochs, pc.partial_channels, pc.edge_normalization) == (15, 4, True)
+
+
+def test_own_settings_win():
+    config = preset("paper", warmup_epochs=3, update_period=2, solver={"sigma": 0.5})
+    assert (config.warmup_epochs, config.update_period) == (3, 2)
+    assert (config.solver["sigma"], config.solver["weighting"]) == (0.5, "exact")
+    assert preset("paper", dataset="digits").epochs == 10  # sizes are the data set's
+
+
+def test_an_unknown_preset():
+    with pytest.raises(UnknownNameError, match="unknown preset 'papper'; did you mean 'paper'"):
+        preset("papper")
+
+
+def test_alpha_moves_at_the_period_that_is_asked_for(search_config):
+    """32 images fit weights, in batches of 8: 4 steps an epoch."""
+    for period, n_updates in ((None, 2), (1, 4), (2, 2), (3, 2), (4, 1)):
+        config = search_config("mgs", batch_size=8, epochs=2, warmup_epochs=1, inner_steps=3)
+        rows = nas.run_search(config.replace(update_period=period)).metrics
+        assert [row["updates"] for row in rows] == [0, n_updates]
+    every_second = search_config("darts1", batch_size=8, warmup_epochs=0, update_period=2)
+    assert nas.run_search(every_second).metrics[0]["updates"] == 2
+    with pytest.raises(InvalidValueError, match="update_period must be a positive integer, got 0"):
+        search_config(update_period=0)
+
+
+def test_reused_fits_stand_for_the_steps_of_a_period(search_config):
+    config = search_config("gld", inner_steps=2, reuse_fits=True, update_period=1)
+    with pytest.raises(InvalidValueError, match="needs an update_period of inner_steps"):
+        nas.run_search(config)

@@ -1,0 +1,95 @@
+"""How all figures look, and how they are written."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from zoopt_nas.errors import UnknownNameError
+
+FORMATS = ("svg", "png", "pdf")
+
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "font.size": 9,
+    "mathtext.fontset": "dejavusans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.edgecolor": "#555555",
+    "hatch.linewidth": 0.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.bbox": None,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "zoopt-nas",  # the same figure gives the same bytes
+    "pdf.fonttype": 42,
+}
+_NO_DATE: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+_PNG_DPI = 200
+
+
+def label_size(figure: Figure, reduced: Sequence[str]) -> None:
+    """A line below a figure that says what is smaller than in the paper, if anything is.
+
+    Args:
+        figure: with the layout ``constrained``, which makes room for it.
+        reduced: as ``paper_size.reductions`` gives it.
+    """
+    if reduced:
+        figure.supxlabel(f"reduced size: {', '.join(reduced)}", fontsize=7, color="#555555")
+
+
+def save(figure: Figure, path: str | Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
+    """Writes ``<path>.<format>`` for each format, each file whole or not at all.
+
+    Args:
+        figure: any. The same figure gives the same bytes.
+        path: without a suffix.
+        formats: of ``svg``, ``png`` and ``pdf``.
+
+    Raises:
+        UnknownNameError: another format.
+        OSError: the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "the folder of the figure does not exist", str(path.parent)
+        )
+    contents: dict[Path, bytes] = {}
+    for name in formats:
+        if name not in FORMATS:
+            raise UnknownNameError("figure format", name, FORMATS)
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(buffer, format=name, dpi=_PNG_DPI, metadata=_NO_DATE[name])
+        contents[path.with_name(f"{path.name}.{name}")] = buffer.getvalue()
+    for file, content in contents.items():
+        _replace(file, content)
+    return list(contents)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        os.chmod(temporary, 0o644)  # mkstemp keeps others out
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
