@@ -104,6 +104,20 @@ def test_candidates_at_once_and_kept_fits_take_their_share(search_config):
     assert estimate_search(gradient, data) == estimate_search(alone, data)
 
 
+def test_epochs_to_go_back_to_are_kept_and_the_hessian_has_a_graph_of_its_own(search_config):
+    config = search_config("darts2")
+    data = data_of(config)
+    plain = estimate_search(config, data)
+    ada = estimate_search(config.replace(algo="ada"), data)
+    supernet = Supernet(SPACES["small_s3"], 3, 2, 1, in_channels=1)
+    weights = sum(parameter.nbytes for parameter in supernet.parameters())
+    assert ada.parameters - plain.parameters == (7 + 1) * 2 * weights
+    watched = estimate_search(config.replace(track_eigenvalue=True), data)
+    assert watched.activations == ada.activations
+    assert watched.activations > 1.2 * plain.activations
+    assert watched.parameters == plain.parameters
+
+
 def test_bfloat16_halves_what_convolutions_keep(search_config):
     config = search_config(init_channels=8)
     data = data_of(config)
@@ -143,7 +157,8 @@ def test_the_parts_of_an_estimate(search_config, train_config, monkeypatch):
     pools = config.replace(space="darts", n_cells=4)
     one_by_one = estimate_search(pools, data).activations
     # A gradient in alpha keeps the output of every pool.
-    assert estimate_search(pools.replace(algo="darts1"), data).activations > 1.01 * one_by_one
+    gradient = pools.replace(algo="darts1", solver={})
+    assert estimate_search(gradient, data).activations > 1.01 * one_by_one
 
     config = train_config(n_cells=3)
     plain = estimate_training(config, data).activations
@@ -176,6 +191,7 @@ before, watch = peak(), Watch()
 search.run_search(SearchConfig.for_dataset(
     sys.argv[1], "gld", space="s3", device="cpu", image_size=32, epochs=1, warmup_epochs=0,
     batch_size=32, init_channels=16, n_cells=3, inner_steps=1, solver={"n_samples": 1},
+    track_eigenvalue=len(sys.argv) > 2,
 ), observer=watch)
 print(watch.total, peak() - before)
 """
@@ -183,10 +199,10 @@ print(watch.total, peak() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_search_grows_by_what_was_estimated(npz):
-    found = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(npz)], check=True, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("more", [[], ["eigenvalue"]])
+def test_a_search_grows_by_what_was_estimated(npz, more):
+    command = [sys.executable, "-c", _CHILD, str(npz), *more]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
     estimated, grown = map(int, found.stdout.split())
     assert 0.7 < estimated / grown < 1.3, (estimated, grown)
     assert grown > 3e8

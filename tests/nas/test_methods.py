@@ -14,7 +14,7 @@ from tiny_supernets import TINY, setup
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, RunInterrupted
-from zoopt_nas.nas import search
+from zoopt_nas.nas import methods, search
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.loop import Observer
 from zoopt_nas.nas.methods import METHODS, random_search
@@ -379,3 +379,14 @@ def test_what_methods_are_defined_with():
     for algo in ("darts2", "dp", "l2", "es", "ada", "sdarts_rs", "sdarts_adv", "random_ws"):
         assert config(algo).warmup_epochs == 0
     assert config("darts2") == config("es").replace(algo="darts2")
+
+
+def test_a_baseline_says_that_it_hides_a_solver(search_config):
+    config = search_config("es")
+    table = methods._table(["gld", "es"])
+    assert list(table) == ["gld", "es", *(name for name in methods._BASELINES if name != "es")]
+    alpha = torch.zeros(SPACES["small_s3"].dim)
+    with pytest.warns(UserWarning, match="es is the baseline of that name, not the solver es of"):
+        updater = table["es"].build(config, alpha, 0)
+    assert updater.wants_eigenvalue
+    table["ada"].build(config, alpha, 0)  # warnings are errors here

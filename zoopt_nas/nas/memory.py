@@ -26,6 +26,7 @@ from zoopt_nas.nas.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.data import Dataset
 from zoopt_nas.nas.defaults import GRADIENT_ALGOS
 from zoopt_nas.nas.execution import Execution
+from zoopt_nas.nas.methods import METHODS
 from zoopt_nas.nas.models import build_network, build_supernet
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.training import EVAL_BATCH_SIZE, generator, pick_device
@@ -84,12 +85,17 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
     execution = Execution.from_config(config, device)
     supernet = build_supernet(config, dataset, seed=0, device=device)
     seed_noise(supernet, generator(0, device))
+    updater = METHODS[config.algo].build(config, torch.zeros(supernet.space.dim), 0)
+    has_eigenvalue = config.track_eigenvalue or updater.wants_eigenvalue
     # Gradients in alpha need every operation's output.
-    alpha = torch.zeros(
-        supernet.space.dim, device=device, requires_grad=config.algo in GRADIENT_ALGOS
-    )
+    in_alpha = has_eigenvalue or config.algo in GRADIENT_ALGOS
+    alpha = torch.zeros(supernet.space.dim, device=device, requires_grad=in_alpha)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
+        if has_eigenvalue:  # the graph of the gradient stays beside that of the loss
+            value = F.cross_entropy(supernet(images, alpha), labels)
+            (gradient,) = torch.autograd.grad(value, alpha, create_graph=True)
+            return torch.autograd.grad(gradient.sum(), alpha)[0]
         with execution.precision():
             return F.cross_entropy(supernet(images, alpha), labels)
 
@@ -111,10 +117,13 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
         n_batches=1 + n_inner + config.val_batches,
     )
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
-    kept = 2 * n_candidates * weights if config.reuse_fits else 0  # with their momentum
+    # What stays of fits and of epochs to go back to comes with its momentum.
+    n_kept = n_candidates if config.reuse_fits else 0
+    if updater.n_snapshots and device.type == "cpu":  # they are on the host
+        n_kept += updater.n_snapshots + 1
     return replace(
         estimate,
-        parameters=estimate.parameters + kept,
+        parameters=estimate.parameters + 2 * n_kept * weights,
         activations=estimate.activations * (max(n_at_once, 1) + is_recorded),
     )
 

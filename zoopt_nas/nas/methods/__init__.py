@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -72,42 +73,62 @@ def _second(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
     return GradientUpdater(config, alpha, second_order=True)
 
 
-METHODS: Registry[Method] = Registry(
-    "method",
-    {
-        **{name: _zero_order(name) for name in SOLVERS},
-        "darts1": _gradient("gradient: DARTS of first order (Eq. 3)", _first, "first"),
-        "darts2": _gradient("gradient: DARTS of second order (Eq. 2)", _second, "second"),
-        "dp": _gradient("R-DARTS: darts2 with drop path and cutout in search", _second, "second"),
-        "l2": _gradient("R-DARTS: darts2 with more weight decay", _second, "second"),
-        "es": _gradient(
-            "R-DARTS: darts2, stopped where the Hessian's eigenvalue grows",
-            lambda config, alpha, seed: EarlyStopping(config, alpha),
-            "second",
-        ),
-        "ada": _gradient(
-            "R-DARTS: darts2, sent back with more weight decay where it grows",
-            lambda config, alpha, seed: AdaptiveRegularization(config, alpha),
-            "second",
-        ),
-        "pc": _gradient("PC-DARTS: darts1 on partial channels, edges normalized", _first, "first"),
-        "sdarts_rs": _gradient(
-            "SmoothDARTS: darts1, weights trained at a random perturbation",
-            RandomSmoothing,
-            "first",
-        ),
-        "sdarts_adv": _gradient(
-            "SmoothDARTS: darts1, weights trained at the worst perturbations",
-            AdversarialSmoothing,
-            "first",
-        ),
-        "random": Method(
-            "baseline: a random architecture, nothing is trained",
-            _without_fits(RandomArchitecture),
-            trains=False,
-        ),
-        "random_ws": Method(
-            "baseline: random search with weight sharing", _without_fits(WeightSharingSearch)
-        ),
-    },
-)
+_BASELINES: dict[str, Method] = {
+    "darts1": _gradient("gradient: DARTS of first order (Eq. 3)", _first, "first"),
+    "darts2": _gradient("gradient: DARTS of second order (Eq. 2)", _second, "second"),
+    "dp": _gradient("R-DARTS: darts2 with drop path and cutout in search", _second, "second"),
+    "l2": _gradient("R-DARTS: darts2 with more weight decay", _second, "second"),
+    "es": _gradient(
+        "R-DARTS: darts2, stopped where the Hessian's eigenvalue grows",
+        lambda config, alpha, seed: EarlyStopping(config, alpha),
+        "second",
+    ),
+    "ada": _gradient(
+        "R-DARTS: darts2, sent back with more weight decay where it grows",
+        lambda config, alpha, seed: AdaptiveRegularization(config, alpha),
+        "second",
+    ),
+    "pc": _gradient("PC-DARTS: darts1 on partial channels, edges normalized", _first, "first"),
+    "sdarts_rs": _gradient(
+        "SmoothDARTS: darts1, weights trained at a random perturbation",
+        RandomSmoothing,
+        "first",
+    ),
+    "sdarts_adv": _gradient(
+        "SmoothDARTS: darts1, weights trained at the worst perturbations",
+        AdversarialSmoothing,
+        "first",
+    ),
+    "random": Method(
+        "baseline: a random architecture, nothing is trained",
+        _without_fits(RandomArchitecture),
+        trains=False,
+    ),
+    "random_ws": Method(
+        "baseline: random search with weight sharing", _without_fits(WeightSharingSearch)
+    ),
+}
+
+
+def _in_place_of_a_solver(name: str, method: Method) -> Method:
+    """A baseline that says so where it hides a solver of another package."""
+
+    def build(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
+        warnings.warn(
+            f"{name} is the baseline of that name, not the solver {name} of another package, which "
+            "has to be registered under another name for a search",
+            stacklevel=2,
+        )
+        return method.build(config, alpha, seed)
+
+    return replace(method, build=build)
+
+
+def _table(solvers: Collection[str]) -> dict[str, Method]:
+    methods = {name: _zero_order(name) for name in solvers}
+    for name, method in _BASELINES.items():
+        methods[name] = _in_place_of_a_solver(name, method) if name in solvers else method
+    return methods
+
+
+METHODS: Registry[Method] = Registry("method", _table(list(SOLVERS)))
