@@ -205,7 +205,8 @@ def search(
             result = nas.run_search(resolved, run_dir=run_dir, observer=observer)
 
     last = result.metrics[-1] if result.metrics else {}  # `random` trains nothing
-    reduced = reductions(nas.RunFolder.open(str(result.run_dir)).config(SearchConfig))
+    done = nas.RunFolder.open(str(result.run_dir)).config(SearchConfig)
+    reduced = reductions(done) if last else []
     if json:
         console.say_json(
             {

@@ -45,6 +45,8 @@ def test_from_a_search_on_digits_to_pictures(cli, tmp_path, monkeypatch):
     assert lines[3:] == [
         f"supernet validation accuracy {last['val_accuracy']:.2%}, "
         f"{genotype.count('skip_connect')} of 8 normal edges are skip connections",
+        "reduced size: dataset digits, n_train 64, epochs 2 of 50, n_cells 1 of 8, "
+        "init_channels 2 of 16",
         "run folder: run",
         "next: zoopt-nas train run, zoopt-nas show run",
     ]
@@ -57,6 +59,7 @@ def test_from_a_search_on_digits_to_pictures(cli, tmp_path, monkeypatch):
         f"test accuracy {result['test_accuracy']:.2%} (loss {result['test_loss']:.4f}) "
         f"with {result['n_parameters']:,} parameters and "
         f"{result['n_multiply_adds'] / 1e6:.1f} M multiply-adds after {result['seconds']:.0f} s",
+        "reduced size: dataset digits, epochs 2 of 600, n_cells 1 of 20, init_channels 2 of 36",
         "run folder: run/train",
     ]
     assert result["genotype"] == str(genotype)
@@ -127,6 +130,10 @@ def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
     last = rows_of(run)[-1]
     assert output.pop("run_dir") == str(run)
     genotype = nas.Genotype.from_dict(output.pop("genotype"))
+    assert output.pop("reduced") == [
+        *(f"dataset {npz}", "n_train 48", "epochs 2 of 50", "n_cells 1 of 8"),
+        "init_channels 2 of 16",
+    ]
     assert output == last
     assert {"val_accuracy", "evaluations", "skip_connections", "seconds"} <= output.keys()
 
@@ -134,6 +141,8 @@ def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
     (folder,) = run.glob("train-*-seed0")
     result = json.loads(trained.out)
     assert result.pop("run_dir") == str(folder)
+    reduced = result.pop("reduced")
+    assert reduced[:2] == [f"dataset {npz}", "epochs 2 of 600"]
     assert result == json.loads((folder / "result.json").read_text())
     assert result["genotype"] == str(genotype)
     assert config_of(folder)["dataset"] == str(npz)
@@ -142,7 +151,10 @@ def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
     assert "n_train" not in config_of(folder)
 
     again = cli("train", "--resume", folder, "--json")
-    assert json.loads(again.out) == {"run_dir": str(folder), **result}
+    assert json.loads(again.out) == {
+        **{"run_dir": str(folder), **result},
+        "reduced": reduced,
+    }
     assert cli("search", "--resume", run).out.splitlines()[-1] == (
         f"next: zoopt-nas train '{run}', zoopt-nas show '{run}'"
     )
@@ -177,6 +189,20 @@ def test_a_step_that_cannot_be_compiled_is_one_warning(cli, npz, tmp_path, monke
     assert result.code == 0
     line = "warning: weight steps are not compiled: no compiler [for] this machine\n"
     assert result.err == line
+
+
+def test_a_preset_and_what_overrides_it(cli, npz, tmp_path):
+    few = ("--dataset", npz, *SEARCH[:-4], "--device", "cpu")
+    preset = ("--preset", "paper", "--inner-lr", 0.5, "--n-samples", 2)
+    found = cli("search", *few, *preset, "--run-dir", tmp_path / "run", "--json")
+    assert (found.code, found.err) == (0, "")
+    reduced = json.loads(found.out)["reduced"]
+    assert reduced[:2] == [f"dataset {npz}", "epochs 2 of 50"]
+    config = config_of(tmp_path / "run")
+    assert (config["inner_steps"], config["update_period"], config["warmup_epochs"]) == (10, 1, 0)
+    assert (config["inner_lr"], config["inner_momentum"]) == (0.5, False)
+    assert config["solver"]["weighting"] == "exact"
+    assert config["solver"]["n_samples"] == 2
 
 
 def test_default_run_folders_say_what_they_are(cli, npz, tmp_path, monkeypatch):
@@ -291,7 +317,7 @@ def test_the_best_epoch_is_labelled(cli, npz, tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["selected_on_test_set"] is True
     assert result["test_accuracy"] == max(row["test_accuracy"] for row in rows)
-    assert trained.out.splitlines()[-3] == (
+    assert trained.out.splitlines()[-4] == (
         f"best test accuracy, of epoch {result['epoch'] + 1} and selected on the test set; "
         f"the last epoch has {rows[-1]['test_accuracy']:.2%}"
     )
