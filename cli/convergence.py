@@ -49,8 +49,9 @@ def convergence(
     """
     let_threads_sleep()
     from zoopt_nas import nas
-    from zoopt_nas.nas import analysis_plots, figures
-    from zoopt_nas.nas.convergence import (
+    from zoopt_nas.nas import figures
+    from zoopt_nas.nas.analyses import plots
+    from zoopt_nas.nas.analyses.convergence import (
         EVERY,
         ConvergencePoint,
         plan_retrainings,
@@ -87,7 +88,7 @@ def convergence(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
-    pictures = figures.save(analysis_plots.draw_convergence(points, reduced), out / "convergence")
+    pictures = figures.save(plots.draw_convergence(points, reduced), out / "convergence")
     if json:
         result = {
             run: [asdict(point) | {"run_dir": str(point.run_dir)} for point in there]

@@ -61,8 +61,9 @@ def diagnose(
         return
     let_threads_sleep()
     from zoopt_nas import nas
-    from zoopt_nas.nas import analysis_plots, figures
-    from zoopt_nas.nas.diagnose import RADIUS, epoch_curves, run_condition_numbers
+    from zoopt_nas.nas import figures
+    from zoopt_nas.nas.analyses import plots
+    from zoopt_nas.nas.analyses.diagnose import RADIUS, epoch_curves, run_condition_numbers
 
     names = console.short_names(runs or [])
     folders = [nas.RunFolder.open(run) for run in runs or []]
@@ -81,7 +82,7 @@ def diagnose(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
-    pictures = figures.save(analysis_plots.draw_diagnostics(curves, reduced), out / "diagnostics")
+    pictures = figures.save(plots.draw_diagnostics(curves, reduced), out / "diagnostics")
     if json:
         shown = {
             name: {"n_samples": there.n_samples, "epochs": there.epochs, **there.columns}

@@ -62,9 +62,10 @@ def landscape(
     Stopped by Ctrl-C, the same command goes on.
     """
     let_threads_sleep()
-    from zoopt_nas.nas import figures, landscape_plot
-    from zoopt_nas.nas.landscape import LandscapeSettings
-    from zoopt_nas.nas.landscape_run import compute_landscape
+    from zoopt_nas.nas import figures
+    from zoopt_nas.nas.analyses import landscape_plot
+    from zoopt_nas.nas.analyses.landscape import LandscapeSettings
+    from zoopt_nas.nas.analyses.landscape_run import compute_landscape
 
     settings = LandscapeSettings(
         inner=_names(inner),

@@ -74,8 +74,9 @@ def sweep(
     Every option of `zoopt-nas search` that is given as well holds for all searches.
     """
     let_threads_sleep()
-    from zoopt_nas.nas import analysis_plots, figures
-    from zoopt_nas.nas.sweep import Sweep, run_sweep, summarize
+    from zoopt_nas.nas import figures
+    from zoopt_nas.nas.analyses import plots
+    from zoopt_nas.nas.analyses.sweep import Sweep, run_sweep, summarize
 
     if resume is not None:
         others = (vary, seeds, retrain, train_option, run_dir, ctx.args)
@@ -106,7 +107,7 @@ def sweep(
 
     rows = summarize(results)
     reduced = asked.reductions()
-    pictures = figures.save(analysis_plots.draw_sweep(rows, reduced), run_dir / "sweep")
+    pictures = figures.save(plots.draw_sweep(rows, reduced), run_dir / "sweep")
     command = asked.command or again
     if json:
         console.say_json(

@@ -216,7 +216,7 @@ def _processes() -> Any:
 def _find(source: str) -> tuple[Any, dict[str, Any], Path | None, str | None]:
     """What ``source`` names: a genotype, the settings with it, its run folder, and its space."""
     from zoopt_nas import nas
-    from zoopt_nas.nas.series import FROM_SEARCH
+    from zoopt_nas.nas.analyses.series import FROM_SEARCH
 
     if not os.path.isdir(source):  # Path.is_dir refuses texts as long as a genotype's
         return nas.Genotype.load(source), {}, None, None

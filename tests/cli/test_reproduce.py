@@ -11,7 +11,7 @@ import pytest
 from zoopt_nas_cli.main import run
 
 from zoopt_nas import nas
-from zoopt_nas.nas import convergence, diagnose, landscape_run, sweep
+from zoopt_nas.nas.analyses import convergence, diagnose, landscape_run, sweep
 from zoopt_nas.nas.genotype import GENOTYPES
 from zoopt_nas.nas.paper_size import reductions
 from zoopt_nas.nas.runs import ARCHITECTURES, METRICS, RunFolder

@@ -9,7 +9,7 @@ import statistics
 import pytest
 from zoopt_nas_cli.main import run
 
-from zoopt_nas.nas.sweep import Sweep
+from zoopt_nas.nas.analyses.sweep import Sweep
 
 SEARCH = ("--space", "small_s3", "--algo", "mgs", "--epochs", 2, "--init-channels", 2)
 SEARCH = (*SEARCH, "--n-cells", 1, "--batch-size", 16, "--inner-steps", 1, "--n-train", 64)

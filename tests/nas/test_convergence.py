@@ -8,9 +8,9 @@ import pytest
 
 from zoopt_nas import nas
 from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted, UnknownNameError
-from zoopt_nas.nas import series
-from zoopt_nas.nas.analysis_plots import draw_convergence
-from zoopt_nas.nas.convergence import plan_retrainings, run_retrainings
+from zoopt_nas.nas.analyses import series
+from zoopt_nas.nas.analyses.convergence import plan_retrainings, run_retrainings
+from zoopt_nas.nas.analyses.plots import draw_convergence
 
 TINY = {"epochs": 1, "batch_size": 16, "init_channels": 2, "n_cells": 1, "auxiliary": False}
 

@@ -24,9 +24,11 @@ from zoopt_nas.errors import (
     RunInterrupted,
     UnknownNameError,
 )
-from zoopt_nas.nas import export, export_formats, standalone
 from zoopt_nas.nas.config import TrainConfig
-from zoopt_nas.nas.export_source import NetworkFacts, source_of
+from zoopt_nas.nas.exports import formats as export_formats
+from zoopt_nas.nas.exports import run as export
+from zoopt_nas.nas.exports import standalone
+from zoopt_nas.nas.exports.source import NetworkFacts, source_of
 from zoopt_nas.nas.genotype import GENOTYPES, Genotype
 from zoopt_nas.nas.loop import Observer
 from zoopt_nas.nas.network import Network

@@ -11,11 +11,11 @@ import torch
 
 from zoopt_nas import nas
 from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted, UnknownNameError
-from zoopt_nas.nas import landscape_run
-from zoopt_nas.nas.landscape import Landscape, LandscapeSettings, Plane, Track
-from zoopt_nas.nas.landscape_plot import draw_landscape
-from zoopt_nas.nas.landscape_run import compute_landscape, follow
-from zoopt_nas.nas.pinned import PinnedSearch
+from zoopt_nas.nas.analyses import landscape_run
+from zoopt_nas.nas.analyses.landscape import Landscape, LandscapeSettings, Plane, Track
+from zoopt_nas.nas.analyses.landscape_plot import draw_landscape
+from zoopt_nas.nas.analyses.landscape_run import compute_landscape, follow
+from zoopt_nas.nas.analyses.pinned import PinnedSearch
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.updaters import AlphaUpdater
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
+from zoopt_nas.nas.analyses.landscape import LandscapeSettings
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.figures import label_size
-from zoopt_nas.nas.landscape import LandscapeSettings
 from zoopt_nas.nas.paper_size import reductions
 
 

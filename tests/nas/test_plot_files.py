@@ -12,7 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from zoopt_nas.errors import UnknownNameError
-from zoopt_nas.nas import analysis_plots, figures, landscape_plot, plots
+from zoopt_nas.nas import figures, plots
+from zoopt_nas.nas.analyses import landscape_plot
+from zoopt_nas.nas.analyses import plots as analysis_plots
 from zoopt_nas.nas.figures import save
 from zoopt_nas.nas.genotype import GENOTYPES
 from zoopt_nas.nas.plots import draw_alpha, draw_cell, draw_curves, draw_genotype

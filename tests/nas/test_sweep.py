@@ -8,9 +8,9 @@ import pytest
 
 from zoopt_nas import nas
 from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted, UnknownNameError
-from zoopt_nas.nas import series
-from zoopt_nas.nas.analysis_plots import draw_sweep
-from zoopt_nas.nas.sweep import MeanStd, Sweep, SweepResult, run_sweep, summarize
+from zoopt_nas.nas.analyses import series
+from zoopt_nas.nas.analyses.plots import draw_sweep
+from zoopt_nas.nas.analyses.sweep import MeanStd, Sweep, SweepResult, run_sweep, summarize
 
 SEARCH = {
     "space": "small_s3",

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from zoopt_nas.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from zoopt_nas.nas.analyses.landscape import Landscape as Landscape
+    from zoopt_nas.nas.analyses.landscape import LandscapeSettings as LandscapeSettings
+    from zoopt_nas.nas.analyses.landscape_run import compute_landscape as compute_landscape
     from zoopt_nas.nas.bilevel import BilevelObjective as BilevelObjective
     from zoopt_nas.nas.capacity import free_memory as free_memory
     from zoopt_nas.nas.config import SearchConfig as SearchConfig
@@ -22,13 +25,10 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.data import split_indices as split_indices
     from zoopt_nas.nas.datasets import DATASETS as DATASETS
     from zoopt_nas.nas.distributed import Processes as Processes
-    from zoopt_nas.nas.export import ExportResult as ExportResult
-    from zoopt_nas.nas.export import export_network as export_network
+    from zoopt_nas.nas.exports.run import ExportResult as ExportResult
+    from zoopt_nas.nas.exports.run import export_network as export_network
     from zoopt_nas.nas.genotype import GENOTYPES as GENOTYPES
     from zoopt_nas.nas.genotype import Genotype as Genotype
-    from zoopt_nas.nas.landscape import Landscape as Landscape
-    from zoopt_nas.nas.landscape import LandscapeSettings as LandscapeSettings
-    from zoopt_nas.nas.landscape_run import compute_landscape as compute_landscape
     from zoopt_nas.nas.loop import Observer as Observer
     from zoopt_nas.nas.loop import Progress as Progress
     from zoopt_nas.nas.loop import Start as Start
@@ -61,10 +61,10 @@ _EXPORTS = {
     "data": ("BatchStream", "Dataset", "load_dataset", "split_indices"),
     "datasets": ("DATASETS",),
     "distributed": ("Processes",),
-    "export": ("ExportResult", "export_network"),
+    "exports.run": ("ExportResult", "export_network"),
     "genotype": ("GENOTYPES", "Genotype"),
-    "landscape": ("Landscape", "LandscapeSettings"),
-    "landscape_run": ("compute_landscape",),
+    "analyses.landscape": ("Landscape", "LandscapeSettings"),
+    "analyses.landscape_run": ("compute_landscape",),
     "loop": ("Observer", "Progress", "Start", "StartObserver"),
     "memory": ("MemoryEstimate", "estimate_search", "estimate_training"),
     "methods": ("METHODS",),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoopt_nas.errors import InvalidValueError, RunError, UnknownNameError, ZooptNasError
+from zoopt_nas.nas.analyses.series import retraining_of, search_once, train_once
 from zoopt_nas.nas.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.defaults import BASELINES
 from zoopt_nas.nas.genotype import GENOTYPES
@@ -28,7 +29,6 @@ from zoopt_nas.nas.loop import Observer
 from zoopt_nas.nas.methods import METHODS
 from zoopt_nas.nas.paper_size import reductions
 from zoopt_nas.nas.runs import METRICS, RunFolder
-from zoopt_nas.nas.series import retraining_of, search_once, train_once
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.updaters import config_solver
 

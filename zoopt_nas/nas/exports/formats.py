@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from zoopt_nas.errors import MissingDependencyError
-from zoopt_nas.nas.export_source import NetworkFacts, source_of
-from zoopt_nas.nas.standalone import Network, Normalize
+from zoopt_nas.nas.exports.source import NetworkFacts, source_of
+from zoopt_nas.nas.exports.standalone import Network, Normalize
 from zoopt_nas.registry import Registry
 
 NAME = "network"  # of the files, before their suffix

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from zoopt_nas.diagnostics import condition_number
 from zoopt_nas.errors import InvalidValueError, RunError
+from zoopt_nas.nas.analyses.pinned import PinnedSearch
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.execution import cpu_threads
-from zoopt_nas.nas.pinned import PinnedSearch
 from zoopt_nas.nas.runs import METRICS, RunFolder
 
 COLUMNS = ("n_effective", "effective_ratio", "eigenvalue", "skip_connections")

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from zoopt_nas.errors import RunError
-from zoopt_nas.nas.landscape import Track
+from zoopt_nas.nas.analyses.landscape import Track
+from zoopt_nas.nas.analyses.sharpness import Array
 from zoopt_nas.nas.runs import RunFolder
-from zoopt_nas.nas.sharpness import Array
 
 ARRAYS = "landscape.npz"
 # What np.load raises for bytes that are no archive of its own.

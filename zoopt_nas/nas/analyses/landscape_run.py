@@ -1,4 +1,4 @@
-"""Computes a loss landscape from the run folder of a search; ``zoopt_nas.nas.landscape`` is what.
+"""Computes a loss landscape from the run folder of a search; ``landscape`` says what it is.
 
 The grids are written after every row, so that a landscape that was stopped goes on.
 """
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.errors import NotEnoughMemoryError, RunInterrupted
-from zoopt_nas.nas.bilevel import BilevelObjective, Draw
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.defaults import solver_options
-from zoopt_nas.nas.execution import cpu_threads
-from zoopt_nas.nas.landscape import (
+from zoopt_nas.nas.analyses.landscape import (
     Landscape,
     LandscapeSettings,
     Plane,
     Track,
 )
-from zoopt_nas.nas.landscape_file import GridFile
+from zoopt_nas.nas.analyses.landscape_file import GridFile
+from zoopt_nas.nas.analyses.pinned import PinnedSearch
+from zoopt_nas.nas.analyses.sharpness import Array
+from zoopt_nas.nas.bilevel import BilevelObjective, Draw
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.defaults import solver_options
+from zoopt_nas.nas.execution import cpu_threads
 from zoopt_nas.nas.methods import METHODS
 from zoopt_nas.nas.paper_size import reductions
-from zoopt_nas.nas.pinned import PinnedSearch
 from zoopt_nas.nas.runs import RunFolder
-from zoopt_nas.nas.sharpness import Array
 from zoopt_nas.nas.training import seeds_for
 from zoopt_nas.nas.updaters import AlphaUpdater
 

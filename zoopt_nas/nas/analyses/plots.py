@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.convergence import ConvergencePoint
-from zoopt_nas.nas.diagnose import EpochCurves
+from zoopt_nas.nas.analyses.convergence import ConvergencePoint
+from zoopt_nas.nas.analyses.diagnose import EpochCurves
+from zoopt_nas.nas.analyses.sweep import MeanStd
 from zoopt_nas.nas.figures import STYLE, label_size
-from zoopt_nas.nas.sweep import MeanStd
 
 # Okabe and Ito's colours, darkened as in ``plots``.
 _COLORS = ("#0A66A8", "#B84A00", "#00755A", "#8E3B7A", "#666666")

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from zoopt_nas.nas.analyses.landscape import Landscape, Track
+from zoopt_nas.nas.analyses.sharpness import Array, Sharpness
 from zoopt_nas.nas.figures import STYLE, label_size
-from zoopt_nas.nas.landscape import Landscape, Track
-from zoopt_nas.nas.sharpness import Array, Sharpness
 
 _N_LEVELS = 24  # contours between the lowest and the highest loss of all panels
 _TITLES = {"first": "first order: ω* = ω", "second": "second order: one step"}

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.pinned import GRADIENT_INNER
-from zoopt_nas.nas.sharpness import Array, Sharpness, measure_sharpness
+from zoopt_nas.nas.analyses.pinned import GRADIENT_INNER
+from zoopt_nas.nas.analyses.sharpness import Array, Sharpness, measure_sharpness
 
 PAPER_STEP = 0.02
 PATH_METHODS = ("darts1", "darts2", "rs", "mgs", "gld")

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.errors import ExportError, InvalidValueError, RunError
-from zoopt_nas.nas import standalone
 from zoopt_nas.nas.augmentation import Transform
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.data import Dataset
 from zoopt_nas.nas.datasets import DATASETS, DatasetSpec
-from zoopt_nas.nas.export_formats import FORMATS
-from zoopt_nas.nas.export_source import NetworkFacts
+from zoopt_nas.nas.exports import standalone
+from zoopt_nas.nas.exports.formats import FORMATS
+from zoopt_nas.nas.exports.source import NetworkFacts
 from zoopt_nas.nas.genotype import CELL_KINDS, Genotype
 from zoopt_nas.nas.loop import load_run_dataset
 from zoopt_nas.nas.network import Network

@@ -1,0 +1,1 @@
+"""What searches do, measured and drawn: landscapes, convergence, sweeps, diagnostics."""

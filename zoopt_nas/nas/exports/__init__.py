@@ -1,0 +1,1 @@
+"""A found network for use without this package."""
