@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import integrate, special
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import as_generator
@@ -210,7 +210,7 @@ def gld_cosine(radii: Sequence[float], dim: int, n_points: int = 1001) -> float:
         for other in others:
             all_less *= special.betainc(half, half, (1 + np.minimum(t * radius / other, 1)) / 2)
         total += t * density * all_less
-    return float(np.trapezoid(total, t))
+    return float(integrate.trapezoid(total, t))
 
 
 class Row(NamedTuple):

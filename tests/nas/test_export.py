@@ -206,6 +206,21 @@ def test_known_statistics_need_no_data_files():
     assert export._images_of(resized).image_size == 64
 
 
+def test_of_a_run_that_reports_its_best_epoch_that_one_is_exported(train_config, tmp_path):
+    run = tmp_path / "run"
+    # A rate that makes the last epoch worse than an earlier one.
+    config = train_config(report="best", epochs=4, lr=1.0, lr_min=0.9)
+    reported = nas.run_training(config, run_dir=run)
+    assert reported.epoch < 3
+    facts = nas.export_network(run, "python").facts
+    assert facts.epochs_trained == reported.epoch + 1
+    weights = torch.load(run / "export" / "network.pt", weights_only=True)
+    own = torch.load(run / "weights.pt", weights_only=True)["network"]
+    last = torch.load(run / "checkpoint.pt", weights_only=True)["own"]["network"]
+    assert all(torch.equal(weights[name], own[name]) for name in weights)
+    assert not all(torch.equal(weights[name], last[name]) for name in weights)
+
+
 def test_a_retraining_that_was_stopped_gives_its_last_checkpoint(train_config, tmp_path):
     class Stop(Observer):
         def should_stop(self):

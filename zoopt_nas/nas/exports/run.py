@@ -149,16 +149,17 @@ def _build(config: TrainConfig, genotype: Genotype, images: Dataset | DatasetSpe
 
 
 def _load_weights(network: Network, folder: RunFolder) -> int:
-    """Loads the weights of the last checkpoint; returns the epochs behind them."""
+    """Loads the weights that the run reports on so far; returns the epochs behind them."""
     state = folder.load_checkpoint(_CPU)
     if state is None or state.get("epoch") == 0:
         raise RunError(f"{folder.path} has no weights yet: no epoch has ended")
     try:
-        weights = state["own"]["network"]
+        best = state["own"].get("best")  # of a run with report = "best"
+        weights = best["weights"] if best else state["own"]["network"]
         network.load_state_dict(
             {key: value for key, value in weights.items() if not key.startswith("auxiliary.")}
         )
-        return int(state["epoch"])
+        return int(best["epoch"]) + 1 if best else int(state["epoch"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise RunError(
             f"the checkpoint in {folder.path} does not belong to its config.toml"
