@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from zoopt_nas.nas.config import SearchConfig
+
 from . import console
 from .options import Json, let_threads_sleep
 
@@ -26,9 +28,13 @@ def landscape(
         float, typer.Option(help="Half of the square's side.", rich_help_panel=_GRID)
     ] = 1.0,
     step: Annotated[
-        float,
-        typer.Option(help="Distance of grid points; the paper's is 0.02.", rich_help_panel=_GRID),
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="Distance of grid points.",
+            rich_help_panel=_GRID,
+            show_default="0.02 (paper); digits: 0.25",
+        ),
+    ] = None,
     val_batches: Annotated[
         int | None,
         typer.Option(
@@ -66,11 +72,13 @@ def landscape(
     from zoopt_nas.nas.analyses import landscape_plot
     from zoopt_nas.nas.analyses.landscape import LandscapeSettings
     from zoopt_nas.nas.analyses.landscape_run import compute_landscape
+    from zoopt_nas.nas.runs import RunFolder
 
-    settings = LandscapeSettings(
+    settings = LandscapeSettings.for_dataset(
+        RunFolder.open(run).config(SearchConfig).dataset,
+        **({} if step is None else {"step": step}),
         inner=_names(inner),
         radius=radius,
-        step=step,
         val_batches=val_batches,
         paths=() if paths == "none" else _names(paths),
         n_updates=n_updates,

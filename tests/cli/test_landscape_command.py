@@ -64,6 +64,6 @@ def test_the_defaults_are_those_of_the_library(cli, monkeypatch):
     for shown in (
         ",".join(usual.inner),
         ",".join(usual.paths),
-        *(usual.radius, usual.step, usual.n_updates, usual.path_lr, usual.seed),
+        *(usual.radius, "0.02 (paper); digits: 0.25", usual.n_updates, usual.path_lr, usual.seed),
     ):
         assert f"[default: {shown}]" in text or f"default: ({shown})" in text, shown

@@ -84,8 +84,8 @@ def test_the_axis_is_symmetric_with_zero_in_the_middle(radius, step, n):
         ({"inner": ("0",)}, "positive number of steps, got 0"),
         ({"inner": ("third",)}, "positive number of steps, got third"),
         ({"step": 0.0}, "step must be positive .*, got 0.0 and 1.0"),
-        ({"radius": 0.01}, "got 0.1 and 0.01"),
-        ({"radius": float("inf")}, "got 0.1 and inf"),
+        ({"radius": 0.01}, "got 0.02 and 0.01"),
+        ({"radius": float("inf")}, "got 0.02 and inf"),
         ({"step": float("nan")}, "got nan and 1.0"),
         ({"val_batches": 0}, "val_batches must be a positive integer, got 0"),
         ({"n_updates": 0}, "n_updates must be a positive integer, got 0"),
@@ -102,6 +102,12 @@ def test_wrong_settings(changes, text):
 def test_a_wrong_path():
     with pytest.raises(UnknownNameError, match="unknown method of a path 'cma'"):
         LandscapeSettings(paths=("cma",))
+
+
+def test_the_grid_is_the_papers_but_for_the_digits():
+    assert len(LandscapeSettings().axis) == len(LandscapeSettings.for_dataset("svhn").axis) == 101
+    assert len(LandscapeSettings.for_dataset("digits").axis) == 9
+    assert LandscapeSettings.for_dataset("digits", step=0.5).step == 0.5
 
 
 def test_the_reference_has_the_most_steps():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.analyses.pinned import GRADIENT_INNER
 from zoopt_nas.nas.analyses.sharpness import Array, Sharpness, measure_sharpness
 
-PAPER_STEP = 0.02
+PAPER_STEP, _DIGITS_STEP = 0.02, 0.25
 PATH_METHODS = ("darts1", "darts2", "rs", "mgs", "gld")
 
 
@@ -34,7 +34,7 @@ class LandscapeSettings:
         inner: the panels, each an approximation of omega*: ``first`` (Eq. 3), ``second`` (Eq. 2),
             or M, a number of inner steps. The default is Fig. 3.
         radius: half of the square's side, in units of alpha: 1 (paper).
-        step: distance of grid points. The paper's is 0.02, 10201 points; ours is 0.1, 441.
+        step: distance of grid points: 0.02, 10201 points (paper).
         val_batches: batches whose mean loss is L_val; None = those of the part that scores alpha,
             at most 16 (ours: more change all panels alike; the released script takes all).
         paths: methods whose paths are drawn, of ``PATH_METHODS``; needs a panel of M steps.
@@ -50,7 +50,7 @@ class LandscapeSettings:
 
     inner: tuple[str, ...] = ("first", "second", "10")
     radius: float = 1.0
-    step: float = 0.1
+    step: float = PAPER_STEP
     val_batches: int | None = None
     paths: tuple[str, ...] = ("darts1", "rs", "mgs", "gld")
     n_updates: int = 10
@@ -96,6 +96,14 @@ class LandscapeSettings:
         return max(
             (name for name in self.inner if name not in GRADIENT_INNER), key=int, default=None
         )
+
+    @classmethod
+    def for_dataset(cls, dataset: str, **overrides: Any) -> Self:
+        """The defaults for a search's data set, with some of them overridden.
+
+        The embedded digits have a grid of 81 points, which takes minutes on two CPU cores (ours).
+        """
+        return cls(**{"step": _DIGITS_STEP if dataset == "digits" else PAPER_STEP, **overrides})
 
     def reductions(self) -> list[str]:
         """What of the grid is coarser than the paper's, as ``paper_size.reductions`` says it."""

@@ -59,7 +59,7 @@ def compute_landscape(
 
     Args:
         run_dir: the folder of a search, finished or not.
-        settings: None = the defaults.
+        settings: None = the defaults for the data set.
         out: a folder for ``landscape.npz``, which is written after every row of the grid and from
             which a stopped landscape goes on, and ``landscape.json``. None writes nothing.
         on_progress: called with the steps done and their number: rows of grids, and paths.
@@ -71,9 +71,10 @@ def compute_landscape(
         InvalidValueError: no loss of a panel is finite.
         NotEnoughMemoryError: the device has too little memory.
     """
-    settings = settings or LandscapeSettings()
     folder = RunFolder.open(run_dir)
-    with cpu_threads(folder.config(SearchConfig).threads):
+    config = folder.config(SearchConfig)
+    settings = settings or LandscapeSettings.for_dataset(config.dataset)
+    with cpu_threads(config.threads):
         try:
             search = PinnedSearch(folder)
             ticker = _Ticker(settings, on_progress, should_stop, out)
