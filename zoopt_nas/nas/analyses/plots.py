@@ -49,7 +49,7 @@ def draw_convergence(
     """
     if not any(runs.values()):
         raise InvalidValueError("runs must hold a point to draw, got none")
-    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    figure = Figure(figsize=(7.6, 2.6), layout="constrained")
     accuracy, size = figure.subplots(1, 2, sharex=True)
     for i, (name, points) in enumerate(runs.items()):
         epochs = [point.epoch for point in points]
@@ -57,7 +57,7 @@ def draw_convergence(
         _ink(size, i, name, epochs, [point.n_parameters / 1e6 for point in points])
     accuracy.set_title("Test accuracy (%)")
     size.set_title("Parameters (millions)")
-    _finish([accuracy, size], "epoch of the search")
+    _finish(figure, [accuracy, size], "epoch of the search")
     label_size(figure, reduced)
     return figure
 
@@ -81,7 +81,7 @@ def draw_diagnostics(runs: Mapping[str, EpochCurves], reduced: Sequence[str] = (
         for name, title in _DIAGNOSTICS.items()
         if any(value is not None for curves in runs.values() for value in curves.columns[name])
     }
-    figure = Figure(figsize=(3.2 * max(len(known), 1), 2.6), layout="constrained")
+    figure = Figure(figsize=(3.0 * max(len(known), 1) + 1.2, 2.6), layout="constrained")
     panels = list(figure.subplots(1, len(known), squeeze=False)[0])
     for axes, (name, title) in zip(panels, known.items(), strict=True):
         axes.set_title(title)
@@ -89,7 +89,7 @@ def draw_diagnostics(runs: Mapping[str, EpochCurves], reduced: Sequence[str] = (
             column = [math.nan if value is None else value for value in curves.columns[name]]
             if np.isfinite(column).any():
                 _ink(axes, i, run, curves.epochs, column)
-    _finish(panels, "epoch")
+    _finish(figure, panels, "epoch")
     label_size(figure, reduced)
     return figure
 
@@ -163,12 +163,13 @@ def _ink(
     )
 
 
-def _finish(panels: Sequence[Axes], x_label: str) -> None:
-    """Grid, whole numbers of epochs, and one legend, in the first panel."""
+def _finish(figure: Figure, panels: Sequence[Axes], x_label: str) -> None:
+    """Grid, whole numbers of epochs, and one legend beside the panels, where it hides no line."""
     for axes in panels:
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel(x_label)
     # The last panel is the one that every run is in.
-    panels[-1].legend(frameon=False, fontsize=8)
+    handles, labels = panels[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
