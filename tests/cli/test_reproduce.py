@@ -22,7 +22,8 @@ FULL, SMALL = PAGE.split("\n## At reduced size\n")
 
 def commands(text: str) -> list[str]:
     blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+    joined = [block.replace(" && \\\n  ", "\n") for block in blocks]
+    lines = [line for block in joined for line in block.splitlines()]
     return [line for line in lines if not line.startswith("SMALL")]
 
 

@@ -170,6 +170,23 @@ def test_stopping_and_going_back_resume_bit_for_bit(
     assert without_seconds(again.metrics) == without_seconds(whole.metrics)
 
 
+@pytest.mark.parametrize("algo", ["dp", "l2", "pc", "sdarts_rs", "sdarts_adv", "random_ws"])
+@pytest.mark.parametrize("n_steps", [1, 3])  # in the first epoch and in the second
+def test_the_others_resume_bit_for_bit(
+    algo, n_steps, search_config, tmp_path, monkeypatch, without_seconds
+):
+    monkeypatch.setattr(random_search, "N_SAMPLES", 5)
+    size = {"init_channels": 4, "partial_channels": 2} if algo == "pc" else {}
+    config = search_config(algo, warmup_epochs=0, **size)
+    whole = run_search(config)
+    with pytest.raises(RunInterrupted):
+        run_search(config, run_dir=tmp_path / "run", observer=Recorder(n_steps))
+    again = resume_search(tmp_path / "run")
+    assert torch.equal(again.alpha, whole.alpha)
+    assert without_seconds(again.metrics) == without_seconds(whole.metrics)
+    assert again.genotype == whole.genotype
+
+
 def test_any_method_can_track_the_eigenvalue(search_config):
     plain = run_search(search_config("gld"))
     tracked = run_search(search_config("gld", track_eigenvalue=True))
