@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopt_nas.errors import InvalidValueError, RunError
+from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers import make_solver
 
 from . import console
-from .options import Json
+from .options import Json, make_folder
 
 if TYPE_CHECKING:
     from zoopt_nas.bbob import BBOBResult
@@ -75,7 +75,7 @@ def bbob(
     benchmark.import_ioh()
     if out is not None:
         import_figure()
-        _make_folder(out)
+        make_folder(out)
 
     results: list[BBOBResult] = []
     seconds: list[float] = []
@@ -152,10 +152,3 @@ def _integers(option: str, text: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         numbers.extend(range(first, last + 1))
     return numbers
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {path}: {error.strerror}") from error

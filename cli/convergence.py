@@ -9,12 +9,11 @@ from typing import Annotated
 
 import typer
 
-from zoopt_nas.errors import RunError
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.paper_size import reductions
+from zoopt_nas.nas.paper_size import reductions_of_all
 
 from . import console
-from .options import Json, let_threads_sleep, parse_pairs
+from .options import Json, let_threads_sleep, make_folder, parse_pairs
 
 _PAPER = "Every 25 epochs of 200 in the paper (section 5.1)."
 
@@ -76,18 +75,12 @@ def convergence(
                 if not json:
                     console.say(f"{run}, epoch {point.epoch}: test {point.test_accuracy:.2%}")
 
-    reduced = list(
-        dict.fromkeys(
-            one
-            for folder, plan in zip(folders, plans, strict=True)
-            for one in reductions(folder.config(SearchConfig), plan[0].config)
-        )
+    reduced = reductions_of_all(
+        (folder.config(SearchConfig), plan[0].config)
+        for folder, plan in zip(folders, plans, strict=True)
     )
     out = out or folders[0].path / "pictures"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
+    make_folder(out)
     pictures = figures.save(plots.draw_convergence(points, reduced), out / "convergence")
     if json:
         result = {

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from zoopt_nas.errors import InvalidValueError, RunError
+from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.paper_size import reductions
+from zoopt_nas.nas.paper_size import reductions_of_all
 
 from . import console
-from .options import Json, let_threads_sleep
+from .options import Json, let_threads_sleep, make_folder
 
 _FORMS = {
     "n_effective": ("N_e", "{:.3f}"),
@@ -65,6 +65,8 @@ def diagnose(
     from zoopt_nas.nas.analyses import plots
     from zoopt_nas.nas.analyses.diagnose import RADIUS, epoch_curves, run_condition_numbers
 
+    if every is not None and every < 1:
+        raise InvalidValueError(f"every must be a positive integer, got {every}")
     names = console.short_names(runs or [])
     folders = [nas.RunFolder.open(run) for run in runs or []]
     curves = {name: epoch_curves(run) for name, run in zip(names, folders, strict=True)}
@@ -75,13 +77,9 @@ def diagnose(
             numbers[name] = run_condition_numbers(
                 run, n_directions=condition_number, radius=radius, seed=seed
             )
-    configs = [folder.config(SearchConfig) for folder in folders]
-    reduced = list(dict.fromkeys(one for config in configs for one in reductions(config)))
+    reduced = reductions_of_all([folder.config(SearchConfig)] for folder in folders)
     out = out or folders[0].path / "pictures"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
+    make_folder(out)
     pictures = figures.save(plots.draw_diagnostics(curves, reduced), out / "diagnostics")
     if json:
         shown = {

@@ -144,6 +144,18 @@ def resume_alone(ctx: typer.Context) -> None:
         raise InvalidValueError(f"--resume takes every setting from the run; leave out {flags}")
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder for results, if it is not there.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
 def dated(*parts: object) -> str:
     """A name for a run folder: date, time and what it is about."""
     names = [Path(str(part)).stem for part in parts]

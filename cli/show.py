@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from zoopt_nas.errors import RunError
 from zoopt_nas.nas.config import SearchConfig
 
 from . import console
-from .options import Json
+from .options import Json, make_folder
 
 
 def show(
@@ -52,10 +51,7 @@ def show(
             space = nas.SPACES[folder.config(SearchConfig).space]
             figures["alpha"] = plots.draw_alpha(space, architectures)
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
+    make_folder(out)
     pictures = [path for name, figure in figures.items() for path in save(figure, out / name)]
     sizes = _sizes(genotype)
     if json:

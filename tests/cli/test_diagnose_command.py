@@ -62,3 +62,4 @@ def test_what_is_refused(refused):
     assert refused("diagnose") == "give either RUN... or --toy"
     assert refused("diagnose", "x", "--toy") == "give either RUN... or --toy"
     assert refused("diagnose", "x") == "x is not a run folder: it has no config.toml"
+    assert refused("diagnose", "x", "--every", 0) == "every must be a positive integer, got 0"

@@ -89,6 +89,13 @@ def test_what_is_refused_before_anything_is_run(refused):
     assert refused("sweep", *few, "--train-option", "epoch=1") == (
         "unknown train setting 'epoch'; did you mean 'epochs'?"
     )
+    assert refused("sweep", *few, "--train-option", "genotype=DARTS_V1") == (
+        "genotype must be left to the search that is retrained, got DARTS_V1"
+    )
+    assert refused("sweep", *few, "--train-option", "protocol=3") == (
+        "protocol must be of type str, got 3"
+    )
+    assert refused("sweep", "--vary", "preset=1,2") == "preset must be of type str, got 1"
     assert refused("sweep", *few, "--space", "s9").startswith("unknown space 's9'")
     assert refused("sweep", "--resume", "s") == (
         "s is not the folder of a sweep: it has no sweep.toml"

@@ -287,6 +287,7 @@ class SearchConfig(RunConfig):
             **overrides: fields; they win over all.
         """
         dataset, algo = typed("dataset", dataset, str), typed("algo", algo, str)
+        preset = typed("preset", preset, str | None)
         fields = {"algo": algo, **search_defaults(dataset, algo), **preset_fields(preset, algo)}
         fields |= known_fields(cls, overrides)
         lr = typed("lr", fields.get("lr", cls.lr), float)
@@ -374,7 +375,8 @@ class TrainConfig(RunConfig):
             space: where the genotype was found, for ``rdarts``.
             **overrides: fields; they win over both.
         """
-        fields = train_defaults(typed("dataset", dataset, str), protocol, space)
+        dataset, protocol = typed("dataset", dataset, str), typed("protocol", protocol, str | None)
+        fields = train_defaults(dataset, protocol, typed("space", space, str | None))
         fields |= known_fields(cls, overrides)
         if "warmup_epochs" not in overrides:
             epochs = typed("epochs", fields.get("epochs", cls.epochs), int)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from zoopt_nas.nas.config import RunConfig, TrainConfig
 from zoopt_nas.nas.defaults import RDARTS_SIZES
 
@@ -33,6 +35,11 @@ def reductions(*configs: RunConfig) -> list[str]:
                 own.append(f"{name} {size} of {usual}")
         found |= dict.fromkeys(kind + one for one in own)
     return list(found)
+
+
+def reductions_of_all(runs: Iterable[Sequence[RunConfig]]) -> list[str]:
+    """What is smaller in any of several runs, each as ``reductions`` takes its configs."""
+    return list(dict.fromkeys(one for configs in runs for one in reductions(*configs)))
 
 
 def _paper_sizes(config: RunConfig) -> dict[str, int]:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zoopt_nas.errors import RunError
+from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import Observer
@@ -29,7 +29,7 @@ FROM_SEARCH = (
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
-def retraining_of(search: SearchConfig, genotype: Genotype, **settings: Any) -> TrainConfig:
+def retraining_of(search: SearchConfig, genotype: Genotype, /, **settings: Any) -> TrainConfig:
     """The retraining of a genotype that a search found: its data and seed, unless set otherwise.
 
     Args:
@@ -40,6 +40,10 @@ def retraining_of(search: SearchConfig, genotype: Genotype, **settings: Any) -> 
     Raises:
         UnknownNameError, InvalidValueError: a setting is wrong.
     """
+    if "genotype" in settings:
+        raise InvalidValueError(
+            f"genotype must be left to the search that is retrained, got {settings['genotype']}"
+        )
     fields = {name: getattr(search, name) for name in FROM_SEARCH} | settings
     return TrainConfig.for_dataset(**{"space": search.space, **fields, "genotype": str(genotype)})
 

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 from zoopt_nas.errors import InvalidValueError, RunError, UnknownNameError, ZooptNasError
 from zoopt_nas.nas.analyses.series import retraining_of, search_once, train_once
-from zoopt_nas.nas.config import RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.defaults import BASELINES
 from zoopt_nas.nas.genotype import GENOTYPES
 from zoopt_nas.nas.loop import Observer
 from zoopt_nas.nas.methods import METHODS
-from zoopt_nas.nas.paper_size import reductions
+from zoopt_nas.nas.paper_size import reductions_of_all
 from zoopt_nas.nas.runs import METRICS, RunFolder
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.updaters import config_solver
@@ -126,13 +126,13 @@ class Sweep:
 
     def reductions(self) -> list[str]:
         """What is smaller than in the paper, see ``paper_size``; of any of the runs."""
-        found: dict[str, None] = {}
-        for run in self.runs():
-            configs: list[RunConfig] = [run.config]
-            if self.train is not None:
-                configs.append(retraining_of(run.config, GENOTYPES["DARTS_V2"], **self.train))
-            found |= dict.fromkeys(reductions(*configs))
-        return list(found)
+        runs = [run.config for run in self.runs()]
+        if self.train is None:
+            return reductions_of_all([search] for search in runs)
+        any_genotype, train = GENOTYPES["DARTS_V2"], self.train
+        return reductions_of_all(
+            (search, retraining_of(search, any_genotype, **train)) for search in runs
+        )
 
     def to_toml(self) -> str:
         """The sweep as TOML."""

@@ -22,10 +22,11 @@ from zoopt_nas.nas.exports.formats import FORMATS
 from zoopt_nas.nas.exports.source import NetworkFacts
 from zoopt_nas.nas.genotype import CELL_KINDS, Genotype
 from zoopt_nas.nas.loop import load_run_dataset
+from zoopt_nas.nas.models import build_network
 from zoopt_nas.nas.network import Network
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.skeleton import plan_cells
-from zoopt_nas.nas.training import generator, seeded_init, stem_for
+from zoopt_nas.nas.training import generator, stem_for
 
 # Largest difference of two logits, in units of the largest logit (of 1 if that is less). Float32
 # has 6e-8; sums in another order, through 20 cells, lose up to three digits of it (ours).
@@ -90,7 +91,8 @@ def export_network(
     genotype = Genotype.load(config.genotype)
     _check_operations(genotype)
     images = _images_of(config)
-    network = _build(config, genotype, images)
+    plain_config = config.replace(auxiliary=False)  # training alone has the head
+    network = build_network(plain_config, images, seed=config.seed, device=_CPU).eval()
     epochs = _load_weights(network, folder) if is_trained else 0
     facts = _facts(config, genotype, images, epochs, include_normalization)
     plain = _plain(network, facts)
@@ -132,20 +134,6 @@ def _images_of(config: TrainConfig) -> Dataset | DatasetSpec:
         if spec.mean is not None:
             return replace(spec, image_size=config.image_size or spec.image_size)
     return load_run_dataset(replace(config, device="cpu"), ("train",))
-
-
-def _build(config: TrainConfig, genotype: Genotype, images: Dataset | DatasetSpec) -> Network:
-    """The network of the retraining on the CPU, without auxiliary head."""
-    with seeded_init(config.seed):
-        network = Network(
-            genotype,
-            images.n_classes,
-            config.init_channels,
-            config.n_cells,
-            in_channels=images.in_channels,
-            stem=stem_for(images.image_size),
-        )
-    return network.eval()
 
 
 def _load_weights(network: Network, folder: RunFolder) -> int:
