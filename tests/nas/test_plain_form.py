@@ -197,6 +197,28 @@ def test_a_network_equals_its_plain_form(training):
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10)
 
 
+def test_plain_forms_compute_in_the_default_memory_order():
+    """With three image channels; from one channel alone the order cannot be told."""
+    images = torch.randn(2, 3, 8, 8)
+    alpha = torch.zeros(SPACES["s3"].dim)
+    network, supernet = Network(GENOTYPES["DARTS_V2"], 3, 4, 1), Supernet(SPACES["s3"], 3, 4, 1)
+    forms = [
+        (network, (images,), torch.channels_last),
+        (plain_form.plain_network(network), (images,), torch.contiguous_format),
+        (supernet, (images, alpha), torch.channels_last),
+    ]
+    for model, inputs, order in forms:
+        seen: list[Tensor] = []
+        model.cells[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))  # noqa: B023
+        model(*inputs)
+        assert seen[0].is_contiguous(memory_format=order)
+        assert not seen[0].is_contiguous(
+            memory_format=torch.channels_last
+            if order is torch.contiguous_format
+            else torch.contiguous_format
+        )
+
+
 @pytest.mark.parametrize("n_calls", [1, 3])
 def test_the_scratch_network_joins_without_running_statistics(n_calls):
     """As in the bilevel objective: batch statistics, none kept, also in a deep copy."""

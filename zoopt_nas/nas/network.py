@@ -162,8 +162,6 @@ class Network(nn.Module):
     def _run(self, images: Tensor, auxiliary: AuxiliaryHead | None) -> tuple[Tensor, Tensor | None]:
         drop_probability = self.drop_path_probability if self.training else 0.0
         auxiliary_logits: Tensor | None = None
-        if images.device.type == "cpu":  # as in the supernet
-            images = images.contiguous(memory_format=torch.channels_last)
         if self.channels_last:  # it makes depthwise convolutions and pools faster
             images = images.contiguous(memory_format=torch.channels_last)
         first, second = self.stem(images)
