@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, Genotype
-from zoopt_nas.nas.operations import OPERATIONS, AfterReLU, join_channels, seed_noise
+from zoopt_nas.nas.operations import OPERATIONS, AfterReLU, Separable, join_channels, seed_noise
 from zoopt_nas.nas.skeleton import (
     CellPlan,
     Head,
@@ -48,7 +48,9 @@ class FixedCell(nn.Module):
         positive: dict[int, Tensor] = {}  # one ReLU of a node for all edges from it
         outputs: list[Tensor] = []
         for operation, source in zip(self.operations, self._sources, strict=True):
-            if isinstance(operation, AfterReLU):
+            if isinstance(operation, Separable) and operation.chains(nodes[source]):
+                out = operation.chained(nodes[source])
+            elif isinstance(operation, AfterReLU):
                 if source not in positive:
                     positive[source] = F.relu(nodes[source])
                 out = operation.after_relu(positive[source])

@@ -9,12 +9,13 @@ parameters, since they would let a candidate rescale itself past its architectur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.native.chain import Settings, Weights, can_chain, separable_chain
 from zoopt_nas.nas.separable import channels_last, is_channels_last, separable_conv2d
 from zoopt_nas.registry import Registry
 
@@ -70,7 +71,58 @@ class FactorizedReduce(AfterReLU):
         return scaled_norm(torch.cat(convolved, dim=1), self.norm, scale)
 
 
-class SepConv(AfterReLU, nn.Sequential):
+class Stage(NamedTuple):
+    """A separable convolution of an operation, behind its ReLU."""
+
+    depthwise: nn.Conv2d
+    pointwise: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+
+class Separable(AfterReLU, nn.Sequential):
+    """Depthwise separable convolutions, each behind a ReLU.
+
+    Attributes:
+        native: whether the package's own kernels may compute it; see ``use_native``.
+    """
+
+    native = True
+
+    @property
+    def stages(self) -> list[Stage]:
+        modules = list(self)
+        return [Stage(*cast(list[Any], modules[i + 1 : i + 4])) for i in range(0, len(modules), 4)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.chained(x) if self.chains(x) else self.after_relu(F.relu(x))
+
+    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        *first, last = self.stages
+        for stage in first:
+            # In place: BatchNorm keeps its input, and nothing else reads its output.
+            x = F.relu(_apply_stage(x, None, stage), inplace=True)
+        return _apply_stage(x, scale, last)
+
+    def chains(self, x: Tensor) -> bool:
+        """Whether ``chained`` can be used for ``x``; else ``after_relu`` must."""
+        return self.native and can_chain(x)
+
+    def chained(
+        self, x: Tensor, scale: Tensor | None = None, base: Tensor | None = None
+    ) -> Tensor:
+        """``base`` + the operation on ``x`` times ``scale``, by the package's own kernels.
+
+        Args:
+            x: its input, ``(batch, channels, h, w)``, before the ReLU.
+            scale: ``()``; only where BatchNorm has no affine parameters.
+            base: of the shape of the output; None = 0.
+        """
+        stages = self.stages
+        scales = [None] * (len(stages) - 1) + [scale]
+        return separable_chain(x, list(map(_chain_stage, stages, scales)), base)
+
+
+class SepConv(Separable):
     """Depthwise separable convolution, applied twice; only the first one strides."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
@@ -80,24 +132,14 @@ class SepConv(AfterReLU, nn.Sequential):
             *_depthwise_separable(channels, kernel_size, 1, 1, affine),
         )
 
-    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        _, depthwise, pointwise, norm, _, *second = self
-        # In place: BatchNorm keeps its input, and nothing else reads its output.
-        x = F.relu(_apply_separable(x, None, depthwise, pointwise, norm), inplace=True)
-        return _apply_separable(x, scale, *second)
 
-
-class DilConv(AfterReLU, nn.Sequential):
+class DilConv(Separable):
     """Depthwise separable convolution with dilation 2, applied once."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
         nn.Sequential.__init__(
             self, *_depthwise_separable(channels, kernel_size, stride, 2, affine)
         )
-
-    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        _, *modules = self
-        return _apply_separable(x, scale, *modules)
 
 
 def _depthwise_separable(
@@ -121,13 +163,9 @@ def _depthwise_separable(
     ]
 
 
-def _apply_separable(
-    x: Tensor, scale: Tensor | None, depthwise: nn.Module, pointwise: nn.Module, norm: nn.Module
-) -> Tensor:
-    """The modules of ``_depthwise_separable`` behind its ReLU, and a scale of the output."""
-    assert isinstance(depthwise, nn.Conv2d)
-    assert isinstance(pointwise, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
+def _apply_stage(x: Tensor, scale: Tensor | None, stage: Stage) -> Tensor:
+    """A stage, and a scale of its output."""
+    depthwise, pointwise, norm = stage
     stride, dilation = depthwise.stride[0], depthwise.dilation[0]
     # A network trained from scratch, with affine parameters, holds two operations for each node
     # where a supernet holds all: it has memory to spare.
@@ -135,6 +173,28 @@ def _apply_separable(
         x, depthwise.weight, pointwise.weight, stride, dilation, keep=norm.affine
     )
     return scaled_norm(out, norm, scale)
+
+
+def _chain_stage(stage: Stage, scale: Tensor | None) -> tuple[Settings, Weights]:
+    depthwise, pointwise, norm = stage
+    _count_batch(norm)
+    settings = Settings(
+        depthwise.stride[0],
+        depthwise.dilation[0],
+        norm.training or norm.running_mean is None,
+        norm.momentum or 0.0,
+        norm.eps,
+        norm.running_mean,
+        norm.running_var,
+    )
+    weights = Weights(depthwise.weight, pointwise.weight, norm.weight, norm.bias)
+    return settings, weights if scale is None else weights._replace(scale=scale)
+
+
+def _count_batch(norm: nn.BatchNorm2d) -> None:
+    """What ``norm(x)`` does beside normalizing."""
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
 
 
 def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor:
@@ -146,8 +206,7 @@ def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor
     if scale is None:
         out: Tensor = norm(x)
         return out
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+    _count_batch(norm)
     # Contiguous: its gradient is written in the same memory order.
     scale = scale.expand(x.shape[1]).contiguous()
     return normalize(x, norm, norm.running_mean, norm.running_var, scale)
@@ -350,3 +409,10 @@ def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
     for module in model.modules():
         if isinstance(module, Stochastic):
             module.generator = generator
+
+
+def use_native(model: nn.Module, is_on: bool) -> None:
+    """Whether the package's own kernels may compute operations of ``model``, where they can."""
+    for module in model.modules():
+        if isinstance(module, Separable):
+            module.native = is_on

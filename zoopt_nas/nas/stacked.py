@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.nas.operations import (
-    DilConv,
     FactorizedReduce,
     Pool,
-    SepConv,
+    Separable,
+    Stage,
     diagonal_pixels,
     normalize,
 )
@@ -71,14 +71,6 @@ class Place(NamedTuple):
 
     edge: int
     position: int
-
-
-class Stage(NamedTuple):
-    """A separable convolution of one operation, behind its ReLU."""
-
-    depthwise: nn.Conv2d
-    pointwise: nn.Conv2d
-    norm: nn.BatchNorm2d
 
 
 class Stack(Protocol):
@@ -266,8 +258,8 @@ def make_fan(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]) 
     stacks: dict[object, ConvStack | ReduceStack] = {}
     shared: dict[object, tuple[nn.Module, list[Place]]] = {}
     for place, operation in candidates.items():
-        if isinstance(operation, SepConv | DilConv):
-            stages = _stages(operation)
+        if isinstance(operation, Separable):
+            stages = operation.stages
             key = (type(operation), stages[0].depthwise.kernel_size[0])
             convs = cast(ConvStack, stacks.setdefault(key, ConvStack([], [])))
             convs.operations.append(stages)
@@ -282,11 +274,6 @@ def make_fan(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]) 
             shared.setdefault(same, (operation, []))[1].append(place)
     terms = SharedTerms([op for op, _ in shared.values()], [own for _, own in shared.values()])
     return Fan(list(stacks.values()), terms, weight_shape)
-
-
-def _stages(operation: nn.Sequential) -> list[Stage]:
-    modules = list(operation)
-    return [Stage(*cast(list[Any], modules[i + 1 : i + 4])) for i in range(0, len(modules), 4)]
 
 
 def _convolve(x: Tensor, stage: Stage, weights: Iterator[Tensor]) -> Tensor:

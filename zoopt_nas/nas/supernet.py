@@ -17,6 +17,7 @@ from zoopt_nas.nas.operations import (
     AfterReLU,
     FactorizedReduce,
     Pool,
+    Separable,
     Stochastic,
     Zero,
     join_channels,
@@ -59,7 +60,9 @@ class Source:
             if (index, position) in self._done or isinstance(operation, Zero):
                 continue
             weight = self._weights[index, position]
-            if isinstance(operation, AfterReLU):
+            if isinstance(operation, Separable) and operation.chains(self._node.x):
+                total = operation.chained(self._node.x, weight, total)
+            elif isinstance(operation, AfterReLU):
                 out = self._after_relu(operation, weight)
                 total = out if total is None else total + out
             else:
