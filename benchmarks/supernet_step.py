@@ -35,6 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 from zoopt_nas.nas import separable
 from zoopt_nas.nas.genotype import GENOTYPES
 from zoopt_nas.nas.network import Network
+from zoopt_nas.nas.operations import use_native
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.supernet import Supernet
 from zoopt_nas.nas.training import weight_step
@@ -118,6 +119,7 @@ def build(
     )
     if form == "plain":
         supernet = PlainSupernet(supernet)  # type: ignore[arg-type]
+        use_native(supernet, False)  # its noise is PyTorch's
     alpha = torch.as_tensor(SPACES[space].init_alpha(rng=0)).float().to(device)
     return Step(supernet.to(device), images, labels, alpha)
 

@@ -75,6 +75,10 @@ ChannelsLast = Annotated[
     str | None, _common("channels_last", "Memory order: on, off; auto: CPU and CUDA.", MACHINE)
 ]
 
+Native = Annotated[
+    str | None, _common("native", "Own CPU kernels: on, off; auto: with a C compiler.", MACHINE)
+]
+
 
 def let_threads_sleep() -> None:
     """Makes OpenMP threads that wait sleep instead of spin, unless the user has said otherwise.

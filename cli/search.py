@@ -30,6 +30,7 @@ from .options import (
     ImageSize,
     Json,
     LearningRate,
+    Native,
     NTrain,
     Seed,
     Threads,
@@ -177,6 +178,7 @@ def search(
     amp: Amp = None,
     compile: Compile = None,
     channels_last: ChannelsLast = None,
+    native: Native = None,
     candidates_per_batch: Annotated[
         int | None,
         typer.Option(

@@ -31,6 +31,7 @@ from .options import (
     ImageSize,
     Json,
     LearningRate,
+    Native,
     NTrain,
     Seed,
     Threads,
@@ -140,6 +141,7 @@ def train(
     amp: Amp = None,
     compile: Compile = None,
     channels_last: ChannelsLast = None,
+    native: Native = None,
 ) -> None:
     """Train the network of a genotype on the full training set, and test it at the end."""
     let_threads_sleep()

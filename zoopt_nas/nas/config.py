@@ -57,6 +57,7 @@ class RunConfig:
         "amp": PRECISIONS,
         "compile": SWITCH,
         "channels_last": SWITCH,
+        "native": SWITCH,
     }
 
     dataset: str = "digits"
@@ -70,6 +71,7 @@ class RunConfig:
     amp: str = "auto"
     compile: str = "auto"
     channels_last: str = "auto"
+    native: str = "auto"
     momentum: float = 0.9
     weight_decay: float = 3e-4
     grad_clip: float = 5.0
@@ -169,6 +171,8 @@ class SearchConfig(RunConfig):
         compile: ``on`` = weight steps as a CUDA graph, or by ``torch.compile`` on other devices;
             ``auto`` = on CUDA (ours: on a CPU it takes minutes to gain nothing).
         channels_last: memory order of activations; ``auto`` = ``on`` for CPU and CUDA (ours).
+        native: the package's own kernels, compiled when a run on a CPU begins; ``auto`` = ``on``
+            for a CPU with a C compiler (ours). They need ``channels_last`` and float32.
         momentum, weight_decay, grad_clip, lr, lr_min: SGD of the weights, cosine from lr to lr_min
             over the epochs: 0.9, 3e-4, 5, 0.025, 0.001 (DARTS; paper B.2).
         cutout: side of the square cut out of training images; off in search (DARTS).

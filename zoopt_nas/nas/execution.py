@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,36 +11,41 @@ import torch
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import RunConfig
+from zoopt_nas.nas.native.library import NativeError, compiled
 
 
 @dataclass(frozen=True)
 class Execution:
-    """The settings ``amp``, ``compile`` and ``channels_last``, decided for a device.
+    """The settings ``amp``, ``compile``, ``channels_last`` and ``native``, decided for a device.
 
     Attributes:
         device: where the steps run.
         autocast: the type in which weight steps compute what bears it; None = that of the weights.
         compile: whether weight steps are recorded as a CUDA graph or, elsewhere, compiled.
         channels_last: whether activations are kept in that memory order.
+        native: whether the package's own kernels compute what they can.
     """
 
     device: torch.device
     autocast: torch.dtype | None = None
     compile: bool = False
     channels_last: bool = True
+    native: bool = False
 
     @classmethod
     def from_config(cls, config: RunConfig, device: torch.device) -> Execution:
         """What the settings come to on ``device``.
 
         Raises:
-            InvalidValueError: the device cannot compute in bf16.
+            InvalidValueError: the device cannot compute in bf16, or has no native kernels.
+            NativeError: native kernels are asked for, and cannot be compiled here.
         """
         return cls(
             device,
             autocast=torch.bfloat16 if _uses_bf16(config.amp, device) else None,
             compile=_is_on(config.compile, device.type == "cuda"),
             channels_last=_is_on(config.channels_last, device.type in ("cpu", "cuda")),
+            native=_uses_native(config.native, device),
         )
 
     def precision(self) -> AbstractContextManager[object]:
@@ -61,6 +67,23 @@ def _uses_bf16(setting: str, device: torch.device) -> bool:
     if setting == "auto":  # what a device emulates is slower than float32
         return is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     return setting == "bf16"
+
+
+def _uses_native(setting: str, device: torch.device) -> bool:
+    if setting == "off":
+        return False
+    if device.type != "cpu":
+        if setting == "on":
+            raise InvalidValueError(f"native must be auto or off on {device}, got on")
+        return False
+    try:
+        compiled(torch.float32)
+    except NativeError as error:
+        if setting == "on":
+            raise
+        warnings.warn(f"{error}; PyTorch's are used, which take longer", stacklevel=3)
+        return False
+    return True
 
 
 @contextmanager

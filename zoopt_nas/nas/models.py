@@ -12,6 +12,7 @@ from zoopt_nas.nas.datasets import DatasetSpec
 from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.network import Network
+from zoopt_nas.nas.operations import use_native
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.supernet import Supernet
 from zoopt_nas.nas.training import seeded_init, stem_for
@@ -32,7 +33,9 @@ def build_supernet(
             stem=stem_for(dataset.image_size),
             partial_channels=config.partial_channels,
         ).to(device)
-    supernet.channels_last = Execution.from_config(config, device).channels_last
+    execution = Execution.from_config(config, device)
+    supernet.channels_last = execution.channels_last
+    use_native(supernet, execution.native)
     return supernet
 
 
@@ -53,5 +56,7 @@ def build_network(
             auxiliary=config.auxiliary,
             stem=stem_for(dataset.image_size),
         ).to(device)
-    network.channels_last = Execution.from_config(config, device).channels_last
+    execution = Execution.from_config(config, device)
+    network.channels_last = execution.channels_last
+    use_native(network, execution.native)
     return network

@@ -13,7 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, Genotype
-from zoopt_nas.nas.operations import OPERATIONS, AfterReLU, Separable, join_channels, seed_noise
+from zoopt_nas.nas.operations import (
+    OPERATIONS,
+    AfterReLU,
+    Separable,
+    join_channels,
+    seed_noise,
+    use_native,
+)
 from zoopt_nas.nas.skeleton import (
     CellPlan,
     Head,
@@ -205,6 +212,7 @@ def count_multiply_adds(network: Network, image_size: int, in_channels: int = 3)
     # copy on the meta device: its kernels are Python and take longer than one image on a CPU.
     runnable = copy.deepcopy(network).to("cpu", torch.float32).eval()
     runnable.set_generator(None)
+    use_native(runnable, False)  # PyTorch's operators can be seen
     counter = _MultiplyAdds()
     with torch.no_grad(), counter:
         runnable(torch.zeros(1, in_channels, image_size, image_size))

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.nas.native.chain import Settings, Weights, can_chain, separable_chain
+from zoopt_nas.nas.native.drawn import add_noise
+from zoopt_nas.nas.native.library import can_run
 from zoopt_nas.nas.separable import channels_last, is_channels_last, separable_conv2d
 from zoopt_nas.registry import Registry
 
@@ -108,18 +110,23 @@ class Separable(AfterReLU, nn.Sequential):
         return self.native and can_chain(x)
 
     def chained(
-        self, x: Tensor, scale: Tensor | None = None, base: Tensor | None = None
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        base: Tensor | None = None,
+        skip: Tensor | None = None,
     ) -> Tensor:
-        """``base`` + the operation on ``x`` times ``scale``, by the package's own kernels.
+        """``base + skip * x`` + the operation on ``x`` times ``scale``, by kernels of our own.
 
         Args:
             x: its input, ``(batch, channels, h, w)``, before the ReLU.
             scale: ``()``; only where BatchNorm has no affine parameters.
             base: of the shape of the output; None = 0.
+            skip: ``()``; None = 0. Only with stride 1.
         """
         stages = self.stages
         scales = [None] * (len(stages) - 1) + [scale]
-        return separable_chain(x, list(map(_chain_stage, stages, scales)), base)
+        return separable_chain(x, list(map(_chain_stage, stages, scales)), base, skip)
 
 
 class SepConv(Separable):
@@ -342,7 +349,13 @@ class Stochastic(nn.Module):
 
 
 class Noise(Stochastic):
-    """Fresh standard normal noise in place of the input, also in evaluation (space S4)."""
+    """Fresh standard normal noise in place of the input, also in evaluation (space S4).
+
+    Attributes:
+        native: whether the package's own kernels may draw it; see ``use_native``.
+    """
+
+    native = True
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -350,11 +363,34 @@ class Noise(Stochastic):
 
     def forward(self, x: Tensor) -> Tensor:
         strided = x[:, :, :: self.stride, :: self.stride]
+        if self._is_native(x):
+            one = x.new_ones(())
+            return add_noise(torch.zeros_like(channels_last(strided)), one, self._seed())
         # The same noise in whatever order the memory of the input is, and drawn ten times faster.
         # Of a shape, not of a tensor: under torch.vmap all candidates get this one draw.
         noise = torch.empty(strided.shape, dtype=x.dtype, device=x.device)
         noise.normal_(generator=self.generator)
         return torch.empty_like(strided).copy_(noise)  # a sum of two orders would be slow
+
+    def added(self, x: Tensor, scale: Tensor, base: Tensor | None) -> Tensor:
+        """``base`` + the operation on ``x`` times ``scale``.
+
+        Args:
+            x: its input, ``(batch, channels, h, w)``.
+            scale: ``()``.
+            base: of the shape of the output; None = 0.
+        """
+        if base is not None and self._is_native(x):
+            return add_noise(base, scale, self._seed())
+        noise: Tensor = self(x)
+        return noise * scale if base is None else torch.addcmul(base, noise, scale)
+
+    def _is_native(self, x: Tensor) -> bool:
+        return self.native and can_run(x)
+
+    def _seed(self) -> int:
+        # The kernels run on the host, and so does the generator: nothing waits.
+        return int(torch.randint(2**63 - 1, (), generator=self.generator))
 
 
 def _skip_connect(channels: int, stride: int, search: bool) -> nn.Module:
@@ -414,5 +450,5 @@ def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
 def use_native(model: nn.Module, is_on: bool) -> None:
     """Whether the package's own kernels may compute operations of ``model``, where they can."""
     for module in model.modules():
-        if isinstance(module, Separable):
+        if isinstance(module, Separable | Noise):
             module.native = is_on

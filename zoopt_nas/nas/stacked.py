@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -182,6 +182,9 @@ class Fan:
         scale_index: where the numbers that it multiplies by are found in the flat table of
             architecture weights with a zero behind it: one for each channel of each stack, and
             for each edge and each shared operation.
+
+    Args:
+        separable: one of the stacked separable convolutions, if there are any.
     """
 
     def __init__(
@@ -189,8 +192,9 @@ class Fan:
         stacks: Sequence[Stack],
         shared: SharedTerms,
         weight_shape: tuple[int, int],
+        separable: Separable | None = None,
     ) -> None:
-        self._stacks, self._shared = stacks, shared
+        self._stacks, self._shared, self._separable = stacks, shared, separable
         places = [list(stack.places) for stack in stacks] + shared.places
         self.places = {place for group in places for place in group}
         n_edges, width = weight_shape
@@ -217,7 +221,12 @@ class Fan:
 
     def pays(self, x: Tensor) -> bool:
         """Whether to use it for node ``x``, ``(batch, channels, h, w)``."""
-        return bool(self.places) and (x.device.type != "cpu" or x.numel() <= MAX_NUMBERS_ON_CPU)
+        if x.device.type == "cpu":
+            # The package's own kernels are faster than joined ones of PyTorch.
+            is_chained = self._separable is not None and self._separable.chains(x)
+            if is_chained or x.numel() > MAX_NUMBERS_ON_CPU:
+                return False
+        return bool(self.places)
 
     def outputs(self, node: Node, scales: Tensor) -> dict[int, Tensor]:
         """For each edge the weighted sum of its candidates in ``places``.
@@ -273,7 +282,8 @@ def make_fan(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]) 
             same = operation if isinstance(operation, Pool) else nn.Identity
             shared.setdefault(same, (operation, []))[1].append(place)
     terms = SharedTerms([op for op, _ in shared.values()], [own for _, own in shared.values()])
-    return Fan(list(stacks.values()), terms, weight_shape)
+    separable = next((op for op in candidates.values() if isinstance(op, Separable)), None)
+    return Fan(list(stacks.values()), terms, weight_shape, separable)
 
 
 def _convolve(x: Tensor, stage: Stage, weights: Iterator[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from zoopt_nas.nas.operations import (
     OPERATIONS,
     AfterReLU,
     FactorizedReduce,
+    Noise,
     Pool,
     Separable,
     Stochastic,
@@ -54,20 +55,33 @@ class Source:
 
     def edge(self, index: int, candidates: Sequence[nn.Module]) -> Tensor:
         """The sum of an edge's candidates, each times its architecture weight."""
-        total = self._joined.get(index)
+        x, total = self._node.x, self._joined.get(index)
+        chained, noisy = [], []
+        identity: Tensor | None = None
         for position, operation in enumerate(candidates):
             # `none` adds zeros, so it is not computed; its weight still counts in the softmax.
             if (index, position) in self._done or isinstance(operation, Zero):
                 continue
             weight = self._weights[index, position]
-            if isinstance(operation, Separable) and operation.chains(self._node.x):
-                total = operation.chained(self._node.x, weight, total)
+            if isinstance(operation, Separable) and operation.chains(x):
+                chained.append((operation, weight))
+            elif isinstance(operation, Noise):
+                noisy.append((operation, weight))
+            elif isinstance(operation, nn.Identity):
+                identity = weight
             elif isinstance(operation, AfterReLU):
                 out = self._after_relu(operation, weight)
                 total = out if total is None else total + out
             else:
-                out = self._apply(operation)
-                total = out * weight if total is None else torch.addcmul(total, out, weight)
+                out = self._node.pooled(operation) if isinstance(operation, Pool) else operation(x)
+                total = _add_product(total, out, weight)
+        if identity is not None and not chained:
+            total = _add_product(total, x, identity)
+        for separable, weight in chained:  # which add what they get, at no cost
+            total = separable.chained(x, weight, total, identity)
+            identity = None
+        for noise, weight in noisy:
+            total = noise.added(x, weight, total)
         return cast(Tensor, total)
 
     def _after_relu(self, operation: AfterReLU, weight: Tensor) -> Tensor:
@@ -75,13 +89,9 @@ class Source:
             return operation.after_halving(*self._node.diagonal, weight)
         return operation.after_relu(self._node.relu, weight)
 
-    def _apply(self, operation: nn.Module) -> Tensor:
-        out: Tensor
-        if isinstance(operation, Pool):
-            out = self._node.pooled(operation)
-        else:
-            out = operation(self._node.x)
-        return out
+
+def _add_product(total: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
+    return x * weight if total is None else torch.addcmul(total, x, weight)
 
 
 class MixedOp(nn.Module):

@@ -23,7 +23,7 @@ from zoopt_nas.nas.search import resume_search, run_search
 # trained on all training images unless told otherwise.
 FROM_SEARCH = (
     *("dataset", "seed", "data_dir", "download", "image_size"),
-    *("device", "threads", "amp", "compile", "channels_last"),
+    *("device", "threads", "amp", "compile", "channels_last", "native"),
 )
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)

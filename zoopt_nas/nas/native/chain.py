@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_int64, c_void_p
+from ctypes import c_double, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas.native.library import call, compiled, library
-from zoopt_nas.nas.separable import channels_last, has_slow_kernels
+from zoopt_nas.nas.native.library import call, can_run, compiled
+from zoopt_nas.nas.separable import channels_last
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,23 @@ N_WEIGHTS = len(Weights._fields)
 
 def can_chain(x: Tensor) -> bool:
     """Whether ``separable_chain`` takes ``x``, ``(batch, channels, h, w)``, here and now."""
-    return (
-        has_slow_kernels(x)
-        and x.shape[0] > 1  # the kernels share out images; PyTorch refuses to normalize one pixel
-        and x.permute(0, 2, 3, 1).is_contiguous()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_compiling()
-        and library(x.dtype) is not None
-    )
+    # The kernels share out images; and PyTorch refuses to normalize a single pixel.
+    return x.shape[0] > 1 and x.permute(0, 2, 3, 1).is_contiguous() and can_run(x)
 
 
 def separable_chain(
-    x: Tensor, stages: Sequence[tuple[Settings, Weights]], base: Tensor | None = None
+    x: Tensor,
+    stages: Sequence[tuple[Settings, Weights]],
+    base: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> Tensor:
-    """``base`` + the stages, one behind the other.
+    """``base + skip * x`` + the stages, one behind the other.
 
     Args:
         x: ``(batch, channels, height, width)`` that ``can_chain``.
         stages: at least one.
         base: of the shape of the output; None = 0.
+        skip: ``()``; None = 0. Only where the output has the shape of ``x``.
 
     Raises:
         MemoryError: there is no memory for the buffers of the kernels.
@@ -90,14 +87,19 @@ def separable_chain(
     weights = [
         None if tensor is None else tensor.contiguous() for _, own in stages for tensor in own
     ]
-    out: Tensor = _SeparableChain.apply(x, base, settings, *weights)
+    out: Tensor = _SeparableChain.apply(x, base, skip, settings, *weights)
     return out
 
 
 class _SeparableChain(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, base: Tensor | None, settings: Sequence[Settings], *flat: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        base: Tensor | None,
+        skip: Tensor | None,
+        settings: Sequence[Settings],
+        *flat: Tensor | None,
     ) -> Tensor:
         source, norm = x, None
         results: list[Tensor] = []
@@ -105,32 +107,40 @@ class _SeparableChain(torch.autograd.Function):
             source, norm = _run_forward(source, norm, own, weights)
             results += [source, norm]
         ctx.settings, ctx.n_flat = settings, len(flat)
-        ctx.save_for_backward(x, *flat, *results)
+        ctx.save_for_backward(x, skip, *flat, *results)
         out = torch.empty_like(source)
         base = None if base is None else channels_last(base)
         compiled(x.dtype).add_normalized(
-            *_pixels(source), *map(_pointer, (source, norm, base, out))
+            *_pixels(source), *map(_pointer, (source, norm, base, skip, x, out))
         )
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, *saved = ctx.saved_tensors
+        x, skip, *saved = ctx.saved_tensors
         flat, results = saved[: ctx.n_flat], saved[ctx.n_flat :]
-        needs_x, needs_base, _, *needs = ctx.needs_input_grad
+        needs_x, needs_base, needs_skip, _, *needs = ctx.needs_input_grad
+        base_grad = grad if needs_base else None
         if torch.is_grad_enabled():  # a graph of the gradient itself is wanted
-            grads = _graph_of_gradients((x, *flat), ctx.settings, grad, (needs_x, *needs))
-            return grads[0], grad if needs_base else None, None, *grads[1:]
+            inputs, wanted = (x, skip, *flat), (needs_x, needs_skip, *needs)
+            x_grad, skip_grad, *grads = _graph_of_gradients(inputs, ctx.settings, grad, wanted)
+            return x_grad, base_grad, skip_grad, None, *grads
+        grad = channels_last(grad)
         stages = list(zip(ctx.settings, _grouped(flat), _grouped(needs), strict=True))
-        in_norm, sums = channels_last(grad), None
+        in_norm, sums = grad, None
         weight_grads: list[Tensor | None] = []
         for i in reversed(range(len(stages))):
+            needs_source = needs_x or any(needs[: i * N_WEIGHTS])
+            if not (needs_source or any(stages[i][2])):  # nor does any stage in front
+                in_norm, weight_grads = None, [None] * (N_WEIGHTS * (i + 1)) + weight_grads
+                break
             source, norm = (results[2 * i - 2], results[2 * i - 1]) if i else (x, None)
             stage = _Backward(source, norm, *stages[i], *results[2 * i : 2 * i + 2])
-            needs_source = needs_x or any(needs[: i * N_WEIGHTS])
-            in_norm, sums, own = stage.run(in_norm, sums, needs_source)
+            beside = (skip, grad) if i == 0 and skip is not None else None
+            in_norm, sums, own = stage.run(in_norm, sums, needs_source, beside)
             weight_grads[:0] = own
-        return in_norm, grad if needs_base else None, None, *weight_grads
+        skip_grad = (grad * x).sum() if needs_skip else None
+        return in_norm, base_grad, skip_grad, None, *weight_grads
 
 
 class _Stage(ctypes.Structure):
@@ -140,53 +150,45 @@ class _Stage(ctypes.Structure):
         *((name, c_int64) for name in ("batch", "channels", "out_channels", "height", "width")),
         *((name, c_int64) for name in ("out_height", "out_width", "kernel", "stride", "dilation")),
         *((name, c_void_p) for name in ("x", "x_norm", "depthwise", "pointwise", "y", "norm")),
+        ("takes_batch", c_int64),
+        *((name, c_double) for name in ("momentum", "eps")),
+        *((name, c_void_p) for name in ("running_mean", "running_variance", "scale", "shift")),
+        ("scale_step", c_int64),
         *((name, c_void_p) for name in ("grad", "grad_sums", "x_grad", "x_sums")),
-        *((name, c_void_p) for name in ("depthwise_grad", "pointwise_grad")),
+        *((name, c_void_p) for name in ("skip", "skip_grad", "depthwise_grad", "pointwise_grad")),
     ]
 
 
 def _stage(
-    x: Tensor, x_norm: Tensor | None, settings: Settings, weights: Weights, y: Tensor
+    x: Tensor, x_norm: Tensor | None, own: Settings, weights: Weights, y: Tensor, norm: Tensor
 ) -> _Stage:
     batch, channels, height, width = x.shape
     kernel = weights.depthwise.shape[-1]
     sizes = (batch, channels, y.shape[1], height, width, *y.shape[2:], kernel)
-    tensors = (x, x_norm, weights.depthwise, weights.pointwise, y)
-    return _Stage(*sizes, settings.stride, settings.dilation, *map(_address, tensors))
+    tensors = (x, x_norm, weights.depthwise, weights.pointwise, y, norm)
+    of_norm = (own.mean, own.variance, weights.scale, weights.shift)
+    return _Stage(
+        *(*sizes, own.stride, own.dilation, *map(_address, tensors)),
+        *(own.training, own.momentum, own.eps, *map(_address, of_norm)),
+        weights.scale is not None and weights.scale.ndim,
+    )
 
 
 def _run_forward(
-    x: Tensor, x_norm: Tensor | None, settings: Settings, weights: Weights
+    x: Tensor, x_norm: Tensor | None, own: Settings, weights: Weights
 ) -> tuple[Tensor, Tensor]:
     """What the 1x1 convolution puts out, channels_last, and the norm behind it.
 
     A norm is ``(y - mean) * multiplier + shift``, with rows mean, 1 / standard deviation,
     multiplier and shift: ``(4, channels)``.
     """
-    n = weights.pointwise.shape[0]
-    size = [-(-side // settings.stride) for side in x.shape[2:]]
-    y = x.new_empty(x.shape[0], *size, n).permute(0, 3, 1, 2)
-    norm = x.new_zeros(4, n)
-    stage = _stage(x, x_norm, settings, weights, y)
-    statistics = x.new_empty(2, n) if settings.training else None
-    call(compiled(x.dtype).separable_forward, ctypes.byref(stage), _pointer(statistics))
-    if statistics is not None:
-        mean, variance = statistics
-        _keep_running(settings, mean, variance, y.numel() // n)
-    else:
-        mean, variance = cast(Tensor, settings.mean), cast(Tensor, settings.variance)
-    norm[0] = mean
-    torch.rsqrt(variance + settings.eps, out=norm[1])
-    norm[2] = norm[1] if weights.scale is None else norm[1] * weights.scale
-    if weights.shift is not None:
-        norm[3] = weights.shift
+    n, (height, width) = weights.pointwise.shape[0], x.shape[2:]
+    size = (-(-height // own.stride), -(-width // own.stride), n)
+    y = x.new_empty((x.shape[0], *size)).permute(0, 3, 1, 2)
+    norm = x.new_empty((4, n))
+    stage = _stage(x, x_norm, own, weights, y, norm)
+    call(compiled(x.dtype).separable_forward, ctypes.byref(stage))
     return y, norm
-
-
-def _keep_running(settings: Settings, mean: Tensor, variance: Tensor, count: int) -> None:
-    if settings.mean is not None and settings.variance is not None:
-        settings.mean.lerp_(mean, settings.momentum)
-        settings.variance.lerp_(variance * (count / (count - 1)), settings.momentum)
 
 
 class _Backward(NamedTuple):
@@ -205,7 +207,11 @@ class _Backward(NamedTuple):
     norm: Tensor
 
     def run(
-        self, grad: Tensor, sums: Tensor | None, needs_source: bool
+        self,
+        grad: Tensor,
+        sums: Tensor | None,
+        needs_source: bool,
+        skip: tuple[Tensor, Tensor] | None,
     ) -> tuple[Any, Tensor | None, list[Tensor | None]]:
         """The gradient in the (normalized) input, its sums, and the gradients in the weights.
 
@@ -214,6 +220,7 @@ class _Backward(NamedTuple):
             sums: over all pixels, of grad and of grad * (y - mean): ``(2, out_channels)``;
                 None = not known.
             needs_source: whether the input needs a gradient.
+            skip: a number and a gradient whose product is added to that in the input.
         """
         weights, needs = self.weights, self.needs
         is_affine = needs.scale or needs.shift
@@ -227,10 +234,11 @@ class _Backward(NamedTuple):
             x_sums = torch.empty_like(self.x_norm[:2])
         depthwise = torch.empty_like(weights.depthwise) if needs.depthwise else None
         pointwise = torch.empty_like(weights.pointwise) if needs.pointwise else None
-        stage = _stage(self.x, self.x_norm, self.settings, weights, self.y)
-        stage.norm, stage.grad = _address(self.norm), _address(grad)
+        stage = _stage(self.x, self.x_norm, self.settings, weights, self.y, self.norm)
+        stage.grad = _address(grad)
         stage.grad_sums = _address(sums) if self.settings.training else None
         stage.x_grad, stage.x_sums = _address(x_grad), _address(x_sums)
+        stage.skip, stage.skip_grad = map(_address, skip or (None, None))
         stage.depthwise_grad, stage.pointwise_grad = _address(depthwise), _address(pointwise)
         call(compiled(grad.dtype).separable_backward, ctypes.byref(stage))
         scale = shift = None
@@ -249,8 +257,12 @@ def _graph_of_gradients(
     grad: Tensor,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients in ``inputs``, x and the weights, by operations that have gradients too."""
-    x, *flat = inputs
+    """The gradients in ``inputs``, by operations that have gradients too.
+
+    Args:
+        inputs: x, skip and the weights.
+    """
+    x, skip, *flat = inputs
     out = cast(Tensor, x)
     for own, weights in zip(settings, _grouped(flat), strict=True):
         kernel, channels = weights.depthwise.shape[-1], weights.depthwise.shape[0]
@@ -262,6 +274,8 @@ def _graph_of_gradients(
         scale = None if weights.scale is None else weights.scale.expand(out.shape[1])
         fixed = (None, None) if own.training else (own.mean, own.variance)
         out = F.batch_norm(out, *fixed, scale, weights.shift, own.training, 0.0, own.eps)
+    if skip is not None:
+        out = out + skip * cast(Tensor, x)
     wanted = [cast(Tensor, tensor) for tensor, need in zip(inputs, needs, strict=True) if need]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
     return [next(found) if need else None for need in needs]
@@ -272,7 +286,9 @@ def _grouped(flat: Sequence[Any]) -> list[Weights]:
 
 
 def _pixels(x: Tensor) -> tuple[c_int64, c_int64]:
-    return c_int64(x.numel() // x.shape[1]), c_int64(x.shape[1])
+    # By the shape: ``numel`` says something else where memory is estimated.
+    batch, channels, height, width = x.shape
+    return c_int64(batch * height * width), c_int64(channels)
 
 
 def _address(x: Tensor | None) -> int | None:

@@ -17,17 +17,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zoopt_nas.errors import ZooptNasError
+from zoopt_nas.nas import separable
 
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+SOURCES = ("separable.c", "noise.c")
+HEADERS = ("vectors.h", "depthwise.h", "stage.h")
+# -fno-math-errno: a square root need not report that it was asked for that of a negative number.
+FLAGS = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared")
 TYPES = {torch.float32: "float", torch.float64: "double"}
 SECONDS = 120.0  # a compiler that takes longer hangs
 
 
 class NativeError(ZooptNasError):
     """The kernels cannot be compiled or loaded here; the message says why."""
+
+
+def can_run(x: Tensor) -> bool:
+    """Whether kernels take the numbers of ``x`` here and now."""
+    return (
+        not torch.compiler.is_compiling()
+        and separable.has_slow_kernels(x)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+        and library(x.dtype) is not None
+    )
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
@@ -65,18 +81,22 @@ def _compile(dtype: torch.dtype) -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise NativeError(f"native kernels need a C compiler, found none of {', '.join(COMPILERS)}")
-    source = resources.files(__package__) / "separable.c"
     try:
-        with resources.as_file(source) as path, tempfile.TemporaryDirectory() as folder:
-            target = Path(folder, "kernels.so")
-            command = [compiler, *FLAGS, f"-DREAL={TYPES[dtype]}", str(path), "-o", str(target)]
-            subprocess.run([*command, "-lm"], check=True, capture_output=True, timeout=SECONDS)
-            return ctypes.CDLL(str(target))  # what is loaded stays when the file goes
+        with tempfile.TemporaryDirectory() as folder:
+            for name in SOURCES + HEADERS:
+                text = (resources.files(__package__) / name).read_text(encoding="ascii")
+                Path(folder, name).write_text(text, encoding="ascii")
+            target = str(Path(folder, "kernels.so"))
+            command = [compiler, *FLAGS, f"-DREAL={TYPES[dtype]}", *SOURCES, "-o", target, "-lm"]
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=SECONDS)
+            kernels = ctypes.CDLL(target)  # what is loaded stays when the file goes
     except subprocess.CalledProcessError as error:
         line = next(iter(error.stderr.decode(errors="replace").splitlines()), "no message")
         raise NativeError(f"native kernels do not compile with {compiler}: {line}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeError(f"native kernels cannot be compiled and loaded: {error}") from error
+    kernels.noise_product.restype = ctypes.c_double
+    return kernels
 
 
 def call(function: Any, *arguments: Any) -> None:

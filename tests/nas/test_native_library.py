@@ -1,0 +1,130 @@
+"""Kernels that are compiled when they are first needed, and what happens where they cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.execution import Execution
+from zoopt_nas.nas.models import build_supernet
+from zoopt_nas.nas.native import library as own
+from zoopt_nas.nas.operations import Separable
+from zoopt_nas.nas.search import load_run_dataset
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def afresh():
+    """Asks for a compiler again, and forgets the answer afterwards."""
+    own._compiled.cache_clear()
+    yield
+    own._compiled.cache_clear()
+
+
+def compiler(tmp_path, monkeypatch, script: str) -> None:
+    """Makes a shell script the only compiler."""
+    path = tmp_path / "cc"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(own, "COMPILERS", (str(path),))
+
+
+def test_the_kernels_compile_here():
+    """With the compiler that the tests' machine has; without one the other tests are skipped."""
+    if own.library(torch.float32) is None:
+        pytest.skip("no C compiler")
+    assert own.compiled(torch.float32) is own.compiled(torch.float32)
+    assert own.compiled(torch.float64) is not own.compiled(torch.float32)
+
+
+@pytest.mark.usefixtures("afresh")
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(own, "COMPILERS", ("no-such-compiler",))
+    assert own.library(torch.float32) is None
+    with pytest.raises(own.NativeError, match="need a C compiler, found none of no-such-compiler"):
+        own.compiled(torch.float32)
+    assert not own.can_run(torch.zeros(2, 2))
+
+
+@pytest.mark.usefixtures("afresh")
+@pytest.mark.parametrize(("script", "message"), [
+    ("echo 'kernel.c:1: error: no vectors here' >&2; echo more >&2; exit 1",
+     r"do not compile with .*cc: kernel.c:1: error: no vectors here$"),
+    ("exit 1", "do not compile with .*cc: no message$"),
+    ("exit 0", "cannot be compiled and loaded"),  # and has made nothing
+    ("for last; do :; done; while [ \"$1\" != -o ]; do shift; done; echo text > \"$2\"",
+     "cannot be compiled and loaded"),
+    ("sleep 30", "cannot be compiled and loaded: .*timed out"),
+])  # fmt: skip
+def test_a_compiler_that_fails(tmp_path, monkeypatch, script, message):
+    compiler(tmp_path, monkeypatch, script)
+    monkeypatch.setattr(own, "SECONDS", 0.5)
+    with pytest.raises(own.NativeError, match=message) as caught:
+        own.compiled(torch.float32)
+    assert "\n" not in str(caught.value)
+    assert own.library(torch.float32) is None
+
+
+@pytest.mark.usefixtures("afresh")
+def test_a_failure_is_asked_for_once(tmp_path, monkeypatch):
+    compiler(tmp_path, monkeypatch, f"echo asked >> {tmp_path}/log; exit 1")
+    for _ in range(3):
+        assert own.library(torch.float32) is None
+    assert (tmp_path / "log").read_text() == "asked\n"
+
+
+def test_other_types_have_none():
+    assert own.library(torch.bfloat16) is None
+    with pytest.raises(own.NativeError, match=r"float32 and float64, not torch\.bfloat16"):
+        own.compiled(torch.bfloat16)
+
+
+def test_the_setting():
+    off = Execution.from_config(SearchConfig(native="off"), CPU)
+    assert not off.native
+    with pytest.raises(InvalidValueError, match="native must be auto or off on meta, got on"):
+        Execution.from_config(SearchConfig(native="on"), torch.device("meta"))
+    assert not Execution.from_config(SearchConfig(), torch.device("meta")).native
+    if own.library(torch.float32) is not None:
+        for setting in ("auto", "on"):
+            assert Execution.from_config(SearchConfig(native=setting), CPU).native
+
+
+@pytest.mark.usefixtures("afresh")
+def test_the_setting_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(own, "COMPILERS", ("no-such-compiler",))
+    with pytest.raises(own.NativeError, match="need a C compiler"):
+        Execution.from_config(SearchConfig(native="on"), CPU)
+    with pytest.warns(UserWarning, match="found none of no-such-compiler; PyTorch's are used"):
+        found = Execution.from_config(SearchConfig(), CPU)
+    assert not found.native
+    assert not Execution.from_config(SearchConfig(native="off"), CPU).native  # without a warning
+
+
+def test_the_setting_reaches_the_operations(search_config):
+    for setting in ("auto", "off"):
+        config = search_config(native=setting)
+        supernet = build_supernet(config, load_run_dataset(config, ("train",)), seed=0, device=CPU)
+        found = {op.native for op in supernet.modules() if isinstance(op, Separable)}
+        expected = setting != "off" and own.library(torch.float32) is not None
+        assert found == {expected}
+
+
+def test_kernels_and_pytorch_share_their_threads():
+    """A second OpenMP in the process would spin against the first."""
+    if own.library(torch.float32) is None:
+        pytest.skip("no C compiler")
+    script = (
+        "import torch; from zoopt_nas.nas.native.library import compiled; "
+        "compiled(torch.float32); compiled(torch.float64); "
+        "lines = open('/proc/self/maps').read().splitlines(); "
+        "print(len({line.split()[-1] for line in lines if 'libgomp' in line}))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert ran.stdout.strip() == "1"

@@ -1,0 +1,96 @@
+/* A stage: its arguments, its buffers, and the part of it that both passes begin with. */
+
+#pragma once
+
+#include "depthwise.h"
+#include "vectors.h"
+
+#define N_CHUNKS 16
+
+/* Rows of a BatchNorm's (4, channels). */
+enum { MEAN, INVERSE_STD, MULTIPLIER, SHIFT, N_ROWS };
+
+typedef struct {
+    int64_t batch, channels, out_channels, height, width, out_height, out_width;
+    int64_t kernel, stride, dilation;
+    const REAL *x;            /* (batch, height, width, channels) */
+    const REAL *x_norm;       /* N_x: (4, channels), NULL = none */
+    const REAL *depthwise;    /* (channels, kernel, kernel) */
+    const REAL *pointwise;    /* (out_channels, channels) */
+    REAL *y;                  /* (batch, out_height, out_width, out_channels) */
+    REAL *norm;               /* N_y: (4, out_channels) */
+    /* Only for the forward pass, how N_y is made: */
+    int64_t takes_batch;      /* statistics of the batch, or the running ones */
+    double momentum, eps;
+    REAL *running_mean, *running_variance; /* (out_channels), NULL = none */
+    const REAL *scale, *shift; /* (out_channels), NULL = 1 and 0 */
+    int64_t scale_step;       /* 0: scale is a single number */
+    /* Only for the backward pass: */
+    const REAL *grad;         /* in N_y(y) */
+    const REAL *grad_sums;    /* (2, out_channels): of grad, of grad * (y - mean); NULL = N_y fixed */
+    REAL *x_grad;             /* in N_x(x), or in x without N_x; NULL = not needed */
+    REAL *x_sums;             /* (2, channels): of x_grad, of x_grad * (x - mean); NULL = not needed */
+    const REAL *skip;         /* (): skip * skip_grad is added to x_grad; NULL = 0 */
+    const REAL *skip_grad;    /* as x */
+    REAL *depthwise_grad;     /* as the weights */
+    REAL *pointwise_grad;
+} Stage;
+
+typedef struct {
+    int64_t channels, out_channels; /* padded */
+    int64_t padding, in_row, in_size; /* numbers in a row and in an image with its zeros */
+    int64_t grad_padding, grad_row, grad_size; /* of the gradient in d */
+    int64_t n_in, n_out;            /* pixels */
+    int64_t kernel_size;            /* entries */
+} Layout;
+
+static Layout layout_of(const Stage *s) {
+    Layout l = {.channels = padded(s->channels), .out_channels = padded(s->out_channels)};
+    l.padding = s->dilation * (s->kernel / 2);
+    l.in_row = (s->width + 2 * l.padding) * l.channels;
+    l.in_size = (s->height + 2 * l.padding) * l.in_row;
+    l.grad_padding = s->stride == 1 ? l.padding : 0;
+    l.grad_row = (s->out_width + 2 * l.grad_padding) * l.channels;
+    l.grad_size = (s->out_height + 2 * l.grad_padding) * l.grad_row;
+    l.n_in = s->height * s->width;
+    l.n_out = s->out_height * s->out_width;
+    l.kernel_size = s->kernel * s->kernel;
+    return l;
+}
+
+/* (channels, kernel, kernel) to (kernel, kernel, padded channels), as it is or turned round. */
+static void pack_depthwise(const Stage *s, const Layout *l, REAL *weights, REAL *turned) {
+    memset(weights, 0, (size_t)(l->kernel_size * l->channels) * sizeof(REAL));
+    for (int64_t t = 0; t < l->kernel_size; t++)
+        for (int64_t c = 0; c < s->channels; c++)
+            weights[t * l->channels + c] = s->depthwise[c * l->kernel_size + t];
+    if (!turned) return;
+    for (int64_t t = 0; t < l->kernel_size; t++)
+        memcpy(turned + (l->kernel_size - 1 - t) * l->channels, weights + t * l->channels,
+               (size_t)l->channels * sizeof(REAL));
+}
+
+/* relu(N_x(x)) of an image into its buffer. */
+static void activate(const Stage *s, const Layout *l, const REAL *x, REAL *a) {
+    const REAL *norm = s->x_norm;
+    const int64_t n = s->channels;
+    for (int64_t i = 0; i < s->height; i++) {
+        REAL *to = a + (i + l->padding) * l->in_row + l->padding * l->channels;
+        for (int64_t j = 0; j < s->width; j++, x += n, to += l->channels)
+            for (int64_t c = 0; c < n; c += LANES) {
+                vec v = load(x + c, n - c);
+                if (norm)
+                    v = (v - load(norm + MEAN * n + c, n - c)) *
+                            load(norm + MULTIPLIER * n + c, n - c) +
+                        load(norm + SHIFT * n + c, n - c);
+                *(vec *)(to + c) = relu(v);
+            }
+    }
+}
+
+static Window forward_window(const Stage *s, const Layout *l) {
+    return (Window){s->kernel, s->stride, s->dilation, l->channels, l->in_row,
+                    s->out_width * l->channels, s->out_height, s->out_width};
+}
+
+static int64_t first_of(int64_t chunk, int64_t batch) { return chunk * batch / N_CHUNKS; }

@@ -1,0 +1,79 @@
+/* Vectors of LANES numbers, buffers, and products of small matrices. */
+
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 8
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+typedef REAL vec __attribute__((vector_size(LANES * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+typedef __typeof__((vec){0} < (vec){0}) mask;
+
+static int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
+
+/* A buffer of the calling thread, which keeps it for its next call. */
+static REAL *buffer(int64_t n) {
+    static _Thread_local REAL *kept = NULL;
+    static _Thread_local int64_t size = 0;
+    if (n > size) {
+        free(kept);
+        kept = aligned_alloc(64, ((size_t)n * sizeof(REAL) + 63) / 64 * 64);
+        size = kept ? n : 0;
+    }
+    return kept;
+}
+
+ALWAYS_INLINE vec load(const REAL *p, int64_t n) {
+    if (n >= LANES) return *(const vec *)p;
+    vec v = {0};
+    memcpy(&v, p, (size_t)n * sizeof(REAL));
+    return v;
+}
+
+ALWAYS_INLINE void store(REAL *p, vec v, int64_t n) {
+    if (n >= LANES) *(vec *)p = v;
+    else memcpy(p, &v, (size_t)n * sizeof(REAL));
+}
+
+/* NaN stays NaN, and its gradient passes, as in PyTorch. */
+ALWAYS_INLINE vec relu(vec v) { return (vec)((mask)v & ~(v < 0)); }
+ALWAYS_INLINE vec where_positive(vec of, vec v) { return (vec)((mask)v & ~(of <= 0)); }
+
+/* --- Products of matrices: C (+)= A B, with A[m, k] at A[m * am + k * ak] ---------------------- */
+
+ALWAYS_INLINE void tile(const int rows, const int columns, const REAL *A, int64_t am, int64_t ak,
+                        const REAL *B, int64_t b_row, REAL *C, int64_t c_row, int64_t n_k,
+                        int accumulate) {
+    vec sums[6][2];
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++)
+            sums[r][c] = accumulate ? *(vec *)(C + r * c_row + c * LANES) : (vec){0};
+    for (int64_t k = 0; k < n_k; k++) {
+        vec b[2];
+        for (int c = 0; c < columns; c++) b[c] = *(const vec *)(B + k * b_row + c * LANES);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < columns; c++) sums[r][c] += A[r * am + k * ak] * b[c];
+    }
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++) *(vec *)(C + r * c_row + c * LANES) = sums[r][c];
+}
+
+/* Six rows of two vectors: with what they are made from, all the registers of AVX2. */
+static void multiply(const REAL *A, int64_t am, int64_t ak, const REAL *B, int64_t b_row, REAL *C,
+                     int64_t c_row, int64_t n_m, int64_t n_n, int64_t n_k, int accumulate) {
+    for (int64_t n = 0; n < n_n; n += 2 * LANES) {
+        const int is_wide = n + 2 * LANES <= n_n;
+        for (int64_t m = 0, rows; m < n_m; m += rows) {
+            const REAL *a = A + m * am, *b = B + n;
+            REAL *c = C + m * c_row + n;
+            rows = m + 6 <= n_m ? 6 : 1;
+            if (rows == 6 && is_wide) tile(6, 2, a, am, ak, b, b_row, c, c_row, n_k, accumulate);
+            else if (rows == 6) tile(6, 1, a, am, ak, b, b_row, c, c_row, n_k, accumulate);
+            else if (is_wide) tile(1, 2, a, am, ak, b, b_row, c, c_row, n_k, accumulate);
+            else tile(1, 1, a, am, ak, b, b_row, c, c_row, n_k, accumulate);
+        }
+    }
+}
