@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from zoopt_nas.nas import separable
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.spaces import SPACES, SearchSpace, cell_edges
 
@@ -28,6 +29,12 @@ SEARCH = {
     "device": "cpu",
 }
 TRAIN = {"epochs": 3, "batch_size": 16, "init_channels": 2, "n_cells": 2, "device": "cpu"}
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """PyTorch's operators only: no kernels of our own, nothing that stands in for slow ones."""
+    monkeypatch.setattr(separable, "has_slow_kernels", lambda x: False)
 
 
 @pytest.fixture

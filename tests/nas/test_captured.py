@@ -19,6 +19,8 @@ from zoopt_nas.nas.steps import Losses, WeightStep, cross_entropy_of
 from zoopt_nas.nas.supernet import Supernet
 
 CPU = torch.device("cpu")
+# A tape holds operators of PyTorch, as a CUDA graph holds kernels of the GPU.
+pytestmark = pytest.mark.usefixtures("as_on_a_gpu")
 
 
 class Twins:

@@ -27,6 +27,7 @@ COMMON: dict[str, Any] = {
     "amp": "bf16",
     "compile": "on",
     "channels_last": "off",
+    "native": "off",
     "momentum": 0.5,
     "weight_decay": 1e-5,
     "grad_clip": 2.5,
@@ -232,6 +233,7 @@ def test_train_ranges(field: str, value: float):
         ("amp", "fp16", "unknown amp 'fp16'; did you mean 'bf16'"),
         ("compile", "yes", "unknown compile 'yes'"),
         ("channels_last", "of", "unknown channels_last 'of'; did you mean 'off'"),
+        ("native", "yes", "unknown native 'yes'"),
     ],
 )
 def test_choices(field: str, value: str, message: str):

@@ -33,9 +33,9 @@ def test_automatic_settings(device, has_bf16, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
     found = Execution.from_config(SearchConfig(), device)
     assert (found.autocast, found.compile, found.channels_last) == expected
-    off = SearchConfig(amp="off", compile="off", channels_last="off")
+    off = SearchConfig(amp="off", compile="off", channels_last="off", native="off")
     assert Execution.from_config(off, device) == Execution(device, None, False, False)
-    on = SearchConfig(amp="off", compile="on", channels_last="on")
+    on = SearchConfig(amp="off", compile="on", channels_last="on", native="off")
     assert Execution.from_config(on, device) == Execution(device, None, True, True)
 
 

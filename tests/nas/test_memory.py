@@ -23,6 +23,8 @@ from zoopt_nas.nas.memory import (
     in_words,
     peak_bytes,
 )
+from zoopt_nas.nas.native.library import library
+from zoopt_nas.nas.operations import use_native
 from zoopt_nas.nas.retrain import run_training
 from zoopt_nas.nas.search import resume_search, run_search
 from zoopt_nas.nas.spaces import SPACES
@@ -54,23 +56,32 @@ def test_the_peak_counts_what_lives_at_a_time_with_the_rows_of_a_batch():
     assert peak_bytes(function, 64) == 64 * 30 * 4
 
 
-def loss_of(n_images: int):
+def loss_of(n_images: int, native: bool = False):
     """A cell of S3 with two nodes on 32x32 images, 8 channels, and its loss."""
     torch.manual_seed(0)
     space = SPACES["small_s3"]
     supernet = Supernet(space, 10, 8, 1)
+    use_native(supernet, native)
     images = torch.zeros(n_images, 3, 32, 32)
     labels = torch.zeros(n_images, dtype=torch.int64)
     return lambda: F.cross_entropy(supernet(images, torch.zeros(space.dim)), labels)
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("batch_size", [15, 30])  # convolutions joined, and one by one
-def test_two_images_stand_for_a_batch(batch_size, small_spaces, monkeypatch):
+def test_two_images_stand_for_a_batch(batch_size, native, small_spaces, monkeypatch):
     assert (batch_size * 8 * 32 * 32 <= stacked.MAX_NUMBERS_ON_CPU) == (batch_size == 15)
-    estimate = peak_bytes(loss_of(memory.N_IMAGES), batch_size)
+    estimate = peak_bytes(loss_of(memory.N_IMAGES, native), batch_size)
     monkeypatch.setattr(memory, "N_IMAGES", batch_size)
     # Not equal: a few weights have as many rows as there are images.
-    assert estimate == pytest.approx(peak_bytes(loss_of(batch_size), batch_size), rel=1e-3)
+    assert estimate == pytest.approx(peak_bytes(loss_of(batch_size, native), batch_size), rel=1e-3)
+
+
+@pytest.mark.skipif(library(torch.float32) is None, reason="no C compiler")
+def test_own_kernels_keep_less(small_spaces):
+    plain, native = (peak_bytes(loss_of(memory.N_IMAGES, own), 30) for own in (False, True))
+    # Of an edge with a separable convolution: two tensors in place of three; others stay.
+    assert 0.75 * plain < native < 0.85 * plain
 
 
 def test_the_way_that_a_whole_batch_takes_matters(small_spaces, monkeypatch):
@@ -81,7 +92,9 @@ def test_the_way_that_a_whole_batch_takes_matters(small_spaces, monkeypatch):
 
 def test_candidates_at_once_and_kept_fits_take_their_share(search_config):
     options = {"n_samples": 3}  # radii
-    config = search_config("gld", init_channels=4, solver=options, candidates_per_batch=1)
+    config = search_config(
+        "gld", init_channels=4, solver=options, candidates_per_batch=1, native="off"
+    )
     data = data_of(config)
     one = estimate_search(config, data)
     supernet = Supernet(SPACES["small_s3"], 3, 4, 1, in_channels=1)
@@ -93,6 +106,10 @@ def test_candidates_at_once_and_kept_fits_take_their_share(search_config):
         assert several.activations == at_once * one.activations
         assert several.parameters == one.parameters * (2 + at_once) // 2
         assert (several.evaluation, several.data) == (one.evaluation, one.data)
+        # Kernels of our own take candidates one by one only.
+        assert estimate_search(config.replace(candidates_per_batch=given, native="auto"), data) == (
+            several
+        )
     kept = estimate_search(config.replace(reuse_fits=True), data)
     assert kept.parameters - one.parameters == n * 2 * weights  # and their momentum
     # Automatic: all of them at this size, one by one where they do not pay.

@@ -60,6 +60,8 @@ def make_case(
 
     def leaf(*shape: int) -> Tensor:
         tensor = torch.randn(shape, generator=generator, dtype=dtype)
+        if not shape:  # with others next to it, as in a table of architecture weights
+            tensor = torch.randn(9, generator=generator, dtype=dtype)[1]
         if len(shape) == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         leaves.append(tensor.requires_grad_())
@@ -123,10 +125,15 @@ def copied(case: Case) -> Case:
 def check(case: Case, tolerance: float) -> None:
     reference = copied(case)
     got, wanted = case.run(), plain(reference)
-    weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(1)).to(got.dtype)
+    weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(1)).to(got)
+    weights = weights.contiguous(memory_format=torch.channels_last)  # as in a network
     got_grads = torch.autograd.grad((got * weights).sum(), case.leaves)
     wanted_grads = torch.autograd.grad((wanted * weights).sum(), case.leaves)
     pairs = [(got, wanted), *zip(got_grads, wanted_grads, strict=True)]
+    if case.stages[0][0].training:  # those with a graph of their own are made in another way
+        again = torch.autograd.grad((case.run() * weights).sum(), case.leaves, create_graph=True)
+        pairs += zip(again, wanted_grads, strict=True)
+        plain(reference)  # the running statistics have moved on
     for own, other in zip(case.running, reference.running, strict=True):
         pairs += zip(own, other, strict=True)
     for one, two in pairs:

@@ -28,7 +28,7 @@ from zoopt_nas.nas.defaults import GRADIENT_ALGOS
 from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.methods import METHODS
 from zoopt_nas.nas.models import build_network, build_supernet
-from zoopt_nas.nas.operations import seed_noise
+from zoopt_nas.nas.operations import seed_noise, use_native
 from zoopt_nas.nas.training import EVAL_BATCH_SIZE, generator, pick_device
 from zoopt_nas.nas.updaters import config_solver
 from zoopt_nas.solvers import SOLVERS
@@ -106,6 +106,8 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
     n_candidates = _n_candidates(config, supernet.space.dim)
     n_numbers = supernet.stem_channels * batch * dataset.image_size**2
     n_at_once = batch_size(config.candidates_per_batch, n_candidates, n_numbers, device)
+    if n_at_once > 1:  # which kernels of our own do not take; PyTorch's operators keep more
+        use_native(supernet, False)
     is_recorded = execution.compile and device.type == "cuda" and n_candidates > 0
     estimate = _estimate(
         supernet,

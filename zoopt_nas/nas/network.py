@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, Genotype
+from zoopt_nas.nas.memory_order import join_channels
 from zoopt_nas.nas.operations import (
     OPERATIONS,
     AfterReLU,
     Separable,
-    join_channels,
     seed_noise,
     use_native,
 )

@@ -8,17 +8,18 @@ parameters, since they would let a candidate rescale itself past its architectur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.memory_order import diagonal_pixels
 from zoopt_nas.nas.native.chain import Settings, Weights, can_chain, separable_chain
-from zoopt_nas.nas.native.drawn import add_noise
-from zoopt_nas.nas.native.library import can_run
-from zoopt_nas.nas.separable import channels_last, is_channels_last, separable_conv2d
+from zoopt_nas.nas.native.drawn import add_noise, draw_noise
+from zoopt_nas.nas.native.library import can_draw, can_run
+from zoopt_nas.nas.separable import separable_conv2d
 from zoopt_nas.registry import Registry
 
 
@@ -237,81 +238,6 @@ def normalize(
     return F.batch_norm(x, mean, variance, scale, None, training, norm.momentum or 0.0, norm.eps)
 
 
-def diagonal_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each 2x2 square of pixels the first and the last: ``(batch, c, h, w)`` to two halves.
-
-    Odd sizes count as padded by zeros.
-    """
-    even, odd = _DiagonalPixels.apply(x)
-    return even, odd
-
-
-class _DiagonalPixels(torch.autograd.Function):
-    """Slices, whose own backward pass is many times slower: it loses channels_last."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = x.shape[-2:]
-        odd = F.pad(x[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
-        return _copy_like(x[:, :, ::2, ::2], x), odd
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        (x,) = inputs
-        ctx.shape, ctx.is_last = x.shape, is_channels_last(x)
-
-    @staticmethod
-    def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
-        batch, channels, height, width = ctx.shape
-        if ctx.is_last:
-            grad = even.new_zeros(batch, height, width, channels).permute(0, 3, 1, 2)
-        else:
-            grad = even.new_zeros(ctx.shape)
-        grad[:, :, ::2, ::2] = even
-        grad[:, :, 1::2, 1::2] = odd[:, :, : height // 2, : width // 2]
-        return grad
-
-
-def join_channels(nodes: Sequence[Tensor]) -> Tensor:
-    """``torch.cat(nodes, dim=1)`` with gradients that are contiguous, as slices are not."""
-    joined: Tensor = _JoinedChannels.apply(*nodes)
-    return joined
-
-
-class _JoinedChannels(torch.autograd.Function):
-    """Kernels that meet a slice of channels in channels_last memory take ten times as long."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*nodes: Tensor) -> Tensor:
-        return torch.cat(nodes, dim=1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.sizes = [node.shape[1] for node in inputs]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        parts = torch.split(grad, ctx.sizes, dim=1)
-        return tuple(contiguous_like(part, grad) for part in parts)
-
-
-def contiguous_like(x: Tensor, reference: Tensor) -> Tensor:
-    """``x``, contiguous in the memory format of ``reference``."""
-    return channels_last(x) if is_channels_last(reference) else x.contiguous()
-
-
-def _copy_like(x: Tensor, reference: Tensor) -> Tensor:
-    """``contiguous_like`` that is never ``x`` itself."""
-    if is_channels_last(reference):
-        rows = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-        return rows.permute(0, 3, 1, 2)
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 class Pool(nn.Sequential):
     """3x3 max or average pooling; an average counts no padding.
 
@@ -363,11 +289,10 @@ class Noise(Stochastic):
 
     def forward(self, x: Tensor) -> Tensor:
         strided = x[:, :, :: self.stride, :: self.stride]
-        if self._is_native(x):
-            one = x.new_ones(())
-            return add_noise(torch.zeros_like(channels_last(strided)), one, self._seed())
-        # The same noise in whatever order the memory of the input is, and drawn ten times faster.
         # Of a shape, not of a tensor: under torch.vmap all candidates get this one draw.
+        if self.native and can_draw(x):
+            return draw_noise(strided.shape, x.dtype, self._seed())
+        # The same noise in whatever order the memory of the input is, and drawn ten times faster.
         noise = torch.empty(strided.shape, dtype=x.dtype, device=x.device)
         noise.normal_(generator=self.generator)
         return torch.empty_like(strided).copy_(noise)  # a sum of two orders would be slow
@@ -380,13 +305,10 @@ class Noise(Stochastic):
             scale: ``()``.
             base: of the shape of the output; None = 0.
         """
-        if base is not None and self._is_native(x):
+        if base is not None and self.native and can_run(x):
             return add_noise(base, scale, self._seed())
         noise: Tensor = self(x)
         return noise * scale if base is None else torch.addcmul(base, noise, scale)
-
-    def _is_native(self, x: Tensor) -> bool:
-        return self.native and can_run(x)
 
     def _seed(self) -> int:
         # The kernels run on the host, and so does the generator: nothing waits.

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.operations import contiguous_like
-from zoopt_nas.nas.separable import is_channels_last
+from zoopt_nas.nas.memory_order import contiguous_like, is_channels_last
 
 
 def part_width(channels: int, n_parts: int) -> int:

@@ -135,16 +135,6 @@ class _TransformedSeparableConv(torch.autograd.Function):
         return torch.unflatten(out, 1, (n, -1)), 1
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of ``(batch, c, h, w)`` are next to each other in memory."""
-    return x.stride(1) == 1  # torch.vmap cannot be asked for a memory format
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """``x`` in that memory format, by operations that ``torch.vmap`` knows."""
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
 def _into_channels(x: Tensor, batch_dim: int | None, n: int, dim: int) -> Tensor:
     """``x`` with its n batched tensors side by side in ``dim``; one that all share is repeated."""
     if batch_dim is None:

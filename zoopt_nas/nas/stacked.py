@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.memory_order import diagonal_pixels, is_channels_last
 from zoopt_nas.nas.operations import (
     FactorizedReduce,
     Pool,
     Separable,
     Stage,
-    diagonal_pixels,
     normalize,
 )
-from zoopt_nas.nas.separable import is_channels_last, separable_conv2d
+from zoopt_nas.nas.separable import separable_conv2d
 
 # Above this many numbers in an operator's input a CPU takes longer for the joined form: its grouped
 # convolutions are slower than as many plain ones, and launching no longer counts.

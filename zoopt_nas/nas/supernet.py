@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.genotype import CELL_KINDS, N_INPUTS
+from zoopt_nas.nas.memory_order import channels_last, join_channels
 from zoopt_nas.nas.operations import (
     OPERATIONS,
     AfterReLU,
@@ -21,10 +22,8 @@ from zoopt_nas.nas.operations import (
     Separable,
     Stochastic,
     Zero,
-    join_channels,
 )
 from zoopt_nas.nas.partial import merge_parts, part_width, split_parts
-from zoopt_nas.nas.separable import channels_last
 from zoopt_nas.nas.skeleton import (
     CellPlan,
     Head,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoopt_nas.nas.memory_order import channels_last
 from zoopt_nas.nas.native.library import call, can_run, compiled
-from zoopt_nas.nas.separable import channels_last
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,19 @@ class _SeparableChain(torch.autograd.Function):
             return x_grad, base_grad, skip_grad, None, *grads
         grad = channels_last(grad)
         stages = list(zip(ctx.settings, _grouped(flat), _grouped(needs), strict=True))
-        in_norm, sums = grad, None
+        in_norm: Tensor | None = grad
+        sums: Tensor | None = None
         weight_grads: list[Tensor | None] = []
         for i in reversed(range(len(stages))):
             needs_source = needs_x or any(needs[: i * N_WEIGHTS])
             if not (needs_source or any(stages[i][2])):  # nor does any stage in front
-                in_norm, weight_grads = None, [None] * (N_WEIGHTS * (i + 1)) + weight_grads
+                in_norm = None
+                weight_grads[:0] = [None] * (N_WEIGHTS * (i + 1))
                 break
             source, norm = (results[2 * i - 2], results[2 * i - 1]) if i else (x, None)
             stage = _Backward(source, norm, *stages[i], *results[2 * i : 2 * i + 2])
             beside = (skip, grad) if i == 0 and skip is not None else None
-            in_norm, sums, own = stage.run(in_norm, sums, needs_source, beside)
+            in_norm, sums, own = stage.run(cast(Tensor, in_norm), sums, needs_source, beside)
             weight_grads[:0] = own
         skip_grad = (grad * x).sum() if needs_skip else None
         return in_norm, base_grad, skip_grad, None, *weight_grads
@@ -271,9 +273,13 @@ def _graph_of_gradients(
             F.relu(out), weights.depthwise, None, own.stride, padding, own.dilation, channels
         )
         out = F.conv2d(out, weights.pointwise)
-        scale = None if weights.scale is None else weights.scale.expand(out.shape[1])
         fixed = (None, None) if own.training else (own.mean, own.variance)
-        out = F.batch_norm(out, *fixed, scale, weights.shift, own.training, 0.0, own.eps)
+        out = F.batch_norm(out, *fixed, None, None, own.training, 0.0, own.eps)
+        # Not by batch_norm: its gradient on channels_last takes an expanded scale for a dense one.
+        if weights.scale is not None:
+            out = out * weights.scale.view(-1, 1, 1)
+        if weights.shift is not None:
+            out = out + weights.shift.view(-1, 1, 1)
     if skip is not None:
         out = out + skip * cast(Tensor, x)
     wanted = [cast(Tensor, tensor) for tensor, need in zip(inputs, needs, strict=True) if need]

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoopt_nas.nas.memory_order import channels_last
 from zoopt_nas.nas.native.library import compiled
-from zoopt_nas.nas.separable import channels_last
+
+
+def draw_noise(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
+    """The noise itself, channels_last.
+
+    Args:
+        shape: ``(batch, channels, h, w)``.
+        dtype: float32 or float64.
+        seed: in [0, 2^63).
+    """
+    batch, channels, height, width = shape
+    zeros = torch.zeros(batch, height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
+    return _added(zeros, 1.0, seed)
 
 
 def add_noise(base: Tensor, scale: Tensor, seed: int) -> Tensor:
@@ -37,8 +51,7 @@ class _AddNoise(torch.autograd.Function):
             return grad, None, None
         rows = channels_last(grad)
         if torch.is_grad_enabled():  # a graph of the gradient itself is wanted
-            noise = _added(torch.zeros_like(rows), 1.0, ctx.seed)
-            return grad, (rows * noise).sum(), None
+            return grad, (rows * draw_noise(rows.shape, rows.dtype, ctx.seed)).sum(), None
         product = compiled(grad.dtype).noise_product(*_arguments(rows, ctx.seed), _pointer(rows))
         return grad, grad.new_tensor(product), None
 
