@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.chains import Chain
 from zoopt_nas.nas.network import Network
 from zoopt_nas.nas.operations import DilConv, FactorizedReduce, SepConv, Zero
 from zoopt_nas.nas.spaces import SearchSpace, cell_edges
@@ -43,6 +44,13 @@ def plain_operation(operation: nn.Module) -> nn.Module:
     return PlainReduce(operation) if isinstance(operation, FactorizedReduce) else operation
 
 
+def pytorch_only(model: nn.Module) -> None:
+    """No kernels of the package's own, except that noise is drawn as it is in the other form."""
+    for module in model.modules():
+        if isinstance(module, Chain):
+            module.native = False
+
+
 class PlainSupernet(nn.Module):
     """A supernet that computes every operation of every edge by itself.
 
@@ -57,6 +65,7 @@ class PlainSupernet(nn.Module):
         self.space: SearchSpace = supernet.space
         self.stem, self.cells, self.head = supernet.stem, supernet.cells, supernet.head
         self._mask = supernet._mask
+        pytorch_only(self)
         for cell in self.cells:
             for edge in cast(SearchCell, cell).edges:
                 candidates = cast(nn.ModuleList, edge.candidates)
@@ -91,6 +100,7 @@ class PlainSupernet(nn.Module):
 def plain_network(network: Network) -> Network:
     """A copy of ``network`` with the same weights: plain modules, the default memory format."""
     network = copy.deepcopy(network)
+    pytorch_only(network)
     network.channels_last = False
     for cell in network.cells:
         operations = cast(nn.ModuleList, cell.operations)

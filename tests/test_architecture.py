@@ -40,6 +40,7 @@ ORDER = [
         "nas.native.drawn",
         "nas.execution",
         "nas.captured",
+        "nas.chains",
         "nas.operations",
         "nas.genotype",
         "nas.spaces",

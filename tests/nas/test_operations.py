@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from zoopt_nas.errors import UnknownNameError
+from zoopt_nas.nas.chains import ReLUConvBN
 from zoopt_nas.nas.memory_order import diagonal_pixels, join_channels
 from zoopt_nas.nas.operations import (
     OPERATIONS,
     FactorizedReduce,
     Noise,
-    ReLUConvBN,
     seed_noise,
 )
 

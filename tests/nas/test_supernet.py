@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas.chains import ReLUConvBN
 from zoopt_nas.nas.network import count_parameters
-from zoopt_nas.nas.operations import OPERATIONS, FactorizedReduce, Pool, ReLUConvBN, seed_noise
+from zoopt_nas.nas.operations import OPERATIONS, FactorizedReduce, Pool, seed_noise
 from zoopt_nas.nas.skeleton import CifarStem, Head, ImageNetStem, plan_cells
 from zoopt_nas.nas.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.stacked import Node, make_fan

@@ -15,25 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.chains import Chain, Link, link, scaled_norm
 from zoopt_nas.nas.memory_order import diagonal_pixels
-from zoopt_nas.nas.native.chain import Settings, Weights, can_chain, separable_chain
 from zoopt_nas.nas.native.drawn import add_noise, draw_noise
 from zoopt_nas.nas.native.library import can_draw, can_run
 from zoopt_nas.nas.separable import separable_conv2d
 from zoopt_nas.registry import Registry
-
-
-class ReLUConvBN(nn.Sequential):
-    """ReLU, convolution, BatchNorm: the 1x1 preprocessing of a cell's inputs."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, *, affine: bool = True
-    ) -> None:
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-            nn.BatchNorm2d(out_channels, affine=affine),
-        )
 
 
 class AfterReLU(nn.Module):
@@ -82,19 +69,16 @@ class Stage(NamedTuple):
     norm: nn.BatchNorm2d
 
 
-class Separable(AfterReLU, nn.Sequential):
-    """Depthwise separable convolutions, each behind a ReLU.
-
-    Attributes:
-        native: whether the package's own kernels may compute it; see ``use_native``.
-    """
-
-    native = True
+class Separable(AfterReLU, Chain):
+    """Depthwise separable convolutions, each behind a ReLU."""
 
     @property
     def stages(self) -> list[Stage]:
         modules = list(self)
         return [Stage(*cast(list[Any], modules[i + 1 : i + 4])) for i in range(0, len(modules), 4)]
+
+    def links(self) -> list[Link]:
+        return [link(stage.pointwise, stage.norm, stage.depthwise) for stage in self.stages]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.chained(x) if self.chains(x) else self.after_relu(F.relu(x))
@@ -105,29 +89,6 @@ class Separable(AfterReLU, nn.Sequential):
             # In place: BatchNorm keeps its input, and nothing else reads its output.
             x = F.relu(_apply_stage(x, None, stage), inplace=True)
         return _apply_stage(x, scale, last)
-
-    def chains(self, x: Tensor) -> bool:
-        """Whether ``chained`` can be used for ``x``; else ``after_relu`` must."""
-        return self.native and can_chain(x)
-
-    def chained(
-        self,
-        x: Tensor,
-        scale: Tensor | None = None,
-        base: Tensor | None = None,
-        skip: Tensor | None = None,
-    ) -> Tensor:
-        """``base + skip * x`` + the operation on ``x`` times ``scale``, by kernels of our own.
-
-        Args:
-            x: its input, ``(batch, channels, h, w)``, before the ReLU.
-            scale: ``()``; only where BatchNorm has no affine parameters.
-            base: of the shape of the output; None = 0.
-            skip: ``()``; None = 0. Only with stride 1.
-        """
-        stages = self.stages
-        scales = [None] * (len(stages) - 1) + [scale]
-        return separable_chain(x, list(map(_chain_stage, stages, scales)), base, skip)
 
 
 class SepConv(Separable):
@@ -181,61 +142,6 @@ def _apply_stage(x: Tensor, scale: Tensor | None, stage: Stage) -> Tensor:
         x, depthwise.weight, pointwise.weight, stride, dilation, keep=norm.affine
     )
     return scaled_norm(out, norm, scale)
-
-
-def _chain_stage(stage: Stage, scale: Tensor | None) -> tuple[Settings, Weights]:
-    depthwise, pointwise, norm = stage
-    _count_batch(norm)
-    settings = Settings(
-        depthwise.stride[0],
-        depthwise.dilation[0],
-        norm.training or norm.running_mean is None,
-        norm.momentum or 0.0,
-        norm.eps,
-        norm.running_mean,
-        norm.running_var,
-    )
-    weights = Weights(depthwise.weight, pointwise.weight, norm.weight, norm.bias)
-    return settings, weights if scale is None else weights._replace(scale=scale)
-
-
-def _count_batch(norm: nn.BatchNorm2d) -> None:
-    """What ``norm(x)`` does beside normalizing."""
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-
-
-def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor:
-    """``norm(x) * scale``; without affine parameters the scale costs nothing there.
-
-    Args:
-        scale: ``()`` or ``(channels,)``; None is one.
-    """
-    if scale is None:
-        out: Tensor = norm(x)
-        return out
-    _count_batch(norm)
-    # Contiguous: its gradient is written in the same memory order.
-    scale = scale.expand(x.shape[1]).contiguous()
-    return normalize(x, norm, norm.running_mean, norm.running_var, scale)
-
-
-def normalize(
-    x: Tensor,
-    norm: nn.BatchNorm2d,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    scale: Tensor | None,
-) -> Tensor:
-    """BatchNorm with the settings of ``norm``, which has no affine parameters.
-
-    Args:
-        mean, variance: running statistics, ``(channels,)``, updated in training; None = those of
-            the batch, always.
-        scale: ``(channels,)``, contiguous; None is one.
-    """
-    training = norm.training or mean is None
-    return F.batch_norm(x, mean, variance, scale, None, training, norm.momentum or 0.0, norm.eps)
 
 
 class Pool(nn.Sequential):
@@ -372,5 +278,5 @@ def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
 def use_native(model: nn.Module, is_on: bool) -> None:
     """Whether the package's own kernels may compute operations of ``model``, where they can."""
     for module in model.modules():
-        if isinstance(module, Separable | Noise):
+        if isinstance(module, Chain | Noise):
             module.native = is_on

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.operations import FactorizedReduce, ReLUConvBN
+from zoopt_nas.nas.chains import ReLUConvBN
+from zoopt_nas.nas.operations import FactorizedReduce
 
 STEM_MULTIPLIER = 3  # the CIFAR stem has 3 times the cells' initial channels
 STEMS = ("cifar", "imagenet")

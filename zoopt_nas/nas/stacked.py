@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.chains import normalize
 from zoopt_nas.nas.memory_order import diagonal_pixels, is_channels_last
 from zoopt_nas.nas.operations import (
     FactorizedReduce,
     Pool,
     Separable,
     Stage,
-    normalize,
 )
 from zoopt_nas.nas.separable import separable_conv2d
 

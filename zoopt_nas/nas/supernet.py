@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import cast
 
 import torch
@@ -52,9 +52,15 @@ class Source:
         self._joined = fan.outputs(node, scales) if joins else {}
         self._done = fan.places if joins else set()
 
-    def edge(self, index: int, candidates: Sequence[nn.Module]) -> Tensor:
-        """The sum of an edge's candidates, each times its architecture weight."""
-        x, total = self._node.x, self._joined.get(index)
+    def add_edge(self, total: Tensor | None, index: int, candidates: Sequence[nn.Module]) -> Tensor:
+        """``total`` + the edge's candidates, each times its architecture weight.
+
+        Args:
+            total: of the shape of the edge's output; None = 0. The result may take its memory.
+        """
+        x, joined = self._node.x, self._joined.get(index)
+        if joined is not None:
+            total = joined if total is None else total + joined
         chained, noisy = [], []
         identity: Tensor | None = None
         for position, operation in enumerate(candidates):
@@ -159,14 +165,16 @@ class SearchCell(nn.Module):
                     x, passing = split_parts(x, self._n_parts, self._strides[source])
                     others = passing if others is None else others + passing
                 sources.append(Source(Node(x), self._fans[source], weights, scales[source]))
-            outs = [
-                source.edge(edge + i, self._candidates(edge + i))
-                for i, source in enumerate(sources)
-            ]
-            edge += len(outs)
-            if drop is not None:
-                outs = [drop(out) for out in outs]
-            total = reduce(torch.add, outs)
+            total: Tensor | None = None
+            for source_node in sources:
+                own = self._candidates(edge)
+                if drop is None:
+                    total = source_node.add_edge(total, edge, own)
+                else:
+                    out = drop(source_node.add_edge(None, edge, own))
+                    total = out if total is None else total + out
+                edge += 1
+            assert total is not None
             if others is not None:
                 total = merge_parts(total, others, self._n_parts)
             nodes.append(total)

@@ -44,13 +44,13 @@ class Weights(NamedTuple):
     """Of one stage.
 
     Attributes:
-        depthwise: ``(channels, 1, k, k)``, k odd.
+        depthwise: ``(channels, 1, k, k)``, k odd; None = there is no such convolution.
         pointwise: ``(out_channels, channels, 1, 1)``.
         scale: of BatchNorm, ``(out_channels,)`` or ``()``; None = 1.
         shift: of BatchNorm, ``(out_channels,)``; None = 0.
     """
 
-    depthwise: Tensor
+    depthwise: Tensor | None
     pointwise: Tensor
     scale: Tensor | None = None
     shift: Tensor | None = None
@@ -70,6 +70,8 @@ def separable_chain(
     stages: Sequence[tuple[Settings, Weights]],
     base: Tensor | None = None,
     skip: Tensor | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Tensor:
     """``base + skip * x`` + the stages, one behind the other.
 
@@ -78,6 +80,7 @@ def separable_chain(
         stages: at least one.
         base: of the shape of the output; None = 0.
         skip: ``()``; None = 0. Only where the output has the shape of ``x``.
+        overwrite: the result may take the memory of ``base``, which is not used any more.
 
     Raises:
         MemoryError: there is no memory for the buffers of the kernels.
@@ -87,7 +90,10 @@ def separable_chain(
     weights = [
         None if tensor is None else tensor.contiguous() for _, own in stages for tensor in own
     ]
-    out: Tensor = _SeparableChain.apply(x, base, skip, settings, *weights)
+    if base is not None:
+        overwrite = overwrite and not base._is_view()  # autograd forbids it for some views
+        overwrite = overwrite and base.permute(0, 2, 3, 1).is_contiguous()
+    out: Tensor = _SeparableChain.apply(x, base, skip, overwrite, settings, *weights)
     return out
 
 
@@ -98,6 +104,7 @@ class _SeparableChain(torch.autograd.Function):
         x: Tensor,
         base: Tensor | None,
         skip: Tensor | None,
+        overwrite: bool,
         settings: Sequence[Settings],
         *flat: Tensor | None,
     ) -> Tensor:
@@ -108,8 +115,12 @@ class _SeparableChain(torch.autograd.Function):
             results += [source, norm]
         ctx.settings, ctx.n_flat = settings, len(flat)
         ctx.save_for_backward(x, skip, *flat, *results)
-        out = torch.empty_like(source)
-        base = None if base is None else channels_last(base)
+        if base is not None and overwrite:
+            ctx.mark_dirty(base)
+            out = base
+        else:
+            out = torch.empty_like(source)
+            base = None if base is None else channels_last(base)
         compiled(x.dtype).add_normalized(
             *_pixels(source), *map(_pointer, (source, norm, base, skip, x, out))
         )
@@ -119,12 +130,12 @@ class _SeparableChain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, skip, *saved = ctx.saved_tensors
         flat, results = saved[: ctx.n_flat], saved[ctx.n_flat :]
-        needs_x, needs_base, needs_skip, _, *needs = ctx.needs_input_grad
+        needs_x, needs_base, needs_skip, _, _, *needs = ctx.needs_input_grad
         base_grad = grad if needs_base else None
         if torch.is_grad_enabled():  # a graph of the gradient itself is wanted
             inputs, wanted = (x, skip, *flat), (needs_x, needs_skip, *needs)
             x_grad, skip_grad, *grads = _graph_of_gradients(inputs, ctx.settings, grad, wanted)
-            return x_grad, base_grad, skip_grad, None, *grads
+            return x_grad, base_grad, skip_grad, None, None, *grads
         grad = channels_last(grad)
         stages = list(zip(ctx.settings, _grouped(flat), _grouped(needs), strict=True))
         in_norm: Tensor | None = grad
@@ -142,7 +153,7 @@ class _SeparableChain(torch.autograd.Function):
             in_norm, sums, own = stage.run(cast(Tensor, in_norm), sums, needs_source, beside)
             weight_grads[:0] = own
         skip_grad = (grad * x).sum() if needs_skip else None
-        return in_norm, base_grad, skip_grad, None, *weight_grads
+        return in_norm, base_grad, skip_grad, None, None, *weight_grads
 
 
 class _Stage(ctypes.Structure):
@@ -165,7 +176,7 @@ def _stage(
     x: Tensor, x_norm: Tensor | None, own: Settings, weights: Weights, y: Tensor, norm: Tensor
 ) -> _Stage:
     batch, channels, height, width = x.shape
-    kernel = weights.depthwise.shape[-1]
+    kernel = 1 if weights.depthwise is None else weights.depthwise.shape[-1]
     sizes = (batch, channels, y.shape[1], height, width, *y.shape[2:], kernel)
     tensors = (x, x_norm, weights.depthwise, weights.pointwise, y, norm)
     of_norm = (own.mean, own.variance, weights.scale, weights.shift)
@@ -234,7 +245,9 @@ class _Backward(NamedTuple):
         x_sums = None
         if needs_source and self.x_norm is not None:
             x_sums = torch.empty_like(self.x_norm[:2])
-        depthwise = torch.empty_like(weights.depthwise) if needs.depthwise else None
+        depthwise = None
+        if needs.depthwise and weights.depthwise is not None:
+            depthwise = torch.empty_like(weights.depthwise)
         pointwise = torch.empty_like(weights.pointwise) if needs.pointwise else None
         stage = _stage(self.x, self.x_norm, self.settings, weights, self.y, self.norm)
         stage.grad = _address(grad)
@@ -267,11 +280,11 @@ def _graph_of_gradients(
     x, skip, *flat = inputs
     out = cast(Tensor, x)
     for own, weights in zip(settings, _grouped(flat), strict=True):
-        kernel, channels = weights.depthwise.shape[-1], weights.depthwise.shape[0]
-        padding = own.dilation * (kernel // 2)
-        out = F.conv2d(
-            F.relu(out), weights.depthwise, None, own.stride, padding, own.dilation, channels
-        )
+        out = F.relu(out)
+        if weights.depthwise is not None:
+            channels, _, kernel, _ = weights.depthwise.shape
+            settings_of_conv = (own.stride, own.dilation * (kernel // 2), own.dilation, channels)
+            out = F.conv2d(out, weights.depthwise, None, *settings_of_conv)
         out = F.conv2d(out, weights.pointwise)
         fixed = (None, None) if own.training else (own.mean, own.variance)
         out = F.batch_norm(out, *fixed, None, None, own.training, 0.0, own.eps)

@@ -108,8 +108,8 @@ int separable_forward(const Stage *s) {
                 REAL *to = s->y + b * l.n_out * s->out_channels;
                 REAL *y = is_padded ? own : to;
                 activate(s, &l, s->x + b * l.n_in * s->channels, a);
-                convolve(&window, a, weights, d);
-                multiply(d, l.channels, 1, pointwise, l.out_channels, y, l.out_channels, l.n_out,
+                if (s->depthwise) convolve(&window, a, weights, d);
+                multiply(s->depthwise ? d : a, l.channels, 1, pointwise, l.out_channels, y, l.out_channels, l.n_out,
                          l.out_channels, l.channels, 0);
                 for (int64_t p = 0; is_padded && p < l.n_out; p++)
                     memcpy(to + p * s->out_channels, y + p * l.out_channels,
@@ -127,7 +127,7 @@ int separable_forward(const Stage *s) {
 }
 
 /* out = base + skip * x + (y - mean) * multiplier + shift, for (n_pixels, channels); base and skip,
-   a single number, may be NULL. */
+   a single number, may be NULL, and base may be out. */
 void add_normalized(int64_t n_pixels, int64_t channels, const REAL *y, const REAL *norm,
                     const REAL *base, const REAL *skip, const REAL *x, REAL *out) {
 #pragma omp parallel for schedule(static)
@@ -261,14 +261,21 @@ static void image_backward(const Stage *s, const Layout *l, const Packed *packed
                            int64_t image) {
     const Window window = forward_window(s, l);
     activate(s, l, s->x + image * l->n_in * s->channels, w->a);
-    convolve(&window, w->a, packed->depthwise, w->d);
+    if (s->depthwise) convolve(&window, w->a, packed->depthwise, w->d);
+    const REAL *d = s->depthwise ? w->d : w->a;
     gradient_in_y(s, l, image, packed->rows, w->y_grad);
     if (s->pointwise_grad)
         for (int64_t p = 0; p < l->n_out; p += BLOCK)
-            multiply(w->d + p * l->channels, 1, l->channels, w->y_grad + p * l->out_channels,
+            multiply(d + p * l->channels, 1, l->channels, w->y_grad + p * l->out_channels,
                      l->out_channels, w->pointwise, l->out_channels, l->channels, l->out_channels,
                      p + BLOCK < l->n_out ? BLOCK : l->n_out - p, 1);
     if (!s->x_grad && !s->depthwise_grad) return;
+    if (!s->depthwise) {
+        multiply(w->y_grad, l->out_channels, 1, packed->pointwise, l->channels, w->a_grad,
+                 l->channels, l->n_out, l->channels, l->out_channels, 0);
+        gradient_in_x(s, l, image, w->a, w->a_grad, l->in_row, w->x_sums);
+        return;
+    }
     const int64_t corner = l->grad_padding * (l->grad_row + l->channels);
     for (int64_t i = 0; i < s->out_height; i++)
         multiply(w->y_grad + i * s->out_width * l->out_channels, l->out_channels, 1,

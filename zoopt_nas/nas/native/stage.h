@@ -15,7 +15,7 @@ typedef struct {
     int64_t kernel, stride, dilation;
     const REAL *x;            /* (batch, height, width, channels) */
     const REAL *x_norm;       /* N_x: (4, channels), NULL = none */
-    const REAL *depthwise;    /* (channels, kernel, kernel) */
+    const REAL *depthwise;    /* (channels, kernel, kernel); NULL = none, and d is a */
     const REAL *pointwise;    /* (out_channels, channels) */
     REAL *y;                  /* (batch, out_height, out_width, out_channels) */
     REAL *norm;               /* N_y: (4, out_channels) */
@@ -60,6 +60,7 @@ static Layout layout_of(const Stage *s) {
 
 /* (channels, kernel, kernel) to (kernel, kernel, padded channels), as it is or turned round. */
 static void pack_depthwise(const Stage *s, const Layout *l, REAL *weights, REAL *turned) {
+    if (!s->depthwise) return;
     memset(weights, 0, (size_t)(l->kernel_size * l->channels) * sizeof(REAL));
     for (int64_t t = 0; t < l->kernel_size; t++)
         for (int64_t c = 0; c < s->channels; c++)
