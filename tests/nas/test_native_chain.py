@@ -54,7 +54,11 @@ def make_case(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> Case:
-    """A chain of ``len(channels) - 1`` stages, of which the first one strides."""
+    """A chain of ``len(channels) - 1`` stages, of which the first one strides.
+
+    Args:
+        kernel: 0 = no depthwise convolutions.
+    """
     generator = torch.Generator().manual_seed(seed)
     leaves: list[Tensor] = []
 
@@ -76,7 +80,7 @@ def make_case(
     skip = leaf() if is_residual else None
     stages, running = [], []
     for i, (own, following) in enumerate(pairwise(channels)):
-        depthwise = leaf(own, 1, kernel, kernel)
+        depthwise = leaf(own, 1, kernel, kernel) if kernel else None
         pointwise = leaf(following, own, 1, 1)
         scale = leaf(following) if affine else leaf() if scaled and i == len(channels) - 2 else None
         shift = leaf(following) if affine else None
@@ -94,16 +98,11 @@ def plain(case: Case) -> Tensor:
     """The same by PyTorch's operators; running statistics of its own."""
     out = case.x
     for (own, weights), (mean, variance) in zip(case.stages, case.running, strict=True):
-        padding = own.dilation * (weights.depthwise.shape[-1] // 2)
-        out = F.conv2d(
-            F.relu(out),
-            weights.depthwise,
-            None,
-            own.stride,
-            padding,
-            own.dilation,
-            groups=out.shape[1],
-        )
+        out = F.relu(out)
+        if weights.depthwise is not None:
+            padding = own.dilation * (weights.depthwise.shape[-1] // 2)
+            settings_of_conv = own.stride, padding, own.dilation, out.shape[1]
+            out = F.conv2d(out, weights.depthwise, None, *settings_of_conv)
         out = F.conv2d(out, weights.pointwise)
         out = F.batch_norm(
             out, mean, variance, None, None, own.training, own.momentum, own.eps
@@ -160,6 +159,43 @@ def test_two_stages(channels, stride, affine, training):
     check(make_case(channels, stride=stride, affine=affine, training=training), 1e-9)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 16), (24, 20), (130, 2)])
+@pytest.mark.parametrize("channels", [(24, 8), (5, 7, 5)])
+def test_without_depthwise_convolutions(channels, size, training):
+    """Images of more than 128 pixels are computed in bands, where their height can be divided."""
+    check(make_case(channels, 0, size=size, affine=True, training=training), 1e-9)
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_memory_of_the_base(overwrite):
+    case = make_case((4, 4))
+    base = case.base * 1
+    kept = base.detach().clone()
+    out = separable_chain(case.x, case.stages, base, case.skip, overwrite=overwrite)
+    assert (out.data_ptr() == base.data_ptr()) == overwrite
+    assert torch.equal(base, kept) != overwrite
+    wanted = plain(copied(case))
+    torch.testing.assert_close(out, wanted)
+    got_grads = torch.autograd.grad(out.square().sum(), case.leaves)
+    wanted_grads = torch.autograd.grad(wanted.square().sum(), case.leaves)
+    for one, two in zip(got_grads, wanted_grads, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_base_that_must_not_be_overwritten():
+    case = make_case((4, 4))
+    wanted = plain(copied(case))
+    view = torch.stack([case.base, case.base]).unbind()[0]
+    plain_order = (case.base * 1).contiguous()
+    for base in (view, plain_order):
+        kept = base.detach().clone()
+        again = make_case((4, 4))
+        out = separable_chain(again.x, again.stages, base, again.skip, overwrite=True)
+        torch.testing.assert_close(out, wanted)
+        assert torch.equal(base, kept)
+
+
 @pytest.mark.parametrize("batch", [2, 3, 16, 17, 40])  # more and fewer than parts of a sum
 def test_any_batch(batch):
     check(make_case((4, 4, 4), batch=batch), 1e-9)
@@ -169,7 +205,7 @@ def test_any_batch(batch):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     channels=st.lists(st.integers(1, 20), min_size=2, max_size=3).map(tuple),
-    kernel=st.sampled_from([1, 3, 5, 7]),
+    kernel=st.sampled_from([0, 1, 3, 5, 7]),
     stride=st.sampled_from([1, 2, 3]),
     dilation=st.integers(1, 3),
     size=st.tuples(st.integers(1, 10), st.integers(1, 10)),
@@ -177,6 +213,7 @@ def test_any_batch(batch):
     affine=st.booleans(),
 )
 def test_any_shape(channels, kernel, stride, dilation, size, batch, affine):
+    stride = stride if kernel else 1
     case = make_case(channels, kernel, stride, dilation, size, batch, affine=affine)
     # Statistics of two numbers: 1 / standard deviation can be large, and so is what it multiplies.
     check(case, 1e-6)

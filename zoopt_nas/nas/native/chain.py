@@ -176,8 +176,13 @@ def _stage(
     x: Tensor, x_norm: Tensor | None, own: Settings, weights: Weights, y: Tensor, norm: Tensor
 ) -> _Stage:
     batch, channels, height, width = x.shape
-    kernel = 1 if weights.depthwise is None else weights.depthwise.shape[-1]
-    sizes = (batch, channels, y.shape[1], height, width, *y.shape[2:], kernel)
+    out_height, kernel = y.shape[2], 1
+    if weights.depthwise is not None:
+        kernel = weights.depthwise.shape[-1]
+    else:  # every pixel is by itself: smaller images are more of them in the fastest cache
+        height = out_height = _band(height, width)
+        batch *= x.shape[2] // height
+    sizes = (batch, channels, y.shape[1], height, width, out_height, y.shape[3], kernel)
     tensors = (x, x_norm, weights.depthwise, weights.pointwise, y, norm)
     of_norm = (own.mean, own.variance, weights.scale, weights.shift)
     return _Stage(
@@ -185,6 +190,12 @@ def _stage(
         *(own.training, own.momentum, own.eps, *map(_address, of_norm)),
         weights.scale is not None and weights.scale.ndim,
     )
+
+
+def _band(height: int, width: int) -> int:
+    """Of how many rows a part of an image is: it divides ``height`` and has 128 pixels or more."""
+    rows = (rows for rows in range(1, height) if height % rows == 0 and rows * width >= 128)
+    return next(rows, height)
 
 
 def _run_forward(

@@ -201,49 +201,65 @@ static void gradient_coefficients(const Stage *s, const Layout *l, REAL *rows) {
     }
 }
 
-static void gradient_in_y(const Stage *s, const Layout *l, int64_t image, const REAL *rows,
-                          REAL *out) {
+ALWAYS_INLINE void gradient_in_y_as(const int is_whole, const Stage *s, const Layout *l,
+                                    int64_t image, const REAL *rows, REAL *restrict out) {
     const int64_t n = s->out_channels, wide = l->out_channels;
     const REAL *grad = s->grad + image * l->n_out * n, *y = s->y + image * l->n_out * n;
     for (int64_t p = 0; p < l->n_out; p++)
         for (int64_t c = 0; c < n; c += LANES) {
-            vec v = load(y + p * n + c, n - c) - *(const vec *)(rows + Y_MEAN * wide + c);
+            const int64_t left = is_whole ? LANES : n - c;
+            vec v = load(y + p * n + c, left) - *(const vec *)(rows + Y_MEAN * wide + c);
             *(vec *)(out + p * wide + c) =
-                *(const vec *)(rows + OF_GRAD * wide + c) * load(grad + p * n + c, n - c) +
+                *(const vec *)(rows + OF_GRAD * wide + c) * load(grad + p * n + c, left) +
                 *(const vec *)(rows + OF_Y * wide + c) * v +
                 *(const vec *)(rows + CONSTANT * wide + c);
         }
 }
 
+static void gradient_in_y(const Stage *s, const Layout *l, int64_t image, const REAL *rows,
+                          REAL *out) {
+    if (s->out_channels == l->out_channels) gradient_in_y_as(1, s, l, image, rows, out);
+    else gradient_in_y_as(0, s, l, image, rows, out);
+}
+
 /* The gradient in x from that in a, through the ReLU; adds to its sums. */
-static void gradient_in_x(const Stage *s, const Layout *l, int64_t image, const REAL *a,
-                          const REAL *a_grad, int64_t grad_row, double *sums) {
+ALWAYS_INLINE void gradient_in_x_as(const int has_sums, const int has_skip, const int is_whole,
+                                    const Stage *s, const Layout *l, int64_t image, const REAL *a,
+                                    const REAL *a_grad, int64_t grad_row, double *sums) {
     const int64_t n = s->channels;
-    const REAL *x = s->x + image * l->n_in * n;
-    REAL *to = s->x_grad + image * l->n_in * n;
-    for (int64_t c = 0; c < n; c += LANES) {
-        const int64_t left = n - c;
-        const vec centre = s->x_norm ? load(s->x_norm + MEAN * n + c, left) : (vec){0};
-        vec sum = {0}, products = {0};
-        for (int64_t i = 0; i < s->height; i++) {
-            const REAL *own = a + (i + l->padding) * l->in_row + l->padding * l->channels + c;
+    for (int64_t i = 0; i < s->height; i++) {
+        const int64_t first = (image * s->height + i) * s->width * n;
+        const REAL *own = a + (i + l->padding) * l->in_row + l->padding * l->channels;
+        for (int64_t c = 0; c < n; c += LANES) {
+            const int64_t left = is_whole ? LANES : n - c;
+            const vec centre = has_sums ? load(s->x_norm + MEAN * n + c, left) : (vec){0};
+            vec sum = {0}, products = {0};
             for (int64_t j = 0; j < s->width; j++) {
-                const int64_t at = (i * s->width + j) * n + c;
+                const int64_t at = first + j * n + c;
                 vec g = *(const vec *)(a_grad + i * grad_row + j * l->channels + c);
-                g = where_positive(*(const vec *)(own + j * l->channels), g);
-                if (s->skip) g += *s->skip * load(s->skip_grad + image * l->n_in * n + at, left);
-                store(to + at, g, left);
-                if (!sums) continue;
-                sum += g;
-                products += g * (load(x + at, left) - centre);
+                g = where_positive(*(const vec *)(own + j * l->channels + c), g);
+                if (has_skip) g += *s->skip * load(s->skip_grad + at, left);
+                store(s->x_grad + at, g, left);
+                if (has_sums) {
+                    sum += g;
+                    products += g * (load(s->x + at, left) - centre);
+                }
             }
-        }
-        if (sums)
-            for (int64_t k = 0; k < LANES; k++) {
+            for (int64_t k = 0; has_sums && k < LANES; k++) {
                 sums[c + k] += sum[k];
                 sums[l->channels + c + k] += products[k];
             }
+        }
     }
+}
+
+static void gradient_in_x(const Stage *s, const Layout *l, int64_t image, const REAL *a,
+                          const REAL *a_grad, int64_t grad_row, double *sums) {
+    const int is_whole = s->channels == l->channels;
+    if (!is_whole) gradient_in_x_as(sums != NULL, s->skip != NULL, 0, s, l, image, a, a_grad, grad_row, sums);
+    else if (sums) gradient_in_x_as(1, 0, 1, s, l, image, a, a_grad, grad_row, sums);
+    else if (s->skip) gradient_in_x_as(0, 1, 1, s, l, image, a, a_grad, grad_row, sums);
+    else gradient_in_x_as(0, 0, 1, s, l, image, a, a_grad, grad_row, sums);
 }
 
 /* Buffers of a thread, and the sums of a chunk. */

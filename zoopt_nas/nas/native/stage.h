@@ -71,22 +71,33 @@ static void pack_depthwise(const Stage *s, const Layout *l, REAL *weights, REAL 
                (size_t)l->channels * sizeof(REAL));
 }
 
-/* relu(N_x(x)) of an image into its buffer. */
-static void activate(const Stage *s, const Layout *l, const REAL *x, REAL *a) {
+/* relu(N_x(x)) of an image into its buffer. What is constant where it is called, is not asked for
+   each vector: whether there is a norm, and whether all vectors are whole. */
+ALWAYS_INLINE void activate_as(const int has_norm, const int is_whole, const Stage *s,
+                               const Layout *l, const REAL *restrict x, REAL *restrict a) {
     const REAL *norm = s->x_norm;
     const int64_t n = s->channels;
     for (int64_t i = 0; i < s->height; i++) {
         REAL *to = a + (i + l->padding) * l->in_row + l->padding * l->channels;
         for (int64_t j = 0; j < s->width; j++, x += n, to += l->channels)
             for (int64_t c = 0; c < n; c += LANES) {
-                vec v = load(x + c, n - c);
-                if (norm)
-                    v = (v - load(norm + MEAN * n + c, n - c)) *
-                            load(norm + MULTIPLIER * n + c, n - c) +
-                        load(norm + SHIFT * n + c, n - c);
+                const int64_t left = is_whole ? LANES : n - c;
+                vec v = load(x + c, left);
+                if (has_norm)
+                    v = (v - load(norm + MEAN * n + c, left)) *
+                            load(norm + MULTIPLIER * n + c, left) +
+                        load(norm + SHIFT * n + c, left);
                 *(vec *)(to + c) = relu(v);
             }
     }
+}
+
+static void activate(const Stage *s, const Layout *l, const REAL *x, REAL *a) {
+    const int is_whole = s->channels == l->channels;
+    if (s->x_norm && is_whole) activate_as(1, 1, s, l, x, a);
+    else if (s->x_norm) activate_as(1, 0, s, l, x, a);
+    else if (is_whole) activate_as(0, 1, s, l, x, a);
+    else activate_as(0, 0, s, l, x, a);
 }
 
 static Window forward_window(const Stage *s, const Layout *l) {
