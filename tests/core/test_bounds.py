@@ -157,8 +157,9 @@ CORNER = np.array([0.0, 1.0, -2.0])
         (RS(learning_rate=0.1, orthogonal=True, n_samples=3), "reflect", 0.0),
         (RS(learning_rate=0.1, direction="gaussian", estimator="two_point"), "reflect", 1.0),
         (RS(learning_rate=0.1, orthogonal=True, n_samples=3), "clip", 0.2),
-        (GLD(), "reflect", 0.1),
-        (GLD(), "clip", 0.0),
+        # One descent: after a restart, which a twelfth of the runs is in, the iterate is anywhere.
+        (GLD(restart=False), "reflect", 0.1),
+        (GLD(restart=False), "clip", 0.0),
         (GLD(max_radius=10.0), "transform", 0.1),
         (MGS(sigma=0.1), "reflect", 0.6),
         (MGS(sigma=0.1), "clip", 0.1),
@@ -171,6 +172,18 @@ def test_a_linear_function_ends_in_the_corner(solver, method, gap, x0, dtype):
     result = minimize(lambda x: exact(x) @ slopes, x0, solver, bounds=box, maxfev=1501, rng=0)
     assert np.max(np.abs(exact(result.x_iterate) - CORNER)) <= gap
     assert result.fun - CORNER @ slopes <= min(3 * gap, 0.3)
+
+
+@pytest.mark.parametrize("method", ["reflect", "clip"])
+def test_gld_with_restarts_has_been_in_the_corner(method):
+    """Its best point; of 900 runs with other seeds and starts the worst was off by 0.0045."""
+    slopes = np.array([1.0, -2.0, 1.5])
+    box = Box([0.0, 0.0, -2.0], [None, 1.0, None], method)
+    for seed in range(5):
+        result = minimize(
+            lambda x: x @ slopes, [0.0, 0.0, -2.0], GLD(), bounds=box, maxfev=1501, rng=seed
+        )
+        assert np.max(np.abs(result.x - CORNER)) <= 0.1
 
 
 def test_rs_by_transform_descends_towards_the_corner():
