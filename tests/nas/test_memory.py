@@ -80,8 +80,8 @@ def test_two_images_stand_for_a_batch(batch_size, native, small_spaces, monkeypa
 @pytest.mark.skipif(library(torch.float32) is None, reason="no C compiler")
 def test_own_kernels_keep_less(small_spaces):
     plain, native = (peak_bytes(loss_of(memory.N_IMAGES, own), 30) for own in (False, True))
-    # Of an edge with a separable convolution: two tensors in place of three; others stay.
-    assert 0.75 * plain < native < 0.85 * plain
+    # Of an edge with a separable convolution two tensors in place of three, and no sums of edges.
+    assert 0.55 * plain < native < 0.7 * plain
 
 
 def test_the_way_that_a_whole_batch_takes_matters(small_spaces, monkeypatch):
@@ -135,7 +135,7 @@ def test_epochs_to_go_back_to_are_kept_and_the_hessian_has_a_graph_of_its_own(se
 
 
 def test_bfloat16_halves_what_convolutions_keep(search_config):
-    config = search_config(init_channels=8)
+    config = search_config(init_channels=8, native="off")  # whose kernels are of float32
     data = data_of(config)
     plain = estimate_search(config, data)
     halved = estimate_search(config.replace(amp="bf16"), data)

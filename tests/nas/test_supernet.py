@@ -322,7 +322,7 @@ def test_none_takes_weight_but_adds_nothing():
     x = images(batch=2)[:, :1].repeat(1, 4, 1, 1)
     weights = torch.tensor([[0.75, 0.25]], dtype=torch.float64)
     fan = make_fan({}, (1, 2))
-    out = Source(Node(x), fan, weights, torch.zeros(0)).edge(0, candidates)
+    out = Source(Node(x), fan, weights, torch.zeros(0)).add_edge(None, 0, candidates)
     assert torch.equal(out, 0.25 * x)
 
 

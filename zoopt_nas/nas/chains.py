@@ -80,14 +80,13 @@ class ReLUConvBN(Chain):
 
 
 def link(conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = None) -> Link:
-    """A stage; counts the batch that it is about to see.
+    """A stage.
 
     Args:
         conv: 1x1, without bias.
         norm: behind it.
         depthwise: in front of it, if there is one.
     """
-    count_batch(norm)
     settings = Settings(
         1 if depthwise is None else depthwise.stride[0],
         1 if depthwise is None else depthwise.dilation[0],
@@ -96,15 +95,10 @@ def link(conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = No
         norm.eps,
         norm.running_mean,
         norm.running_var,
+        norm.num_batches_tracked,
     )
     weight = None if depthwise is None else depthwise.weight
     return settings, Weights(weight, conv.weight, norm.weight, norm.bias)
-
-
-def count_batch(norm: nn.BatchNorm2d) -> None:
-    """What ``norm(x)`` does beside normalizing."""
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
 
 
 def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor:
@@ -116,7 +110,8 @@ def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor
     if scale is None:
         out: Tensor = norm(x)
         return out
-    count_batch(norm)
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
     # Contiguous: its gradient is written in the same memory order.
     scale = scale.expand(x.shape[1]).contiguous()
     return normalize(x, norm, norm.running_mean, norm.running_var, scale)

@@ -29,6 +29,7 @@ class Settings:
         training: whether BatchNorm takes the statistics of the batch.
         momentum, eps: of BatchNorm.
         mean, variance: running statistics, ``(out_channels,)``, updated in training; None = none.
+        count: of the batches in them, ``()``, likewise.
     """
 
     stride: int
@@ -38,6 +39,7 @@ class Settings:
     eps: float
     mean: Tensor | None = None
     variance: Tensor | None = None
+    count: Tensor | None = None
 
 
 class Weights(NamedTuple):
@@ -212,6 +214,8 @@ def _run_forward(
     norm = x.new_empty((4, n))
     stage = _stage(x, x_norm, own, weights, y, norm)
     call(compiled(x.dtype).separable_forward, ctypes.byref(stage))
+    if own.training and own.count is not None:
+        own.count.add_(1)
     return y, norm
 
 
