@@ -112,6 +112,11 @@ def test_automatic_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
     assert asked(9, limit) == [9]
     assert asked(3, limit) == [1, 1, 1]
     assert asked(4, limit + 1) == [1, 1, 1, 1]
+    beside = CandidateBatches(None, native=True)
+    for n_numbers, expected in ((limit // 4, [4]), (limit // 4 + 1, [1, 1, 1, 1])):
+        memory.asked.clear()
+        beside.evaluate(memory, torch.zeros(4, 1), n_numbers)
+        assert memory.asked == expected
     made = setup()
     draw, alphas = made.objective().draw(), made.alphas(4)
     seen = []

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.batched import CandidateBatches, StackedCandidates
+from zoopt_nas.nas.chains import uses_native
 from zoopt_nas.nas.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.operations import Stochastic, seed_noise
@@ -148,7 +149,7 @@ class BilevelObjective:
         self._stacked = StackedCandidates(
             self._scratch, self._grad_clip, execution=execution, generators=(self._noise,)
         )
-        self._batches = CandidateBatches(candidates_per_batch)
+        self._batches = CandidateBatches(candidates_per_batch, native=uses_native(supernet))
 
     @classmethod
     def from_config(

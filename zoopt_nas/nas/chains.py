@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.nas.native.chain import Settings, Weights, can_chain, separable_chain
+from zoopt_nas.nas.native.library import can_draw
 
 Link = tuple[Settings, Weights]
 """A stage of a chain, as the kernels take it."""
@@ -77,6 +78,13 @@ class ReLUConvBN(Chain):
         for module in self:
             x = module(x)
         return x
+
+
+def uses_native(model: nn.Module) -> bool:
+    """Whether kernels of our own compute chains of ``model``, where it is now."""
+    parameter = next(model.parameters())
+    may = any(isinstance(module, Chain) and module.native for module in model.modules())
+    return may and can_draw(parameter)
 
 
 def link(conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = None) -> Link:

@@ -105,7 +105,8 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
     batch = min(config.batch_size, max(n_fit, n_score))
     n_candidates = _n_candidates(config, supernet.space.dim)
     n_numbers = supernet.stem_channels * batch * dataset.image_size**2
-    n_at_once = batch_size(config.candidates_per_batch, n_candidates, n_numbers, device)
+    per_batch, native = config.candidates_per_batch, execution.native
+    n_at_once = batch_size(per_batch, n_candidates, n_numbers, device, native)
     if n_at_once > 1:  # which kernels of our own do not take; PyTorch's operators keep more
         use_native(supernet, False)
     is_recorded = execution.compile and device.type == "cuda" and n_candidates > 0
