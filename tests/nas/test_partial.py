@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas import stacked
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.operations import Zero, seed_noise
+from zoopt_nas.nas.operations import Zero, seed_noise, use_native
 from zoopt_nas.nas.partial import merge_parts, split_parts
 from zoopt_nas.nas.search import run_search
 from zoopt_nas.nas.spaces import SPACES, cell_edges
@@ -55,13 +55,14 @@ def edge_by_edge(net: Supernet, images: Tensor, alpha: Tensor, n_parts: int) -> 
 
 
 @pytest.mark.parametrize("n_parts", [2, 4])
-@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("form", ["native", "joined", "one by one"])
 @pytest.mark.parametrize("space", list(SPACES))
 @pytest.mark.parametrize("side", [8, 11])
-def test_a_partial_supernet_equals_its_definition(space, joined, n_parts, side, monkeypatch):
-    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**17 if joined else 0)
+def test_a_partial_supernet_equals_its_definition(space, form, n_parts, side, monkeypatch):
+    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
     torch.manual_seed(0)
     net = Supernet(SPACES[space], 3, 8, 3, in_channels=2, partial_channels=n_parts).double()
+    use_native(net, form == "native")
     images = torch.randn(5, 2, side, side).double()
     alpha = torch.randn(SPACES[space].dim).double().requires_grad_()
     results = []

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas import separable, stacked
 from zoopt_nas.nas.genotype import GENOTYPES
+from zoopt_nas.nas.native.library import library
 from zoopt_nas.nas.network import Network
-from zoopt_nas.nas.operations import seed_noise
+from zoopt_nas.nas.operations import seed_noise, use_native
 from zoopt_nas.nas.separable import separable_conv2d
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.supernet import Supernet
@@ -154,14 +155,17 @@ def values_and_gradients(model: nn.Module, images: Tensor, alpha: Tensor) -> lis
     return [logits.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
 
-@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("form", ["native", "joined", "one by one"])
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("space", list(SPACES))
-def test_a_supernet_equals_its_plain_form(space, training, dtype, joined, monkeypatch):
-    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**17 if joined else 0)
+def test_a_supernet_equals_its_plain_form(space, training, dtype, form, monkeypatch):
+    if form == "native" and library(dtype) is None:
+        pytest.skip("no C compiler")
+    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
     torch.manual_seed(0)
     net = Supernet(SPACES[space], 3, 4, 3, in_channels=2).to(dtype)
+    use_native(net, form == "native")
     images = torch.randn(6, 2, 16, 16, dtype=dtype)
     alpha = torch.randn(SPACES[space].dim, dtype=dtype)
     plain = plain_form.PlainSupernet(net)
@@ -182,10 +186,12 @@ def test_a_supernet_equals_its_plain_form(space, training, dtype, joined, monkey
         torch.testing.assert_close(tensor, state[name], rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_network_equals_its_plain_form(training):
+def test_a_network_equals_its_plain_form(training, native):
     torch.manual_seed(0)
     net = Network(GENOTYPES["DARTS_V2"], 3, 4, 3, in_channels=2).double().train(training)
+    use_native(net, native)
     plain = plain_form.plain_network(net)
     images, labels = torch.randn(6, 2, 16, 16, dtype=torch.float64), torch.arange(6) % 3
     results = []
