@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas import execution
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.models import build_supernet
 from zoopt_nas.nas.native import library as own
 from zoopt_nas.nas.operations import Separable
-from zoopt_nas.nas.search import load_run_dataset
+from zoopt_nas.nas.search import load_run_dataset, run_search
 
 CPU = torch.device("cpu")
 
@@ -22,9 +23,12 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def afresh():
     """Asks for a compiler again, and forgets the answer afterwards."""
-    own._compiled.cache_clear()
+    caches = (own._compiled, execution._warn_once)
+    for function in caches:
+        function.cache_clear()
     yield
-    own._compiled.cache_clear()
+    for function in caches:
+        function.cache_clear()
 
 
 def compiler(tmp_path, monkeypatch, script: str) -> None:
@@ -88,9 +92,9 @@ def test_other_types_have_none():
 def test_the_setting():
     off = Execution.from_config(SearchConfig(native="off"), CPU)
     assert not off.native
-    with pytest.raises(InvalidValueError, match="native must be auto or off on meta, got on"):
-        Execution.from_config(SearchConfig(native="on"), torch.device("meta"))
-    assert not Execution.from_config(SearchConfig(), torch.device("meta")).native
+    with pytest.raises(InvalidValueError, match="native must be auto or off on mps, got on"):
+        Execution.from_config(SearchConfig(native="on"), torch.device("mps"))
+    assert not Execution.from_config(SearchConfig(), torch.device("mps")).native
     if own.library(torch.float32) is not None:
         for setting in ("auto", "on"):
             assert Execution.from_config(SearchConfig(native=setting), CPU).native
@@ -104,7 +108,20 @@ def test_the_setting_without_a_compiler(monkeypatch):
     with pytest.warns(UserWarning, match="found none of no-such-compiler; PyTorch's are used"):
         found = Execution.from_config(SearchConfig(), CPU)
     assert not found.native
+    assert not Execution.from_config(SearchConfig(), CPU).native  # said once
     assert not Execution.from_config(SearchConfig(native="off"), CPU).native  # without a warning
+
+
+def test_a_run_with_and_without_them(search_config):
+    """The same up to rounding, from the first step to the last."""
+    if own.library(torch.float32) is None:
+        pytest.skip("no C compiler")
+    losses = [
+        [row["train_loss"] for row in run_search(search_config(native=native)).metrics]
+        for native in ("on", "off")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] != losses[1]
 
 
 def test_the_setting_reaches_the_operations(search_config):

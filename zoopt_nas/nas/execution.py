@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -70,7 +71,7 @@ def _uses_bf16(setting: str, device: torch.device) -> bool:
 
 
 def _uses_native(setting: str, device: torch.device) -> bool:
-    if setting == "off":
+    if setting == "off" or device.type == "meta":  # where a model is only measured
         return False
     if device.type != "cpu":
         if setting == "on":
@@ -81,9 +82,14 @@ def _uses_native(setting: str, device: torch.device) -> bool:
     except NativeError as error:
         if setting == "on":
             raise
-        warnings.warn(f"{error}; PyTorch's are used, which take longer", stacklevel=3)
+        _warn_once(f"{error}; PyTorch's are used, which take longer")
         return False
     return True
+
+
+@functools.cache  # the settings of a run are decided more than once
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
    PyTorch runs ReLU, depthwise convolution, 1x1 convolution and BatchNorm one after the other over
    the whole batch, and each reads and writes all of it. Here all of them go over one image before
    the next, in buffers that stay in a core's cache; what lies between the convolutions is never
-   stored. Compiled once for float and once for double (REAL) by ``compiler.py``.
+   stored. Compiled once for float and once for double (REAL) by ``library.py``.
 
    A stage computes, for an input x that is a node of a cell, or the y of the stage before it,
 
