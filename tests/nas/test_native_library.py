@@ -83,6 +83,12 @@ def test_a_failure_is_asked_for_once(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_text() == "asked\n"
 
 
+def test_a_kernel_without_memory():
+    own.call(lambda *arguments: 0, 1, 2)
+    with pytest.raises(MemoryError, match="not enough memory for its buffers"):
+        own.call(lambda *arguments: 1, 1, 2)
+
+
 def test_other_types_have_none():
     assert own.library(torch.bfloat16) is None
     with pytest.raises(own.NativeError, match=r"float32 and float64, not torch\.bfloat16"):

@@ -1,6 +1,6 @@
 """Compiles the C of this folder for the machine it runs on, and loads it.
 
-A process compiles for itself, in about a second and a temporary folder: nothing is cached, so
+A process compiles for itself, in about a second and in a temporary folder: nothing is cached, so
 nothing can be stale, shared with another user, or half written. Where there is no compiler, or what
 it makes cannot be loaded, there is no library, and callers do the same with PyTorch.
 """
