@@ -256,11 +256,6 @@ def test_second_derivatives(training):
         two = Weights(rest[2], rest[3], rest[4])
         return separable_chain(x, [(first, one), (second, two)], base, skip)
 
-    if training:  # running statistics change from call to call
-        stages = [
-            (own.__class__(*vars(own).values()), own_weights) for own, own_weights in case.stages
-        ]
-        case = case._replace(stages=stages)
     assert torch.autograd.gradcheck(function, case.leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, case.leaves, fast_mode=True)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.chains import ReLUConvBN
 from zoopt_nas.nas.network import count_parameters
-from zoopt_nas.nas.operations import OPERATIONS, FactorizedReduce, Pool, seed_noise
+from zoopt_nas.nas.operations import OPERATIONS, AfterReLU, FactorizedReduce, Pool, seed_noise
 from zoopt_nas.nas.skeleton import CifarStem, Head, ImageNetStem, plan_cells
 from zoopt_nas.nas.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.stacked import Node, make_fan
@@ -324,6 +324,31 @@ def test_none_takes_weight_but_adds_nothing():
     fan = make_fan({}, (1, 2))
     out = Source(Node(x), fan, weights, torch.zeros(0)).add_edge(None, 0, candidates)
     assert torch.equal(out, 0.25 * x)
+
+
+class Gate(AfterReLU):
+    """An operation of a third party, whose backward pass needs its output."""
+
+    def after_relu(self, x, scale=None):
+        return torch.sigmoid(x * scale)
+
+
+@pytest.mark.parametrize("edges", [1, 2])
+def test_what_an_operation_keeps_is_not_overwritten(edges):
+    x = images(batch=2)[:, :1].repeat(1, 4, 1, 1).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    weights = torch.full((edges, 2), 0.5, dtype=torch.float64)
+    convolution = OPERATIONS["sep_conv_3x3"](4, 1, True).double()
+    # Both on one edge, or the convolution on the next edge into the node.
+    candidates = [[Gate(), convolution]] if edges == 1 else [[Gate()], [convolution]]
+    source = Source(Node(x), make_fan({}, (edges, 2)), weights, torch.zeros(0))
+    total = None
+    for edge, own in enumerate(candidates):
+        total = source.add_edge(total, edge, own)
+    wanted = torch.sigmoid(x.relu() * 0.5) + 0.5 * convolution(x)
+    torch.testing.assert_close(total, wanted)
+    got, expected = (torch.autograd.grad(out.square().sum(), x)[0] for out in (total, wanted))
+    torch.testing.assert_close(got, expected)
 
 
 def test_alpha_is_an_argument_only():

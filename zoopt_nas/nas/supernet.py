@@ -92,7 +92,9 @@ class Source:
     def _after_relu(self, operation: AfterReLU, weight: Tensor) -> Tensor:
         if isinstance(operation, FactorizedReduce):
             return operation.after_halving(*self._node.diagonal, weight)
-        return operation.after_relu(self._node.relu, weight)
+        out = operation.after_relu(self._node.relu, weight)
+        # A sum of edges is overwritten, and an operation of someone else may keep what it puts out.
+        return out if isinstance(operation, Separable) else out.clone()
 
 
 def _add_product(total: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
