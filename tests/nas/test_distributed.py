@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +28,9 @@ TRANSFORMS = {
 
 # What each of two processes does, one thing after another, since to start them takes seconds.
 SCRIPT = """
+import json
 import sys
+from pathlib import Path
 import torch
 from torch import nn
 from zoopt_nas.errors import RunInterrupted
@@ -46,11 +49,18 @@ ports = iter(sys.argv[3:])
 def meet():
     return Processes(rank, 2, rank, f"tcp://127.0.0.1:{next(ports)}")
 
+def threads():
+    return [
+        path.read_text() for path in Path("/proc/self/task").glob("*/comm")
+        if "gloo" in path.read_text()
+    ]
+
 class StopAt(Observer):
     def __init__(self, n):
         self.n = n
     def should_stop(self):
         self.n -= rank  # process 1 alone is asked to stop
+        alive["in a run"] = len(threads())
         return self.n == 0
 
 # As a run of one process, but for the statistics of BatchNorm, which are held.
@@ -74,6 +84,7 @@ class Weights(Observer):
         network = training[0].network
         weights = [x.detach().clone() for x in network.parameters()]
         torch.save(weights, f"{folder}/weights-{row['epoch']}-{rank}.pt")
+alive = {}
 training = []
 original = retrain.Training
 def kept(*args, **more):
@@ -83,6 +94,7 @@ retrain.Training = kept
 whole = retrain.run_training(
     config, run_dir=folder + "/whole", processes=meet(), observer=Weights()
 )
+alive["after a run"] = len(threads())  # while its Training is referred to
 retrain.Training = original
 try:
     retrain.run_training(
@@ -90,8 +102,9 @@ try:
     )
     raise SystemExit("not stopped")
 except RunInterrupted:
-    pass
+    alive["as it ends by an error"] = len(threads())
 resumed = retrain.resume_training(folder + "/cut", processes=meet())
+Path(folder, f"threads-{rank}.json").write_text(json.dumps(alive))
 print({"whole": whole, "resumed": resumed})
 """
 
@@ -221,6 +234,15 @@ def test_a_run_of_two_resumes_bit_for_bit(two):
     whole, resumed = weights_of(two / "whole"), weights_of(two / "cut")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert rows_of(two / "whole") == rows_of(two / "cut")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads have no names here")
+def test_no_thread_of_the_exchange_outlives_a_run(two):
+    # One that did has aborted the process as the interpreter ended: gloo's threads free tensors.
+    for rank in (0, 1):
+        alive = json.loads((two / f"threads-{rank}.json").read_text())
+        assert alive.pop("in a run") > 0
+        assert alive == {"after a run": 0, "as it ends by an error": 0}
 
 
 def test_a_run_of_two_is_not_resumed_by_one(two):

@@ -8,10 +8,11 @@ drop path, whose masks are drawn for each share. Process 0 alone writes and repo
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -45,6 +46,9 @@ class Processes:
     n: int = 1
     local_rank: int = 0
     address: str = "tcp://127.0.0.1:29500"
+    _averaged: list[DistributedDataParallel] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.n:
@@ -60,6 +64,9 @@ class Processes:
         if self.n == 1:
             yield
             return
+        # Its functions have the process group there is when it is first imported, which
+        # DistributedDataParallel does, as a default argument: so before there is one.
+        importlib.import_module("torch.distributed.nn.functional")
         is_cuda = device.type == "cuda"
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
@@ -75,7 +82,18 @@ class Processes:
                 warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
                 yield
         finally:
+            self._let_go()
             distributed.destroy_process_group()
+
+    def _let_go(self) -> None:
+        """Ends what still refers to the process group, so that its threads end with it.
+
+        A thread of gloo that lives when the interpreter ends may just be about to free the tensors
+        of the last exchange, and then aborts a process that has done its work.
+        """
+        while self._averaged:
+            model = self._averaged.pop()  # part of a cycle, which would be collected some time
+            del model.process_group, model.reducer, model.logger
 
     def device(self, device: torch.device) -> torch.device:
         """The device of this process: of several GPUs, each process has its own."""
@@ -106,11 +124,13 @@ class Processes:
         if self.n == 1:
             return model
         device = next(model.parameters()).device
-        return DistributedDataParallel(
+        averaged = DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
             static_graph=True,  # a genotype may leave a cell's input unused, the same in every step
         )
+        self._averaged.append(averaged)
+        return averaged
 
     def total(self, numbers: Tensor) -> None:
         """Adds up ``numbers`` over the processes, in place."""
