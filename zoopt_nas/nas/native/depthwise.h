@@ -8,39 +8,59 @@ typedef struct {
     int64_t kernel, stride, dilation, channels, in_row, out_row, out_height, out_width;
 } Window;
 
-ALWAYS_INLINE void convolve_pixels(const int n, const int64_t kernel, const Window *w,
-                                   const REAL *in, const REAL *weights, REAL *out) {
-    const int64_t step = w->stride * w->channels, tap = w->dilation * w->channels;
-    for (int64_t c = 0; c < w->channels; c += LANES) {
-        vec sums[4] = {{0}, {0}, {0}, {0}};
-        for (int64_t i = 0; i < kernel; i++)
-            for (int64_t j = 0; j < kernel; j++) {
-                const REAL *p = in + i * w->dilation * w->in_row + j * tap + c;
-                vec weight = *(const vec *)(weights + (i * kernel + j) * w->channels + c);
-                for (int q = 0; q < n; q++) sums[q] += *(const vec *)(p + q * step) * weight;
-            }
-        for (int q = 0; q < n; q++) *(vec *)(out + q * w->channels + c) = sums[q];
-    }
+/* `n` pixels of all channels. Each vector of the input is read once for all pixels and entries of
+   the kernel that it meets, where the compiler knows the kernel, the stride and the dilation. */
+ALWAYS_INLINE void convolve_pixels(const int n, const Window w, const vec *weights,
+                                   const REAL *in, REAL *out) {
+    vec sums[4] = {{0}, {0}, {0}, {0}};
+    for (int64_t i = 0; i < w.kernel; i++)
+        for (int64_t j = 0; j < w.kernel; j++)
+            for (int q = 0; q < n; q++)
+                sums[q] += *(const vec *)(in + i * w.dilation * w.in_row +
+                                          (q * w.stride + j * w.dilation) * w.channels) *
+                           weights[i * w.kernel + j];
+    for (int q = 0; q < n; q++) *(vec *)(out + q * w.channels) = sums[q];
 }
 
-ALWAYS_INLINE void convolve_kernel(const int64_t kernel, const Window *w, const REAL *in,
-                                   const REAL *weights, REAL *out) {
-    for (int64_t i = 0; i < w->out_height; i++)
-        for (int64_t j = 0; j < w->out_width;) {
-            const REAL *from = in + i * w->stride * w->in_row + j * w->stride * w->channels;
-            REAL *to = out + i * w->out_row + j * w->channels;
-            int is_wide = j + 4 <= w->out_width;
-            if (is_wide) convolve_pixels(4, kernel, w, from, weights, to);
-            else convolve_pixels(1, kernel, w, from, weights, to);
-            j += is_wide ? 4 : 1;
+ALWAYS_INLINE void convolve_as(const Window w, const REAL *in, const REAL *weights, REAL *out) {
+    for (int64_t i = 0; i < w.out_height; i++)
+        for (int64_t c = 0; c < w.channels; c += LANES) {
+            vec own[w.kernel*w.kernel];
+            for (int64_t t = 0; t < w.kernel * w.kernel; t++)
+                own[t] = *(const vec *)(weights + t * w.channels + c);
+            const REAL *from = in + i * w.stride * w.in_row + c;
+            REAL *to = out + i * w.out_row + c;
+            int64_t j = 0;
+            for (; j + 4 <= w.out_width; j += 4)
+                convolve_pixels(4, w, own, from + j * w.stride * w.channels, to + j * w.channels);
+            for (; j < w.out_width; j++)
+                convolve_pixels(1, w, own, from + j * w.stride * w.channels, to + j * w.channels);
         }
 }
 
-/* Kernel sizes that are constants of the compiler are unrolled. */
+/* Calls `function` with a window of which the compiler knows the usual numbers. */
+#define WITH_CONSTANTS(function, w, ...)                                                          \
+    do {                                                                                          \
+        Window known = *(w);                                                                      \
+        if (known.kernel == 3 && known.stride == 1 && known.dilation == 1) {                      \
+            known.kernel = 3, known.stride = known.dilation = 1;                                  \
+            function(known, __VA_ARGS__);                                                         \
+        } else if (known.kernel == 3 && known.dilation == 1) {                                    \
+            known.kernel = 3, known.dilation = 1;                                                 \
+            function(known, __VA_ARGS__);                                                         \
+        } else if (known.kernel == 3) {                                                           \
+            known.kernel = 3;                                                                     \
+            function(known, __VA_ARGS__);                                                         \
+        } else if (known.kernel == 5) {                                                           \
+            known.kernel = 5;                                                                     \
+            function(known, __VA_ARGS__);                                                         \
+        } else {                                                                                  \
+            function(known, __VA_ARGS__);                                                         \
+        }                                                                                         \
+    } while (0)
+
 static void convolve(const Window *w, const REAL *in, const REAL *weights, REAL *out) {
-    if (w->kernel == 3) convolve_kernel(3, w, in, weights, out);
-    else if (w->kernel == 5) convolve_kernel(5, w, in, weights, out);
-    else convolve_kernel(w->kernel, w, in, weights, out);
+    WITH_CONSTANTS(convolve_as, w, in, weights, out);
 }
 
 /* The gradient in the input, added to it: what `convolve` reads is written. */

@@ -26,7 +26,7 @@ COMPILERS = ("cc", "gcc", "clang")
 SOURCES = ("separable.c", "noise.c")
 HEADERS = ("vectors.h", "depthwise.h", "stage.h")
 # -fno-math-errno: a square root need not report that it was asked for that of a negative number.
-FLAGS = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared")
+FLAGS = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
 TYPES = {torch.float32: "float", torch.float64: "double"}
 SECONDS = 120.0  # a compiler that takes longer hangs
 

@@ -2,8 +2,8 @@
 
    PyTorch runs ReLU, depthwise convolution, 1x1 convolution and BatchNorm one after the other over
    the whole batch, and each reads and writes all of it. Here all of them go over one image before
-   the next, in buffers that stay in a core's cache; what lies between the convolutions is never
-   stored. Compiled once for float and once for double (REAL) by ``library.py``.
+   the next, and most of them over a band of its rows before the next, in buffers that stay in a
+   core's caches; what lies between the convolutions is never stored. Compiled once for float and once for double (REAL) by ``library.py``.
 
    A stage computes, for an input x that is a node of a cell, or the y of the stage before it,
 
@@ -21,25 +21,41 @@
 
 #include "stage.h"
 
-#define BLOCK 64 /* pixels whose products are summed up before the next ones are read */
+#define BLOCK 64 /* pixels whose sums are taken in REAL before they are added up in double */
 
 /* --- Forward ------------------------------------------------------------------------------------ */
 
-/* Mean and sum of squared deviations of an image's channels, joined to those of `count` pixels. */
+/* The sum over pixels of (y - centre)^power, power 1 or 2, of LANES channels. Four sums are added up
+   side by side, so that none waits for itself. */
+ALWAYS_INLINE vec sum_of(const int power, const REAL *y, vec centre, int64_t channels,
+                         int64_t n_pixels) {
+    vec sums[4] = {{0}, {0}, {0}, {0}};
+    int64_t p = 0;
+    for (; p + 4 <= n_pixels; p += 4)
+        for (int64_t q = 0; q < 4; q++) {
+            vec v = *(const vec *)(y + (p + q) * channels) - centre;
+            if (power == 1) sums[q] += v;
+            else sums[q] += v * v;
+        }
+    for (; p < n_pixels; p++) {
+        vec v = *(const vec *)(y + p * channels) - centre;
+        if (power == 1) sums[0] += v;
+        else sums[0] += v * v;
+    }
+    return sums[0] + sums[1] + sums[2] + sums[3];
+}
+
+/* Mean and sum of squared deviations of some pixels, joined to those of `count` pixels. */
 static void add_statistics(const REAL *y, int64_t channels, int64_t n_pixels, double count,
                            double *mean, double *squares) {
+    const double share = n_pixels / (count + n_pixels);
     for (int64_t c = 0; c < channels; c += LANES) {
-        vec sum = {0}, own = {0};
-        for (int64_t p = 0; p < n_pixels; p++) sum += *(const vec *)(y + p * channels + c);
-        vec centre = sum / (REAL)n_pixels;
-        for (int64_t p = 0; p < n_pixels; p++) {
-            vec v = *(const vec *)(y + p * channels + c) - centre;
-            own += v * v;
-        }
+        const vec centre = sum_of(1, y + c, (vec){0}, channels, n_pixels) / (REAL)n_pixels;
+        const vec own = sum_of(2, y + c, centre, channels, n_pixels);
         for (int64_t k = 0; k < LANES; k++) {
-            double difference = centre[k] - mean[c + k], total = count + n_pixels;
-            squares[c + k] += own[k] + difference * difference * count * n_pixels / total;
-            mean[c + k] += difference * n_pixels / total;
+            const double difference = centre[k] - mean[c + k];
+            squares[c + k] += own[k] + difference * difference * count * share;
+            mean[c + k] += difference * share;
         }
     }
 }
@@ -80,10 +96,34 @@ static void make_norm(const Stage *s, const Layout *l, const double *chunks) {
     }
 }
 
+/* y of an image, and its part of the statistics. `a` is followed by buffers for d and y of a band;
+   n_before images are in the statistics so far: of mean and squared deviations, (2, out_channels). */
+static void image_forward(const Stage *s, const Layout *l, const REAL *depthwise,
+                          const REAL *pointwise, REAL *a, int64_t image, int64_t n_before,
+                          double *statistics) {
+    const int64_t n = s->out_channels, wide = l->out_channels;
+    REAL *d = a + l->in_size, *own = d + l->n_band * l->channels;
+    activate(s, l, s->x + image * l->n_in * s->channels, a);
+    for (int64_t row = 0; row < s->out_height; row += l->band) {
+        const Window window = forward_window(s, l, row);
+        const int64_t first = row * s->out_width, n_pixels = window.out_height * s->out_width;
+        const REAL *from = a + row * s->stride * l->in_row;
+        REAL *to = s->y + (image * l->n_out + first) * n, *y = n == wide ? to : own;
+        if (s->depthwise) convolve(&window, from, depthwise, d);
+        multiply(s->depthwise ? d : from, l->channels, 1, pointwise, wide, y, wide, n_pixels, wide,
+                 l->channels, 0);
+        for (int64_t p = 0; y != to && p < n_pixels; p++)
+            memcpy(to + p * n, y + p * wide, (size_t)n * sizeof(REAL));
+        if (s->takes_batch)
+            add_statistics(y, wide, n_pixels, (double)(n_before * l->n_out + first), statistics,
+                           statistics + wide);
+    }
+}
+
 /* y and norm. Returns 0, or 1 without memory. */
 int separable_forward(const Stage *s) {
     const Layout l = layout_of(s);
-    const int64_t size = l.in_size + l.n_out * (l.channels + l.out_channels);
+    const int64_t size = l.in_size + l.n_band * (l.channels + l.out_channels);
     const int64_t n_weights = (l.kernel_size + l.out_channels) * l.channels;
     REAL *weights = calloc((size_t)n_weights, sizeof(REAL));
     double *chunks = calloc((size_t)(N_CHUNKS * 2 * l.out_channels), sizeof(double));
@@ -94,30 +134,15 @@ int separable_forward(const Stage *s) {
         for (int64_t n = 0; n < s->out_channels; n++)
             for (int64_t c = 0; c < s->channels; c++)
                 pointwise[c * l.out_channels + n] = s->pointwise[n * s->channels + c];
-        const Window window = forward_window(s, &l);
-        const int is_padded = l.out_channels != s->out_channels;
 #pragma omp parallel for schedule(static) reduction(| : failed)
         for (int64_t chunk = 0; chunk < N_CHUNKS; chunk++) {
             REAL *a = buffer(size);
             if (!a) { failed = 1; continue; }
-            REAL *d = a + l.in_size, *own = d + l.n_out * l.channels;
             double *mean = chunks + chunk * 2 * l.out_channels;
             memset(a, 0, (size_t)l.in_size * sizeof(REAL));
             const int64_t first = first_of(chunk, s->batch);
-            for (int64_t b = first; b < first_of(chunk + 1, s->batch); b++) {
-                REAL *to = s->y + b * l.n_out * s->out_channels;
-                REAL *y = is_padded ? own : to;
-                activate(s, &l, s->x + b * l.n_in * s->channels, a);
-                if (s->depthwise) convolve(&window, a, weights, d);
-                multiply(s->depthwise ? d : a, l.channels, 1, pointwise, l.out_channels, y, l.out_channels, l.n_out,
-                         l.out_channels, l.channels, 0);
-                for (int64_t p = 0; is_padded && p < l.n_out; p++)
-                    memcpy(to + p * s->out_channels, y + p * l.out_channels,
-                           (size_t)s->out_channels * sizeof(REAL));
-                if (s->takes_batch)
-                    add_statistics(y, l.out_channels, l.n_out, (double)((b - first) * l.n_out),
-                                   mean, mean + l.out_channels);
-            }
+            for (int64_t b = first; b < first_of(chunk + 1, s->batch); b++)
+                image_forward(s, &l, weights, pointwise, a, b, b - first, mean);
         }
     }
     if (!failed) make_norm(s, &l, chunks);
@@ -202,10 +227,11 @@ static void gradient_coefficients(const Stage *s, const Layout *l, REAL *rows) {
 }
 
 ALWAYS_INLINE void gradient_in_y_as(const int is_whole, const Stage *s, const Layout *l,
-                                    int64_t image, const REAL *rows, REAL *restrict out) {
+                                    int64_t first, int64_t n_pixels, const REAL *rows,
+                                    REAL *restrict out) {
     const int64_t n = s->out_channels, wide = l->out_channels;
-    const REAL *grad = s->grad + image * l->n_out * n, *y = s->y + image * l->n_out * n;
-    for (int64_t p = 0; p < l->n_out; p++)
+    const REAL *grad = s->grad + first * n, *y = s->y + first * n;
+    for (int64_t p = 0; p < n_pixels; p++)
         for (int64_t c = 0; c < n; c += LANES) {
             const int64_t left = is_whole ? LANES : n - c;
             vec v = load(y + p * n + c, left) - *(const vec *)(rows + Y_MEAN * wide + c);
@@ -216,50 +242,57 @@ ALWAYS_INLINE void gradient_in_y_as(const int is_whole, const Stage *s, const La
         }
 }
 
-static void gradient_in_y(const Stage *s, const Layout *l, int64_t image, const REAL *rows,
-                          REAL *out) {
-    if (s->out_channels == l->out_channels) gradient_in_y_as(1, s, l, image, rows, out);
-    else gradient_in_y_as(0, s, l, image, rows, out);
+/* Of the pixels of the batch from `first` on. */
+static void gradient_in_y(const Stage *s, const Layout *l, int64_t first, int64_t n_pixels,
+                          const REAL *rows, REAL *out) {
+    if (s->out_channels == l->out_channels)
+        gradient_in_y_as(1, s, l, first, n_pixels, rows, out);
+    else gradient_in_y_as(0, s, l, first, n_pixels, rows, out);
 }
 
-/* The gradient in x from that in a, through the ReLU; adds to its sums. */
+/* The gradient in x from that in a, through the ReLU, of rows of an image; adds to its sums. */
 ALWAYS_INLINE void gradient_in_x_as(const int has_sums, const int has_skip, const int is_whole,
-                                    const Stage *s, const Layout *l, int64_t image, const REAL *a,
-                                    const REAL *a_grad, int64_t grad_row, double *sums) {
+                                    const Stage *s, const Layout *l, int64_t image, int64_t row,
+                                    int64_t n_rows, const REAL *a, const REAL *a_grad,
+                                    int64_t grad_row, double *sums) {
     const int64_t n = s->channels;
-    for (int64_t i = 0; i < s->height; i++) {
-        const int64_t first = (image * s->height + i) * s->width * n;
-        const REAL *own = a + (i + l->padding) * l->in_row + l->padding * l->channels;
+    for (int64_t i = 0; i < n_rows; i++) {
+        const int64_t first = (image * s->height + row + i) * s->width * n;
+        const REAL *own = a + (row + i + l->padding) * l->in_row + l->padding * l->channels;
         for (int64_t c = 0; c < n; c += LANES) {
             const int64_t left = is_whole ? LANES : n - c;
             const vec centre = has_sums ? load(s->x_norm + MEAN * n + c, left) : (vec){0};
-            vec sum = {0}, products = {0};
-            for (int64_t j = 0; j < s->width; j++) {
-                const int64_t at = first + j * n + c;
-                vec g = *(const vec *)(a_grad + i * grad_row + j * l->channels + c);
-                g = where_positive(*(const vec *)(own + j * l->channels + c), g);
-                if (has_skip) g += *s->skip * load(s->skip_grad + at, left);
-                store(s->x_grad + at, g, left);
-                if (has_sums) {
-                    sum += g;
-                    products += g * (load(s->x + at, left) - centre);
+            vec sum[2] = {{0}, {0}}, products[2] = {{0}, {0}}; /* of even and odd pixels */
+            for (int64_t j = 0; j < s->width; j += 2)
+                for (int64_t k = 0; k < 2 && j + k < s->width; k++) {
+                    const int64_t at = first + (j + k) * n + c, from = (j + k) * l->channels + c;
+                    vec g = *(const vec *)(a_grad + i * grad_row + from);
+                    g = where_positive(*(const vec *)(own + from), g);
+                    if (has_skip) g += *s->skip * load(s->skip_grad + at, left);
+                    store(s->x_grad + at, g, left);
+                    if (has_sums) {
+                        sum[k] += g;
+                        products[k] += g * (load(s->x + at, left) - centre);
+                    }
                 }
-            }
+            const vec total = sum[0] + sum[1], of_products = products[0] + products[1];
             for (int64_t k = 0; has_sums && k < LANES; k++) {
-                sums[c + k] += sum[k];
-                sums[l->channels + c + k] += products[k];
+                sums[c + k] += total[k];
+                sums[l->channels + c + k] += of_products[k];
             }
         }
     }
 }
 
-static void gradient_in_x(const Stage *s, const Layout *l, int64_t image, const REAL *a,
-                          const REAL *a_grad, int64_t grad_row, double *sums) {
-    const int is_whole = s->channels == l->channels;
-    if (!is_whole) gradient_in_x_as(sums != NULL, s->skip != NULL, 0, s, l, image, a, a_grad, grad_row, sums);
-    else if (sums) gradient_in_x_as(1, 0, 1, s, l, image, a, a_grad, grad_row, sums);
-    else if (s->skip) gradient_in_x_as(0, 1, 1, s, l, image, a, a_grad, grad_row, sums);
-    else gradient_in_x_as(0, 0, 1, s, l, image, a, a_grad, grad_row, sums);
+static void gradient_in_x(const Stage *s, const Layout *l, int64_t image, int64_t row,
+                          int64_t n_rows, const REAL *a, const REAL *a_grad, int64_t grad_row,
+                          double *sums) {
+#define CALL(...) gradient_in_x_as(__VA_ARGS__, s, l, image, row, n_rows, a, a_grad, grad_row, sums)
+    if (s->channels != l->channels) CALL(sums != NULL, s->skip != NULL, 0);
+    else if (sums) CALL(1, 0, 1);
+    else if (s->skip) CALL(0, 1, 1);
+    else CALL(0, 0, 1);
+#undef CALL
 }
 
 /* Buffers of a thread, and the sums of a chunk. */
@@ -273,44 +306,59 @@ typedef struct {
     REAL *depthwise, *turned, *pointwise, *rows;
 } Packed;
 
-static void image_backward(const Stage *s, const Layout *l, const Packed *packed, const Work *w,
-                           int64_t image) {
-    const Window window = forward_window(s, l);
-    activate(s, l, s->x + image * l->n_in * s->channels, w->a);
-    if (s->depthwise) convolve(&window, w->a, packed->depthwise, w->d);
-    const REAL *d = s->depthwise ? w->d : w->a;
-    gradient_in_y(s, l, image, packed->rows, w->y_grad);
+/* The gradients in the 1x1 convolution and in d; and in x, where there is no other convolution. */
+static void band_backward(const Stage *s, const Layout *l, const Packed *packed, const Work *w,
+                          int64_t image, int64_t row) {
+    const Window window = forward_window(s, l, row);
+    const int64_t n_rows = window.out_height, n_pixels = n_rows * s->out_width;
+    const int64_t wide = l->out_channels;
+    const REAL *d = w->a + row * s->stride * l->in_row;
+    if (s->depthwise) {
+        convolve(&window, d, packed->depthwise, w->d);
+        d = w->d;
+    }
+    gradient_in_y(s, l, image * l->n_out + row * s->out_width, n_pixels, packed->rows, w->y_grad);
     if (s->pointwise_grad)
-        for (int64_t p = 0; p < l->n_out; p += BLOCK)
-            multiply(d + p * l->channels, 1, l->channels, w->y_grad + p * l->out_channels,
-                     l->out_channels, w->pointwise, l->out_channels, l->channels, l->out_channels,
-                     p + BLOCK < l->n_out ? BLOCK : l->n_out - p, 1);
+        multiply(d, 1, l->channels, w->y_grad, wide, w->pointwise, wide, l->channels, wide,
+                 n_pixels, 1);
     if (!s->x_grad && !s->depthwise_grad) return;
     if (!s->depthwise) {
-        multiply(w->y_grad, l->out_channels, 1, packed->pointwise, l->channels, w->a_grad,
-                 l->channels, l->n_out, l->channels, l->out_channels, 0);
-        gradient_in_x(s, l, image, w->a, w->a_grad, l->in_row, w->x_sums);
+        multiply(w->y_grad, wide, 1, packed->pointwise, l->channels, w->a_grad, l->channels,
+                 n_pixels, l->channels, wide, 0);
+        gradient_in_x(s, l, image, row, n_rows, w->a, w->a_grad, l->in_row, w->x_sums);
         return;
     }
-    const int64_t corner = l->grad_padding * (l->grad_row + l->channels);
-    for (int64_t i = 0; i < s->out_height; i++)
-        multiply(w->y_grad + i * s->out_width * l->out_channels, l->out_channels, 1,
-                 packed->pointwise, l->channels, w->d_grad + corner + i * l->grad_row, l->channels,
-                 s->out_width, l->channels, l->out_channels, 0);
-    Window back = window;
+    REAL *d_grad = w->d_grad + (l->grad_padding + row) * l->grad_row + l->grad_padding * l->channels;
+    for (int64_t i = 0; i < n_rows; i++)
+        multiply(w->y_grad + i * s->out_width * wide, wide, 1, packed->pointwise, l->channels,
+                 d_grad + i * l->grad_row, l->channels, s->out_width, l->channels, wide, 0);
+}
+
+static void image_backward(const Stage *s, const Layout *l, const Packed *packed, const Work *w,
+                           int64_t image) {
+    activate(s, l, s->x + image * l->n_in * s->channels, w->a);
+    for (int64_t row = 0; row < s->out_height; row += l->band)
+        band_backward(s, l, packed, w, image, row);
+    if (!s->depthwise) return;
+    const REAL *d_grad = w->d_grad + l->grad_padding * (l->grad_row + l->channels);
+    Window back = forward_window(s, l, 0);
     back.out_row = l->grad_row;
-    if (s->depthwise_grad) correlate(&back, w->a, w->d_grad + corner, w->depthwise);
+    back.out_height = s->out_height;
+    if (s->depthwise_grad) correlate(&back, w->a, d_grad, w->depthwise);
     if (!s->x_grad) return;
-    if (s->stride == 1) { /* a convolution with the kernel turned round */
-        Window turned = {s->kernel, 1, s->dilation, l->channels, l->grad_row,
-                         s->width * l->channels, s->height, s->width};
-        convolve(&turned, w->d_grad, packed->turned, w->a_grad);
-        gradient_in_x(s, l, image, w->a, w->a_grad, turned.out_row, w->x_sums);
-    } else {
+    if (s->stride > 1) {
         memset(w->a_grad, 0, (size_t)l->in_size * sizeof(REAL));
-        scatter(&back, w->a_grad, packed->depthwise, w->d_grad);
-        gradient_in_x(s, l, image, w->a, w->a_grad + l->padding * (l->in_row + l->channels),
-                      l->in_row, w->x_sums);
+        scatter(&back, w->a_grad, packed->depthwise, d_grad);
+        gradient_in_x(s, l, image, 0, s->height, w->a,
+                      w->a_grad + l->padding * (l->in_row + l->channels), l->in_row, w->x_sums);
+        return;
+    }
+    for (int64_t row = 0; row < s->height; row += l->band) { /* with the kernel turned round */
+        Window turned = forward_window(s, l, row);
+        turned.in_row = l->grad_row;
+        convolve(&turned, w->d_grad + row * l->grad_row, packed->turned, w->a_grad);
+        gradient_in_x(s, l, image, row, turned.out_height, w->a, w->a_grad, turned.out_row,
+                      w->x_sums);
     }
 }
 
@@ -346,7 +394,7 @@ int separable_backward(const Stage *s) {
     const int64_t n_depthwise = l.kernel_size * l.channels, n_pointwise = l.channels * l.out_channels;
     const int64_t size = n_depthwise + n_pointwise;
     const int64_t n_buffer =
-        2 * l.in_size + l.grad_size + l.n_out * (l.channels + l.out_channels);
+        2 * l.in_size + l.grad_size + l.n_band * (l.channels + l.out_channels);
     REAL *weights = calloc((size_t)(2 * n_depthwise + n_pointwise + 4 * l.out_channels), sizeof(REAL));
     REAL *parts = calloc((size_t)(N_CHUNKS * size), sizeof(REAL));
     double *x_sums = calloc((size_t)(N_CHUNKS * 2 * l.channels), sizeof(double));
@@ -367,7 +415,7 @@ int separable_backward(const Stage *s) {
             w.a_grad = w.a + l.in_size;
             w.d_grad = w.a_grad + l.in_size;
             w.d = w.d_grad + l.grad_size;
-            w.y_grad = w.d + l.n_out * l.channels;
+            w.y_grad = w.d + l.n_band * l.channels;
             w.depthwise = parts + chunk * size;
             w.pointwise = w.depthwise + n_depthwise;
             w.x_sums = s->x_sums ? x_sums + chunk * 2 * l.channels : NULL;

@@ -6,6 +6,7 @@
 #include "vectors.h"
 
 #define N_CHUNKS 16
+#define BAND 128 /* pixels, or more, that go through a stage before the next ones */
 
 /* Rows of a BatchNorm's (4, channels). */
 enum { MEAN, INVERSE_STD, MULTIPLIER, SHIFT, N_ROWS };
@@ -41,6 +42,7 @@ typedef struct {
     int64_t padding, in_row, in_size; /* numbers in a row and in an image with its zeros */
     int64_t grad_padding, grad_row, grad_size; /* of the gradient in d */
     int64_t n_in, n_out;            /* pixels */
+    int64_t band, n_band;           /* of the output: rows, and their pixels */
     int64_t kernel_size;            /* entries */
 } Layout;
 
@@ -54,6 +56,8 @@ static Layout layout_of(const Stage *s) {
     l.grad_size = (s->out_height + 2 * l.grad_padding) * l.grad_row;
     l.n_in = s->height * s->width;
     l.n_out = s->out_height * s->out_width;
+    l.band = (BAND + s->out_width - 1) / s->out_width;
+    l.n_band = l.band * s->out_width;
     l.kernel_size = s->kernel * s->kernel;
     return l;
 }
@@ -100,9 +104,11 @@ static void activate(const Stage *s, const Layout *l, const REAL *x, REAL *a) {
     else activate_as(0, 0, s, l, x, a);
 }
 
-static Window forward_window(const Stage *s, const Layout *l) {
+/* From row `row` of the output on, for a band of rows. */
+static Window forward_window(const Stage *s, const Layout *l, int64_t row) {
+    const int64_t left = s->out_height - row;
     return (Window){s->kernel, s->stride, s->dilation, l->channels, l->in_row,
-                    s->out_width * l->channels, s->out_height, s->out_width};
+                    s->out_width * l->channels, left < l->band ? left : l->band, s->out_width};
 }
 
 static int64_t first_of(int64_t chunk, int64_t batch) { return chunk * batch / N_CHUNKS; }

@@ -42,12 +42,20 @@ ALWAYS_INLINE void store(REAL *p, vec v, int64_t n) {
 ALWAYS_INLINE vec relu(vec v) { return (vec)((mask)v & ~(v < 0)); }
 ALWAYS_INLINE vec where_positive(vec of, vec v) { return (vec)((mask)v & ~(of <= 0)); }
 
+/* Rows of a product that are summed up at once: two vectors of each, and what they are made from, are
+   what the registers hold. */
+#ifdef __AVX512VL__
+#define ROWS 8
+#else
+#define ROWS 6
+#endif
+
 /* --- Products of matrices: C (+)= A B, with A[m, k] at A[m * am + k * ak] ---------------------- */
 
 ALWAYS_INLINE void tile(const int rows, const int columns, const REAL *A, int64_t am, int64_t ak,
                         const REAL *B, int64_t b_row, REAL *C, int64_t c_row, int64_t n_k,
                         int accumulate) {
-    vec sums[6][2];
+    vec sums[ROWS][2];
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++)
             sums[r][c] = accumulate ? *(vec *)(C + r * c_row + c * LANES) : (vec){0};
@@ -61,19 +69,26 @@ ALWAYS_INLINE void tile(const int rows, const int columns, const REAL *A, int64_
         for (int c = 0; c < columns; c++) *(vec *)(C + r * c_row + c * LANES) = sums[r][c];
 }
 
-/* Six rows of two vectors: with what they are made from, all the registers of AVX2. */
+ALWAYS_INLINE void tiles(const int rows, const REAL *A, int64_t am, int64_t ak, const REAL *B,
+                         int64_t b_row, REAL *C, int64_t c_row, int64_t n_k, int accumulate,
+                         int is_wide) {
+    if (is_wide) tile(rows, 2, A, am, ak, B, b_row, C, c_row, n_k, accumulate);
+    else tile(rows, 1, A, am, ak, B, b_row, C, c_row, n_k, accumulate);
+}
+
+/* ROWS rows of two vectors at a time, and four at the end: fewer would wait for their own sums. */
 static void multiply(const REAL *A, int64_t am, int64_t ak, const REAL *B, int64_t b_row, REAL *C,
                      int64_t c_row, int64_t n_m, int64_t n_n, int64_t n_k, int accumulate) {
     for (int64_t n = 0; n < n_n; n += 2 * LANES) {
         const int is_wide = n + 2 * LANES <= n_n;
         for (int64_t m = 0, rows; m < n_m; m += rows) {
+            const int64_t left = n_m - m;
             const REAL *a = A + m * am, *b = B + n;
             REAL *c = C + m * c_row + n;
-            rows = m + 6 <= n_m ? 6 : 1;
-            if (rows == 6 && is_wide) tile(6, 2, a, am, ak, b, b_row, c, c_row, n_k, accumulate);
-            else if (rows == 6) tile(6, 1, a, am, ak, b, b_row, c, c_row, n_k, accumulate);
-            else if (is_wide) tile(1, 2, a, am, ak, b, b_row, c, c_row, n_k, accumulate);
-            else tile(1, 1, a, am, ak, b, b_row, c, c_row, n_k, accumulate);
+            rows = left >= ROWS && left != ROWS + 2 ? ROWS : left >= 4 ? 4 : 1;
+            if (rows == ROWS) tiles(ROWS, a, am, ak, b, b_row, c, c_row, n_k, accumulate, is_wide);
+            else if (rows == 4) tiles(4, a, am, ak, b, b_row, c, c_row, n_k, accumulate, is_wide);
+            else tiles(1, a, am, ak, b, b_row, c, c_row, n_k, accumulate, is_wide);
         }
     }
 }
