@@ -58,7 +58,7 @@ def test_without_a_compiler(monkeypatch):
 
 @pytest.mark.usefixtures("afresh")
 @pytest.mark.parametrize(("script", "message"), [
-    ("echo 'kernel.c:1: error: no vectors here' >&2; echo more >&2; exit 1",
+    ("echo 'kernel.c: In function f:' >&2; echo 'kernel.c:1: error: no vectors here' >&2; exit 1",
      r"do not compile with .*cc: kernel.c:1: error: no vectors here$"),
     ("exit 1", "do not compile with .*cc: no message$"),
     ("exit 0", "cannot be compiled and loaded"),  # and has made nothing

@@ -8,59 +8,54 @@ typedef struct {
     int64_t kernel, stride, dilation, channels, in_row, out_row, out_height, out_width;
 } Window;
 
-/* `n` pixels of all channels. Each vector of the input is read once for all pixels and entries of
-   the kernel that it meets, where the compiler knows the kernel, the stride and the dilation. */
-ALWAYS_INLINE void convolve_pixels(const int n, const Window w, const vec *weights,
-                                   const REAL *in, REAL *out) {
+/* `n` pixels of LANES channels; `weights` has those of the next entry of the kernel `tap` numbers on. */
+ALWAYS_INLINE void convolve_pixels(const int n, const Window w, const REAL *in,
+                                   const REAL *weights, int64_t tap, REAL *out) {
     vec sums[4] = {{0}, {0}, {0}, {0}};
     for (int64_t i = 0; i < w.kernel; i++)
-        for (int64_t j = 0; j < w.kernel; j++)
-            for (int q = 0; q < n; q++)
-                sums[q] += *(const vec *)(in + i * w.dilation * w.in_row +
-                                          (q * w.stride + j * w.dilation) * w.channels) *
-                           weights[i * w.kernel + j];
+        for (int64_t j = 0; j < w.kernel; j++) {
+            const vec weight = *(const vec *)(weights + (i * w.kernel + j) * tap);
+            for (int q = 0; q < n; q++) {
+                const int64_t column = (q * w.stride + j * w.dilation) * w.channels;
+                sums[q] += *(const vec *)(in + i * w.dilation * w.in_row + column) * weight;
+            }
+        }
     for (int q = 0; q < n; q++) *(vec *)(out + q * w.channels) = sums[q];
 }
 
-ALWAYS_INLINE void convolve_as(const Window w, const REAL *in, const REAL *weights, REAL *out) {
+ALWAYS_INLINE void convolve_row(const Window w, const REAL *in, const REAL *weights, int64_t tap,
+                                REAL *out) {
+    int64_t j = 0;
+    for (; j + 4 <= w.out_width; j += 4)
+        convolve_pixels(4, w, in + j * w.stride * w.channels, weights, tap, out + j * w.channels);
+    for (; j < w.out_width; j++)
+        convolve_pixels(1, w, in + j * w.stride * w.channels, weights, tap, out + j * w.channels);
+}
+
+/* What the compiler knows of the window, it unrolls; the window is a copy, which no store of a vector
+   can change. Nine weights of LANES channels stay in registers for a row. */
+ALWAYS_INLINE void convolve_as(const int64_t kernel, const int64_t stride, const int64_t dilation,
+                               Window w, const REAL *in, const REAL *weights, REAL *out) {
+    w.kernel = kernel, w.stride = stride, w.dilation = dilation;
     for (int64_t i = 0; i < w.out_height; i++)
         for (int64_t c = 0; c < w.channels; c += LANES) {
-            vec own[w.kernel*w.kernel];
-            for (int64_t t = 0; t < w.kernel * w.kernel; t++)
-                own[t] = *(const vec *)(weights + t * w.channels + c);
             const REAL *from = in + i * w.stride * w.in_row + c;
             REAL *to = out + i * w.out_row + c;
-            int64_t j = 0;
-            for (; j + 4 <= w.out_width; j += 4)
-                convolve_pixels(4, w, own, from + j * w.stride * w.channels, to + j * w.channels);
-            for (; j < w.out_width; j++)
-                convolve_pixels(1, w, own, from + j * w.stride * w.channels, to + j * w.channels);
+            if (kernel == 3) {
+                vec own[9];
+                for (int64_t t = 0; t < 9; t++) own[t] = *(const vec *)(weights + t * w.channels + c);
+                convolve_row(w, from, (const REAL *)own, LANES, to);
+            } else convolve_row(w, from, weights + c, w.channels, to);
         }
 }
 
-/* Calls `function` with a window of which the compiler knows the usual numbers. */
-#define WITH_CONSTANTS(function, w, ...)                                                          \
-    do {                                                                                          \
-        Window known = *(w);                                                                      \
-        if (known.kernel == 3 && known.stride == 1 && known.dilation == 1) {                      \
-            known.kernel = 3, known.stride = known.dilation = 1;                                  \
-            function(known, __VA_ARGS__);                                                         \
-        } else if (known.kernel == 3 && known.dilation == 1) {                                    \
-            known.kernel = 3, known.dilation = 1;                                                 \
-            function(known, __VA_ARGS__);                                                         \
-        } else if (known.kernel == 3) {                                                           \
-            known.kernel = 3;                                                                     \
-            function(known, __VA_ARGS__);                                                         \
-        } else if (known.kernel == 5) {                                                           \
-            known.kernel = 5;                                                                     \
-            function(known, __VA_ARGS__);                                                         \
-        } else {                                                                                  \
-            function(known, __VA_ARGS__);                                                         \
-        }                                                                                         \
-    } while (0)
-
 static void convolve(const Window *w, const REAL *in, const REAL *weights, REAL *out) {
-    WITH_CONSTANTS(convolve_as, w, in, weights, out);
+    const int64_t s = w->stride, d = w->dilation;
+    if (w->kernel == 3 && s == 1 && d == 1) convolve_as(3, 1, 1, *w, in, weights, out);
+    else if (w->kernel == 3 && s == 1 && d == 2) convolve_as(3, 1, 2, *w, in, weights, out);
+    else if (w->kernel == 3) convolve_as(3, s, d, *w, in, weights, out);
+    else if (w->kernel == 5) convolve_as(5, s, d, *w, in, weights, out);
+    else convolve_as(w->kernel, s, d, *w, in, weights, out);
 }
 
 /* The gradient in the input, added to it: what `convolve` reads is written. */

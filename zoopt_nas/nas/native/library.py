@@ -25,8 +25,11 @@ from zoopt_nas.nas import separable
 COMPILERS = ("cc", "gcc", "clang")
 SOURCES = ("separable.c", "noise.c")
 HEADERS = ("vectors.h", "depthwise.h", "stage.h")
-# -fno-math-errno: a square root need not report that it was asked for that of a negative number.
-FLAGS = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
+FLAGS = (
+    *("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
+    "-fno-math-errno",  # a square root need not report that it was asked for that of a negative
+    "-ffp-contract=fast",  # a product and its sum are one instruction, which -std=c11 turns off
+)
 TYPES = {torch.float32: "float", torch.float64: "double"}
 SECONDS = 120.0  # a compiler that takes longer hangs
 
@@ -99,7 +102,8 @@ def _compile(dtype: torch.dtype) -> ctypes.CDLL:
             subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=SECONDS)
             kernels = ctypes.CDLL(target)  # what is loaded stays when the file goes
     except subprocess.CalledProcessError as error:
-        line = next(iter(error.stderr.decode(errors="replace").splitlines()), "no message")
+        lines = error.stderr.decode(errors="replace").splitlines() or ["no message"]
+        line = next((line for line in lines if "error" in line), lines[0])
         raise NativeError(f"native kernels do not compile with {compiler}: {line}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeError(f"native kernels cannot be compiled and loaded: {error}") from error
