@@ -8,7 +8,7 @@ typedef struct {
     int64_t kernel, stride, dilation, channels, in_row, out_row, out_height, out_width;
 } Window;
 
-/* `n` pixels of LANES channels; `weights` has those of the next entry of the kernel `tap` numbers on. */
+/* `n` pixels of LANES channels. `weights` has those of the kernel's next entry `tap` numbers on. */
 ALWAYS_INLINE void convolve_pixels(const int n, const Window w, const REAL *in,
                                    const REAL *weights, int64_t tap, REAL *out) {
     vec sums[4] = {{0}, {0}, {0}, {0}};
@@ -32,8 +32,8 @@ ALWAYS_INLINE void convolve_row(const Window w, const REAL *in, const REAL *weig
         convolve_pixels(1, w, in + j * w.stride * w.channels, weights, tap, out + j * w.channels);
 }
 
-/* What the compiler knows of the window, it unrolls; the window is a copy, which no store of a vector
-   can change. Nine weights of LANES channels stay in registers for a row. */
+/* What the compiler knows of the window, it unrolls; the window is a copy, which no store of a
+   vector can change. Nine weights of LANES channels stay in registers for a row. */
 ALWAYS_INLINE void convolve_as(const int64_t kernel, const int64_t stride, const int64_t dilation,
                                Window w, const REAL *in, const REAL *weights, REAL *out) {
     w.kernel = kernel, w.stride = stride, w.dilation = dilation;
@@ -43,7 +43,8 @@ ALWAYS_INLINE void convolve_as(const int64_t kernel, const int64_t stride, const
             REAL *to = out + i * w.out_row + c;
             if (kernel == 3) {
                 vec own[9];
-                for (int64_t t = 0; t < 9; t++) own[t] = *(const vec *)(weights + t * w.channels + c);
+                for (int64_t t = 0; t < 9; t++)
+                    own[t] = *(const vec *)(weights + t * w.channels + c);
                 convolve_row(w, from, (const REAL *)own, LANES, to);
             } else convolve_row(w, from, weights + c, w.channels, to);
         }

@@ -3,7 +3,8 @@
    PyTorch runs ReLU, depthwise convolution, 1x1 convolution and BatchNorm one after the other over
    the whole batch, and each reads and writes all of it. Here all of them go over one image before
    the next, and most of them over a band of its rows before the next, in buffers that stay in a
-   core's caches; what lies between the convolutions is never stored. Compiled once for float and once for double (REAL) by ``library.py``.
+   core's caches; what lies between the convolutions is never stored. Compiled once for float and
+   once for double (REAL) by ``library.py``.
 
    A stage computes, for an input x that is a node of a cell, or the y of the stage before it,
 
@@ -25,8 +26,8 @@
 
 /* --- Forward ------------------------------------------------------------------------------------ */
 
-/* The sum over pixels of (y - centre)^power, power 1 or 2, of LANES channels. Four sums are added up
-   side by side, so that none waits for itself. */
+/* The sum over pixels of (y - centre)^power, power 1 or 2, of LANES channels. Four sums are added
+   up side by side, so that none waits for itself. */
 ALWAYS_INLINE vec sum_of(const int power, const REAL *y, vec centre, int64_t channels,
                          int64_t n_pixels) {
     vec sums[4] = {{0}, {0}, {0}, {0}};
@@ -328,7 +329,8 @@ static void band_backward(const Stage *s, const Layout *l, const Packed *packed,
         gradient_in_x(s, l, image, row, n_rows, w->a, w->a_grad, l->in_row, w->x_sums);
         return;
     }
-    REAL *d_grad = w->d_grad + (l->grad_padding + row) * l->grad_row + l->grad_padding * l->channels;
+    REAL *d_grad = w->d_grad + (l->grad_padding + row) * l->grad_row;
+    d_grad += l->grad_padding * l->channels;
     for (int64_t i = 0; i < n_rows; i++)
         multiply(w->y_grad + i * s->out_width * wide, wide, 1, packed->pointwise, l->channels,
                  d_grad + i * l->grad_row, l->channels, s->out_width, l->channels, wide, 0);

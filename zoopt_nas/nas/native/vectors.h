@@ -42,8 +42,8 @@ ALWAYS_INLINE void store(REAL *p, vec v, int64_t n) {
 ALWAYS_INLINE vec relu(vec v) { return (vec)((mask)v & ~(v < 0)); }
 ALWAYS_INLINE vec where_positive(vec of, vec v) { return (vec)((mask)v & ~(of <= 0)); }
 
-/* Rows of a product that are summed up at once: two vectors of each, and what they are made from, are
-   what the registers hold. */
+/* Rows of a product that are summed up at once: two vectors of each, and what they are made from,
+   are what the registers hold. */
 #ifdef __AVX512VL__
 #define ROWS 8
 #else
