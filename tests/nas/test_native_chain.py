@@ -167,6 +167,17 @@ def test_without_depthwise_convolutions(channels, size, training):
     check(make_case(channels, 0, size=size, affine=True, training=training), 1e-9)
 
 
+# A stage goes over an image in bands of rows of 128 pixels or more; the last one may be lower.
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2), (3, 3)])
+@pytest.mark.parametrize(
+    ("size", "stride"), [((19, 20), 1), ((37, 39), 2), ((33, 12), 1), ((3, 200), 1), ((40, 70), 3)]
+)
+@pytest.mark.parametrize("channels", [(8, 16, 8), (5, 7)])
+def test_images_of_several_bands(channels, size, stride, kernel, dilation, training):
+    check(make_case(channels, kernel, stride, dilation, size, 2, training=training), 1e-9)
+
+
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_the_memory_of_the_base(overwrite):
     case = make_case((4, 4))
@@ -208,7 +219,7 @@ def test_any_batch(batch):
     kernel=st.sampled_from([0, 1, 3, 5, 7]),
     stride=st.sampled_from([1, 2, 3]),
     dilation=st.integers(1, 3),
-    size=st.tuples(st.integers(1, 10), st.integers(1, 10)),
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     batch=st.integers(2, 6),
     affine=st.booleans(),
 )
