@@ -263,23 +263,21 @@ ALWAYS_INLINE void gradient_in_x_as(const int has_sums, const int has_skip, cons
         for (int64_t c = 0; c < n; c += LANES) {
             const int64_t left = is_whole ? LANES : n - c;
             const vec centre = has_sums ? load(s->x_norm + MEAN * n + c, left) : (vec){0};
-            vec sum[2] = {{0}, {0}}, products[2] = {{0}, {0}}; /* of even and odd pixels */
-            for (int64_t j = 0; j < s->width; j += 2)
-                for (int64_t k = 0; k < 2 && j + k < s->width; k++) {
-                    const int64_t at = first + (j + k) * n + c, from = (j + k) * l->channels + c;
-                    vec g = *(const vec *)(a_grad + i * grad_row + from);
-                    g = where_positive(*(const vec *)(own + from), g);
-                    if (has_skip) g += *s->skip * load(s->skip_grad + at, left);
-                    store(s->x_grad + at, g, left);
-                    if (has_sums) {
-                        sum[k] += g;
-                        products[k] += g * (load(s->x + at, left) - centre);
-                    }
+            vec sum = {0}, products = {0};
+            for (int64_t j = 0; j < s->width; j++) {
+                const int64_t at = first + j * n + c, from = j * l->channels + c;
+                vec g = *(const vec *)(a_grad + i * grad_row + from);
+                g = where_positive(*(const vec *)(own + from), g);
+                if (has_skip) g += *s->skip * load(s->skip_grad + at, left);
+                store(s->x_grad + at, g, left);
+                if (has_sums) {
+                    sum += g;
+                    products += g * (load(s->x + at, left) - centre);
                 }
-            const vec total = sum[0] + sum[1], of_products = products[0] + products[1];
+            }
             for (int64_t k = 0; has_sums && k < LANES; k++) {
-                sums[c + k] += total[k];
-                sums[l->channels + c + k] += of_products[k];
+                sums[c + k] += sum[k];
+                sums[l->channels + c + k] += products[k];
             }
         }
     }
