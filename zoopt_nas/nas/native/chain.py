@@ -1,4 +1,4 @@
-"""Depthwise separable convolutions with their ReLU and BatchNorm, by the kernels of separable.c.
+"""Depthwise separable convolutions with their ReLU and BatchNorm, by the kernels of this folder.
 
 ``separable_chain`` is one or more of them as one function of autograd. It keeps its input and what
 each 1x1 convolution puts out, and computes everything else again.
@@ -159,7 +159,7 @@ class _SeparableChain(torch.autograd.Function):
 
 
 class _Stage(ctypes.Structure):
-    """``Stage`` of separable.c."""
+    """``Stage`` of stage.h."""
 
     _fields_ = [
         *((name, c_int64) for name in ("batch", "channels", "out_channels", "height", "width")),

@@ -23,7 +23,7 @@ from zoopt_nas.errors import ZooptNasError
 from zoopt_nas.nas import separable
 
 COMPILERS = ("cc", "gcc", "clang")
-SOURCES = ("separable.c", "noise.c")
+SOURCES = ("forward.c", "backward.c", "noise.c")
 HEADERS = ("vectors.h", "depthwise.h", "stage.h")
 FLAGS = (
     *("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),

@@ -1,4 +1,24 @@
-/* A stage: its arguments, its buffers, and the part of it that both passes begin with. */
+/* A depthwise separable convolution with the ReLU in front and the BatchNorm around it, for a CPU.
+
+   PyTorch runs ReLU, depthwise convolution, 1x1 convolution and BatchNorm one after the other over
+   the whole batch, and each reads and writes all of it. Here all of them go over one image before
+   the next, and most of them over a band of its rows before the next, in buffers that stay in a
+   core's caches; what lies between the convolutions is never stored. Compiled once for float and
+   once for double (REAL) by ``library.py``.
+
+   A stage computes, for an input x that is a node of a cell, or the y of the stage before it,
+
+       a = relu(N_x(x))             N_x: the BatchNorm between two stages; none in front of the first
+       d = depthwise convolution of a
+       y = d P                      1x1 convolution
+       N_y: (y - mean) * multiplier + shift, which the next stage or `add_normalized` applies.
+
+   Arrays are (batch, height, width, channels), contiguous. In buffers a pixel has its channels
+   padded to a multiple of LANES by zeros, and images have the convolution's zeros around them.
+   Sums over a batch are sums over N_CHUNKS parts of it in a fixed order, so that they do not depend
+   on the number of threads.
+
+   Here are a stage's arguments, its buffers, and the part of it that both passes begin with. */
 
 #pragma once
 
