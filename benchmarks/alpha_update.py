@@ -6,8 +6,6 @@ passes of the supernet), the median over repeats, with candidates one by one. Ba
 GLD evaluates N + 1 candidates and RS 2 N; MGS also differentiates L_val in alpha once, for its
 guide, which is counted in its update and not in its parts.
 
-A last line for each size has (time of N candidates at once) / (time of N one by one).
-
     python benchmarks/alpha_update.py [repeats] [--size digits 32x32 paper] [--space s3]
 """
 
@@ -37,8 +35,10 @@ N_SAMPLES = 4
 N_STEPS = 10  # M
 GRAD_CLIP = 5.0
 BAR = 1.03
-# name: images (batch, channels, side), init_channels, n_cells
-SIZES = {
+Size = tuple[tuple[int, int, int], int, int]
+"""``(images (batch, channels, side), init_channels, n_cells)``."""
+
+SIZES: dict[str, Size] = {
     "digits": ((64, 1, 8), 4, 3),
     "32x32": ((16, 3, 32), 8, 3),
     "paper": ((64, 3, 32), 16, 8),  # minutes for a repeat
@@ -68,8 +68,8 @@ def timed(action: Callable[[], Any]) -> float:
 class Bench:
     """A supernet with its optimizer at one of the sizes, and batches for it."""
 
-    def __init__(self, space: str, size: str) -> None:
-        shape, init_channels, n_cells = SIZES[size]
+    def __init__(self, space: str, size: Size) -> None:
+        shape, init_channels, n_cells = size
         torch.manual_seed(0)
         self.space, self.batches = SPACES[space], FixedBatches(shape)
         self.supernet = Supernet(self.space, 10, init_channels, n_cells, in_channels=shape[1])
@@ -78,14 +78,14 @@ class Bench:
             self.supernet.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4
         )
 
-    def objective(self, candidates_per_batch: int) -> BilevelObjective:
+    def objective(self, inner_steps: int, candidates_per_batch: int) -> BilevelObjective:
         return BilevelObjective(
             self.supernet,
             self.optimizer,
             self.batches,
             self.batches,
             seed=0,
-            inner_steps=N_STEPS,
+            inner_steps=inner_steps,
             grad_clip=GRAD_CLIP,
             candidates_per_batch=candidates_per_batch,
         )
@@ -96,7 +96,7 @@ class Bench:
         A plain step follows each step of the update, and a plain pass each pass: a machine whose
         speed drifts by tenths within seconds would drown the hundredths that are asked for.
         """
-        objective = self.objective(1)
+        objective = self.objective(N_STEPS, 1)
         alpha = self.space.init_alpha(rng=0)
         # The solver as a search has it: with these options, every update has as many candidates.
         config = SearchConfig.for_dataset(
@@ -136,21 +136,6 @@ class Bench:
                 times.append((whole - plain, plain))
         return times[1:]  # the first one makes buffers
 
-    def stacked(self, repeats: int) -> list[tuple[float, float]]:
-        """Processor seconds of N candidates at once, and of N one by one."""
-        alphas = torch.stack([self.space.init_alpha(rng=seed) for seed in range(N_SAMPLES)])
-        pair = [self.objective(size) for size in (N_SAMPLES, 1)]
-        for objective in pair:
-            objective(alphas)
-        times = []
-        for repeat in range(repeats):
-            taken = [0.0, 0.0]
-            # Each comes first in turn, so that a drift of the machine's speed cancels.
-            for i in (1, 0) if repeat % 2 else (0, 1):
-                taken[i] = timed(lambda objective=pair[i]: objective(alphas))
-            times.append((taken[0], taken[1]))
-        return times
-
 
 def show(name: str, times: list[tuple[float, float]]) -> float:
     """Prints the median of the first times and of the ratios; returns that of the ratios."""
@@ -175,10 +160,8 @@ def main() -> None:
     print(f"{options.space}, N={N_SAMPLES}, M={N_STEPS}")
     for size in options.size:
         for method in ("rs", "mgs", "gld"):
-            times = Bench(options.space, size).update(method, options.repeats)
+            times = Bench(options.space, SIZES[size]).update(method, options.repeats)
             worst = max(worst, show(f"{size} {method}, an update to its parts", times))
-        times = Bench(options.space, size).stacked(options.repeats)
-        show(f"{size}, candidates at once to one by one", times)
     print(f"bar of an update: at most {BAR}; {'kept' if worst <= BAR else 'broken'}")
 
 
