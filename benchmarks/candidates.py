@@ -52,7 +52,8 @@ def ratios(space: str, size: Size, n: int, native: bool, repeats: int) -> list[f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repeats", type=int, nargs="?", default=5)
-    parser.add_argument("--sizes", nargs="+", default=["16x8x4", "64x8x4"])
+    sizes = [size_of("16x8x4"), size_of("64x8x4")]
+    parser.add_argument("--sizes", nargs="+", type=size_of, default=sizes, metavar="BxSxC")
     parser.add_argument("--n", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--spaces", nargs="+", choices=list(SPACES), default=["s1", "s3", "darts"])
     parser.add_argument("--native", choices=("on", "off"), default="on")
@@ -61,8 +62,7 @@ def main() -> None:
     print(f"M={N_STEPS}, {N_CELLS} cells, {options.repeats} pairs, native {options.native}")
     print("| numbers of the stem | size | N | " + " | ".join(options.spaces) + " |")
     print("|---" * (3 + len(options.spaces)) + "|")
-    for text in options.sizes:
-        size = size_of(text)
+    for size in options.sizes:
         (batch, _, side), init_channels, _ = size
         for n in options.n:
             cells = []
@@ -71,7 +71,8 @@ def main() -> None:
                 median = statistics.median(found)
                 cells.append(f"{median:.2f} ({min(found):.2f} to {max(found):.2f})")
             numbers = batch * side**2 * 3 * init_channels  # the stem has three times as many
-            print(f"| {numbers:,} | {text} | {n} | {' | '.join(cells)} |", flush=True)
+            row = [f"{numbers:,}", f"{batch}x{side}x{init_channels}", str(n), *cells]
+            print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":
