@@ -14,8 +14,9 @@ from zoopt_nas.solvers import SOLVERS
 ROOT = Path(__file__).parent.parent
 # Each file imports only from files above it.
 ORDER = [
-    *("errors", "registry", "_checks", "_arrays", "sampling", "bounds"),
+    *("errors", "registry", "_checks", "_arrays", "sampling", "bounds", "coordinates"),
     *("_calls", "parallel", "objective", "problems"),
+    *("solvers.state", "solvers.widening"),
     *("solvers.base", "solvers.comparison_descent", "solvers.gld"),
     *("solvers.adaptation", "solvers.quadratic_model", "solvers.mgs"),
     *("solvers.differences", "solvers.descent", "solvers.subspace", "solvers.rs", "solvers.lizo"),

@@ -15,6 +15,7 @@ from zoopt_nas._calls import takes_seed
 from zoopt_nas._checks import check_bool, check_positive, check_positive_int
 from zoopt_nas._run import N_ELITES, Limits, Run
 from zoopt_nas.bounds import as_box
+from zoopt_nas.coordinates import Coordinates, units
 from zoopt_nas.checkpoint import Checkpoint, fingerprint
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.objective import Objective
@@ -35,6 +36,7 @@ def minimize(
     method: str | Solver = "auto",
     *,
     bounds: Any = None,
+    x_scale: Any = None,
     maxfev: int | None = None,
     maxiter: int | None = None,
     maxtime: float | None = None,
@@ -155,8 +157,10 @@ def minimize(
     noisy = check_bool("noisy", noisy) or n_reevaluations != 1 or takes_seed(fun)
     task = Task(dim=x0.shape[0], maxfev=maxfev, bounded=box is not None, noisy=noisy)
     prepared = solver.prepared(task)
-    start = x0 if box is None else box.start
-    state = prepared.init(start, rng=rng)
+    is_scaled = prepared.adapts_steps or x_scale is not None
+    coordinates = Coordinates(x0, box, units(x0, box, x_scale) if is_scaled else None)
+    start = coordinates.start
+    state = prepared.init(start, rng=rng, bounds=coordinates.bounds, is_scaled=is_scaled)
     identity = {
         "method": solver.name,
         "options": asdict(solver),
@@ -182,7 +186,7 @@ def minimize(
         for point, value in zip(*known, strict=True):
             objective.know(point, value)
         prepared.tell(state, start[None, :], [min(known[1])])
-    run = Run(prepared, state, objective, box, noisy)
+    run = Run(prepared, state, objective, coordinates, noisy)
     if checkpoint is not None:
         run.resume(Checkpoint(checkpoint, checkpoint_every, identity))
     return _carried_out(run, limits, callback, progress)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoopt_nas._arrays import Array, array_namespace, copy
-from zoopt_nas.bounds import FittedBox
 from zoopt_nas.checkpoint import Checkpoint
+from zoopt_nas.coordinates import Coordinates
 from zoopt_nas.objective import Objective
 from zoopt_nas.solvers import Solver, SolverState
 
@@ -64,20 +64,20 @@ class Limits:
 
 
 class Run:
-    """One call of ``minimize``: a solver, where it is, what it minimizes, and in which box."""
+    """One call of ``minimize``: a solver, where it is, what it minimizes, in which coordinates."""
 
     def __init__(
         self,
         solver: Solver,
         state: SolverState,
         objective: Objective,
-        box: FittedBox | None,
+        coordinates: Coordinates,
         noisy: bool = False,
     ) -> None:
         self.solver = solver
         self.state = state
         self.objective = objective
-        self.box = box
+        self.coordinates = coordinates
         self.noisy = noisy
         self.checkpoint: Checkpoint | None = None
         self.started = time.monotonic()
@@ -137,8 +137,8 @@ class Run:
             if status is not None:
                 return status
             asked = self.solver.ask(self.state)
-            points = self.points(asked)
-            values = objective.evaluate(points, reserve=reserve)
+            points = self.coordinates.points(asked, antithetic=self.solver.antithetic)
+            values = self.evaluate(points, reserve)
             if objective.best_fun < self.improved[0]:
                 self.improved = (objective.best_fun, objective.nfev)
             self.tell(asked, points, values)
@@ -170,21 +170,29 @@ class Run:
     @property
     def iterate(self) -> Array:
         """Where the solver is, as a point of the function."""
-        return self.state.x if self.box is None else self.box.inside(self.state.x)
+        return self.coordinates.points(self.state.x)
 
-    def points(self, asked: Array) -> Array:
-        """Returns the points to evaluate for a batch of the solver."""
-        if self.box is None:
-            return asked
-        return self.box.inside(asked, antithetic=self.solver.antithetic)
+    def evaluate(self, points: Array, reserve: int) -> np.ndarray:
+        """Returns the values of a batch, (n,); in the first one, x0 is evaluated before all others.
+
+        So no result is worse than x0, and a target that x0 meets ends the run, whatever the solver.
+        """
+        if self.objective.nfev > 0 or self.objective.best_x is not None:
+            return self.objective.evaluate(points, reserve=reserve)
+        xp = array_namespace(points)
+        x0 = self.iterate[None, :]
+        if bool(xp.all(points[:1, :] == x0)):
+            return self.objective.evaluate(points, reserve=reserve)
+        return self.objective.evaluate(xp.concat([x0, points], axis=0), reserve=reserve)[1:]
 
     def tell(self, asked: Array, points: Array, values: np.ndarray) -> None:
         """Moves the solver, and its iterate back into the box."""
-        if self.box is None or not self.box.repairs:
+        told = self.coordinates.told(points)
+        if told is None:
             self.solver.tell(self.state, asked, values)
         else:
-            self.solver.tell(self.state, points, values, repaired=True)
-            self.state.x = self.box.project(self.state.x)
+            self.solver.tell(self.state, told, values, repaired=True)
+            self.state.x = self.coordinates.project(self.state.x)
 
     def finish(self) -> None:
         """Spends the evaluations that were kept back.

@@ -163,6 +163,20 @@ class FittedBox:
                 points = self._shifted(points) if antithetic else self._folded(points)
             return self._clip(xp.where(xp.isnan(points), self._home, points))
 
+    def typical_steps(self, steps: Array) -> Array:
+        """Returns ``steps``, (dim,), replaced where the box has two ends by a quarter of its width.
+
+        On the line of "transform" the steps are as long as they make a like change of the point.
+        """
+        xp = array_namespace(steps)
+        both, bounded, origin, unit = self._chart
+        if self.repairs:
+            quarter = self.upper / 4 - self.lower / 4
+            return xp.where(both & (quarter > 0), quarter, steps)
+        distance = xp.abs((self.start - origin) / unit)
+        reach = xp.abs(unit) * xp.maximum(distance, xp.ones_like(distance))
+        return xp.where(bounded, xp.where(both, reach / 2, reach), steps)
+
     def project(self, x: Array) -> Array:
         """Returns the iterate that a solver goes on from: the nearest one inside.
 
@@ -228,17 +242,26 @@ class FittedBox:
         both, bounded, origin, unit = self._chart
         v = (points - origin) / unit
         far = xp.abs(v) + _norm(v, 2.0)
-        between = v / _norm(v, 1.0)
         beside = xp.where(v >= 0, far / 2, 2 / far)  # (v + sqrt(v² + 4)) / 2 without cancellation
-        return xp.where(bounded, origin + unit * xp.where(both, between, beside), points)
+        # The distance from the nearer bound, which m + h v / sqrt(1 + v²) would round away.
+        root = _norm(v, 1.0)
+        gap = unit / root / (root + xp.abs(v))
+        between = xp.where(v < 0, self.lower + gap, self.upper - gap)
+        return xp.where(bounded, xp.where(both, between, origin + unit * beside), points)
 
     def _to_line(self, x: Array) -> Array:
         xp = array_namespace(x)
         both, bounded, origin, unit = self._chart
-        t = (x - origin) / unit
-        between = xp.where(xp.abs(t) < 1, t, xp.sign(t) * _START_BETWEEN)
-        beside = xp.where(t > 0, t, _START_BESIDE)
-        v = xp.where(both, between / xp.sqrt((1 - between) * (1 + between)), beside - 1 / beside)
+        with np.errstate(invalid="ignore"):  # inf - inf at open ends, which `where` discards
+            below, above = x / unit - self.lower / unit, self.upper / unit - x / unit
+            is_on_bound = (below <= 0) | (above <= 0)
+            inside = xp.where(below <= above, -_START_BETWEEN, _START_BETWEEN)
+            below = xp.where(is_on_bound, 1 + inside, below)
+            above = xp.where(is_on_bound, 1 - inside, above)
+            between = (below - above) / 2 / (xp.sqrt(below) * xp.sqrt(above))
+            t = (x - origin) / unit
+            beside = xp.where(t > 0, t, _START_BESIDE)
+            v = xp.where(both, between, beside - 1 / beside)
         return xp.where(bounded, origin + unit * v, x)
 
 

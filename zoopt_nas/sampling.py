@@ -37,7 +37,7 @@ def sphere(rng: Generator, n: int, like: Array) -> Array:
 def ball(rng: Generator, n: int, like: Array) -> Array:
     """Draws rows uniform in the unit ball."""
     # P(norm <= r) = r^dim, so the norm is the dim-th root of a uniform number.
-    radius = _uniform(rng, n, like) ** (1.0 / like.shape[0])
+    radius = uniform(rng, n, like) ** (1.0 / like.shape[0])
     rows = sphere(rng, n, like)
     rows *= radius[:, None]
     return rows
@@ -69,7 +69,7 @@ def orthogonal(rng: Generator, n: int, like: Array) -> Array:
 
 def choose(rng: Generator, n: int, probability: float, like: Array) -> Array:
     """Draws (n,) booleans that are True with ``probability``."""
-    return _uniform(rng, n, like) < probability
+    return uniform(rng, n, like) < probability
 
 
 def _orthonormal_rows(rng: Generator, n: int, like: Array) -> Array:
@@ -151,7 +151,7 @@ def _box_muller(rng: Generator, block: Array) -> None:
     second *= radius
 
 
-def _uniform(rng: Generator, n: int, like: Array) -> Array:
+def uniform(rng: Generator, n: int, like: Array) -> Array:
     """Draws (n,) numbers uniform in [0, 1]."""
     if is_torch_array(like):
         return import_torch().rand(n, generator=rng, dtype=like.dtype, device=like.device)

@@ -73,6 +73,7 @@ class Auto(Solver):
     """
 
     name: ClassVar[str] = "auto"
+    adapts_steps: ClassVar[bool] = True
 
     maxfev: int | None = None
     noisy: bool | None = None

@@ -22,105 +22,29 @@ between two steps) an old value is stale. `minimize` keeps it for the user whose
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from zoopt_nas._arrays import (
     Array,
-    Generator,
     array_namespace,
     as_generator,
     as_like,
     as_point,
     copy,
-    decode_array,
-    decode_generator,
     device,
-    encode_array,
-    encode_generator,
     finite_or,
     finite_values,
     to_numpy,
 )
 from zoopt_nas._checks import check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
-
-
-@dataclass(eq=False)
-class SolverState:
-    """Where a solver is: everything that a resumed run needs beside the hyper-parameters.
-
-    Attributes:
-        x: the iterate, (dim,).
-        rng: the generator of every draw; a ``torch.Generator`` if ``x`` is a torch tensor.
-        n_steps: how many batches have been told.
-        pending: the batch that was asked and not told yet, (n, dim), or None.
-        memory: what the solver keeps between steps: arrays and numbers, by name.
-        metrics: what the last ``tell`` measured, by name. An entry may be a 0-d array on the device
-            of ``x``, so that a step never waits for the device; ``float()`` reads it.
-        weights: how much of each row of the last batch is in ``x``, (n,): w of
-            x = Σ w_i row_i + (1 - Σ w_i) (x before), with w_i >= 0 and Σ w_i <= 1, up to rounding.
-            None if the step was another one; see ``weighs_candidates``.
-    """
-
-    x: Array
-    rng: Generator
-    n_steps: int = 0
-    pending: Array | None = None
-    memory: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    weights: Array | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns a complete copy: ``{"arrays": {name: numpy array}, "meta": JSON-able dict}``."""
-        parts: dict[str, Any] = {"x": self.x}
-        if self.pending is not None:
-            parts["pending"] = self.pending
-        if self.weights is not None:
-            parts["weights"] = self.weights
-        parts |= {f"memory.{key}": value for key, value in self.memory.items()}
-        parts |= {f"metrics.{key}": value for key, value in self.metrics.items()}
-        encoded = {name: encode_array(value) for name, value in parts.items()}
-        return {
-            "arrays": {name: array for name, (array, _) in encoded.items()},
-            "meta": {
-                "n_steps": self.n_steps,
-                "rng": encode_generator(self.rng),
-                "arrays": {name: spec for name, (_, spec) in encoded.items()},
-            },
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SolverState:
-        """The inverse of ``to_dict``: the state continues bitwise as the saved one would.
-
-        Numbers in ``memory`` and ``metrics`` come back as 0-d arrays of the same value.
-
-        Raises:
-            RunError: the generator is of a kind that NumPy does not bring.
-            KeyError: a part is missing.
-        """
-        meta = data["meta"]
-        decoded = {
-            name: decode_array(data["arrays"][name], spec) for name, spec in meta["arrays"].items()
-        }
-        return cls(
-            x=decoded["x"],
-            rng=decode_generator(meta["rng"]),
-            n_steps=meta["n_steps"],
-            pending=decoded.get("pending"),
-            memory=_section("memory.", decoded),
-            metrics=_section("metrics.", decoded),
-            weights=decoded.get("weights"),
-        )
-
-
-def _section(prefix: str, decoded: Mapping[str, Array]) -> dict[str, Any]:
-    return {key.removeprefix(prefix): v for key, v in decoded.items() if key.startswith(prefix)}
+from zoopt_nas.solvers.state import SolverState
+from zoopt_nas.solvers.widening import widened
 
 
 @dataclass(frozen=True)
@@ -167,11 +91,31 @@ class Solver(ABC):
         return False
 
     @property
+    def adapts_steps(self) -> bool:
+        """Whether the lengths of steps are found by the solver, and not given in units of x.
+
+        `minimize` then gives each coordinate a unit in which a first step of 1 is sensible.
+        """
+        return False
+
+    @property
+    def keeps_bounds(self) -> bool:
+        """Whether all candidates lie within ``state.lower`` and ``state.upper``, where given."""
+        return False
+
+    @property
     def antithetic(self) -> bool:
         """Whether rows 2k and 2k + 1 of each batch are x + d and x - d, whose difference counts."""
         return False
 
-    def init(self, x0: Any, *, rng: Any = None) -> SolverState:
+    def init(
+        self,
+        x0: Any,
+        *,
+        rng: Any = None,
+        bounds: tuple[Any, Any] | None = None,
+        is_scaled: bool = False,
+    ) -> SolverState:
         """Starts a run at ``x0``.
 
         Args:
@@ -180,12 +124,21 @@ class Solver(ABC):
             rng: None, a non-negative int, a ``numpy.random.Generator`` (used as it is for NumPy;
                 for torch, one draw from it seeds a ``torch.Generator`` on the device of ``x0``) or,
                 for torch, a ``torch.Generator``.
+            bounds: lower and upper ends, (dim,) each with infinities where open, for a solver with
+                ``keeps_bounds``; others ignore them. ``x0`` must lie within.
+            is_scaled: whether a first step of 1 is sensible along every coordinate; else solvers
+                go by the size of ``x0``.
 
         Raises:
-            InvalidValueError: ``x0`` or ``rng`` is none of these.
+            InvalidValueError: an argument is none of these.
         """
         x = as_point("x0", x0)
-        state = SolverState(x=x, rng=as_generator(rng, x))
+        state = SolverState(x=x, rng=as_generator(rng, x), is_scaled=is_scaled)
+        if bounds is not None:
+            shape = tuple(x.shape)
+            state.lower, state.upper = (as_like("bounds", end, x, shape) for end in bounds)
+            if not bool(array_namespace(x).all((state.lower <= x) & (x <= state.upper))):
+                raise InvalidValueError(f"x0 must be within its bounds, got {x0!r}")
         self._init(state)
         return state
 
@@ -212,7 +165,8 @@ class Solver(ABC):
             guide = as_like("guide", guide, state.x, tuple(state.x.shape))
         # As in `tell`: where the objective falls for ever, steps overflow.
         with np.errstate(over="ignore", invalid="ignore"):
-            state.pending = self._ask(state, guide)
+            widens = state.n_widenings > 0 and not state.has_value
+            state.pending = widened(state) if widens else self._ask(state, guide)
         return state.pending
 
     def tell(
@@ -255,7 +209,8 @@ class Solver(ABC):
         with np.errstate(over="ignore", invalid="ignore"):
             values = finite_values("values", values, state.x, candidates.shape[0])
             state.weights = None
-            state.x = finite_or(self._tell(state, candidates, values), state.x)
+            if state.has_value or self._has_found_value(state, candidates, values):
+                state.x = finite_or(self._tell(state, candidates, values), state.x)
         state.n_steps += 1
         state.pending = None
         return state
@@ -278,6 +233,27 @@ class Solver(ABC):
     def describe(self, state: SolverState) -> str:
         """Returns what `minimize` shall add to the message of its result; nothing, by default."""
         return ""
+
+    def _has_found_value(self, state: SolverState, candidates: Array, values: Array) -> bool:
+        """Looks for the first value of a run; returns whether the solver is to see the batch.
+
+        Where nothing near the start has a value, a local search has nothing to go by. The base
+        class then asks for points farther and farther away (`widened`), and starts the solver anew
+        at the best of the first that have one.
+        """
+        best = int(array_namespace(values).argmin(values))
+        value = float(values[best])
+        if not math.isfinite(value):
+            state.n_widenings += int(self.adapts_steps)
+            return not self.adapts_steps
+        state.has_value = True
+        if state.n_widenings == 0:
+            return True
+        state.x = copy(candidates[best])
+        state.memory.clear()
+        self._init(state)
+        state.memory["value"] = value
+        return False
 
     def _init(self, state: SolverState) -> None:  # noqa: B027 (an optional hook)
         """Fills ``state.memory`` with what the solver wants to keep. Optional."""
@@ -355,3 +331,4 @@ def _sort_out(
     for row, k in place.items():
         sorted_values[k] = values[row]
     return state.pending, sorted_values
+

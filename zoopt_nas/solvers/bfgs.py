@@ -41,6 +41,7 @@ class BFGS(SteppedSolver):
     """
 
     name: ClassVar[str] = "bfgs"
+    adapts_steps: ClassVar[bool] = True
 
     difference_step: float | None = None
     gtol: float = 1e-5

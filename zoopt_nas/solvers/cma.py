@@ -56,6 +56,7 @@ class CMA(Solver):
     """
 
     name: ClassVar[str] = "cma"
+    adapts_steps: ClassVar[bool] = True
 
     sigma: float = 1.0
     n_samples: int | None = None

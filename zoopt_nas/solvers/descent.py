@@ -24,6 +24,7 @@ from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.differences import measures_iterate, parabola
+from zoopt_nas.solvers.widening import natural_scale, natural_size
 
 # Above this dim a (dim, dim) basis costs more than its share of a step.
 MAX_BASIS_DIM = 100
@@ -68,7 +69,7 @@ def begin(state: SolverState) -> None:
         value=math.inf,
         noise=0.0,
         origin_value=0.0,
-        scale=natural_scale(state.x),
+        scale=natural_scale(state),
         n_restarts=0,
         origin=copy(state.x),
         start=copy(state.x),
@@ -159,12 +160,6 @@ def bfgs_update(basis: Array, step: Array, change: Array) -> tuple[Array, Array]
     u = change / curvature - step / root
     updated = basis - (basis @ step)[:, None] * u[None, :]
     return (updated, u) if bool(xp.all(xp.isfinite(updated))) else None
-
-
-def natural_scale(x: Array) -> float:
-    """Returns the natural size of a coordinate, where nothing but the start point is known."""
-    xp = array_namespace(x)
-    return max(1.0, float(xp.linalg.vector_norm(x)) / math.sqrt(x.shape[0]))
 
 
 def _start_batch(state: SolverState) -> Array:
@@ -368,7 +363,7 @@ def _restart(state: SolverState, x: Array) -> Array:
     if float(memory["value"]) < float(memory["best_value"]):
         memory.update(best=copy(x), best_value=float(memory["value"]))
     n_restarts = int(memory["n_restarts"]) + 1
-    scale = natural_scale(memory["start"])
+    scale = 1.0 if state.is_scaled else natural_size(memory["start"])
     if measures_iterate(state):  # noise looks like an end: stay, and measure the landscape anew
         memory.update(phase=int(Phase.START), n_restarts=n_restarts, origin=copy(x), scale=scale)
         return x

@@ -115,6 +115,10 @@ class GLD(Solver):
         check_at_least("wide_radius", self.wide_radius, 0)
         check_bool("mirror", self.mirror)
 
+    @property
+    def adapts_steps(self) -> bool:
+        return self.schedule == "adaptive"
+
     def radii(self, dim: int, n_steps: int = 0) -> list[float]:
         """Returns the radius of each candidate of step ``n_steps``, largest first.
 

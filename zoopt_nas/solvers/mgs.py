@@ -119,6 +119,10 @@ class MGS(Solver):
         return replace(self, sigma=self._sigma * check_positive("factor", factor))
 
     @property
+    def adapts_steps(self) -> bool:
+        return self.temperature is None
+
+    @property
     def _sigma(self) -> float:
         default = 1.0 if self.temperature is None else 0.025
         return default if self.sigma is None else self.sigma

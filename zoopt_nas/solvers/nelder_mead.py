@@ -41,6 +41,7 @@ class NelderMead(SteppedSolver):
     """
 
     name: ClassVar[str] = "nelder_mead"
+    adapts_steps: ClassVar[bool] = True
 
     step: float = 1.0
     adaptive: bool = True

@@ -104,6 +104,10 @@ class RS(Solver):
         return self.is_adaptive
 
     @property
+    def adapts_steps(self) -> bool:
+        return self.is_adaptive
+
+    @property
     def antithetic(self) -> bool:
         return not self.is_adaptive and self.estimator != "one_point"
 

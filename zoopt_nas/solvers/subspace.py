@@ -19,8 +19,8 @@ from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.descent import (
     Phase,
     averaged_noise,
-    natural_scale,
 )
+from zoopt_nas.solvers.widening import natural_scale, natural_size
 from zoopt_nas.solvers.differences import interpolated_gradient, orthogonal_to
 
 # The lengths that a search tries, and what a search that failed leaves of the length.
@@ -49,7 +49,7 @@ def begin(state: SolverState) -> None:
         phase=int(Phase.START),
         value=math.inf,
         noise=0.0,
-        length=natural_scale(state.x),
+        length=natural_scale(state),
         n_restarts=0,
     )
 
@@ -258,7 +258,7 @@ def _shorten(state: SolverState) -> None:
     length = FAILED_LENGTH * float(memory["length"])
     if length < _floor(state):
         memory["n_restarts"] = int(memory["n_restarts"]) + 1
-        length = natural_scale(state.x)
+        length = natural_scale(state)
     memory["length"] = length
 
 
@@ -266,4 +266,4 @@ def _floor(state: SolverState) -> float:
     """Returns the distance below which a difference is rounding: sqrt(eps) of the size of x."""
     xp = array_namespace(state.x)
     eps = float(xp.finfo(state.x.dtype).eps)
-    return math.sqrt(eps) * natural_scale(state.x)
+    return math.sqrt(eps) * natural_size(state.x)
