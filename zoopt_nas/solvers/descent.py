@@ -22,9 +22,11 @@ from typing import Any
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
+from zoopt_nas.solvers import first_look
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.differences import measures_iterate, parabola
-from zoopt_nas.solvers.widening import natural_scale, natural_size
+from zoopt_nas.solvers.box_steps import box_step
+from zoopt_nas.solvers.differences import measures_iterate, value_error
+from zoopt_nas.solvers.widening import natural_size
 
 # Above this dim a (dim, dim) basis costs more than its share of a step.
 MAX_BASIS_DIM = 100
@@ -34,19 +36,23 @@ SUFFICIENT_DECREASE = 0.1
 # A full step that brings nearly all of the slope's promise met no curvature: try one this longer.
 EXPANSION = 4.0
 MAX_TRIALS = 8
+# A search begins with this many times the length at which the last one ended, and at most with 1.
+RECOVERY = 4.0
+# After so many searches in a row that failed or ended shorter than this, the model is made anew,
+# from probes that are closer by this factor.
+POOR_LENGTH = 0.1
+MAX_POOR = 6
+CLOSER = 8.0
+MAX_RENEWALS = 3
 # The probes come closer with the steps, but not faster than this: the first steps see the
 # landscape at a coarse scale, as in implicit filtering (Gilmore & Kelley 1995).
 SMOOTHING_PER_STEP = 0.01
 MAX_SHRINK = 0.1
 # A local descent that expects less than 1/10 of what it lacks to the best one is given up.
 HOPE = 10.0
-# The first step along a coordinate is at most so many times as long as its probe.
-MAX_FIRST_STEP = 10.0
 # Each second restart goes so much farther, up to 17 times, and then it begins anew.
 RESTART_GROWTH = 1.5
 N_SPREADS = 8
-# The least curvature along a coordinate at the start, as a part of the largest.
-MIN_CURVATURE = 1e-8
 
 
 class Phase(IntEnum):
@@ -69,13 +75,15 @@ def begin(state: SolverState) -> None:
         value=math.inf,
         noise=0.0,
         origin_value=0.0,
-        scale=natural_scale(state),
+        jitter=0.0,
         n_restarts=0,
-        origin=copy(state.x),
         start=copy(state.x),
         best=copy(state.x),
         best_value=math.inf,
+        n_renewals=0,
+        length=1.0,
     )
+    first_look.begin_look(state, state.x, _first_scales(state))
 
 
 def ask(state: SolverState, probe: Probe) -> Array:
@@ -83,13 +91,13 @@ def ask(state: SolverState, probe: Probe) -> Array:
     memory = state.memory
     phase = int(memory["phase"])
     if phase == Phase.START:
-        return _start_batch(state)
+        return first_look.ask_look(state)
     if phase == Phase.PROBE:
         return probe(state)
     length = float(memory["length"])
     if phase == Phase.EXPAND:  # the iterate has already moved by one length
         length *= EXPANSION - 1
-    return (state.x + length * memory["direction"])[None, :]
+    return _kept(state, state.x + length * memory["direction"])[None, :]
 
 
 def tell(state: SolverState, candidates: Array, values: Array, estimate: Estimate) -> Array:
@@ -112,20 +120,6 @@ def tell(state: SolverState, candidates: Array, values: Array, estimate: Estimat
     memory["length"] = EXPANSION * float(memory["length"])
     memory["phase"] = int(Phase.EXPAND)
     return _move(state, candidates[0], value)
-
-
-def value_error(memory: dict[str, Any], dtype: Any, xp: Any) -> float:
-    """Returns ε, the error of a value near the iterate: measured noise, or a few roundings.
-
-    Where the least value is 0 its rounding is no bound: a run has also converged when its value has
-    fallen by eps^1.5, some 24 decades in float64.
-    """
-    eps = float(xp.finfo(dtype).eps)
-    value = abs(float(memory["value"]))
-    rounding = 4 * eps * value if math.isfinite(value) else 0.0
-    return max(
-        rounding, eps * math.sqrt(eps) * float(memory["origin_value"]), float(memory["noise"])
-    )
 
 
 def averaged_noise(noise: float, change: float) -> float:
@@ -162,60 +156,21 @@ def bfgs_update(basis: Array, step: Array, change: Array) -> tuple[Array, Array]
     return (updated, u) if bool(xp.all(xp.isfinite(updated))) else None
 
 
-def _start_batch(state: SolverState) -> Array:
-    """Returns the origin, a pair of points along each coordinate, and in a first run it again."""
-    xp = array_namespace(state.x)
-    memory = state.memory
-    origin = memory["origin"]
-    # A random sign costs nothing, and a batch cut by a budget is then not always the same half.
-    signs = sampling.rademacher(state.rng, 1, origin)[0]
-    steps = xp.eye(origin.shape[0], dtype=origin.dtype, device=device(origin))
-    steps = steps * (float(memory["scale"]) * signs)
-    pairs = xp.reshape(xp.stack([origin + steps, origin - steps], axis=1), (-1, origin.shape[0]))
-    rows = [origin[None, :], pairs]
-    # One evaluation spent twice: the only certain sign of noise.
-    if int(memory["n_restarts"]) == 0 or measures_iterate(state):
-        rows.append(origin[None, :])
-    return xp.concat(rows, axis=0)
-
-
 def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
     xp = array_namespace(candidates)
     memory = state.memory
-    dim = state.x.shape[0]
-    value = float(values[0])
-    if not math.isfinite(value):
+    if int(memory["n_looks"]) == 0 and not math.isfinite(float(values[0])):
         return _start_elsewhere(state, candidates, values)
-    origin = candidates[0]
-    if values.shape[0] > 2 * dim + 1 and math.isfinite(again := float(values[-1])):
-        memory["noise"] = max(abs(again - value) / math.sqrt(2), float(memory["noise"]) / 2)
-        value += (again - value) / 2
-    # A box repairs each coordinate by itself: every row still differs from the origin in one.
-    displacements = xp.astype(candidates[1 : 2 * dim + 1] - origin, values.dtype)
-    ahead = xp.linalg.diagonal(displacements[::2])
-    behind = xp.linalg.diagonal(displacements[1::2])
-    slopes, curvatures = parabola(
-        ahead, behind, values[1 : 2 * dim + 1 : 2] - value, values[2 : 2 * dim + 1 : 2] - value
-    )
-    scale = float(memory["scale"])
-    memory.update(value=value, origin_value=abs(value))
-    error = value_error(memory, candidates.dtype, xp)
-    curvatures = xp.abs(curvatures) + 2 * error / scale**2
-    top = float(xp.max(curvatures))
-    floor = xp.abs(slopes) / (MAX_FIRST_STEP * scale)
-    curvatures = xp.maximum(curvatures, floor)
-    curvatures = xp.where(curvatures > MIN_CURVATURE * top, curvatures, MIN_CURVATURE * top)
-    # A flat or overflowing landscape gives no curvature: keep the unit of the probes.
-    usable = (curvatures > 0) & xp.isfinite(curvatures)
-    widths = xp.where(usable, 1 / xp.sqrt(xp.where(usable, curvatures, 1.0)), scale)
-    slopes = slopes * widths
-    memory["basis"] = xp.astype(
-        xp.eye(dim, dtype=values.dtype, device=device(values)) * widths, candidates.dtype
-    )
-    memory["smoothing"] = scale / float(xp.min(widths))
+    look = first_look.tell_look(state, candidates, values)
+    if not look.is_clear:
+        return look.x
+    widths = first_look.widths(state)
+    slopes = memory["gradient"] * widths
+    eye = xp.eye(state.x.shape[0], dtype=values.dtype, device=device(values))
+    memory["basis"] = xp.astype(eye * widths, candidates.dtype)
     memory.update(central=0, has_pair=0, n_stalls=0, slopes=xp.astype(slopes, candidates.dtype))
-    _remember_fallback(state, candidates, values)
-    return _begin_search(state, origin)
+    memory.update(first_length=1.0, n_poor=0)
+    return _begin_search(state, look.x)
 
 
 def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Array:
@@ -225,11 +180,8 @@ def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Ar
     best = int(xp.argmin(values))
     value = float(values[best])
     if not math.isfinite(value):
-        if int(memory["n_restarts"]) > 0:
-            return _restart(state, state.x)
-        memory["scale"] = max(float(memory["scale"]) / 2, 1e-6)
-        return state.x
-    memory["origin"] = copy(candidates[best])
+        return _restart(state, state.x)
+    first_look.begin_look(state, candidates[best], memory["scales"])
     memory["value"] = value
     return memory["origin"]
 
@@ -275,10 +227,11 @@ def _begin_search(state: SolverState, x: Array) -> Array:
     hopeless = value - HOPE * square > float(memory["best_value"])
     if hopeless and not int(memory["central"]) and float(memory["smoothing"]) < 0.1:
         return _restart(state, x)
-    if not 0 < square < math.inf:
+    step = box_step(state, slopes) if 0 < square < math.inf else None
+    if step is None or not 0 < step.promised < math.inf:
         return _search_failed(state, x)
-    memory["direction"] = -(memory["basis"] @ slopes)
-    memory.update(phase=int(Phase.SEARCH), square=square, length=1.0, n_trials=0)
+    memory.update(direction=step.direction, in_basis=step.in_basis, square=step.promised)
+    memory.update(phase=int(Phase.SEARCH), length=float(memory["first_length"]), n_trials=0)
     return x
 
 
@@ -289,7 +242,10 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
     promised = length * square
     # Under noise, a step that seems to rise may fall (Berahas, Byrd & Nocedal 2019, 1803.10173).
     if change <= -SUFFICIENT_DECREASE * promised + 2 * float(memory["noise"]):
-        expands = length == 1.0 and change < -0.9 * promised
+        is_first = length == float(memory["first_length"])
+        memory["first_length"] = min(1.0, RECOVERY * length)
+        memory["n_poor"] = int(memory["n_poor"]) + 1 if length < POOR_LENGTH else 0
+        expands = is_first and change < -0.9 * promised and _may_expand(state)
         memory["phase"] = int(Phase.EXPAND if expands else Phase.PROBE)
         return _move(state, candidate, value)
     memory["n_trials"] = int(memory["n_trials"]) + 1
@@ -315,7 +271,7 @@ def _move(state: SolverState, x: Array, value: float) -> Array:
     memory["n_stalls"] = int(memory["n_stalls"]) + 1 if gained < 4 * error else 0
     memory["value"] = value
     length = float(memory["length"])
-    memory["step"] = -length * memory["slopes"]
+    memory["step"] = length * memory["in_basis"]
     distance = length * math.sqrt(float(memory["square"]))
     # A change of slopes over a step shorter than the probes is all error.
     memory["has_pair"] = int(distance * math.sqrt(x.shape[0]) > 2 * math.sqrt(error))
@@ -334,8 +290,12 @@ def _adapt_smoothing(memory: dict[str, Any], distance: float, error: float) -> N
 def _search_failed(state: SolverState, x: Array) -> Array:
     """Falls back on the best probe, else probes more carefully, else starts anew."""
     memory = state.memory
-    memory.update(phase=int(Phase.PROBE), has_pair=0)
+    memory.update(phase=int(Phase.PROBE), has_pair=0, n_poor=int(memory["n_poor"]) + 1)
+    memory["first_length"] = min(1.0, RECOVERY * float(memory["length"]))
     xp = array_namespace(x)
+    if int(memory["n_poor"]) >= MAX_POOR:
+        can_renew = int(memory["n_renewals"]) < MAX_RENEWALS
+        return _renew(state, x) if can_renew else _restart(state, x)
     fallback_value = float(memory["fallback_value"])
     error = value_error(memory, x.dtype, xp)
     if fallback_value < float(memory["value"]) - 2 * float(memory["noise"]):
@@ -357,18 +317,55 @@ def _search_failed(state: SolverState, x: Array) -> Array:
     return x
 
 
+def _renew(state: SolverState, x: Array) -> Array:
+    """Measures the landscape at x anew, from closer by: the model has led nowhere."""
+    memory = state.memory
+    memory.update(phase=int(Phase.START), n_renewals=int(memory["n_renewals"]) + 1)
+    first_look.begin_look(state, x, memory["scales"] / CLOSER)
+    return x
+
+
 def _restart(state: SolverState, x: Array) -> Array:
     """Draws the origin of the next START: in turn around the best point and around the start."""
+    xp = array_namespace(x)
     memory = state.memory
     if float(memory["value"]) < float(memory["best_value"]):
         memory.update(best=copy(x), best_value=float(memory["value"]))
     n_restarts = int(memory["n_restarts"]) + 1
-    scale = 1.0 if state.is_scaled else natural_size(memory["start"])
+    memory.update(phase=int(Phase.START), n_restarts=n_restarts, n_renewals=0)
+    scales = _first_scales(state)
     if measures_iterate(state):  # noise looks like an end: stay, and measure the landscape anew
-        memory.update(phase=int(Phase.START), n_restarts=n_restarts, origin=copy(x), scale=scale)
+        first_look.begin_look(state, x, scales)
         return x
     centre = memory["best"] if n_restarts % 2 else memory["start"]
-    spread = scale * RESTART_GROWTH ** ((n_restarts - 1) // 2 % N_SPREADS)
-    origin = centre + spread * sampling.gaussian(state.rng, 1, x)[0]
-    memory.update(phase=int(Phase.START), n_restarts=n_restarts, origin=origin, scale=scale)
+    spread = RESTART_GROWTH ** ((n_restarts - 1) // 2 % N_SPREADS)
+    origin = centre + spread * scales * sampling.gaussian(state.rng, 1, x)[0]
+    if state.lower is not None and state.upper is not None:
+        # Clipped, it would most often lie in a corner: where it left the box it may be anywhere.
+        width = state.upper - state.lower
+        anywhere = state.lower + width * sampling.uniform(state.rng, x.shape[0], x)
+        is_outside = (origin < state.lower) | (origin > state.upper)
+        origin = xp.where(is_outside & xp.isfinite(width), anywhere, origin)
+    first_look.begin_look(state, _kept(state, origin), scales)
     return x
+
+
+def _first_scales(state: SolverState) -> Array:
+    """Returns how far the first probes of a START are away along each coordinate, (dim,)."""
+    xp = array_namespace(state.x)
+    scale = 1.0 if state.is_scaled else natural_size(state.memory["start"])
+    return xp.ones_like(state.x) * scale
+
+
+def _kept(state: SolverState, x: Array) -> Array:
+    """Returns the point in the box that is nearest to x."""
+    if state.lower is None or state.upper is None:
+        return x
+    xp = array_namespace(x)
+    return xp.minimum(xp.maximum(x, state.lower), state.upper)
+
+
+def _may_expand(state: SolverState) -> bool:
+    """Whether a longer step than the last is inside the bounds."""
+    end = state.x + EXPANSION * float(state.memory["length"]) * state.memory["direction"]
+    return bool(array_namespace(end).all(_kept(state, end) == end))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace
-from zoopt_nas.solvers.base import SolverState
+from zoopt_nas._arrays import Array, array_namespace, device, value_dtype
+from zoopt_nas.solvers.box_steps import align, gradient_near_bounds, inward_steps, near_bounds
+from zoopt_nas.solvers.state import SolverState
 
 
 def measures_iterate(state: SolverState) -> bool:
@@ -14,17 +16,38 @@ def measures_iterate(state: SolverState) -> bool:
     return float(state.memory["noise"]) > 0
 
 
+def value_error(memory: dict[str, Any], dtype: Any, xp: Any) -> float:
+    """Returns ε, the error of a value near the iterate: measured noise, or a few roundings.
+
+    Where the least value is 0 its rounding is no bound: a run has also converged when its value has
+    fallen by eps^1.5, some 24 decades in float64.
+    """
+    eps = float(xp.finfo(dtype).eps)
+    value = abs(float(memory["value"]))
+    rounding = 4 * eps * value if math.isfinite(value) else 0.0
+    smallest = eps * math.sqrt(eps) * float(memory["origin_value"])
+    return max(rounding, smallest, 2 * float(memory["jitter"]), float(memory["noise"]))
+
+
 def probe_basis(state: SolverState, smoothing: float | None) -> Array:
     """Returns a point, or where ``central`` a pair, on each column of the basis; (n, dim)."""
     xp = array_namespace(state.x)
     memory = state.memory
+    memory.pop("near", None)
+    near = near_bounds(state, _reach(state, smoothing))
+    if near is not None:
+        memory["near"] = near
+        align(state, near)
     # Kept for `basis_slopes`: which side of the iterate is probed must not always be the same.
     signs = sampling.rademacher(state.rng, 1, state.x)[0]
     memory["steps"] = signs * probe_distances(state, smoothing)
     steps = xp.matrix_transpose(memory["basis"]) * memory["steps"][:, None]
-    rows = state.x + steps
-    if int(memory["central"]):
-        rows = xp.reshape(xp.stack([rows, state.x - steps], axis=1), (-1, state.x.shape[0]))
+    if near is None:
+        rows = _sides(state, steps, -steps)
+    else:
+        inwards = _inward_rows(state, near, smoothing)
+        free = steps[inwards.shape[0] :]
+        rows = xp.concat([_sides(state, inwards, inwards / 2), _sides(state, free, -free)], axis=0)
     if measures_iterate(state):
         rows = xp.concat([state.x[None, :], rows], axis=0)
     return rows
@@ -44,12 +67,78 @@ def basis_slopes(state: SolverState, candidates: Array, values: Array) -> Array:
         gradient = interpolated_gradient(displacements, changes)
         return xp.matrix_transpose(memory["basis"]) @ gradient
     steps = xp.astype(memory["steps"], values.dtype)
+    near = memory.get("near")
+    if near is None:
+        return xp.astype(_slopes(memory, changes, steps, -steps, 1.0), candidates.dtype)
+    n_rows = (2 if int(memory["central"]) else 1) * memory["inwards"].shape[0]
+    inwards = xp.astype(memory["inwards"], values.dtype)
+    near_slopes = _slopes(
+        memory, changes[:n_rows], inwards, inwards / 2, _coordinate_curvatures(state, near)
+    )
+    free = steps[inwards.shape[0] :]
+    slopes = _slopes(memory, changes[n_rows:], free, -free, 1.0)
+    slopes = gradient_near_bounds(state, near, near_slopes, slopes)
+    return xp.astype(slopes, candidates.dtype)
+
+
+def _slopes(
+    memory: dict[str, Any], changes: Array, ahead: Array, behind: Array, curvatures: Any
+) -> Array:
+    """Returns the slopes along several lines; unknown ones are 0.
+
+    Args:
+        memory: of the run: whether it is ``central``.
+        changes: of the value, at ``ahead``; where central, in turn at ``ahead`` and ``behind``.
+        ahead: how far the first point is on each line.
+        behind: how far the second one is.
+        curvatures: of the model along the lines.
+    """
+    xp = array_namespace(changes)
     if int(memory["central"]):
-        slopes, _ = parabola(steps, -steps, changes[::2], changes[1::2])
+        slopes, _ = parabola(ahead, behind, changes[::2], changes[1::2])
     else:
-        # The model's curvature along each column is 1.
-        slopes = changes / steps - steps / 2
-    return xp.astype(xp.where(xp.isfinite(slopes), slopes, 0.0), candidates.dtype)
+        safe = xp.where(ahead == 0, 1.0, ahead)
+        slopes = xp.where(ahead == 0, 0.0, changes / safe - curvatures * ahead / 2)
+    return xp.where(xp.isfinite(slopes), slopes, 0.0)
+
+
+def _sides(state: SolverState, ahead: Array, behind: Array) -> Array:
+    """Returns the points at these displacements, (k, dim); both sides in turn where central."""
+    xp = array_namespace(state.x)
+    if not int(state.memory["central"]):
+        return state.x + ahead
+    return xp.reshape(
+        xp.stack([state.x + ahead, state.x + behind], axis=1), (-1, state.x.shape[0])
+    )
+
+
+def _inward_rows(state: SolverState, near: Array, smoothing: float | None) -> Array:
+    """Returns the displacements (k, dim) of the coordinates near a bound, each by itself."""
+    xp = array_namespace(state.x)
+    # The model's own width of a coordinate: as far as a column of the basis can move it.
+    lengths = _reach(state, smoothing)
+    state.memory["inwards"] = inward_steps(state, near, lengths)
+    eye = xp.eye(state.x.shape[0], dtype=state.x.dtype, device=device(state.x))
+    return eye[near, :] * state.memory["inwards"][:, None]
+
+
+def _coordinate_curvatures(state: SolverState, near: Array) -> Array:
+    """Returns the curvature of the model along the coordinates near a bound, (k,)."""
+    xp = array_namespace(state.x)
+    basis = xp.astype(state.memory["basis"], value_dtype(state.x))
+    try:
+        inverse = xp.linalg.inv(basis)
+    except (ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
+        return xp.zeros_like(basis[0, :])[near]
+    return xp.sum(inverse * inverse, axis=0)[near]
+
+
+def _reach(state: SolverState, smoothing: float | None) -> Array:
+    """Returns how far a probe may move each coordinate, (dim,)."""
+    xp = array_namespace(state.x)
+    if smoothing is not None:
+        return xp.ones_like(state.x) * smoothing
+    return adapted_smoothing(state) * xp.linalg.vector_norm(state.memory["basis"], axis=1)
 
 
 def was_repaired(state: SolverState, candidates: Array) -> bool:

@@ -108,6 +108,10 @@ class RS(Solver):
         return self.is_adaptive
 
     @property
+    def keeps_bounds(self) -> bool:
+        return self.is_adaptive
+
+    @property
     def antithetic(self) -> bool:
         return not self.is_adaptive and self.estimator != "one_point"
 

@@ -1,0 +1,182 @@
+"""A quasi-Newton model in a box: which probes stay inside, and which step is the best inside.
+
+The columns of a basis Z are directions along which the modelled curvature is 1, so that Z Q serves
+as well for any orthogonal Q. Where bounds are near, Q turns the columns so that all but k of them
+leave the k coordinates near a bound alone. Those columns are probed as in an open space, and the
+coordinates near a bound one by one, away from it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from zoopt_nas._arrays import Array, array_namespace, value_dtype
+from zoopt_nas.solvers.state import SolverState
+
+
+def rooms(x: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Returns how far each coordinate may go down and up, (dim,) each."""
+    xp = array_namespace(x)
+    zero = xp.zeros_like(x)
+    return xp.maximum(x - lower, zero), xp.maximum(upper - x, zero)
+
+
+def paired_offsets(state: SolverState, origin: Array, steps: Array) -> tuple[Array, Array]:
+    """Returns two displacements along each coordinate, (dim,) each, that stay inside the bounds.
+
+    They are ±step where there is room for both; else both lie on the side with more room, or as
+    far apart as they can. They are 0 for a coordinate that cannot move.
+    """
+    if state.lower is None or state.upper is None:
+        return steps, -steps
+    xp = array_namespace(origin)
+    down, up = rooms(origin, state.lower, state.upper)
+    length, sign = xp.abs(steps), xp.where(steps < 0, -1.0, 1.0)
+    far = xp.minimum(length, xp.maximum(down, up))
+    outwards = xp.where(up >= down, 1.0, -1.0)
+    near = xp.minimum(length, xp.minimum(down, up))
+    fits = near >= length
+    # A short side is of use only if it is not much shorter than the long one.
+    other = xp.where(near > 0.3 * far, -outwards * near, outwards * far / 2)
+    ahead = xp.where(fits, sign * length, outwards * far)
+    behind = xp.where(fits, -sign * length, other)
+    return xp.astype(ahead, origin.dtype), xp.astype(behind, origin.dtype)
+
+
+def near_bounds(state: SolverState, reach: Array) -> Array | None:
+    """Returns which coordinates, (dim,), are within ``reach`` of a bound; None for none."""
+    if state.lower is None or state.upper is None:
+        return None
+    xp = array_namespace(state.x)
+    down, up = rooms(state.x, state.lower, state.upper)
+    is_near = xp.minimum(down, up) <= reach
+    return is_near if bool(xp.any(is_near)) else None
+
+
+def align(state: SolverState, is_near: Array) -> None:
+    """Turns the basis so that only its first columns move the coordinates near a bound."""
+    xp = array_namespace(state.x)
+    memory = state.memory
+    basis = xp.astype(memory["basis"], value_dtype(state.x))
+    k = int(xp.sum(xp.astype(is_near, xp.int64)))
+    turn = xp.linalg.qr(xp.matrix_transpose(basis[is_near, :]), mode="complete")[0]
+    turned = basis @ turn
+    free_columns = xp.arange(turned.shape[1], device=basis.device) >= k
+    turned = xp.where(is_near[:, None] & free_columns[None, :], 0.0, turned)
+    memory["basis"] = xp.astype(turned, state.x.dtype)
+    for name in ("slopes", "step"):
+        if name in memory:
+            vector = xp.astype(memory[name], turned.dtype) @ turn
+            memory[name] = xp.astype(vector, memory[name].dtype)
+
+
+def inward_steps(state: SolverState, is_near: Array, lengths: Array) -> Array:
+    """Returns the displacement, away from the bound, of each coordinate near one; (k,)."""
+    xp = array_namespace(state.x)
+    down, up = rooms(state.x, state.lower, state.upper)
+    far = xp.minimum(lengths, xp.maximum(down, up))
+    return xp.where(up >= down, far, -far)[is_near]
+
+
+def gradient_near_bounds(
+    state: SolverState, is_near: Array, slopes_near: Array, slopes_free: Array
+) -> Array:
+    """Returns the slopes (dim,) along all columns of an aligned basis.
+
+    Args:
+        state: the run; ``align`` has turned its basis.
+        is_near: (dim,), the k coordinates near a bound.
+        slopes_near: (k,), the derivatives in these coordinates.
+        slopes_free: (dim - k,), the slopes along the other columns.
+    """
+    xp = array_namespace(state.x)
+    basis = xp.astype(state.memory["basis"], slopes_near.dtype)
+    k = slopes_near.shape[0]
+    gradient = xp.zeros_like(basis[0, :])
+    gradient[is_near] = slopes_near
+    if slopes_free.shape[0] > 0:
+        free = basis[~is_near, k:]
+        try:
+            gradient[~is_near] = xp.linalg.solve(
+                xp.matrix_transpose(free), slopes_free[:, None]
+            )[:, 0]
+        except (ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
+            pass
+    slopes = xp.matrix_transpose(basis) @ gradient
+    slopes[k:] = slopes_free
+    return slopes
+
+
+class BoxStep(NamedTuple):
+    """A step inside the bounds: Z times ``in_basis``, and the decrease that its slope promises."""
+
+    direction: Array
+    in_basis: Array
+    promised: float
+
+
+def box_step(state: SolverState, slopes: Array) -> BoxStep:
+    """Returns the step to the minimum of the model inside the bounds.
+
+    Args:
+        state: the run, with the basis Z.
+        slopes: (dim,), Zᵀ times the gradient.
+    """
+    xp = array_namespace(state.x)
+    direction = -(state.memory["basis"] @ slopes)
+    free = BoxStep(direction, -slopes, float(slopes @ slopes))
+    if state.lower is None or state.upper is None:
+        return free
+    end = state.x + direction
+    if bool(xp.all((end >= state.lower) & (end <= state.upper))):
+        return free
+    kind = value_dtype(state.x)
+    basis, x, rates = (xp.astype(a, kind) for a in (state.memory["basis"], state.x, slopes))
+    lower, upper = xp.astype(state.lower, kind), xp.astype(state.upper, kind)
+    try:
+        inverse = xp.linalg.inv(basis)
+        gradient = xp.matrix_transpose(inverse) @ rates
+        step = _bounded_newton(x, gradient, inverse, lower, upper)
+        if not -float(gradient @ step) > 0:
+            step = _projected(x - basis @ (xp.matrix_transpose(basis) @ gradient), lower, upper) - x
+        return BoxStep(
+            xp.astype(step, state.x.dtype),
+            xp.astype(inverse @ step, state.x.dtype),
+            -float(gradient @ step),
+        )
+    except (ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
+        step = _projected(end, state.lower, state.upper) - state.x
+        return BoxStep(step, -slopes, free.promised)
+
+
+def _bounded_newton(
+    x: Array, gradient: Array, inverse: Array, lower: Array, upper: Array
+) -> Array:
+    """Minimizes gᵀd + |Z⁻¹d|² / 2 inside the bounds, fixing coordinates that would leave them.
+
+    A coordinate on its bound is fixed if the gradient pushes it out, and so is each that a Newton
+    step in the others takes outside. Nothing fixed is freed again: the next step may do so.
+    """
+    xp = array_namespace(x)
+    hessian = xp.matrix_transpose(inverse) @ inverse
+    fixed = ((x <= lower) & (gradient >= 0)) | ((x >= upper) & (gradient <= 0)) | (lower == upper)
+    step = xp.zeros_like(x)
+    for _ in range(x.shape[0]):
+        free = ~fixed
+        if not bool(xp.any(free)):
+            break
+        pull = gradient + hessian @ xp.where(fixed, step, 0.0)
+        part = hessian[free, :][:, free]
+        step[free] = xp.linalg.solve(part, -pull[free][:, None])[:, 0]
+        end = x + step
+        leaves = free & ((end < lower) | (end > upper))
+        if not bool(xp.any(leaves)):
+            break
+        step = xp.where(leaves, _projected(end, lower, upper) - x, step)
+        fixed = fixed | leaves
+    return _projected(x + step, lower, upper) - x
+
+
+def _projected(x: Array, lower: Array, upper: Array) -> Array:
+    xp = array_namespace(x)
+    return xp.minimum(xp.maximum(x, lower), upper)
