@@ -166,7 +166,9 @@ class Solver(ABC):
         # As in `tell`: where the objective falls for ever, steps overflow.
         with np.errstate(over="ignore", invalid="ignore"):
             widens = state.n_widenings > 0 and not state.has_value
-            state.pending = widened(state) if widens else self._ask(state, guide)
+            state.pending = (
+                widened(state, state.n_widenings) if widens else self._ask(state, guide)
+            )
         return state.pending
 
     def tell(

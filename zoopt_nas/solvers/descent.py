@@ -26,7 +26,8 @@ from zoopt_nas.solvers import first_look
 from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.box_steps import box_step
 from zoopt_nas.solvers.differences import measures_iterate, value_error
-from zoopt_nas.solvers.widening import natural_size
+from zoopt_nas.solvers.first_look import Outcome
+from zoopt_nas.solvers.widening import natural_size, widened
 
 # Above this dim a (dim, dim) basis costs more than its share of a step.
 MAX_BASIS_DIM = 100
@@ -36,8 +37,6 @@ SUFFICIENT_DECREASE = 0.1
 # A full step that brings nearly all of the slope's promise met no curvature: try one this longer.
 EXPANSION = 4.0
 MAX_TRIALS = 8
-# A search begins with this many times the length at which the last one ended, and at most with 1.
-RECOVERY = 4.0
 # After so many searches in a row that failed or ended shorter than this, the model is made anew,
 # from probes that are closer by this factor.
 POOR_LENGTH = 0.1
@@ -62,6 +61,7 @@ class Phase(IntEnum):
     PROBE = 1
     SEARCH = 2
     EXPAND = 3
+    SCATTER = 4
 
 
 Probe = Callable[[SolverState], Array]
@@ -81,7 +81,6 @@ def begin(state: SolverState) -> None:
         best=copy(state.x),
         best_value=math.inf,
         n_renewals=0,
-        length=1.0,
     )
     first_look.begin_look(state, state.x, _first_scales(state))
 
@@ -92,6 +91,8 @@ def ask(state: SolverState, probe: Probe) -> Array:
     phase = int(memory["phase"])
     if phase == Phase.START:
         return first_look.ask_look(state)
+    if phase == Phase.SCATTER:
+        return widened(state, 1 + int(memory["n_scattered"]))
     if phase == Phase.PROBE:
         return probe(state)
     length = float(memory["length"])
@@ -109,6 +110,8 @@ def tell(state: SolverState, candidates: Array, values: Array, estimate: Estimat
     phase = int(memory["phase"])
     if phase == Phase.START:
         return _tell_start(state, candidates, values)
+    if phase == Phase.SCATTER:
+        return _tell_scattered(state, candidates, values)
     if phase == Phase.PROBE:
         return _tell_probe(state, candidates, values, estimate)
     value = float(values[0])
@@ -161,16 +164,29 @@ def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
     memory = state.memory
     if int(memory["n_looks"]) == 0 and not math.isfinite(float(values[0])):
         return _start_elsewhere(state, candidates, values)
-    look = first_look.tell_look(state, candidates, values)
-    if not look.is_clear:
-        return look.x
+    outcome = first_look.tell_look(state, candidates, values)
+    if outcome is Outcome.LOOK_AGAIN:
+        return memory["origin"]
+    if outcome is Outcome.FLAT:
+        memory["phase"] = int(Phase.SCATTER)
+        return memory["origin"]
     widths = first_look.widths(state)
     slopes = memory["gradient"] * widths
     eye = xp.eye(state.x.shape[0], dtype=values.dtype, device=device(values))
     memory["basis"] = xp.astype(eye * widths, candidates.dtype)
     memory.update(central=0, has_pair=0, n_stalls=0, slopes=xp.astype(slopes, candidates.dtype))
-    memory.update(first_length=1.0, n_poor=0)
-    return _begin_search(state, look.x)
+    memory.update(n_poor=0)
+    return _begin_search(state, memory["origin"])
+
+
+def _tell_scattered(state: SolverState, candidates: Array, values: Array) -> Array:
+    outcome = first_look.tell_scattered(state, candidates, values)
+    if outcome is Outcome.CLEAR:  # nothing is lower anywhere
+        return _restart(state, state.x)
+    if outcome is Outcome.LOOK_AGAIN:
+        state.memory["phase"] = int(Phase.START)
+        return state.memory["origin"]
+    return state.x
 
 
 def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Array:
@@ -231,7 +247,7 @@ def _begin_search(state: SolverState, x: Array) -> Array:
     if step is None or not 0 < step.promised < math.inf:
         return _search_failed(state, x)
     memory.update(direction=step.direction, in_basis=step.in_basis, square=step.promised)
-    memory.update(phase=int(Phase.SEARCH), length=float(memory["first_length"]), n_trials=0)
+    memory.update(phase=int(Phase.SEARCH), length=1.0, n_trials=0)
     return x
 
 
@@ -242,10 +258,8 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
     promised = length * square
     # Under noise, a step that seems to rise may fall (Berahas, Byrd & Nocedal 2019, 1803.10173).
     if change <= -SUFFICIENT_DECREASE * promised + 2 * float(memory["noise"]):
-        is_first = length == float(memory["first_length"])
-        memory["first_length"] = min(1.0, RECOVERY * length)
         memory["n_poor"] = int(memory["n_poor"]) + 1 if length < POOR_LENGTH else 0
-        expands = is_first and change < -0.9 * promised and _may_expand(state)
+        expands = length == 1.0 and change < -0.9 * promised and _may_expand(state)
         memory["phase"] = int(Phase.EXPAND if expands else Phase.PROBE)
         return _move(state, candidate, value)
     memory["n_trials"] = int(memory["n_trials"]) + 1
@@ -291,7 +305,6 @@ def _search_failed(state: SolverState, x: Array) -> Array:
     """Falls back on the best probe, else probes more carefully, else starts anew."""
     memory = state.memory
     memory.update(phase=int(Phase.PROBE), has_pair=0, n_poor=int(memory["n_poor"]) + 1)
-    memory["first_length"] = min(1.0, RECOVERY * float(memory["length"]))
     xp = array_namespace(x)
     if int(memory["n_poor"]) >= MAX_POOR:
         can_renew = int(memory["n_renewals"]) < MAX_RENEWALS

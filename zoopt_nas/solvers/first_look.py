@@ -7,7 +7,7 @@ nothing is looked at again: nearer if neither point has a value, farther if all 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from enum import IntEnum
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
@@ -18,7 +18,8 @@ from zoopt_nas.solvers.state import SolverState
 # How far a next look goes, where one told nothing, and how many there are.
 RESCALING = 8.0
 MAX_LOOKS = 4
-MAX_FLAT_LOOKS = 12
+# Where all values were the same: how many batches of points go farther and farther away.
+MAX_SCATTERED = 40
 # How often the origin moves to a better point before the model is made of what there is.
 MAX_MOVES = 8
 # The first step along a coordinate is at most so many times as long as its probe.
@@ -30,11 +31,12 @@ MIN_CURVATURE = 1e-8
 JITTER = 1e-10
 
 
-class Look(NamedTuple):
-    """What a look ends with: where to go on, and whether to look again."""
+class Outcome(IntEnum):
+    """What a look has found."""
 
-    x: Array
-    is_clear: bool
+    CLEAR = 0
+    LOOK_AGAIN = 1
+    FLAT = 2
 
 
 def begin_look(state: SolverState, origin: Array, scales: Array) -> None:
@@ -46,6 +48,7 @@ def begin_look(state: SolverState, origin: Array, scales: Array) -> None:
         scales=copy(scales),
         n_looks=0,
         n_moves=0,
+        n_scattered=0,
         unclear=xp.ones(origin.shape, dtype=xp.bool, device=device(origin)),
         gradient=numbers,
         curvatures=numbers,
@@ -84,7 +87,7 @@ def asks_twice(state: SolverState) -> bool:
     return int(state.memory["n_restarts"]) == 0 or measures_iterate(state)
 
 
-def tell_look(state: SolverState, candidates: Array, values: Array) -> Look:
+def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
     """Learns from a batch of ``ask_look``; the value of the origin is in the memory."""
     xp = array_namespace(candidates)
     memory = state.memory
@@ -111,22 +114,36 @@ def tell_look(state: SolverState, candidates: Array, values: Array) -> Look:
     _remember_best(state, candidates, values, is_first)
     is_unclear = flat | blind
     if not bool(xp.any(is_unclear)):
-        return Look(memory["origin"], True)
+        return Outcome.CLEAR
     gained = float(memory["value"]) - float(memory["fallback_value"])
     if gained > error and int(memory["n_moves"]) < MAX_MOVES:
         n_moves = int(memory["n_moves"]) + 1
         value = float(memory["fallback_value"])
         begin_look(state, memory["fallback"], memory["scales"])
         memory.update(n_moves=n_moves, value=value)
-        return Look(memory["origin"], False)
+        return Outcome.LOOK_AGAIN
     memory["n_looks"] = int(memory["n_looks"]) + 1
-    is_all_flat = bool(xp.all(flat | (memory["ahead"] == 0)))
-    if int(memory["n_looks"]) >= (MAX_FLAT_LOOKS if is_all_flat else MAX_LOOKS):
-        return Look(memory["origin"], True)
+    if bool(xp.all(flat | (memory["ahead"] == 0))):
+        return Outcome.FLAT
+    if int(memory["n_looks"]) >= MAX_LOOKS:
+        return Outcome.CLEAR
     factors = xp.where(flat, RESCALING, xp.where(blind, 1 / RESCALING, 1.0))
     memory["scales"] = memory["scales"] * xp.astype(factors, memory["scales"].dtype)
     memory["unclear"] = is_unclear
-    return Look(memory["origin"], False)
+    return Outcome.LOOK_AGAIN
+
+
+def tell_scattered(state: SolverState, candidates: Array, values: Array) -> Outcome:
+    """Learns from points far and near, after a look at which all values were the same."""
+    memory = state.memory
+    best = int(array_namespace(values).argmin(values))
+    value = float(values[best])
+    if value < float(memory["value"]):
+        begin_look(state, candidates[best], memory["scales"])
+        memory["value"] = value
+        return Outcome.LOOK_AGAIN
+    memory["n_scattered"] = int(memory["n_scattered"]) + 1
+    return Outcome.FLAT if int(memory["n_scattered"]) < MAX_SCATTERED else Outcome.CLEAR
 
 
 def widths(state: SolverState) -> Array:

@@ -95,6 +95,10 @@ class LIZO(Solver):
     def adapts_steps(self) -> bool:
         return self.is_adaptive
 
+    @property
+    def keeps_bounds(self) -> bool:
+        return self.is_adaptive
+
     def capacity(self, dim: int) -> int:
         """Returns how many queries the memory holds for points of ``dim`` coordinates."""
         if self.reuse_radius == 0:

@@ -13,8 +13,12 @@ _N_WIDENED = 12
 _MAX_DOUBLINGS = 40
 
 
-def widened(state: SolverState) -> Array:
+def widened(state: SolverState, n_before: int) -> Array:
     """Returns points around x, (n, dim), of which the farthest are twice as far in each batch.
+
+    Args:
+        state: the run.
+        n_before: how many such batches there were, 1 or more.
 
     A third lies in random directions, a third along the coordinates, and a third on the way to the
     middle of the box or, without one, to zero and beyond. Distances are spread evenly in their
@@ -23,14 +27,14 @@ def widened(state: SolverState) -> Array:
     """
     xp, x = array_namespace(state.x), state.x
     third = _N_WIDENED // 3
-    doublings = 1.0 + (state.n_widenings - 1) % _MAX_DOUBLINGS
+    doublings = 1.0 + (n_before - 1) % _MAX_DOUBLINGS
     unit = natural_scale(state)
     # The distances of the rows: 1/16 of a unit to 2^doublings of them.
     shares = sampling.uniform(state.rng, _N_WIDENED, x)
     distances = unit * 2.0 ** (shares * (doublings + 4) - 4)
     along = xp.zeros((third, x.shape[0]), dtype=x.dtype, device=device(x))
     for k in range(third):
-        column = (third * state.n_widenings + k) // 2 % x.shape[0]
+        column = (third * n_before + k) // 2 % x.shape[0]
         along[k, column] = 1.0 if k % 2 else -1.0
     rows = x + distances[: 2 * third, None] * xp.concat(
         [sampling.sphere(state.rng, third, x), along], axis=0
@@ -38,7 +42,7 @@ def widened(state: SolverState) -> Array:
     centre = _middle(state)
     shifts = sampling.uniform(state.rng, third, x)[:, None] * 1.5
     spread = 0.1 * distances[2 * third :, None] * sampling.gaussian(state.rng, third, x)
-    inwards = x + shifts * (centre - x) + (state.n_widenings > 1) * spread
+    inwards = x + shifts * (centre - x) + (n_before > 1) * spread
     rows = xp.concat([inwards, rows], axis=0)
     if state.lower is None:
         return rows
@@ -46,7 +50,7 @@ def widened(state: SolverState) -> Array:
     anywhere = state.lower + width * xp.stack(
         [sampling.uniform(state.rng, x.shape[0], x) for _ in range(_N_WIDENED)]
     )
-    if state.n_widenings % 2 == 0:
+    if n_before % 2 == 0:
         rows = xp.where(xp.isfinite(width), anywhere, rows)
     return xp.minimum(xp.maximum(rows, state.lower), state.upper)
 
