@@ -51,7 +51,7 @@ class Box:
 
     lower: Any = None
     upper: Any = None
-    method: str = "reflect"
+    method: str = "clip"
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, BOUND_METHODS)

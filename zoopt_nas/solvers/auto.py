@@ -18,9 +18,9 @@ from zoopt_nas.solvers.rs import RS
 class Plan(NamedTuple):
     """The solvers of a run, and for which task.
 
-    The first begins. When it has converged, the second begins where it ended, and so on; from then
-    on, whenever a solver has converged and starts anew, the turn goes to that which has had the
-    fewest evaluations.
+    The first begins. When it has converged, or makes too little progress, the second begins where
+    it is, and so on; from then on the turn goes to that which has had the fewest evaluations
+    whenever a solver starts anew or is stuck.
     """
 
     task: str
@@ -31,14 +31,30 @@ PLANS = (
     Plan("few dimensions", (RS(), CMA())),
     Plan("many dimensions", (RS(),)),
     Plan("a small budget", (GLD(),)),
+    Plan("a small budget", (RS(n_samples=8),)),
     Plan("noise", (MGS(),)),
+    Plan("a little noise", (RS(), MGS())),
 )
-FEW, MANY, SMALL, NOISY = range(len(PLANS))
+FEW, MANY, SMALL, SMALL_MANY, NOISY, QUIET = range(len(PLANS))
 
 # Up to here a whole gradient and a matrix are cheap.
 MAX_FEW = 100
-# RS needs 2 evaluations for each coordinate before its first step.
-SMALL_BUDGET_PER_DIM = 4
+# The evaluations for each dimension with which whole gradients pay: up to MAX_FEW dimensions RS
+# needs 2 before its first step, and above it takes steps in subspaces.
+ENOUGH_FEW = 2.5
+ENOUGH_MANY = 1.5
+# Below so many dimensions comparisons serve a small budget better than subspaces.
+MIN_SUBSPACE = 30
+# Noise below this part of the values around the start leaves a descent its differences.
+LITTLE_NOISE = 1e-6
+
+# A solver is looked at each time that it has had so many evaluations for each dimension. It is slow
+# if it gained less than this part of all that it has gained, or nothing, and the gains do not
+# shrink as those of a run that converges do. It is stuck if it was slow so often in a row.
+EVALUATIONS_PER_LOOK = 15
+SLOW = 0.05
+SHRINKING = 0.5
+N_SLOW = 3
 
 # Beyond, as where the objective falls for ever, cmaes refuses to start.
 FARTHEST = 1e30
@@ -53,11 +69,13 @@ class Auto(Solver):
     The first rule that applies says which solvers run:
 
     1. The objective is noisy: ``mgs``. It is if the caller says so, or if rs has found that its
-       start point has two values.
-    2. There are fewer than 4 evaluations for each dimension: ``gld``, which needs no gradient.
-    3. There are at most 100 dimensions: ``rs``, and ``cma`` from where it converges. From then on
-       the two race: whenever one has converged and starts anew, the turn goes to that which has had
-       fewer evaluations.
+       start point has two values that differ by more than rounding. If they differ by less than
+       1e-6 of the values around it, ``rs`` goes on and ``mgs`` takes over from it.
+    2. There are few evaluations for each dimension, less than 2.5 up to 100 dimensions and less
+       than 1.5 above: ``gld`` below 30 dimensions, and ``rs`` with 8 directions a step.
+    3. There are at most 100 dimensions: ``rs``, and ``cma`` from where it converges or is stuck.
+       From then on the two race: whenever one has converged and starts anew, or is stuck, the turn
+       goes to that which has had fewer evaluations.
     4. Else: ``rs``.
 
     The choice does not depend on the number of workers, so that neither does the run; nor on
@@ -91,6 +109,11 @@ class Auto(Solver):
             noisy=(task.noisy or None) if self.noisy is None else self.noisy,
         )
 
+    @property
+    def keeps_bounds(self) -> bool:
+        """False: of the solvers that run, not all do."""
+        return False
+
     def describe(self, state: SolverState) -> str:
         """Returns which solvers ran, and for how many evaluations."""
         memory = state.memory
@@ -120,27 +143,60 @@ class Auto(Solver):
         if n_arms > 1:
             self._remember_best(state, candidates, told)
         n_restarts = int(memory.get("n_restarts", 0))
-        x = self._arm(state)._tell(state, candidates, values)
-        is_first = state.n_steps == 0 and plan == FEW
-        if is_first and self.noisy is None and float(memory.get("noise", 0.0)) > 0:
-            state.x = x
-            n_before = int(memory[_OWN + "n_told.0"])
-            memory.clear()
-            self._begin(state, NOISY)
-            memory[_OWN + "n_before"] = n_before
-            return state.x
-        if n_arms > 1 and int(state.memory.get("n_restarts", 0)) > n_restarts:
-            state.x = x
-            self._next_turn(state)
-            return state.x
-        return x
+        state.x = self._arm(state)._tell(state, candidates, values)
+        if plan == FEW and self.noisy is None and float(memory.get("noise", 0.0)) > 0:
+            self._meet_noise(state, told)
+        elif n_arms > 1:
+            has_restarted = int(memory.get("n_restarts", 0)) > n_restarts
+            if has_restarted:
+                self._forget_progress(state)
+            if has_restarted or self._is_stuck(state, told):
+                self._next_turn(state)
+        return state.x
+
+    def _meet_noise(self, state: SolverState, told: list[float]) -> None:
+        """Goes over to a plan for noise, which the first batch has shown."""
+        memory = state.memory
+        finite = [value for value in told if math.isfinite(value)]
+        if float(memory["noise"]) < LITTLE_NOISE * (max(finite) - min(finite)):
+            memory[_OWN + "plan"] = QUIET
+            return
+        n_before = int(memory[_OWN + "n_told.0"])
+        memory.clear()
+        self._begin(state, NOISY)
+        memory[_OWN + "n_before"] = n_before
+
+    def _is_stuck(self, state: SolverState, told: list[float]) -> bool:
+        """Takes in the values of a batch; returns whether the solver that has the turn is stuck."""
+        memory = state.memory
+        low = min(told)
+        if not math.isfinite(float(memory[_OWN + "first"])):
+            memory[_OWN + "first"] = memory[_OWN + "mark"] = low
+        memory[_OWN + "low"] = low = min(low, float(memory[_OWN + "low"]))
+        memory[_OWN + "n_unmarked"] = int(memory[_OWN + "n_unmarked"]) + len(told)
+        if int(memory[_OWN + "n_unmarked"]) < EVALUATIONS_PER_LOOK * (state.x.shape[0] + 2):
+            return False
+        gain = float(memory[_OWN + "mark"]) - low
+        total = float(memory[_OWN + "first"]) - low
+        is_slow = gain <= SLOW * total and gain >= SHRINKING * float(memory[_OWN + "gain"])
+        n_slow = int(memory[_OWN + "n_slow"]) + 1 if is_slow or gain <= 0 else 0
+        memory.update({_OWN + "mark": low, _OWN + "gain": gain, _OWN + "n_unmarked": 0})
+        memory[_OWN + "n_slow"] = n_slow % N_SLOW
+        return n_slow == N_SLOW
+
+    def _forget_progress(self, state: SolverState) -> None:
+        for name in ("first", "mark", "low"):
+            state.memory[_OWN + name] = math.inf
+        state.memory.update({_OWN + "gain": 0.0, _OWN + "n_unmarked": 0, _OWN + "n_slow": 0})
 
     def _plan(self, dim: int) -> int:
         if self.noisy:
             return NOISY
-        if self.maxfev is not None and self.maxfev < SMALL_BUDGET_PER_DIM * dim:
-            return SMALL
-        return FEW if dim <= MAX_FEW else MANY
+        is_few = dim <= MAX_FEW
+        enough = ENOUGH_FEW if is_few else ENOUGH_MANY
+        if self.maxfev is not None and self.maxfev < enough * dim:
+            return SMALL if dim < MIN_SUBSPACE else SMALL_MANY
+        return FEW if is_few else MANY
 
     def _begin(self, state: SolverState, plan: int) -> None:
         memory = state.memory
@@ -148,6 +204,7 @@ class Auto(Solver):
         for k in range(len(PLANS[plan].solvers)):
             memory[f"{_OWN}n_told.{k}"] = 0
         memory[_OWN + "best_value"] = math.inf
+        self._forget_progress(state)
         self._arm(state)._init(state)
 
     def _arm(self, state: SolverState) -> Solver:
@@ -187,6 +244,7 @@ class Auto(Solver):
         own[_OWN + "arm"] = following
         memory.clear()
         memory.update(own | away)
+        self._forget_progress(state)
         if "x" in back:
             state.x = back.pop("x")
             memory.update(back)
