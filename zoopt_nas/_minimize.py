@@ -15,8 +15,8 @@ from zoopt_nas._calls import takes_seed
 from zoopt_nas._checks import check_bool, check_positive, check_positive_int
 from zoopt_nas._run import N_ELITES, Limits, Run
 from zoopt_nas.bounds import as_box
-from zoopt_nas.coordinates import Coordinates, units
 from zoopt_nas.checkpoint import Checkpoint, fingerprint
+from zoopt_nas.coordinates import Coordinates, units
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.objective import Objective
 from zoopt_nas.progress import ProgressBar

@@ -17,6 +17,8 @@ from zoopt_nas.errors import InvalidValueError
 
 # Coordinates of x0 whose sizes differ by less than this factor are taken to be of one kind.
 _SAME_KIND = 30.0
+# A bound so many times farther than a step that suits x0 stands for none.
+_INFINITE = 1e8
 # The size of a coordinate between these says nothing of its unit, which is 1.
 _ORDINARY = (0.1, 1.0)
 
@@ -80,13 +82,15 @@ def units(x0: Array, box: FittedBox | None, x_scale: Any = None) -> Array | None
     if x_scale is None:
         steps = as_like("x0", _suggested(np.asarray(to_numpy(x0), dtype=np.float64)), x0, x0.shape)
         if box is not None:
-            steps = box.typical_steps(steps)
+            widths = box.typical_steps(steps)
+            steps = array_namespace(x0).where(widths / _INFINITE <= steps, widths, steps)
     else:
         steps = as_like("x_scale", _given(x_scale, x0.shape[0]), x0, x0.shape)
     host = np.asarray(to_numpy(steps), dtype=np.float64)
     xp = array_namespace(x0)
     info = xp.finfo(x0.dtype)
-    exponents = np.frexp(np.clip(host, float(info.tiny) * 4, float(info.max) / 4))[1] - 1
+    limited = np.clip(host, float(info.tiny) * 4, float(info.max) / 4)
+    exponents = np.rint(np.log2(limited)).astype(int)
     if not np.any(exponents):
         return None
     return xp.asarray(np.ldexp(1.0, exponents), dtype=x0.dtype, device=device(x0))
@@ -113,7 +117,9 @@ def _given(x_scale: Any, dim: int) -> np.ndarray:
         steps = np.asarray(to_numpy(x_scale), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidValueError(f"{rule}, got {x_scale!r}") from error
-    is_valid = steps.shape in ((), (1,), (dim,)) and np.all(np.isfinite(steps)) and np.all(steps > 0)
+    is_valid = (
+        steps.shape in ((), (1,), (dim,)) and np.all(np.isfinite(steps)) and np.all(steps > 0)
+    )
     if not is_valid:
         raise InvalidValueError(f"{rule}, got {x_scale!r}")
     return np.array(np.broadcast_to(steps, (dim,)))

@@ -43,8 +43,8 @@ from zoopt_nas._arrays import (
 )
 from zoopt_nas._checks import check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.solvers.state import SolverState
-from zoopt_nas.solvers.widening import widened
+from zoopt_nas.solvers.state import SolverState as SolverState
+from zoopt_nas.solvers.widening import MAX_FLAT, widened
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ class Solver(ABC):
             guide = as_like("guide", guide, state.x, tuple(state.x.shape))
         # As in `tell`: where the objective falls for ever, steps overflow.
         with np.errstate(over="ignore", invalid="ignore"):
-            widens = state.n_widenings > 0 and not state.has_value
-            state.pending = (
-                widened(state, state.n_widenings) if widens else self._ask(state, guide)
-            )
+            if state.n_widenings > 0 and not state.has_contrast:
+                state.pending = widened(state, state.n_widenings)
+            else:
+                state.pending = self._ask(state, guide)
         return state.pending
 
     def tell(
@@ -211,7 +211,7 @@ class Solver(ABC):
         with np.errstate(over="ignore", invalid="ignore"):
             values = finite_values("values", values, state.x, candidates.shape[0])
             state.weights = None
-            if state.has_value or self._has_found_value(state, candidates, values):
+            if state.has_contrast or not self._looks_for_contrast(state, candidates, values):
                 state.x = finite_or(self._tell(state, candidates, values), state.x)
         state.n_steps += 1
         state.pending = None
@@ -236,26 +236,41 @@ class Solver(ABC):
         """Returns what `minimize` shall add to the message of its result; nothing, by default."""
         return ""
 
-    def _has_found_value(self, state: SolverState, candidates: Array, values: Array) -> bool:
-        """Looks for the first value of a run; returns whether the solver is to see the batch.
+    def _looks_for_contrast(self, state: SolverState, candidates: Array, values: Array) -> bool:
+        """Looks for the first two values that differ; returns whether this batch was part of that.
 
-        Where nothing near the start has a value, a local search has nothing to go by. The base
-        class then asks for points farther and farther away (`widened`), and starts the solver anew
-        at the best of the first that have one.
+        Where no point near the start has a value, or all have the same, a search has nothing to go
+        by. The base class then asks for points farther and farther away (`widened`), and starts
+        the solver anew at the best of them.
         """
-        best = int(array_namespace(values).argmin(values))
-        value = float(values[best])
-        if not math.isfinite(value):
-            state.n_widenings += int(self.adapts_steps)
-            return not self.adapts_steps
-        state.has_value = True
-        if state.n_widenings == 0:
+        if not self.adapts_steps:
+            return False
+        xp = array_namespace(values)
+        finite = values[xp.isfinite(values)]
+        if finite.shape[0] > 0 and math.isnan(state.first_value):
+            state.first_value = float(finite[0])
+        had_value = state.n_equal > 0
+        state.n_equal += int(xp.sum(xp.astype(finite == state.first_value, xp.int64)))
+        differs = bool(xp.any(finite != state.first_value))
+        if state.n_widenings == 0 and not differs and state.n_equal in (1, 2):
+            return False  # so few may be the same by chance
+        finds_first = state.n_widenings > 0 and not had_value and state.n_equal > 0
+        gives_up = state.n_equal > 0 and state.n_widenings >= MAX_FLAT
+        if not (differs or finds_first or gives_up):
+            state.n_widenings += 1
             return True
-        state.x = copy(candidates[best])
+        state.has_contrast = True
+        if state.n_widenings == 0:
+            return False
+        best = int(xp.argmin(values))
+        value = float(values[best])
+        is_better = value < state.first_value or not had_value
+        if is_better:
+            state.x = copy(candidates[best])
         state.memory.clear()
         self._init(state)
-        state.memory["value"] = value
-        return False
+        state.memory["value"] = value if is_better else state.first_value
+        return True
 
     def _init(self, state: SolverState) -> None:  # noqa: B027 (an optional hook)
         """Fills ``state.memory`` with what the solver wants to keep. Optional."""
@@ -333,4 +348,3 @@ def _sort_out(
     for row, k in place.items():
         sorted_values[k] = values[row]
     return state.pending, sorted_values
-

@@ -8,6 +8,7 @@ coordinates near a bound one by one, away from it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from zoopt_nas._arrays import Array, array_namespace, value_dtype
@@ -96,12 +97,9 @@ def gradient_near_bounds(
     gradient[is_near] = slopes_near
     if slopes_free.shape[0] > 0:
         free = basis[~is_near, k:]
-        try:
-            gradient[~is_near] = xp.linalg.solve(
-                xp.matrix_transpose(free), slopes_free[:, None]
-            )[:, 0]
-        except (ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
-            pass
+        with suppress(ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
+            solved = xp.linalg.solve(xp.matrix_transpose(free), slopes_free[:, None])
+            gradient[~is_near] = solved[:, 0]
     slopes = xp.matrix_transpose(basis) @ gradient
     slopes[k:] = slopes_free
     return slopes
@@ -149,9 +147,7 @@ def box_step(state: SolverState, slopes: Array) -> BoxStep:
         return BoxStep(step, -slopes, free.promised)
 
 
-def _bounded_newton(
-    x: Array, gradient: Array, inverse: Array, lower: Array, upper: Array
-) -> Array:
+def _bounded_newton(x: Array, gradient: Array, inverse: Array, lower: Array, upper: Array) -> Array:
     """Minimizes gᵀd + |Z⁻¹d|² / 2 inside the bounds, fixing coordinates that would leave them.
 
     A coordinate on its bound is fixed if the gradient pushes it out, and so is each that a Newton

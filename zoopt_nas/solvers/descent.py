@@ -27,7 +27,7 @@ from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.box_steps import box_step
 from zoopt_nas.solvers.differences import measures_iterate, value_error
 from zoopt_nas.solvers.first_look import Outcome
-from zoopt_nas.solvers.widening import natural_size, widened
+from zoopt_nas.solvers.widening import natural_size
 
 # Above this dim a (dim, dim) basis costs more than its share of a step.
 MAX_BASIS_DIM = 100
@@ -61,7 +61,6 @@ class Phase(IntEnum):
     PROBE = 1
     SEARCH = 2
     EXPAND = 3
-    SCATTER = 4
 
 
 Probe = Callable[[SolverState], Array]
@@ -91,8 +90,6 @@ def ask(state: SolverState, probe: Probe) -> Array:
     phase = int(memory["phase"])
     if phase == Phase.START:
         return first_look.ask_look(state)
-    if phase == Phase.SCATTER:
-        return widened(state, 1 + int(memory["n_scattered"]))
     if phase == Phase.PROBE:
         return probe(state)
     length = float(memory["length"])
@@ -110,8 +107,6 @@ def tell(state: SolverState, candidates: Array, values: Array, estimate: Estimat
     phase = int(memory["phase"])
     if phase == Phase.START:
         return _tell_start(state, candidates, values)
-    if phase == Phase.SCATTER:
-        return _tell_scattered(state, candidates, values)
     if phase == Phase.PROBE:
         return _tell_probe(state, candidates, values, estimate)
     value = float(values[0])
@@ -168,8 +163,7 @@ def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
     if outcome is Outcome.LOOK_AGAIN:
         return memory["origin"]
     if outcome is Outcome.FLAT:
-        memory["phase"] = int(Phase.SCATTER)
-        return memory["origin"]
+        return _restart(state, memory["origin"])
     widths = first_look.widths(state)
     slopes = memory["gradient"] * widths
     eye = xp.eye(state.x.shape[0], dtype=values.dtype, device=device(values))
@@ -177,16 +171,6 @@ def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
     memory.update(central=0, has_pair=0, n_stalls=0, slopes=xp.astype(slopes, candidates.dtype))
     memory.update(n_poor=0)
     return _begin_search(state, memory["origin"])
-
-
-def _tell_scattered(state: SolverState, candidates: Array, values: Array) -> Array:
-    outcome = first_look.tell_scattered(state, candidates, values)
-    if outcome is Outcome.CLEAR:  # nothing is lower anywhere
-        return _restart(state, state.x)
-    if outcome is Outcome.LOOK_AGAIN:
-        state.memory["phase"] = int(Phase.START)
-        return state.memory["origin"]
-    return state.x
 
 
 def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Array:

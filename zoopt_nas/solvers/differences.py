@@ -107,9 +107,7 @@ def _sides(state: SolverState, ahead: Array, behind: Array) -> Array:
     xp = array_namespace(state.x)
     if not int(state.memory["central"]):
         return state.x + ahead
-    return xp.reshape(
-        xp.stack([state.x + ahead, state.x + behind], axis=1), (-1, state.x.shape[0])
-    )
+    return xp.reshape(xp.stack([state.x + ahead, state.x + behind], axis=1), (-1, state.x.shape[0]))
 
 
 def _inward_rows(state: SolverState, near: Array, smoothing: float | None) -> Array:

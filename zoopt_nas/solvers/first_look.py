@@ -18,8 +18,6 @@ from zoopt_nas.solvers.state import SolverState
 # How far a next look goes, where one told nothing, and how many there are.
 RESCALING = 8.0
 MAX_LOOKS = 4
-# Where all values were the same: how many batches of points go farther and farther away.
-MAX_SCATTERED = 40
 # How often the origin moves to a better point before the model is made of what there is.
 MAX_MOVES = 8
 # The first step along a coordinate is at most so many times as long as its probe.
@@ -48,7 +46,6 @@ def begin_look(state: SolverState, origin: Array, scales: Array) -> None:
         scales=copy(scales),
         n_looks=0,
         n_moves=0,
-        n_scattered=0,
         unclear=xp.ones(origin.shape, dtype=xp.bool, device=device(origin)),
         gradient=numbers,
         curvatures=numbers,
@@ -131,19 +128,6 @@ def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
     memory["scales"] = memory["scales"] * xp.astype(factors, memory["scales"].dtype)
     memory["unclear"] = is_unclear
     return Outcome.LOOK_AGAIN
-
-
-def tell_scattered(state: SolverState, candidates: Array, values: Array) -> Outcome:
-    """Learns from points far and near, after a look at which all values were the same."""
-    memory = state.memory
-    best = int(array_namespace(values).argmin(values))
-    value = float(values[best])
-    if value < float(memory["value"]):
-        begin_look(state, candidates[best], memory["scales"])
-        memory["value"] = value
-        return Outcome.LOOK_AGAIN
-    memory["n_scattered"] = int(memory["n_scattered"]) + 1
-    return Outcome.FLAT if int(memory["n_scattered"]) < MAX_SCATTERED else Outcome.CLEAR
 
 
 def widths(state: SolverState) -> Array:

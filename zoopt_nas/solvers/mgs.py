@@ -26,6 +26,7 @@ from zoopt_nas.solvers.adaptation import (
     MAX_FULL_DIM,
     covariance_rates,
     growth,
+    log_mixture,
     mean_norm,
     path_rates,
     tempered_weights,
@@ -36,6 +37,8 @@ from zoopt_nas.solvers.quadratic_model import model_step
 WEIGHTINGS = ("exact", "density_free", "fixed_norm")
 # A fit of the model costs as much as all else of a step together: every second batch has one.
 MODEL_PERIOD = 2
+# What a batch in which all values are the same leaves of σ.
+BLANK_SHRINKAGE = 0.5
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,8 @@ class MGS(Solver):
     weighs_candidates: ClassVar[bool] = True
     annealed: ClassVar[tuple[str, ...]] = ("sigma",)
 
-    # The paper's form: σ, N and λ are those of the paper's released search script. The weighting is
-    # measured (benchmarks/mgs_weightings.py): with N = 4 on noisy quadratics of dim 56 and 196,
-    # with and without a guide, "density_free" and "fixed_norm" end alike (N_e 2.6 to 2.7) and
-    # "exact" 2.3 to 3.8 times higher (N_e 1.2 to 1.3).
+    # The paper's form: σ, N and λ are those of the paper's released search script; the weighting is
+    # measured (benchmarks/mgs_weightings.py).
     sigma: float | None = None
     temperature: float | None = None
     n_samples: int | None = None
@@ -143,9 +144,6 @@ class MGS(Solver):
             return self._ask_adaptive(state, guide)
         noise = self._noise(state)
         if guide is None:
-            # The last step as a guide (momentum) was measured too: on the sphere and Rosenbrock
-            # functions in 10 dimensions half of it ends 1.4 to 6 times higher, and all of it
-            # diverges, since nothing damps the noise that each step hands on to the next.
             state.memory.pop("guide", None)
             return state.x + noise
         xp = array_namespace(state.x)
@@ -183,22 +181,12 @@ class MGS(Solver):
         best = xp.where(xp.isfinite(best), best, 0.0)
         log_c = -(values - best) / self.temperature
         if self.weighting != "density_free":
-            log_c = log_c - xp.astype(self._log_density(steps, guide), log_c.dtype)
+            log_q = log_mixture(steps, guide, self._sigma, self.mixing)
+            log_c = log_c - xp.astype(log_q, log_c.dtype)
         top = xp.max(log_c)
         c = xp.exp(log_c - xp.where(xp.isfinite(top), top, 0.0))
         total = xp.sum(c)
         return c / xp.where(total > 0, total, 1.0)
-
-    def _log_density(self, steps: Array, guide: Array | None) -> Array:
-        """Returns log q(u) of Eq. 26 at each row, up to the constant that both components share."""
-        centred = -_half_square(steps, self._sigma)
-        if guide is None:  # the components coincide
-            return centred
-        guided = -_half_square(steps - guide, self._sigma)
-        xp = array_namespace(steps)
-        return xp.logaddexp(
-            guided + _log_weight(1 - self.mixing), centred + _log_weight(self.mixing)
-        )
 
     def _restart(self, state: SolverState, n_restarts: int = 0) -> None:
         """Sets the proposal to N(0, σ² I), with no memory of earlier samples."""
@@ -257,11 +245,15 @@ class MGS(Solver):
         if n_effective == 0:
             return state.x
         memory = state.memory
+        best = min(host)
+        if "root" in memory and self._is_above(state, candidates, host, best):
+            memory["sigma"] = BLANK_SHRINKAGE * float(memory["sigma"])
+            return copy(memory["low_x"])
         memory["n_local"] = int(memory["n_local"]) + 1
         update = self._adapt_full if "root" in memory else self._adapt_isotropic
         x = update(state, candidates, weights, n_effective)
         state.metrics |= {"temperature": temperature, "sigma": memory["sigma"]}
-        if self._has_converged(state, min(host)):
+        if self._has_converged(state, best):
             self._restart(state, int(memory["n_restarts"]) + 1)
             return x + 2 * memory["sigma"] * sampling.gaussian(state.rng, 1, x)[0]
         state.weights = as_like("weights", weights, values, (len(host),))
@@ -273,6 +265,15 @@ class MGS(Solver):
                 if guide is not None:
                     memory["guide"] = guide
         return x
+
+    def _is_above(self, state: SolverState, rows: Array, told: list[float], best: float) -> bool:
+        """Whether all rows lie on one plateau, above the lowest point so far; remembers that."""
+        memory = state.memory
+        if "low" not in memory:  # the value of x may be known
+            memory["low"], memory["low_x"] = memory.get("value", math.inf), copy(state.x)
+        if best < float(memory["low"]):
+            memory["low"], memory["low_x"] = best, copy(rows[told.index(best)])
+        return best > float(memory["low"]) and all(v in (best, math.inf) for v in told)
 
     def _adapt_isotropic(
         self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
@@ -392,13 +393,3 @@ class MGS(Solver):
         white /= sigma
         step = model_step(white @ memory["inverse_root"], memory["values"][:n])
         return None if step is None else sigma * (step @ memory["root"])
-
-
-def _log_weight(probability: float) -> float:
-    return math.log(probability) if probability > 0 else -math.inf
-
-
-def _half_square(rows: Array, sigma: float) -> Array:
-    xp = array_namespace(rows)
-    scaled = rows / sigma
-    return xp.sum(scaled * scaled, axis=1) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,8 +36,10 @@ class SolverState:
         upper: the same.
         is_scaled: whether a step of 1 is sensible along each coordinate, as `minimize` sees to for
             a solver with ``adapts_steps``.
-        has_value: whether a told value was finite, of any point.
-        n_widenings: how many batches looked for such a point in vain.
+        has_contrast: whether two of the told values were finite and not the same.
+        first_value: the first finite value told, until then; NaN if there was none.
+        n_equal: how many values were the same as that.
+        n_widenings: how many batches of ``widening.widened`` were told.
     """
 
     x: Array
@@ -49,7 +52,9 @@ class SolverState:
     lower: Array | None = None
     upper: Array | None = None
     is_scaled: bool = False
-    has_value: bool = False
+    has_contrast: bool = False
+    first_value: float = math.nan
+    n_equal: int = 0
     n_widenings: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +71,9 @@ class SolverState:
             "meta": {
                 "n_steps": self.n_steps,
                 "is_scaled": self.is_scaled,
-                "has_value": self.has_value,
+                "has_contrast": self.has_contrast,
+                "first_value": None if math.isnan(self.first_value) else self.first_value,
+                "n_equal": self.n_equal,
                 "n_widenings": self.n_widenings,
                 "rng": encode_generator(self.rng),
                 "arrays": {name: spec for name, (_, spec) in encoded.items()},
@@ -98,7 +105,9 @@ class SolverState:
             lower=decoded.get("lower"),
             upper=decoded.get("upper"),
             is_scaled=meta["is_scaled"],
-            has_value=meta["has_value"],
+            has_contrast=meta["has_contrast"],
+            first_value=math.nan if meta["first_value"] is None else meta["first_value"],
+            n_equal=meta["n_equal"],
             n_widenings=meta["n_widenings"],
         )
 

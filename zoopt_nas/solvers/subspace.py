@@ -20,8 +20,8 @@ from zoopt_nas.solvers.descent import (
     Phase,
     averaged_noise,
 )
-from zoopt_nas.solvers.widening import natural_scale, natural_size
 from zoopt_nas.solvers.differences import interpolated_gradient, orthogonal_to
+from zoopt_nas.solvers.widening import natural_scale, natural_size
 
 # The lengths that a search tries, and what a search that failed leaves of the length.
 TRIAL_LENGTHS = (0.4, 1.0, 2.5)

@@ -1,4 +1,4 @@
-"""Where to look for a point that has a value, as long as none has been found."""
+"""Where to look as long as no point has a value, or all have the same."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from zoopt_nas.solvers.state import SolverState
 # The rows of a batch, and how often the farthest distance doubles before it begins anew.
 _N_WIDENED = 12
 _MAX_DOUBLINGS = 40
+# After so many batches of one value the function is taken to be flat wherever it matters.
+MAX_FLAT = 40
 
 
 def widened(state: SolverState, n_before: int) -> Array:
