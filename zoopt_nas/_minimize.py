@@ -157,7 +157,8 @@ def minimize(
     noisy = check_bool("noisy", noisy) or n_reevaluations != 1 or takes_seed(fun)
     task = Task(dim=x0.shape[0], maxfev=maxfev, bounded=box is not None, noisy=noisy)
     prepared = solver.prepared(task)
-    is_scaled = prepared.adapts_steps or x_scale is not None
+    chooses = prepared.adapts_steps and not prepared.has_lengths
+    is_scaled = chooses or x_scale is not None
     coordinates = Coordinates(x0, box, units(x0, box, x_scale) if is_scaled else None)
     start = coordinates.start
     state = prepared.init(start, rng=rng, bounds=coordinates.bounds, is_scaled=is_scaled)

@@ -255,7 +255,8 @@ class FittedBox:
         with np.errstate(invalid="ignore"):  # inf - inf at open ends, which `where` discards
             below, above = x / unit - self.lower / unit, self.upper / unit - x / unit
             is_on_bound = (below <= 0) | (above <= 0)
-            inside = xp.where(below <= above, -_START_BETWEEN, _START_BETWEEN)
+            inside = _START_BETWEEN * xp.ones_like(x)
+            inside = xp.where(below <= above, -inside, inside)
             below = xp.where(is_on_bound, 1 + inside, below)
             above = xp.where(is_on_bound, 1 - inside, above)
             between = (below - above) / 2 / (xp.sqrt(below) * xp.sqrt(above))

@@ -80,16 +80,16 @@ def units(x0: Array, box: FittedBox | None, x_scale: Any = None) -> Array | None
         InvalidValueError: ``x_scale`` is not that.
     """
     if x_scale is None:
-        steps = as_like("x0", _suggested(np.asarray(to_numpy(x0), dtype=np.float64)), x0, x0.shape)
+        steps = _suggested(np.asarray(to_numpy(x0), dtype=np.float64))
         if box is not None:
-            widths = box.typical_steps(steps)
-            steps = array_namespace(x0).where(widths / _INFINITE <= steps, widths, steps)
+            widths = box.typical_steps(as_like("steps", steps, x0, tuple(x0.shape)))
+            widths = np.asarray(to_numpy(widths), dtype=np.float64)
+            steps = np.where(widths <= _INFINITE * steps, widths, steps)
     else:
-        steps = as_like("x_scale", _given(x_scale, x0.shape[0]), x0, x0.shape)
-    host = np.asarray(to_numpy(steps), dtype=np.float64)
+        steps = _given(x_scale, x0.shape[0])
     xp = array_namespace(x0)
     info = xp.finfo(x0.dtype)
-    limited = np.clip(host, float(info.tiny) * 4, float(info.max) / 4)
+    limited = np.clip(steps, float(info.tiny) * 4, float(info.max) / 4)
     exponents = np.rint(np.log2(limited)).astype(int)
     if not np.any(exponents):
         return None

@@ -62,10 +62,13 @@ def test_rules():
         result = minimize(sphere(dim), np.ones(dim), rng=0, **task)
         return re.search(r"auto, for ([a-z ]+):", result.message)[1], list(shares(result.message))
 
-    assert plan(5, maxfev=19) == ("a small budget", ["gld"])
-    assert plan(5, maxfev=20) == ("few dimensions", ["rs"])
-    assert plan(100, maxfev=500) == ("few dimensions", ["rs"])
-    assert plan(101, maxfev=500) == ("many dimensions", ["rs"])
+    assert plan(5, maxfev=12) == ("a small budget", ["gld"])
+    assert plan(5, maxfev=13) == ("few dimensions", ["rs"])
+    assert plan(29, maxfev=72) == ("a small budget", ["gld"])
+    assert plan(30, maxfev=74) == ("a small budget", ["rs"])
+    assert plan(100, maxfev=250) == ("few dimensions", ["rs"])
+    assert plan(101, maxfev=152) == ("many dimensions", ["rs"])
+    assert plan(101, maxfev=151) == ("a small budget", ["rs"])
     assert plan(5, maxiter=2)[0] == "few dimensions"
 
 

@@ -173,7 +173,7 @@ def test_x_is_evaluated_once_if_deterministic():
 
 def test_x_is_evaluated_anew_after_failures_and_less_often_if_it_holds():
     solver = GLD(restart=False, wide_radius=0)
-    n_rows = [len(c) for _, c in drive(solver, lambda x: 1.0, np.zeros(3), 80)]
+    n_rows = [len(c) for _, c in drive(solver, lambda x: float(x.any()), np.zeros(3), 80)]
     again = [step for step, n in enumerate(n_rows) if n == 4]
     gaps = np.diff([0, *again])
     # The gap is the patience, doubled each time, and the batch with x counts as a failure too.

@@ -72,6 +72,7 @@ class Solver(ABC):
         name: the key in ``SOLVERS``.
         uses_guide: whether ``ask`` takes a ``guide``.
         annealed: the fields that an outer schedule may shrink; see ``scaled``.
+        lengths: the fields that are lengths in units of x, where they are not None.
         weighs_candidates: whether each step goes to one of the candidates or to their weighted mean
             and says so in ``state.weights``.
     """
@@ -80,6 +81,7 @@ class Solver(ABC):
     uses_guide: ClassVar[bool] = False
     weighs_candidates: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
+    lengths: ClassVar[tuple[str, ...]] = ()
 
     @property
     def evaluates_iterate(self) -> bool:
@@ -92,11 +94,18 @@ class Solver(ABC):
 
     @property
     def adapts_steps(self) -> bool:
-        """Whether the lengths of steps are found by the solver, and not given in units of x.
+        """Whether the solver finds the lengths of its steps by itself.
 
-        `minimize` then gives each coordinate a unit in which a first step of 1 is sensible.
+        Where it is not told in which units to begin, by one of its ``lengths``, `minimize` then
+        gives each coordinate a unit in which a first step of 1 is sensible. And where nothing near
+        the start tells a direction, the base class looks farther away.
         """
         return False
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether one of the ``lengths`` was given."""
+        return any(getattr(self, name) is not None for name in self.lengths)
 
     @property
     def keeps_bounds(self) -> bool:

@@ -43,7 +43,7 @@ class CMA(Solver):
 
     Attributes:
         sigma: > 0, the standard deviation at the start, per coordinate, in units of x: about a
-            third of the range in which the optimum is expected.
+            third of the range in which the optimum is expected. None: 1.
         n_samples: candidates a step, the population, at least 4. None: 4 + floor(3 ln dim) (Eq. 48
             of the tutorial).
         restart: whether to restart; without, a converged run goes on sampling, and only one whose
@@ -57,14 +57,16 @@ class CMA(Solver):
 
     name: ClassVar[str] = "cma"
     adapts_steps: ClassVar[bool] = True
+    lengths: ClassVar[tuple[str, ...]] = ("sigma",)
 
-    sigma: float = 1.0
+    sigma: float | None = None
     n_samples: int | None = None
     restart: bool = True
     covariance: str = "auto"
 
     def __post_init__(self) -> None:
-        check_positive("sigma", self.sigma)
+        if self.sigma is not None:
+            check_positive("sigma", self.sigma)
         if self.n_samples is not None:
             check_positive_int("n_samples", self.n_samples)
             if self.n_samples < _LEAST_N_SAMPLES:
@@ -73,6 +75,10 @@ class CMA(Solver):
                 )
         check_bool("restart", self.restart)
         check_choice("covariance", self.covariance, COVARIANCES)
+
+    @property
+    def _sigma(self) -> float:
+        return 1.0 if self.sigma is None else self.sigma
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         if "n_restarts" not in state.memory:
@@ -83,7 +89,7 @@ class CMA(Solver):
         drawn = np.array([optimizer.ask() for _ in range(optimizer.population_size)])
         limit = float(array_namespace(state.x).finfo(state.x.dtype).max)
         return as_like(
-            "candidates", np.clip(self.sigma * drawn, -limit, limit), state.x, drawn.shape
+            "candidates", np.clip(self._sigma * drawn, -limit, limit), state.x, drawn.shape
         )
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
@@ -94,25 +100,25 @@ class CMA(Solver):
         # The worse half gets negative weights, for which every row is stretched to full length. A
         # row that a box has moved next to the mean would make the matrix collapse in its direction,
         # so that the worse half counts as it was drawn, and the better half where it was evaluated.
-        rows = np.asarray(to_numpy(candidates), dtype=np.float64) / self.sigma
-        drawn = np.asarray(to_numpy(state.pending), dtype=np.float64) / self.sigma
+        rows = np.asarray(to_numpy(candidates), dtype=np.float64) / self._sigma
+        drawn = np.asarray(to_numpy(state.pending), dtype=np.float64) / self._sigma
         is_worse = np.argsort(np.argsort(host, kind="stable")) >= len(host) // 2
         rows = np.where(is_worse[:, None], drawn, rows)
         rows = np.clip(rows, -_LARGEST_COORDINATE, _LARGEST_COORDINATE)
         with np.errstate(all="ignore"):
             optimizer.tell(list(zip(rows, host.tolist(), strict=True)))
-            x = self.sigma * optimizer.mean
+            x = self._sigma * optimizer.mean
             if _has_ended(optimizer, self.restart):
                 self._restart(state, 2 * optimizer.population_size)
             else:
                 self._save(state, optimizer)
-        state.metrics["sigma"] = self.sigma * float(state.memory[_PREFIX + "_sigma"])
+        state.metrics["sigma"] = self._sigma * float(state.memory[_PREFIX + "_sigma"])
         state.metrics["n_restarts"] = int(state.memory["n_restarts"])
         return as_like("x", x, state.x, x.shape)
 
     def _start(self, state: SolverState) -> None:
         origin = np.array(to_numpy(state.x), dtype=np.float64)
-        if np.max(np.abs(origin)) / self.sigma >= _LARGEST_COORDINATE:
+        if np.max(np.abs(origin)) / self._sigma >= _LARGEST_COORDINATE:
             raise InvalidValueError(f"x0 must be below 1e32 * sigma for cma, got {origin!r}")
         state.memory["origin"] = origin
         state.memory["n_restarts"] = 0
@@ -122,7 +128,7 @@ class CMA(Solver):
         memory = state.memory
         step = np.array(to_numpy(sampling.gaussian(state.rng, 1, state.x)[0]), dtype=np.float64)
         memory["n_restarts"] = int(memory["n_restarts"]) + 1
-        self._save(state, self._optimizer(memory["origin"] + self.sigma * step, n_samples))
+        self._save(state, self._optimizer(memory["origin"] + self._sigma * step, n_samples))
 
     def _optimizer(self, mean: np.ndarray, n_samples: int | None) -> Any:
         """Returns the package's optimizer in units of sigma, in which its tolerances are."""
@@ -133,7 +139,7 @@ class CMA(Solver):
             self.covariance == "auto" and dim <= _LARGEST_FULL_DIM
         )
         kind = cmaes.CMA if is_full or dim == 1 else cmaes.SepCMA
-        mean = np.clip(mean / self.sigma, -_LARGEST_COORDINATE, _LARGEST_COORDINATE)
+        mean = np.clip(mean / self._sigma, -_LARGEST_COORDINATE, _LARGEST_COORDINATE)
         return kind(mean=mean, sigma=1.0, population_size=n_samples)
 
     def _save(self, state: SolverState, optimizer: Any) -> None:

@@ -340,9 +340,10 @@ def _restart(state: SolverState, x: Array) -> Array:
     if state.lower is not None and state.upper is not None:
         # Clipped, it would most often lie in a corner: where it left the box it may be anywhere.
         width = state.upper - state.lower
-        anywhere = state.lower + width * sampling.uniform(state.rng, x.shape[0], x)
-        is_outside = (origin < state.lower) | (origin > state.upper)
-        origin = xp.where(is_outside & xp.isfinite(width), anywhere, origin)
+        leaves = ((origin < state.lower) | (origin > state.upper)) & xp.isfinite(width)
+        if bool(xp.any(leaves)):
+            anywhere = state.lower + width * sampling.uniform(state.rng, x.shape[0], x)
+            origin = xp.where(leaves, anywhere, origin)
     first_look.begin_look(state, _kept(state, origin), scales)
     return x
 

@@ -39,7 +39,7 @@ class GLD(Solver):
     Attributes:
         max_radius: R > 0. For "search" and "fast", about the distance to the optimum, if that is
             known. For "adaptive", the first radius, which then grows and shrinks as it must: any
-            value within a few orders of magnitude does.
+            value within a few orders of magnitude does. None: 1.
         min_radius: r in (0, R]. For "search", the least radius, about the wanted precision (None:
             1e-3, or R if that is less). For "adaptive", the radius at which the run has converged
             and restarts (None: 1e-9 R). Not used by "fast".
@@ -78,11 +78,12 @@ class GLD(Solver):
     name: ClassVar[str] = "gld"
     evaluates_iterate: ClassVar[bool] = True
     weighs_candidates: ClassVar[bool] = True
+    lengths: ClassVar[tuple[str, ...]] = ("max_radius", "min_radius")
 
     # The paper gives no numbers. For "search", of r = 1e-2..1e-5, 1e-3 is the best compromise
     # measured on the sphere function in 2, 10 and 50 dimensions at 100 to 250 evaluations per
     # dimension; the three directions differ by less than the seeds do.
-    max_radius: float = 1.0
+    max_radius: float | None = None
     min_radius: float | None = None
     schedule: str = "adaptive"
     condition_number: float = 4.0
@@ -97,12 +98,13 @@ class GLD(Solver):
     mirror: bool = True
 
     def __post_init__(self) -> None:
-        check_positive("max_radius", self.max_radius)
+        if self.max_radius is not None:
+            check_positive("max_radius", self.max_radius)
         if self.min_radius is not None and (
-            check_positive("min_radius", self.min_radius) > self.max_radius
+            check_positive("min_radius", self.min_radius) > self._max_radius
         ):
             raise InvalidValueError(
-                f"min_radius must be at most max_radius ({self.max_radius}), got {self.min_radius}"
+                f"min_radius must be at most max_radius ({self._max_radius}), got {self.min_radius}"
             )
         check_choice("schedule", self.schedule, SCHEDULES)
         check_at_least("condition_number", self.condition_number, 1)
@@ -119,6 +121,10 @@ class GLD(Solver):
     def adapts_steps(self) -> bool:
         return self.schedule == "adaptive"
 
+    @property
+    def _max_radius(self) -> float:
+        return 1.0 if self.max_radius is None else self.max_radius
+
     def radii(self, dim: int, n_steps: int = 0) -> list[float]:
         """Returns the radius of each candidate of step ``n_steps``, largest first.
 
@@ -130,16 +136,16 @@ class GLD(Solver):
         if self.schedule == "adaptive":
             raise InvalidValueError("schedule must be search or fast for radii, got 'adaptive'")
         if self.schedule == "search":
-            smallest = self.min_radius or min(1e-3, self.max_radius)
+            smallest = self.min_radius or min(1e-3, self._max_radius)
             # The tolerance keeps the last radius when R / r is a power of two up to rounding.
-            n_halvings = math.floor(math.log2(self.max_radius / smallest) + 1e-9)
-            return [math.ldexp(self.max_radius, -k) for k in range(n_halvings + 1)]  # Eq. 12
+            n_halvings = math.floor(math.log2(self._max_radius / smallest) + 1e-9)
+            return [math.ldexp(self._max_radius, -k) for k in range(n_halvings + 1)]  # Eq. 12
         Q = self.condition_number
         K = math.ceil(math.log2(4 * math.sqrt(Q)))
         H = max(
             1, math.ceil(dim * Q * math.log2(Q) * self.h_scale)
         )  # Q = 1 would give no steps at all
-        R = math.ldexp(self.max_radius, -(n_steps // H))
+        R = math.ldexp(self._max_radius, -(n_steps // H))
         return [math.ldexp(R, -k) for k in range(-K, K + 1)]
 
     def with_n_samples(self, n: int) -> Self:
@@ -159,7 +165,7 @@ class GLD(Solver):
         n = check_positive_int("n_samples", n)
         if self.schedule == "adaptive":
             return replace(self, n_directions=n)
-        return replace(self, min_radius=math.ldexp(self.max_radius, 1 - n))
+        return replace(self, min_radius=math.ldexp(self._max_radius, 1 - n))
 
     @cached_property
     def _adaptive(self) -> ComparisonDescent | None:
@@ -167,8 +173,8 @@ class GLD(Solver):
         if self.schedule != "adaptive":
             return None
         return ComparisonDescent(
-            max_radius=self.max_radius,
-            min_radius=self.min_radius or 1e-9 * self.max_radius,
+            max_radius=self._max_radius,
+            min_radius=self.min_radius or 1e-9 * self._max_radius,
             n_directions=self.n_directions,
             restart=self.restart,
             deterministic=self.deterministic,

@@ -64,6 +64,7 @@ class LIZO(Solver):
     """
 
     name: ClassVar[str] = "lizo"
+    lengths: ClassVar[tuple[str, ...]] = ("smoothing",)
 
     learning_rate: float | None = None
     smoothing: float | None = None

@@ -83,6 +83,7 @@ class MGS(Solver):
     uses_guide: ClassVar[bool] = True
     weighs_candidates: ClassVar[bool] = True
     annealed: ClassVar[tuple[str, ...]] = ("sigma",)
+    lengths: ClassVar[tuple[str, ...]] = ("sigma",)
 
     # The paper's form: σ, N and λ are those of the paper's released search script; the weighting is
     # measured (benchmarks/mgs_weightings.py).

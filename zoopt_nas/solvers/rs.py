@@ -73,6 +73,7 @@ class RS(Solver):
     """
 
     name: ClassVar[str] = "rs"
+    lengths: ClassVar[tuple[str, ...]] = ("smoothing",)
 
     learning_rate: float | None = None
     smoothing: float | None = None
