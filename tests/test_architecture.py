@@ -27,7 +27,8 @@ ORDER = [
     *("plots", "integrations.__init__", "integrations.scipy", "integrations.spares"),
     *("integrations.optuna",),
     *("integrations.nevergrad", "integrations.torch", "bbob", "bbob_plot"),
-    *("__init__", "testing"),
+    "__init__",
+    *("testing.cases", "testing.contract", "testing.robustness", "testing.__init__"),
     *(
         "nas.defaults",
         "nas.fields",

@@ -1,14 +1,6 @@
-"""The contract of a solver as a test class. Subclass it in your own tests and supply one fixture::
+"""What every solver promises, as a test class.
 
-    from zoopt_nas.testing import SolverConformance
-
-    class TestMySolver(SolverConformance):
-        @pytest.fixture
-        def solver(self):
-            return MySolver(step=0.1)
-
-Every test runs on NumPy and, where torch is installed, on torch, in float64 and float32. Needs
-``pip install 'zoopt-nas[test]'``.
+Every test runs on NumPy and, where torch is installed, on torch, in float64 and float32.
 """
 
 from __future__ import annotations
