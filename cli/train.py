@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,7 +63,7 @@ def train(
         typer.Option(
             help="Data set: a name, an .npz file or a folder of class folders.",
             rich_help_panel=WHAT,
-            show_default="that of the search, or digits",
+            show_default="that of RUN, or digits",
         ),
     ] = None,
     protocol: Annotated[
@@ -149,24 +149,28 @@ def train(
 
     if (source is None) == (resume is None):
         raise InvalidValueError("give either RUN_OR_GENOTYPE or --resume")
+    inherited = ""
     if resume is not None:
         resume_alone(ctx)
     else:
-        genotype, fields, parent, found_in = _find(str(source))
-        fields |= read_config_file(config, TrainConfig) | given(ctx, TrainConfig)
-        fields["genotype"] = str(genotype)
+        own = read_config_file(config, TrainConfig) | given(ctx, TrainConfig)
+        genotype, taken, parent, found_in = _find(str(source), own.get("dataset"))
+        chosen = {**taken, **own, "genotype": str(genotype)}
         resolved = TrainConfig.for_dataset(
-            **{"dataset": "digits", **fields}, protocol=protocol, space=space or found_in
+            **{"dataset": "digits", **chosen}, protocol=protocol, space=space or found_in
         )
         seeded = f"seed{resolved.seed}"
         if parent is not None:
             run_dir = run_dir or parent / f"train-{dated(seeded)}"
+            inherited = _in_words(parent, resolved, taken, own)
         else:
             run_dir = run_dir or Path("runs") / dated("train", resolved.dataset, seeded)
 
     processes = _processes()
     if processes.rank > 0:  # process 0 speaks for all
         console.be_silent()
+    if inherited and not json:
+        console.say(inherited)
     resume_with = f"zoopt-nas train --resume {shlex.quote(str(resume or run_dir))}"
     with console.watched(quiet=json, resume_with=resume_with) as observer:
         if resume is not None:
@@ -215,16 +219,30 @@ def _processes() -> Any:
     return nas.Processes(rank, n, local_rank, f"tcp://{host}:{port}")
 
 
-def _find(source: str) -> tuple[Any, dict[str, Any], Path | None, str | None]:
+def _find(source: str, dataset: str | None) -> tuple[Any, dict[str, Any], Path | None, str | None]:
     """What ``source`` names: a genotype, the settings with it, its run folder, and its space."""
     from zoopt_nas import nas
-    from zoopt_nas.nas.analyses.series import FROM_SEARCH
+    from zoopt_nas.nas.analyses.series import settings_from
 
     if not os.path.isdir(source):  # Path.is_dir refuses texts as long as a genotype's
         return nas.Genotype.load(source), {}, None, None
     folder = nas.RunFolder.open(source)
     cls = SearchConfig if folder.kind == SearchConfig.kind else TrainConfig
     config = folder.config(cls)
-    settings = {name: getattr(config, name) for name in FROM_SEARCH}
     space = config.space if isinstance(config, SearchConfig) else None
-    return folder.genotype(), settings, folder.path, space
+    return folder.genotype(), settings_from(config, dataset), folder.path, space
+
+
+def _in_words(run: Path, config: TrainConfig, taken: dict[str, Any], own: dict[str, Any]) -> str:
+    """A line on what is taken from a run: what is not a default there, and not set anew here."""
+    usual = {spec.name: spec.default for spec in fields(TrainConfig)}
+    parts = [
+        f"{name} {value}"
+        for name, value in taken.items()
+        if name not in own and (name in ("dataset", "seed") or value != usual[name])
+    ]
+    line = f"from {run}: {', '.join(['the genotype', *parts])}"
+    if "dataset" in taken:
+        return line
+    size = f"image_size {config.image_size}" if config.image_size else "images as they are"
+    return f"{line}; not from it, for {config.dataset}: seed {config.seed}, {size}"
