@@ -42,6 +42,7 @@ ORDER = [
         "nas.captured",
         "nas.chains",
         "nas.operations",
+        "nas.genotype_text",
         "nas.genotype",
         "nas.spaces",
         "nas.stacked",

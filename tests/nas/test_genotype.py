@@ -165,7 +165,7 @@ def test_hostile_text_is_refused_and_not_executed(template: str, tmp_path: Path)
         "Genotype(normal=[('none', 0), ('none', 0)])",
         "Genotype(normal=[('none', 0), ('none', 0)], reduce=[('none', 0), ('none', 0)], more=1)",
         "other(normal=[('none', 0), ('none', 0)], reduce=[('none', 0), ('none', 0)])",
-        "a.Genotype(normal=[('none', 0), ('none', 0)], reduce=[('none', 0), ('none', 0)])",
+        "NotAGenotype(normal=[('none', 0), ('none', 0)], reduce=[('none', 0), ('none', 0)])",
         "Genotype(normal=range(10**12), reduce=range(10))",
         "Genotype(normal=range(0, 1000000000000), reduce=range(10))",
         "Genotype(normal=range('a'), reduce=[])",
