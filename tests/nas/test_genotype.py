@@ -121,8 +121,8 @@ def test_load(tmp_path: Path):
     assert Genotype.load(tmp_path / "a.json") == genotype
     assert Genotype.load(str(tmp_path / "b.txt")) == genotype
     assert Genotype.load("DARTS_V1") is GENOTYPES["DARTS_V1"]
-    for name in ("c.txt", "d.bin"):
-        with pytest.raises(InvalidValueError):
+    for name, message in (("c.txt", "must read Genotype"), ("d.bin", r"file .*d\.bin is not text")):
+        with pytest.raises(InvalidValueError, match=message):
             Genotype.load(tmp_path / name)
     with pytest.raises(UnknownNameError, match="did you mean 'DARTS_V2'"):
         Genotype.load("DARTS_V3_")

@@ -82,7 +82,7 @@ def test_a_resume_with_another_setting_names_it_and_both_values(name, old, new, 
         name, old, new = "solver", r"\{.*'n_samples': 2\}", r"\{.*'n_samples': 3\}"
     old, new = (value.title() if value in ("true", "false") else value for value in (old, new))
     old, new = old.strip('"'), new.strip('"')
-    message = rf"config\.toml: {name} must stay {old} in a run that has begun, got {new}; set it"
+    message = rf"does not belong to its config\.toml: {name} must stay {old}, got {new}; set it"
     is_refused(lambda: resume_search(stopped), message)
 
 

@@ -160,6 +160,8 @@ class Genotype:
                 raise InvalidValueError(
                     f"genotype file {path} cannot be read: {error.strerror}"
                 ) from error
+            if "\ufffd" in text and not holds_genotype(text):
+                raise InvalidValueError(f"genotype file {path} is not text")
         return cls.from_string(text)
 
 

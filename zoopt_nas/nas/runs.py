@@ -259,8 +259,9 @@ class RunFolder:
             kept = getattr(before, name)
             if name not in MAY_CHANGE and value != kept:
                 raise RunError(
-                    f"{self.path / 'config.toml'}: {name} must stay {_shown(kept)} in a run that "
-                    f"has begun, got {_shown(value)}; set it back, or start a new run"
+                    f"the checkpoint in {self.path} does not belong to its config.toml: "
+                    f"{name} must stay {_shown(kept)}, got {_shown(value)}; "
+                    "set it back, or start a new run"
                 )
 
     def genotype(self) -> Genotype:
