@@ -63,7 +63,7 @@ def train(
         typer.Option(
             help="Data set: a name, an .npz file or a folder of class folders.",
             rich_help_panel=WHAT,
-            show_default="that of RUN, or digits",
+            show_default="that of the search, or digits",
         ),
     ] = None,
     protocol: Annotated[
