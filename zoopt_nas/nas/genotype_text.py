@@ -16,8 +16,13 @@ from zoopt_nas.errors import InvalidValueError
 # The order in which published code declares the fields, for genotypes without their names.
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 
-# ``Genotype(``, also of a module as in ``genotypes.Genotype(``; or a dict that begins with a field.
-_START = re.compile(r"(?<!\w)Genotype\s*\(|\{\s*(['\"])(?:normal|reduce)(?:_concat)?\1\s*:")
+# ``Genotype(``, also of a module as in ``genotypes.Genotype(``, unless a word of prose or a name
+# follows, as in ``class Genotype(NamedTuple)``; or a dict that begins with a field.
+_START = re.compile(
+    r"(?<!\w)Genotype\s*\((?!\s*(?!normal|reduce)\w+[\s,.)])"
+    r"|(?<!\w)dict\s*\(\s*(?:normal|reduce)"
+    r"|\{\s*(['\"])(?:normal|reduce)(?:_concat)?\1\s*:"
+)
 # What word processors and web pages put in place of quotes and spaces.
 _TYPEWRITTEN = str.maketrans({**dict.fromkeys("‘’“”", "'"), "\u00a0": " ", "\u200b": ""})
 _OPENING, _CLOSING = "([{", ")]}"
@@ -30,7 +35,7 @@ _UNREADABLE = (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, R
 
 def holds_genotype(text: str) -> bool:
     """Whether a genotype seems to begin somewhere in the text."""
-    return _START.search(text.translate(_TYPEWRITTEN)) is not None
+    return _START.search(_plain(text)) is not None
 
 
 def last_genotype(text: str) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def last_genotype(text: str) -> dict[str, Any]:
         InvalidValueError: there is none, the last one is not complete, or it holds something else
             than literals, ``range(a, b)``, sums of lists, and numbers and arrays of NumPy or torch.
     """
-    text = text.translate(_TYPEWRITTEN)
+    text = _plain(text)
     starts = [match.start() for match in _START.finditer(text)]
     rest = text[starts[-1] :] if starts else text
     try:
@@ -71,6 +76,11 @@ def shorten(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _plain(text: str) -> str:
+    """The text as a programmer would type it; a quote in a quoted text has a backslash."""
+    return text.translate(_TYPEWRITTEN).replace('\\"', '"').replace("\\'", "'")
+
+
 def _length(text: str) -> int:
     """How long the expression is with which a text begins: up to the bracket that closes it."""
     depth, quote = 0, ""
@@ -92,7 +102,7 @@ def _fields(node: ast.expr) -> dict[str, Any]:
     if isinstance(node, ast.Dict):
         keys = ["" if key is None else str(_value(key)) for key in node.keys]  # None: **other
         return dict(zip(keys, map(_value, node.values), strict=True))
-    if not isinstance(node, ast.Call) or _called(node) != "Genotype":
+    if not isinstance(node, ast.Call) or _called(node) not in ("Genotype", "dict"):
         raise ValueError("neither a call nor a dict")
     if len(node.args) == len(FIELDS) and not node.keywords:
         return dict(zip(FIELDS, map(_value, node.args), strict=True))
@@ -110,9 +120,14 @@ def _value(node: ast.expr) -> Any:
         if not (isinstance(left, list) and isinstance(right, list)):
             raise ValueError("a sum of something else than lists")
         return left + right
+    if isinstance(node, ast.Constant | ast.UnaryOp):
+        value = ast.literal_eval(node)
+        if isinstance(value, bool):
+            raise ValueError("neither a name nor a number")
+        return value
     if not isinstance(node, ast.Call):
-        return ast.literal_eval(node)
-    if _called(node) == "range":
+        raise ValueError("no literal")
+    if _called(node) in ("range", "arange"):
         numbers = range(*map(_value, node.args))
         if len(numbers) > _MAX_RANGE:
             raise ValueError("range too long")
