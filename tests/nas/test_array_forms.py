@@ -71,6 +71,8 @@ def test_fractions_are_rounded_to_the_nearest_level():
     images = np.zeros((6, 5, 5))
     images[0, 0] = (0.2, 0.4999 / 255, 0.5001 / 255, 0.9979, 1.0)
     assert read(images)[0][0, 0, :, 0].tolist() == [51, 0, 1, 254, 255]
+    images[0, 0, :2] = (-1e-7, 1 + 1e-7)  # as float32 rounds
+    assert read(images)[0][0, 0, :2, 0].tolist() == [0, 255]
 
 
 def test_many_floats_are_converted_in_parts_to_the_same_values():
@@ -135,6 +137,8 @@ def test_images_larger_than_their_channels_are_read_in_every_form(c, side, first
     ("images", "message"),
     [
         (PIXELS / 127.5 - 1, r"not from -1 to 1.*; undo the normalization; \(x \+ 1\) / 2"),
+        (PIXELS / 255 * 1.01, "not fractions from 0 to 1.01"),
+        (PIXELS / 255 - 0.01, "not from -0.01 to 0.99.*; undo the normalization"),
         (PIXELS / 2.0, "not fractions from 0 to 127.*round them to uint8, or divide by 255"),
         (PIXELS.astype(np.uint16) * 257, r"not from 0 to 65.*; scale them; x // 257"),
         (PIXELS.astype(np.int16) - 9, "not from -9"),
@@ -185,7 +189,8 @@ def test_one_hot_labels(dtype):
         (np.eye(3)[[0, 1, 2, 0, 1]], "must be 6 whole numbers"),
         (np.array(1), "must be 6 whole numbers"),
         (np.array([]), "must be 6 whole numbers"),
-        (LABELS.reshape(6, 1, 1), "must be 6 whole numbers"),
+        (LABELS.reshape(6, 1, 1), r"must be 6 whole numbers.*; use \.ravel\(\)"),
+        (LABELS[None], r"must be 6 whole numbers.*\(1, 6\); use \.ravel\(\)"),
     ],
 )
 def test_labels_that_are_refused_say_what_to_do(labels, message):

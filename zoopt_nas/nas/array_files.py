@@ -27,6 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 MAX_CHANNELS = 4  # of an ordinary image: grey or colour, with or without alpha
+_ROUNDING = 1e-6  # by which fractions may leave 0..1: float32 does so where images were resized
 _AT_ONCE = 1024  # images that are converted together, so that no float copy of all is made
 # Names of images and labels: Keras, scikit-learn, MedMNIST.
 _NAMES = (("x_{}", "y_{}"), ("X_{}", "y_{}"), ("{}_images", "{}_labels"))
@@ -112,11 +113,11 @@ def _as_pixels(images: _Field) -> Pixels:
     if not np.isfinite([low, high]).all():
         images.refuse("must have finite pixels", "replace NaN and infinity")
     span = f"from {low:.8g} to {high:.8g}"
+    if kind == "f" and low >= -_ROUNDING and high <= 1 + _ROUNDING:
+        return _by_parts(array, 255.0)
     if low < 0:
         fix = "undo the normalization; (x + 1) / 2 brings -1..1 to 0..1"
         images.refuse(f"{rule}, not {span}", fix)
-    if kind == "f" and high <= 1:
-        return _by_parts(array, 255.0)
     if high > 255:
         images.refuse(f"{rule}, not {span}", "scale them; x // 257 brings 16 bits to 8")
     if kind == "f" and not all((part == np.rint(part)).all() for part in _parts(array)):
@@ -159,7 +160,9 @@ def _as_labels(labels: _Field, n_images: int, n_classes: int | None) -> Labels:
 def _label_fix(array: npt.NDArray[Any]) -> str:
     if array.dtype.kind in "USO":
         return "number the classes, as numpy.unique(y, return_inverse=True)[1] does"
-    return "convert them with .astype(int)" if array.dtype.kind == "f" else ""
+    if array.dtype.kind == "f":
+        return "convert them with .astype(int)"
+    return "use .ravel()" if array.ndim > 1 and array.size == max(array.shape) else ""
 
 
 def _from_one_hot(labels: _Field) -> npt.NDArray[Any]:
