@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.paper_size import reductions
 
@@ -149,7 +149,7 @@ def train(
 
     if (source is None) == (resume is None):
         raise InvalidValueError("give either RUN_OR_GENOTYPE or --resume")
-    inherited = ""
+    inherited, searched = "", None
     if resume is not None:
         resume_alone(ctx)
     else:
@@ -163,6 +163,7 @@ def train(
         if parent is not None:
             run_dir = run_dir or parent / f"train-{dated(seeded)}"
             inherited = _in_words(parent, resolved, taken, own)
+            searched = parent if "dataset" in taken else None
         else:
             run_dir = run_dir or Path("runs") / dated("train", resolved.dataset, seeded)
 
@@ -182,10 +183,15 @@ def train(
     if processes.rank > 0:
         return
 
-    reduced = reductions(nas.RunFolder.open(str(resume or run_dir)).config(TrainConfig))
+    folder = nas.RunFolder.open(str(resume or run_dir))
+    reduced = reductions(folder.config(TrainConfig))
     if json:
-        console.say_json({"run_dir": str(resume or run_dir), **asdict(result), "reduced": reduced})
-        return
+        console.say_json({"run_dir": str(folder.path), **asdict(result), "reduced": reduced})
+    else:
+        _say_result(result, reduced, _on_other_images(searched, folder), folder.path)
+
+
+def _say_result(result: Any, reduced: list[str], notice: str, path: Path) -> None:
     if result.selected_on_test_set:
         console.say(
             f"best test accuracy, of epoch {result.epoch + 1} and selected on the test set; "
@@ -197,7 +203,9 @@ def train(
         f"multiply-adds after {result.seconds:.0f} s"
     )
     console.say_reduced(reduced)
-    console.say(f"run folder: {resume or run_dir}")
+    if notice:
+        console.say(notice)
+    console.say(f"run folder: {path}")
 
 
 def _processes() -> Any:
@@ -246,3 +254,18 @@ def _in_words(run: Path, config: TrainConfig, taken: dict[str, Any], own: dict[s
         return line
     size = f"image_size {config.image_size}" if config.image_size else "images as they are"
     return f"{line}; not from it, for {config.dataset}: seed {config.seed}, {size}"
+
+
+def _on_other_images(run: Path | None, trained: Any) -> str:
+    """A line if the training images have changed since a run, empty if not or if it cannot say."""
+    from zoopt_nas import nas
+
+    if run is None:
+        return ""
+    try:
+        before, now = nas.RunFolder.open(run).data(), trained.data()
+    except RunError:
+        return ""
+    if before.fingerprints.get("train") == now.fingerprints.get("train"):
+        return ""
+    return f"the training images or labels are not those of {run}: they have changed since"

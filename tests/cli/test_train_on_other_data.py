@@ -37,6 +37,22 @@ def test_on_the_same_data_everything_is_taken_and_said(cli, npz, searched, tmp_p
     assert (config["image_size"], config["seed"]) == (12, 5)
 
 
+def test_images_that_have_changed_since_the_search_are_noticed(cli, npz, tmp_path):
+    path, run = tmp_path / "mine.npz", tmp_path / "run"
+    path.write_bytes(npz.read_bytes())
+    how = ("--algo", "random", "--dataset", path, *SIZE, "--device", "cpu", "--run-dir", run)
+    assert cli("search", *how).code == 0
+    notice = f"the training images or labels are not those of {run}: they have changed since"
+    trained = cli("train", run, *SMALL, "--run-dir", tmp_path / "same")
+    assert notice not in trained.out
+    arrays = dict(np.load(path))
+    arrays["y_train"] = arrays["y_train"][::-1]
+    np.savez(path, **arrays)
+    trained = cli("train", run, *SMALL, "--run-dir", tmp_path / "changed")
+    assert (trained.code, trained.err) == (0, "")
+    assert trained.out.splitlines()[-2:] == [notice, f"run folder: {tmp_path / 'changed'}"]
+
+
 def test_on_other_data_their_own_defaults_hold(cli, searched, tmp_path):
     rng = np.random.default_rng(0)
     other = tmp_path / "other.npz"
