@@ -15,7 +15,12 @@ from PIL import Image
 
 from zoopt_nas.errors import DataError
 from zoopt_nas.nas.data import load_dataset
-from zoopt_nas.nas.image_files import decode_image, image_mode, list_images
+from zoopt_nas.nas.image_files import (
+    decode_image,
+    files_fingerprint,
+    image_mode,
+    list_images,
+)
 
 # Values around the steps of both roundings: by the high byte 255 is 0, to the nearest it is 1.
 DEEP = np.array([[0, 128, 129, 255], [385, 386, 256 * 77 + 200, 65535]], np.uint16)
@@ -231,3 +236,18 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("zoopt_nas.nas.image_files.os.scandir", refuse)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
         list_images(tmp_path)
+
+
+def test_a_fingerprint_without_content_is_of_names_and_sizes(tmp_path):
+    def digest(name: str, content: bytes) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return files_fingerprint([path], with_content=False)
+
+    first = digest("cat/0.png", b"abc")
+    assert digest("cat/0.png", b"xyz") == first
+    assert len({first, digest("cat/0.png", b"abcd"), digest("cat/1.png", b"abc")}) == 3
+    assert digest("dog/0.png", b"abc") != first
+    with pytest.raises(DataError, match=r"gone\.png: cannot be read: No such file"):
+        files_fingerprint([tmp_path / "gone.png"], with_content=True)
