@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.paper_size import reductions
 
@@ -149,24 +149,29 @@ def train(
 
     if (source is None) == (resume is None):
         raise InvalidValueError("give either RUN_OR_GENOTYPE or --resume")
+    inherited, searched = "", None
     if resume is not None:
         resume_alone(ctx)
     else:
-        genotype, fields, parent, found_in = _find(str(source))
-        fields |= read_config_file(config, TrainConfig) | given(ctx, TrainConfig)
-        fields["genotype"] = str(genotype)
+        own = read_config_file(config, TrainConfig) | given(ctx, TrainConfig)
+        genotype, taken, parent, found_in = _find(str(source), own.get("dataset"))
+        chosen = {**taken, **own, "genotype": str(genotype)}
         resolved = TrainConfig.for_dataset(
-            **{"dataset": "digits", **fields}, protocol=protocol, space=space or found_in
+            **{"dataset": "digits", **chosen}, protocol=protocol, space=space or found_in
         )
         seeded = f"seed{resolved.seed}"
         if parent is not None:
             run_dir = run_dir or parent / f"train-{dated(seeded)}"
+            inherited = _in_words(parent, resolved, taken, own)
+            searched = parent if "dataset" in taken else None
         else:
             run_dir = run_dir or Path("runs") / dated("train", resolved.dataset, seeded)
 
     processes = _processes()
     if processes.rank > 0:  # process 0 speaks for all
         console.be_silent()
+    if inherited and not json:
+        console.say(inherited)
     resume_with = f"zoopt-nas train --resume {shlex.quote(str(resume or run_dir))}"
     with console.watched(quiet=json, resume_with=resume_with) as observer:
         if resume is not None:
@@ -178,10 +183,15 @@ def train(
     if processes.rank > 0:
         return
 
-    reduced = reductions(nas.RunFolder.open(str(resume or run_dir)).config(TrainConfig))
+    folder = nas.RunFolder.open(str(resume or run_dir))
+    reduced = reductions(folder.config(TrainConfig))
     if json:
-        console.say_json({"run_dir": str(resume or run_dir), **asdict(result), "reduced": reduced})
-        return
+        console.say_json({"run_dir": str(folder.path), **asdict(result), "reduced": reduced})
+    else:
+        _say_result(result, reduced, _on_other_images(searched, folder), folder.path)
+
+
+def _say_result(result: Any, reduced: list[str], notice: str, path: Path) -> None:
     if result.selected_on_test_set:
         console.say(
             f"best test accuracy, of epoch {result.epoch + 1} and selected on the test set; "
@@ -193,7 +203,9 @@ def train(
         f"multiply-adds after {result.seconds:.0f} s"
     )
     console.say_reduced(reduced)
-    console.say(f"run folder: {resume or run_dir}")
+    if notice:
+        console.say(notice)
+    console.say(f"run folder: {path}")
 
 
 def _processes() -> Any:
@@ -215,16 +227,45 @@ def _processes() -> Any:
     return nas.Processes(rank, n, local_rank, f"tcp://{host}:{port}")
 
 
-def _find(source: str) -> tuple[Any, dict[str, Any], Path | None, str | None]:
+def _find(source: str, dataset: str | None) -> tuple[Any, dict[str, Any], Path | None, str | None]:
     """What ``source`` names: a genotype, the settings with it, its run folder, and its space."""
     from zoopt_nas import nas
-    from zoopt_nas.nas.analyses.series import FROM_SEARCH
+    from zoopt_nas.nas.analyses.series import settings_from
 
     if not os.path.isdir(source):  # Path.is_dir refuses texts as long as a genotype's
         return nas.Genotype.load(source), {}, None, None
     folder = nas.RunFolder.open(source)
     cls = SearchConfig if folder.kind == SearchConfig.kind else TrainConfig
     config = folder.config(cls)
-    settings = {name: getattr(config, name) for name in FROM_SEARCH}
     space = config.space if isinstance(config, SearchConfig) else None
-    return folder.genotype(), settings, folder.path, space
+    return folder.genotype(), settings_from(config, dataset), folder.path, space
+
+
+def _in_words(run: Path, config: TrainConfig, taken: dict[str, Any], own: dict[str, Any]) -> str:
+    """A line on what is taken from a run: what is not a default there, and not set anew here."""
+    usual = {spec.name: spec.default for spec in fields(TrainConfig)}
+    parts = [
+        f"{name} {value}"
+        for name, value in taken.items()
+        if name not in own and (name in ("dataset", "seed") or value != usual[name])
+    ]
+    line = f"from {run}: {', '.join(['the genotype', *parts])}"
+    if "dataset" in taken:
+        return line
+    size = f"image_size {config.image_size}" if config.image_size else "images as they are"
+    return f"{line}; not from it, for {config.dataset}: seed {config.seed}, {size}"
+
+
+def _on_other_images(run: Path | None, trained: Any) -> str:
+    """A line if the training images have changed since a run, empty if not or if it cannot say."""
+    from zoopt_nas import nas
+
+    if run is None:
+        return ""
+    try:
+        before, now = nas.RunFolder.open(run).data(), trained.data()
+    except RunError:
+        return ""
+    if before.fingerprints.get("train") == now.fingerprints.get("train"):
+        return ""
+    return f"the training images or labels are not those of {run}: they have changed since"

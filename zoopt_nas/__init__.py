@@ -11,6 +11,7 @@ from zoopt_nas.checkpoint import load_state, save_state
 from zoopt_nas.errors import (
     DataError,
     InvalidValueError,
+    MissingDataError,
     MissingDependencyError,
     RunError,
     UnknownNameError,
@@ -46,6 +47,7 @@ __all__ = [
     "Box",
     "DataError",
     "InvalidValueError",
+    "MissingDataError",
     "MissingDependencyError",
     "NelderMead",
     "RunError",

@@ -37,6 +37,10 @@ class DataError(ZooptNasError):
     """A data file is missing, truncated or not in the expected form."""
 
 
+class MissingDataError(DataError):
+    """A data file is not there, or the file holds no such split. Nothing in it is damaged."""
+
+
 class RunError(ZooptNasError):
     """A run folder or a checkpoint cannot be used: missing, foreign, truncated or in the way."""
 

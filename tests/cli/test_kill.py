@@ -73,13 +73,14 @@ def resume(server, command: str, cwd: Path) -> None:
 # ------------------------------------------------------------------------ at every write
 
 
+FOLDER = 7  # writes that make the folder
 SHORT = ("--n-train", 32, "--batch-size", 16, "--epochs", 2, *TINY[2:], "--run-dir", "run")
 
 
 @pytest.mark.parametrize(
     ("arguments", "n_writes"),
     [
-        # The folder with its config; an epoch: two rows and the checkpoint; the genotype.
+        # The folder, with config and data; an epoch: two rows and the checkpoint; the genotype.
         (
             (
                 "search",
@@ -92,10 +93,10 @@ SHORT = ("--n-train", 32, "--batch-size", 16, "--epochs", 2, *TINY[2:], "--run-d
                 "--n-samples",
                 1,
             ),
-            5 + 2 * 4 + 2,
+            FOLDER + 2 * 4 + 2,
         ),
         # An epoch has one row; weights, genotype and result at the end.
-        (("train", "DARTS_V2", "--no-auxiliary"), 5 + 2 * 3 + 6),
+        (("train", "DARTS_V2", "--no-auxiliary"), FOLDER + 2 * 3 + 6),
     ],
 )
 def test_a_kill_before_any_write_of_a_run_changes_nothing_of_its_end(
@@ -109,8 +110,8 @@ def test_a_kill_before_any_write_of_a_run_changes_nothing_of_its_end(
         cwd = tmp_path / str(n)
         result = server.run(*arguments, cwd=cwd, at_write=[(n, signal.SIGKILL)])
         assert (result.code, result.err) == (-signal.SIGKILL, "")
-        assert (cwd / "run").exists() == (n > 5)  # before, there is nothing to resume
-        if n > 5:
+        assert (cwd / "run").exists() == (n > FOLDER)  # before, there is nothing to resume
+        if n > FOLDER:
             if n % 4 == 0:  # dies again, when it has cut away the rows of an unfinished epoch
                 server.run(arguments[0], "--resume", "run", cwd=cwd, at_write=[(4, signal.SIGKILL)])
             resume(server, arguments[0], cwd)
@@ -208,7 +209,7 @@ def test_a_process_of_the_installed_command_is_killed_and_goes_on(
 # ------------------------------------------------------------------------ SIGINT
 
 
-FIRST_ROW = 6  # the write after the five that make the folder
+FIRST_ROW = FOLDER + 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -55,7 +55,9 @@ def test_from_a_search_on_digits_to_pictures(cli, tmp_path, monkeypatch):
     trained = cli("train", "run", *TINY, "--run-dir", "run/train")
     assert (trained.code, trained.err) == (0, "")
     result = json.loads((tmp_path / "run" / "train" / "result.json").read_text())
-    assert trained.out.splitlines()[3:] == [
+    taken = "from run: the genotype, dataset digits, seed 3, device cpu"
+    assert trained.out.splitlines()[0] == taken
+    assert trained.out.splitlines()[4:] == [
         f"test accuracy {result['test_accuracy']:.2%} (loss {result['test_loss']:.4f}) "
         f"with {result['n_parameters']:,} parameters and "
         f"{result['n_multiply_adds'] / 1e6:.1f} M multiply-adds after {result['seconds']:.0f} s",

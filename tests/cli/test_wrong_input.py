@@ -161,7 +161,7 @@ def test_divergence_is_one_line_and_keeps_the_run(command, cli, npz, tmp_path):
     assert result.out == ""
     assert result.err.startswith("error: the training loss is not finite in epoch 1; start again")
     assert result.err.count("\n") == 1
-    assert [path.name for path in run.iterdir()] == ["config.toml"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.toml", "data.json"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "other run", "rows"])
@@ -175,7 +175,7 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(damage, cli, refused, npz,
     message = "checkpoint.pt is truncated or not a checkpoint"
     if damage == "other run":
         good = (tmp_path / "run1" / "checkpoint.pt").read_bytes()
-        message = "does not belong to its config.toml"
+        message = "does not belong to its config.toml: init_channels must stay 3, got 2; set"
     elif damage == "rows":
         (tmp_path / "run0" / "metrics.jsonl").unlink()
         message = "metrics.jsonl must have a row for each of the 1 epochs"
@@ -185,7 +185,7 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(damage, cli, refused, npz,
 
 def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(cli, npz, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    fsync, left = os.fsync, [2]  # config.toml and the first checkpoint fit
+    fsync, left = os.fsync, [3]  # config.toml, data.json and the first checkpoint fit
 
     def filling(descriptor):
         left[0] -= 1
@@ -197,8 +197,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(cli, npz, tmp_path
     arguments = ("--dataset", npz, *TINY, "--epochs", 3, "--algo", "darts1", "--run-dir", run)
     result = cli("search", *arguments)
     assert (result.code, result.err) == (1, "error: No space left on device\n")
-    names = ["architectures.jsonl", "checkpoint.pt", "config.toml", "metrics.jsonl"]
-    assert sorted(path.name for path in run.iterdir()) == names
+    names = {"architectures.jsonl", "checkpoint.pt", "config.toml", "data.json", "metrics.jsonl"}
+    assert {path.name for path in run.iterdir()} == names
     monkeypatch.setattr(os, "fsync", fsync)
     resumed = cli("search", "--resume", run)
     assert resumed.code == 0

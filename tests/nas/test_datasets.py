@@ -165,6 +165,17 @@ def test_wrong_content_of_a_cifar_file(tmp_path, content, message):
         load("cifar10", tmp_path)
 
 
+def test_a_damaged_test_file_is_found_when_asked_for_and_a_missing_one_is_none(tmp_path):
+    write_cifar10(tmp_path)
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    path.write_bytes(path.read_bytes()[:99])
+    load("cifar10", tmp_path, splits=("train",))
+    with pytest.raises(DataError, match="test_batch: not a usable pickle"):
+        load("cifar10", tmp_path, splits=("train",), check_test=True)
+    path.unlink()
+    assert load("cifar10", tmp_path, splits=("train",), check_test=True).test is None
+
+
 def test_a_missing_file_says_where_and_what_to_do(tmp_path):
     write_cifar10(tmp_path)
     (tmp_path / "cifar-10-batches-py" / "data_batch_4").unlink()

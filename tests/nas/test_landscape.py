@@ -16,6 +16,8 @@ from zoopt_nas.nas.analyses.landscape import Landscape, LandscapeSettings, Plane
 from zoopt_nas.nas.analyses.landscape_plot import draw_landscape
 from zoopt_nas.nas.analyses.landscape_run import compute_landscape, follow
 from zoopt_nas.nas.analyses.pinned import PinnedSearch
+from zoopt_nas.nas.data_record import DataRecord
+from zoopt_nas.nas.loop import load_run_dataset
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.updaters import AlphaUpdater
 
@@ -277,7 +279,9 @@ def test_another_landscape_is_not_mixed_in(run, tmp_path):
 
 
 def test_a_run_without_a_checkpoint(search_config, tmp_path):
-    RunFolder.create(tmp_path / "new", search_config("gld"))
+    config = search_config("gld")
+    record = DataRecord.of(load_run_dataset(config, ("train",)))
+    RunFolder.create(tmp_path / "new", config, record)
     with pytest.raises(RunError, match="new has no checkpoint yet, so there are no weights"):
         compute_landscape(tmp_path / "new", SMALL)
 

@@ -68,9 +68,9 @@ def test_own_npz_of_grey_images_resized(tmp_path):
     ("changes", "message"),
     [
         ({"y_test": None}, "the array y_test is missing"),
-        ({"x_train": np.zeros((6, 16, 16, 3))}, "x_train must be uint8 .*got float64"),
-        ({"x_train": np.zeros((6, 16), np.uint8)}, "x_train must be uint8 of shape"),
-        ({"x_train": np.zeros((0, 16, 16), np.uint8)}, "x_train must be uint8 of shape"),
+        ({"x_train": np.full((6, 16, 16, 3), 0.5 + 1j)}, "x_train must be whole .*got complex128"),
+        ({"x_train": np.zeros((6, 16), np.uint8)}, r"x_train must be \(n, h, w\).*; reshape rows"),
+        ({"x_train": np.zeros((0, 16, 16), np.uint8)}, "x_train must be .*none of them zero"),
         ({"y_train": np.zeros(5, int)}, "y_train must be 6 whole numbers"),
         ({"y_train": np.zeros(6)}, "y_train must be 6 whole numbers.*float64"),
         ({"y_train": np.array([0, 1, -2, 0, 1, 2])}, "y_train must lie in .*got -2"),
@@ -194,9 +194,11 @@ def test_broken_own_folders(tmp_path):
         (root / "b" / "1.png").write_bytes(content)
         with pytest.raises(DataError, match=r"b/1\.png: cannot be read as an image"):
             load(root, tmp_path)
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(root / "b" / "1.png")
-    with pytest.raises(DataError, match="must have 8 bits per channel"):
-        load(root, tmp_path)
+    (root / "b" / "1.png").unlink()
+    for values, mode in ((np.zeros((8, 8), np.float32), "F"), (np.zeros((8, 8), np.int32), "I")):
+        Image.fromarray(values).save(root / "b" / "1.tif")
+        with pytest.raises(DataError, match=f"must have 8 or 16 bits .* PIL mode is {mode}"):
+            load(root, tmp_path)
 
 
 def test_names_that_are_nothing(tmp_path):

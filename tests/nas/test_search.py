@@ -308,7 +308,7 @@ def test_a_finished_search_gives_its_result_again(search_config, tmp_path, witho
     first = run_search(search_config(), run_dir=tmp_path / "run")
     files = {path.name: path.read_bytes() for path in first.run_dir.iterdir()}
     assert set(files) == {
-        *("config.toml", "metrics.jsonl", "architectures.jsonl"),
+        *("config.toml", "data.json", "metrics.jsonl", "architectures.jsonl"),
         *("genotype.json", "checkpoint.pt"),
     }
     again = resume_search(tmp_path / "run")

@@ -9,10 +9,10 @@ every device.
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,11 +22,13 @@ import torch
 from torch import Generator, Tensor
 
 from zoopt_nas._checks import check_positive_int
-from zoopt_nas.errors import DataError, InvalidValueError
+from zoopt_nas.errors import InvalidValueError, MissingDataError
+from zoopt_nas.nas.array_files import Pixels, Split, arrays_fingerprint, channel_statistics
 from zoopt_nas.nas.augmentation import WHOLE, Augmentation, Share, Transform
 from zoopt_nas.nas.capacity import free_memory
-from zoopt_nas.nas.datasets import DATASETS, DatasetSpec, Loaded, user_spec
-from zoopt_nas.nas.image_files import Pixels, decode_image, resize_pixels
+from zoopt_nas.nas.datasets import DatasetSpec, Loaded
+from zoopt_nas.nas.image_files import decode_image, files_fingerprint, resize_pixels
+from zoopt_nas.nas.own_data import find_spec
 
 # ImageNet's convention: the shorter side becomes 256 for crops of 224.
 _DECODED_PER_CROP = 256 / 224
@@ -125,7 +127,12 @@ class LazyImageSet(ImageSet):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A loaded dataset; ``test`` is None when only the training images were asked for."""
+    """A loaded dataset; ``test`` is None when only the training images were asked for.
+
+    ``fingerprints`` has a digest of each loaded split as it is stored, before ``n_train`` and
+    ``image_size``: of pixels and labels; of the bytes and names of the files of an image folder; of
+    the names and sizes of ImageNet's files.
+    """
 
     name: str
     n_classes: int
@@ -137,6 +144,7 @@ class Dataset:
     train: ImageSet
     test: ImageSet | None
     class_names: tuple[str, ...] | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def transform(self, augment: bool = True, cutout: int = 0) -> Transform:
         """Returns the transform of training batches, or of test batches (``augment=False``).
@@ -162,6 +170,7 @@ def load_dataset(
     splits: tuple[str, ...] = ("train", "test"),
     image_size: int | None = None,
     n_train: int | None = None,
+    check_test: bool = False,
 ) -> Dataset:
     """Loads a dataset of `DATASETS`, or a person's own ``.npz`` file or image folder.
 
@@ -173,6 +182,8 @@ def load_dataset(
         image_size: side in pixels that every image is resized to; None: the dataset's own.
         n_train: use this many training images only: the first of a permutation drawn with seed 0,
             so that a smaller subset is part of a larger one.
+        check_test: read the test images too, and forget them: what is wrong with them is known
+            before a search rather than after it. It is no error if there are none.
 
     Raises:
         UnknownNameError: no dataset has that name.
@@ -183,9 +194,11 @@ def load_dataset(
         raise InvalidValueError(f"splits must be ('train', 'test') or ('train',), got {splits!r}")
     if image_size is not None:
         check_positive_int("image_size", image_size)
-    spec = _find_spec(name_or_path, image_size)
+    spec = find_spec(name_or_path, image_size)
     size = image_size or spec.image_size
-    images, labels = spec.load(data_dir, "train", download)
+    loaded = spec.load(data_dir, "train", download)
+    fingerprints = {"train": _fingerprint(spec, "train", loaded)}
+    images, labels = loaded
     if n_train is not None:
         if check_positive_int("n_train", n_train) > len(labels):
             raise InvalidValueError(
@@ -197,7 +210,14 @@ def load_dataset(
     mean, std = spec.mean, spec.std
     if mean is None or std is None:
         mean, std = channel_statistics(cast(Pixels, images))
-    with_test = "test" in splits
+    test = None
+    if "test" in splits:
+        loaded = spec.load(data_dir, "test", download)
+        fingerprints["test"] = _fingerprint(spec, "test", loaded)
+        test = _image_set(loaded, size, device)
+    elif check_test:
+        with contextlib.suppress(MissingDataError):
+            spec.load(data_dir, "test", False)
     return Dataset(
         spec.name,
         spec.n_classes,
@@ -207,19 +227,19 @@ def load_dataset(
         std,
         _fit_augmentation(spec, size),
         train=_image_set((images, labels), size, device),
-        test=_image_set(spec.load(data_dir, "test", download), size, device) if with_test else None,
+        test=test,
         class_names=spec.class_names,
+        fingerprints=fingerprints,
     )
 
 
-def _find_spec(name_or_path: str, image_size: int | None) -> DatasetSpec:
-    path = Path(name_or_path).expanduser()
-    if name_or_path not in DATASETS:
-        if path.exists():
-            return user_spec(path, image_size)
-        if path.suffix or len(path.parts) > 1 or name_or_path.startswith(("~", ".", "/")):
-            raise DataError(f"dataset {name_or_path}: no such file or folder")
-    return DATASETS[name_or_path]
+def _fingerprint(spec: DatasetSpec, split: Split, loaded: Loaded) -> str:
+    images, labels = loaded
+    if spec.fingerprint is not None:
+        return spec.fingerprint(split)
+    if isinstance(images, tuple):
+        return files_fingerprint(images, with_content=False)  # reading them would take hours
+    return arrays_fingerprint(images, labels)
 
 
 def _fit_augmentation(spec: DatasetSpec, size: int) -> Augmentation:
@@ -244,20 +264,6 @@ def _image_set(loaded: Loaded, size: int, device: torch.device) -> ImageSet:
 def _stays_on_host(n_bytes: int, device: torch.device) -> bool:
     free = None if device.type == "cpu" else free_memory(device)
     return free is not None and n_bytes > MAX_SHARE_OF_DEVICE * free
-
-
-def channel_statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation per channel, for pixels in 0..1, of (n, h, w, c)."""
-    levels = np.arange(256) / 255
-    means, deviations = [], []
-    for channel in np.moveaxis(images, -1, 0):
-        # From the histogram: exact, and no float copy of the dataset.
-        share = np.bincount(channel.ravel(), minlength=256) / channel.size
-        mean = float(share @ levels)
-        deviation = math.sqrt(float(share @ (levels - mean) ** 2))
-        means.append(mean)
-        deviations.append(deviation or 1.0)  # a constant channel stays constant
-    return tuple(means), tuple(deviations)
 
 
 def split_indices(n: int, train_portion: float, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -1,38 +1,30 @@
 """The datasets: what each one is, and its files read into plain NumPy arrays.
 
-A dataset of the table below is one `DatasetSpec`; a person's own ``.npz`` file or image folder
-becomes one through `user_spec`. Nothing here knows about devices or batches: see ``data.py``.
+A dataset of the table below is one `DatasetSpec`; the user's own ``.npz`` file or image folder
+becomes one in ``own_data.py``. Nothing here knows about devices or batches: see ``data.py``.
 A file that is missing, broken or malicious ends in a `DataError`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoopt_nas.errors import DataError, MissingDependencyError
-from zoopt_nas.nas.augmentation import Augmentation
-from zoopt_nas.nas.image_files import (
-    DECODE_ERRORS,
+from zoopt_nas.errors import DataError, MissingDataError, MissingDependencyError
+from zoopt_nas.nas.array_files import (
     Labels,
     Pixels,
     Split,
     check_arrays,
-    decode_image,
-    image_mode,
-    list_images,
     one_line,
-    read_npz,
     read_pickle,
-    resize_pixels,
-    stratified_split,
 )
+from zoopt_nas.nas.augmentation import Augmentation
+from zoopt_nas.nas.image_files import DECODE_ERRORS, list_images, stratified_split
 from zoopt_nas.registry import Registry
 
 # Images are pixels (n, h, w, c), or image files where the pixels would not fit in memory.
@@ -49,6 +41,8 @@ class DatasetSpec:
         load: (data_dir, split, download) -> images and labels (n,) in 0..n_classes-1. The images
             are uint8 (n, h, w, c), or paths of image files to be decoded when they are needed.
         class_names: by label; None: the labels have no names, or none that are known here.
+        fingerprint: split -> a digest of its images and labels as they are stored. None: the digest
+            of what ``load`` returns, see `data.load_dataset`.
     """
 
     name: str
@@ -60,6 +54,7 @@ class DatasetSpec:
     augmentation: Augmentation
     load: Callable[[Path, Split, bool], Loaded]
     class_names: tuple[str, ...] | None = None
+    fingerprint: Callable[[Split], str] | None = None
 
 
 def _require(
@@ -76,7 +71,7 @@ def _require(
             raise DataError(f"{name}: the download failed: {one_line(error)}") from error
         missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise DataError(
+        raise MissingDataError(
             f"{name}: no file {missing[0].name} in {missing[0].parent}; "
             "say where the data is with --data-dir DIR, or fetch it with --download"
         )
@@ -187,7 +182,7 @@ def _load_imagenet(data_dir: Path, split: Split, download: bool) -> Loaded:
     """ILSVRC 2012 in class folders: ``imagenet/train`` and ``imagenet/val``, decoded later."""
     root = data_dir / "imagenet" / ("train" if split == "train" else "val")
     if not root.is_dir():
-        raise DataError(
+        raise MissingDataError(
             f"imagenet: no folder {root}; it cannot be downloaded from here, "
             "say where the folder imagenet is with --data-dir DIR"
         )
@@ -195,106 +190,6 @@ def _load_imagenet(data_dir: Path, split: Split, download: bool) -> Loaded:
     if len(classes) != 1000:
         raise DataError(f"{root}: must hold 1000 class folders, it holds {len(classes)}")
     return paths, labels
-
-
-# ------------------------------------------------------------------------ a person's own data
-
-
-class _Folder:
-    """A person's image folder: which file belongs to which split, and the pixels of a split."""
-
-    def __init__(self, root: Path, image_size: int | None) -> None:
-        self.root, self.image_size = root, image_size
-        self.split_folders = (root / "train").is_dir()
-        self.paths, self.labels, self.classes = list_images(
-            root / "train" if self.split_folders else root
-        )
-        self.mode = ""  # that of the training images, known once they are read
-
-    def _files(self, split: Split) -> tuple[Sequence[Path], Labels]:
-        if not self.split_folders:
-            counts = np.bincount(self.labels)
-            if counts.min() < 2:
-                raise DataError(
-                    f"{self.root / self.classes[int(counts.argmin())]}: a class needs two images, "
-                    "one to train and one to test, it has 1"
-                )
-            kept = stratified_split(self.labels)[0 if split == "train" else 1]
-            return [self.paths[i] for i in kept], self.labels[kept]
-        if split == "train":
-            return self.paths, self.labels
-        folder = next((self.root / x for x in ("test", "val") if (self.root / x).is_dir()), None)
-        if folder is None:
-            raise DataError(f"{self.root}: no folder test or val beside train")
-        paths, labels, classes = list_images(folder)
-        unknown = [name for name in classes if name not in self.classes]
-        if unknown:
-            raise DataError(f"{folder / unknown[0]}: this class has no folder in train")
-        return paths, np.array([self.classes.index(name) for name in classes])[labels]
-
-    def read(self, split: Split) -> tuple[Pixels, Labels]:
-        paths, labels = self._files(split)
-        mode = image_mode(paths, any_size=self.image_size is not None)
-        self.mode = self.mode or mode
-        decode = partial(decode_image, mode=self.mode, size=self.image_size)
-        with ThreadPoolExecutor() as pool:
-            images = np.stack(list(pool.map(decode, paths)))
-        return images, labels
-
-
-def user_spec(path: Path, image_size: int | None) -> DatasetSpec:
-    """Reads a person's own training images and describes them as a dataset.
-
-    A file is an ``.npz`` with uint8 ``x_train, x_test`` (n, h, w) or (n, h, w, c) and whole-number
-    ``y_train, y_test`` (n,); other arrays in it are ignored. A folder holds ``train/<class>/`` and
-    ``test/<class>/`` (or ``val``) with image files, or just ``<class>/``, of which a fixed
-    stratified fifth then is the test set. Classes are numbered in the order of their names.
-
-    Args:
-        image_size: side in pixels that every image gets; None: as stored, all alike and square.
-
-    Raises:
-        DataError: anything in it cannot be used.
-    """
-    read: Callable[[Split], tuple[Pixels, Labels]]
-    class_names = None
-    if path.is_dir():
-        folder = _Folder(path, image_size)
-        read, class_names = folder.read, tuple(folder.classes)
-    elif path.suffix == ".npz":
-        read = partial(read_npz, path)
-    else:
-        raise DataError(f"{path}: must be an .npz file or a folder of images")
-    images, labels = read("train")
-    n_classes = int(labels.max()) + 1
-    absent = np.setdiff1d(np.arange(n_classes), labels)
-    if n_classes < 2 or len(absent):
-        problem = f"class {absent[0]} has none" if len(absent) else "there is one class"
-        raise DataError(f"{path}: two or more classes 0..n-1 need training images; {problem}")
-    if image_size is not None:
-        images = resize_pixels(images, image_size)
-    _, height, width, channels = images.shape
-    if height != width:
-        raise DataError(
-            f"{path}: images must be square, got {width}x{height}; crop them with --image-size"
-        )
-
-    def load(data_dir: Path, split: Split, download: bool) -> Loaded:
-        if split == "train":
-            return images, labels
-        x, y = read("test")
-        x = x if image_size is None else resize_pixels(x, image_size)
-        if x.shape[1:] != images.shape[1:] or y.max() >= n_classes:
-            raise DataError(
-                f"{path}: test images must be {images.shape[1:]} (h, w, c) with labels below "
-                f"{n_classes}, as in training, got {x.shape[1:]} and labels up to {y.max()}"
-            )
-        return x, y
-
-    augmentation = Augmentation(crop_padding=height // 8, flip=True)
-    return DatasetSpec(
-        *(path.stem, n_classes, channels, height, None, None, augmentation, load, class_names)
-    )
 
 
 # ------------------------------------------------------------------------ the table

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas.genotype_text import (
+    FIELDS,
+    brief,
+    decode,
+    holds_genotype,
+    last_genotype,
+    shorten,
+)
 from zoopt_nas.nas.operations import OPERATIONS
 
 CELL_KINDS = ("normal", "reduce")
@@ -52,7 +58,7 @@ class Genotype:
             except (TypeError, ValueError) as error:
                 raise InvalidValueError(
                     f"{kind} must be pairs (operation, source) and {kind}_concat integers, "
-                    f"got {_brief(self.edges(kind))} and {_brief(self.concat(kind))}"
+                    f"got {brief(self.edges(kind))} and {brief(self.concat(kind))}"
                 ) from error
             object.__setattr__(self, kind, edges)
             object.__setattr__(self, f"{kind}_concat", concat)
@@ -76,7 +82,7 @@ class Genotype:
         """Plain lists and strings, as ``to_json`` writes them."""
         return {
             key: [list(item) if isinstance(item, tuple) else item for item in getattr(self, key)]
-            for key in ("normal", "normal_concat", "reduce", "reduce_concat")
+            for key in FIELDS
         }
 
     def to_json(self) -> str:
@@ -85,21 +91,20 @@ class Genotype:
 
     @classmethod
     def from_dict(cls, fields: object) -> Genotype:
-        """The inverse of ``to_dict``.
+        """The inverse of ``to_dict``. The edges of a cell may also be pairs of edges, one by node.
 
         Raises:
             InvalidValueError: not a mapping with the cells ``normal`` and ``reduce``.
         """
-        known = {"normal", "normal_concat", "reduce", "reduce_concat"}
-        if not isinstance(fields, dict) or not {"normal", "reduce"} <= set(fields) <= known:
+        if not isinstance(fields, dict) or not {"normal", "reduce"} <= set(fields) <= set(FIELDS):
             raise InvalidValueError(
-                f"genotype must have the fields normal and reduce, got {_brief(fields)}"
+                f"genotype must have the fields normal and reduce, got {brief(fields)}"
             )
         try:
-            return cls(**{key: tuple(map(_item, value)) for key, value in fields.items()})
+            return cls(**{key: tuple(map(_item, _flat(value))) for key, value in fields.items()})
         except TypeError as error:
             raise InvalidValueError(
-                f"genotype edges must be pairs (operation, source), got {_brief(fields)}"
+                f"genotype edges must be pairs (operation, source), got {brief(fields)}"
             ) from error
 
     @classmethod
@@ -124,58 +129,55 @@ class Genotype:
 
     @classmethod
     def from_string(cls, text: str) -> Genotype:
-        """Reads the published form, ``Genotype(normal=[('skip_connect', 0), ...], ...)``.
+        """Reads the last genotype in a text: as published, as a dict, or as JSON.
 
-        A name in front, as in ``DARTS_V2 = Genotype(...)``, is left out. Only literals and
-        ``range(a, b)`` are accepted; nothing is executed.
+        ``Genotype(normal=[('skip_connect', 0), ...], ...)`` may have anything before and after it,
+        such as a name, a module, or a whole log. Nothing is executed; see `genotype_text`.
 
         Raises:
-            InvalidValueError: the text has another form.
+            InvalidValueError: the text has no genotype, or the last one is of another form.
         """
-        try:
-            call = ast.parse(_ASSIGNED.sub("", text.strip()), mode="eval").body
-            if not _is_call(call, "Genotype") or call.args:
-                raise ValueError("not Genotype(...) with keywords")
-            fields = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-        except _UNREADABLE as error:
-            raise InvalidValueError(
-                "genotype must read Genotype(normal=[('op', source), ...], ...), "
-                f"got {_brief(text)}"
-            ) from error
-        return cls.from_dict(fields)
+        return cls.from_dict(last_genotype(text))
 
     @classmethod
     def load(cls, source: str | Path) -> Genotype:
-        """A genotype by known name, by its published string or JSON, or from a file of either.
+        """A genotype by known name, from a text as ``from_string`` takes it, or from such a file.
 
         Raises:
-            InvalidValueError: a file holds something else.
-            UnknownNameError: neither a known name, nor text of such a form, nor a file.
+            InvalidValueError: a text or file holds something else.
+            UnknownNameError: neither a known name, nor such a text, nor a file.
         """
         text = str(source)
-        if text in GENOTYPES:
-            return GENOTYPES[text]
-        if not _ASSIGNED.sub("", text.lstrip()).startswith(("Genotype(", "{")):
+        if text.strip() in GENOTYPES:
+            return GENOTYPES[text.strip()]
+        if not holds_genotype(text) and not text.lstrip().startswith("{"):
             path = Path(text)
             if not _is_file(path):
-                raise UnknownNameError("genotype", _shorten(text), GENOTYPES)
+                raise UnknownNameError("genotype", shorten(text), GENOTYPES)
             try:
-                text = path.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise InvalidValueError(f"genotype file {path} is not text") from error
-        return cls.from_json(text) if text.lstrip().startswith("{") else cls.from_string(text)
+                text = decode(path.read_bytes())
+            except OSError as error:
+                raise InvalidValueError(
+                    f"genotype file {path} cannot be read: {error.strerror}"
+                ) from error
+            if "\ufffd" in text and not holds_genotype(text):
+                raise InvalidValueError(f"genotype file {path} is not text")
+        return cls.from_string(text)
 
 
 def _item(item: Any) -> Any:
     return tuple(item) if isinstance(item, list) else item
 
 
-def _brief(value: object) -> str:
-    return _shorten(repr(value))
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+def _flat(items: Any) -> Any:
+    """The edges of a cell in one row, where they come as a pair of edges for each node."""
+    is_nested = isinstance(items, list | tuple) and all(
+        isinstance(node, list | tuple)
+        and len(node) == EDGES_PER_NODE
+        and all(isinstance(edge, list | tuple) for edge in node)
+        for node in items
+    )
+    return [edge for node in items for edge in node] if is_nested else items
 
 
 def _is_file(path: Path) -> bool:
@@ -183,25 +185,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # no file can have such a name
         return False
-
-
-_ASSIGNED = re.compile(r"^[A-Za-z_]\w*\s*=\s*(?=Genotype\()")
-# What parsing and evaluating a literal raise on hostile text.
-_UNREADABLE = (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError)
-_MAX_RANGE = 100  # a cell has a handful of nodes; a longer range would only fill the memory
-
-
-def _is_call(node: ast.expr, name: str) -> TypeGuard[ast.Call]:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
-
-
-def _literal(node: ast.expr) -> Any:
-    if _is_call(node, "range"):
-        numbers = range(*(ast.literal_eval(argument) for argument in node.args))
-        if len(numbers) > _MAX_RANGE:
-            raise ValueError("range too long")
-        return list(numbers)
-    return ast.literal_eval(node)
 
 
 def _check_cell(kind: str, edges: Sequence[Edge], concat: Sequence[int]) -> None:

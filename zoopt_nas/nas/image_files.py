@@ -1,31 +1,28 @@
-"""Files into NumPy arrays, safely: what cannot be used ends in a one-line `DataError`.
+"""Image files into pixels: which files count, how they are decoded, resized and told apart.
 
-No file read here can run code: images go through PIL, ``.npz`` files through NumPy without its
-pickles, and the CIFAR pickles through an unpickler that can build arrays and nothing else.
+Pixels have 8 bits. Images of 16 bits are scaled from 0..65535 to 0..255 and rounded, and every
+image is turned as its EXIF orientation says. Hidden files and folders are ignored.
 """
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import os
 import struct
-import tokenize
-import zipfile
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch.nn import functional
 
 from zoopt_nas.errors import DataError
-
-Split = Literal["train", "test"]
-Pixels = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
+from zoopt_nas.nas.array_files import Labels, Pixels, one_line
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -40,34 +37,24 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-
-def check_arrays(
-    images: Any, labels: Any, where: object, names: tuple[str, str], n_classes: int | None = None
-) -> tuple[Pixels, Labels]:
-    """Returns images (n, h, w, c) and labels (n,), or raises a `DataError` saying what is wrong."""
-    x_name, y_name = names
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
-        raise DataError(
-            f"{where}: {x_name} must be uint8 of shape (n, h, w) or (n, h, w, c), none of them "
-            f"zero, got {images.dtype} {images.shape}"
-        )
-    if labels.ndim == 2 and labels.shape[1] == 1:  # MATLAB and Keras write a column
-        labels = labels[:, 0]
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise DataError(
-            f"{where}: {y_name} must be {len(images)} whole numbers, one for each image, "
-            f"got {labels.dtype} {labels.shape}"
-        )
-    labels = labels.astype(np.int64)
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or (n_classes is not None and high >= n_classes):
-        last = "n_classes - 1" if n_classes is None else n_classes - 1
-        raise DataError(f"{where}: {y_name} must lie in 0..{last}, got {low if low < 0 else high}")
-    return images, labels
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS_PER_SAMPLE = 258  # the TIFF tag
+# PIL reads colours of 16 bits by their high bytes. Read in the other order of bytes, the same file
+# gives the low ones.
+_NOT_NATIVE = "16B" if sys.byteorder == "little" else "16L"
+_SWAPPED = {
+    f"{mode};{order}": f"{mode};{swapped}"
+    for mode in ("RGB", "RGBA")
+    for order, swapped in (("16B", "16L"), ("16L", "16B"), ("16N", _NOT_NATIVE))
+}
 
 
 def resize_pixels(images: Pixels, size: int) -> Pixels:
@@ -84,7 +71,7 @@ def resize_pixels(images: Pixels, size: int) -> Pixels:
 
 
 def decode_image(path: Path, mode: str, size: int | None) -> Pixels:
-    """Returns the pixels (h, w, c) of one image file.
+    """Returns the pixels (h, w, c) of one image file, upright as its EXIF orientation says.
 
     Args:
         mode: PIL's name of the pixel format: "L" (c = 1) or "RGB" (c = 3).
@@ -95,13 +82,106 @@ def decode_image(path: Path, mode: str, size: int | None) -> Pixels:
     """
     try:
         with Image.open(path) as image:
-            pixels = image.convert(mode)
+            pixels = _eight_bits(image, path)
+            turn = _TURNED.get(_orientation(image))
+            pixels = pixels if turn is None else pixels.transpose(turn)
+            pixels = pixels.convert(mode)
             if size is not None:
                 pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
             array = np.asarray(pixels, dtype=np.uint8)
     except DECODE_ERRORS as error:
         raise DataError(f"{path}: cannot be read as an image: {one_line(error)}") from error
     return array[..., None] if array.ndim == 2 else array
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except (*DECODE_ERRORS, LookupError, TypeError, ArithmeticError):
+        return None  # the pixels of an image with damaged notes are as good as any
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """The image with 8 bits for each channel; it must not be loaded yet."""
+    raw = _raw_mode(image)  # PIL forgets it when it loads the pixels
+    bits = np.ravel(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 8))
+    image.load()
+    if image.mode.startswith("I"):
+        return Image.fromarray(_scaled(np.asarray(image)))
+    if not (raw.endswith(("16L", "16B", "16N")) or 16 in bits):
+        return image
+    with Image.open(path) as again:
+        if raw == "LA;16B" and image.mode == "RGBA":
+            # Grey and alpha of 16 bits take the four bytes of a pixel with four channels.
+            pair = _with_raw_mode(again, "RGBA")
+            return Image.fromarray(_scaled(pair[..., 0] * 256 + pair[..., 1]))
+        if raw not in _SWAPPED:
+            raise DataError(f"{path}: its 16 bits per channel cannot be read; save it with 8")
+        high = np.asarray(image, dtype=np.uint16)
+        return Image.fromarray(_scaled(high * 256 + _with_raw_mode(again, _SWAPPED[raw])))
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """PIL's name of the form in which the pixels are stored; empty if it has none."""
+    tiles: Sequence[Any] = getattr(image, "tile", ())
+    if not tiles:
+        return ""
+    args = tiles[0][3]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _with_raw_mode(image: Image.Image, raw: str) -> npt.NDArray[np.uint16]:
+    """The pixels of an image that is not loaded yet, read as if they were stored in that form."""
+    tiles: Any = image.tile  # type: ignore[attr-defined]
+    image.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+        for tile in tiles
+    ]
+    return np.asarray(image, dtype=np.uint16)
+
+
+def _scaled(values: npt.NDArray[Any]) -> Pixels:
+    """0..65535 to 0..255, to the nearest: 255 / 65535 = 1 / 257, which has no ties."""
+    return ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
+
+
+def image_mode(paths: Sequence[Path], *, any_size: bool) -> str:
+    """Returns "L" if every file is grey, else "RGB". It reads no pixels.
+
+    Args:
+        any_size: whether the images may differ in size. If not, they are compared as far as that
+            is known before they are turned upright.
+
+    Raises:
+        DataError: a file is no image, its values have no known range, or sizes differ.
+    """
+    grey = True
+    first: tuple[int, int] | None = None
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                size, mode, form = image.size, image.mode, image.format
+        except DECODE_ERRORS as error:
+            raise DataError(f"{path}: cannot be read as an image: {one_line(error)}") from error
+        # PIL's I has 32 bits, of which PNG and PPM use 16.
+        if mode == "F" or (mode == "I" and form not in ("PNG", "PPM")):
+            raise DataError(f"{path}: must have 8 or 16 bits per channel, its PIL mode is {mode}")
+        grey = grey and (mode in ("1", "L") or mode.startswith("I"))
+        first = first or size
+        if not any_size and size != first[::-1]:
+            check_same_size(paths[0], first, path, size)
+    return "L" if grey else "RGB"
+
+
+def check_same_size(
+    first: Path, first_size: tuple[int, ...], other: Path, other_size: tuple[int, ...]
+) -> None:
+    """Refuses two images of different sizes (width, height)."""
+    if other_size != first_size:
+        raise DataError(
+            f"images differ in size: {first} is {first_size[0]}x{first_size[1]}, {other} is "
+            f"{other_size[0]}x{other_size[1]}; give them one size with --image-size"
+        )
 
 
 def stratified_split(labels: Labels) -> tuple[Labels, Labels]:
@@ -116,24 +196,29 @@ def stratified_split(labels: Labels) -> tuple[Labels, Labels]:
     return np.sort(order[~is_test]), np.sort(order[is_test])
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the message of an error raised elsewhere, fit to be part of ours."""
-    return " ".join(str(error).split()) or type(error).__name__
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: systems and editors leave such ones behind.
+
+    ``._cat.png``, ``.DS_Store``, ``.ipynb_checkpoints``, ``__MACOSX``.
+    """
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def list_images(root: Path) -> tuple[tuple[Path, ...], Labels, list[str]]:
     """Returns the image files of ``root/<class>/``, their labels, the class names in order."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; it should hold one folder of images per class")
-    folders = sorted(
-        entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    folders = [root / name for name, is_folder in _entries(root) if is_folder]
     if not folders:
         raise DataError(f"{root}: must hold one folder of images per class, it holds no folder")
     paths: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        found = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        found = [
+            folder / name
+            for name, is_folder in _entries(folder)
+            if not is_folder and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
         if not found:
             raise DataError(f"{folder}: the class folder holds no image file (png, jpg, ...)")
         paths += found
@@ -141,95 +226,37 @@ def list_images(root: Path) -> tuple[tuple[Path, ...], Labels, list[str]]:
     return tuple(paths), np.array(labels, dtype=np.int64), [folder.name for folder in folders]
 
 
-def read_npz(path: Path, split: Split) -> tuple[Pixels, Labels]:
-    """Returns the checked arrays ``x_<split>, y_<split>`` of an ``.npz`` file."""
-    names = (f"x_{split}", f"y_{split}")
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    """The names in a folder, in order and without hidden ones, and whether each is a folder."""
     try:
-        # Opened here because NumPy leaves a broken file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            missing = [name for name in names if name not in content.files]
-            arrays = {} if missing else {name: content[name] for name in names}
-    except (
-        *(OSError, ValueError, EOFError, AttributeError, TypeError, NotImplementedError),
-        *(KeyError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, MemoryError),
-        tokenize.TokenError,  # NumPy parses an array's header as Python source
-    ) as error:
-        raise DataError(f"{path}: not a usable .npz file: {one_line(error)}") from error
-    if missing:
-        raise DataError(f"{path}: the array {missing[0]} is missing")
-    return check_arrays(arrays[names[0]], arrays[names[1]], path, names)
+        with os.scandir(folder) as entries:
+            return sorted(
+                (entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name)
+            )
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
-def image_mode(paths: Sequence[Path], any_size: bool) -> str:
-    """Returns "L" if every file is grey, else "RGB"; checks that they have one size."""
-    grey = True
-    first: tuple[Path, tuple[int, int]] | None = None
+def files_fingerprint(paths: Sequence[Path], *, with_content: bool) -> str:
+    """A digest of image files, the same wherever their folder is.
+
+    Args:
+        paths: of ``<class>/<file>``, in order.
+        with_content: whether every byte counts; otherwise names and sizes stand for the files.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
     for path in paths:
         try:
-            with Image.open(path) as image:
-                size, mode = image.size, image.mode
-        except DECODE_ERRORS as error:
-            raise DataError(f"{path}: cannot be read as an image: {one_line(error)}") from error
-        if mode.startswith(("I", "F")):
-            raise DataError(f"{path}: must have 8 bits per channel, its PIL mode is {mode}")
-        grey = grey and mode in ("1", "L")
-        first = first or (path, size)
-        if not any_size and size != first[1]:
-            raise DataError(
-                f"images differ in size: {first[0]} is {first[1][0]}x{first[1][1]}, {path} is "
-                f"{size[0]}x{size[1]}; give them one size with --image-size"
+            size = path.stat().st_size
+            digest.update(
+                f"{path.parent.name}/{path.name}\0{size}\0".encode(errors="surrogateescape")
             )
-    return "L" if grey else "RGB"
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Stands in for `codecs.encode`, which would look up whatever codec a file names."""
-    return text.encode("latin1")
-
-
-# A pickle names the functions it wants called; NumPy arrays need these and nothing else.
-_ARRAY_PARTS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode_latin1,  # how Python 3 writes bytes in Python 2's protocol
-    # Taken from arrays because NumPy 2 moved the private module that the files name.
-    **{
-        (f"numpy.{core}.{module}", function.__name__): function
-        for core in ("core", "_core")
-        for module, function in (
-            ("multiarray", np.empty(0).__reduce__()[0]),
-            ("numeric", np.empty(0).__reduce_ex__(5)[0]),
-        )
-        if callable(function)
-    },
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickled lists, dicts and NumPy arrays; refuses whatever could run code."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, encoding="latin1")  # the files were written by Python 2
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        try:
-            return _ARRAY_PARTS[module_name, global_name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for {module_name}.{global_name}, which no array needs"
-            ) from None
-
-
-def read_pickle(path: Path) -> dict[Any, Any]:
-    """Returns the dict that a pickle file holds; a file that asks for more than data is refused."""
-    try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file).load()
-    except (
-        *(pickle.UnpicklingError, EOFError, OSError, MemoryError, ImportError),
-        *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
-    ) as error:
-        raise DataError(f"{path}: not a usable pickle file: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: must hold a dict, got {type(content).__name__}")
-    return content
+            if with_content:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()

@@ -18,14 +18,25 @@ from torch import Tensor
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.config import RunConfig
 from zoopt_nas.nas.data import Dataset, load_dataset
+from zoopt_nas.nas.data_record import DataRecord
 from zoopt_nas.nas.memory import MemoryEstimate, check_fits, in_words, out_of_memory_in_one_line
 from zoopt_nas.nas.runs import ARCHITECTURES, DISCARDED, METRICS, RunFolder
 from zoopt_nas.nas.training import Meter, pick_device
 
 
-def load_run_dataset(config: RunConfig, splits: tuple[str, ...]) -> Dataset:
-    """The data set that a config names, on the device that it names; see ``load_dataset``."""
-    return load_dataset(
+def load_run_dataset(
+    config: RunConfig,
+    splits: tuple[str, ...],
+    record: DataRecord | None = None,
+    *,
+    check_test: bool = False,
+) -> Dataset:
+    """The data set that a config names, on the device that it names; see ``load_dataset``.
+
+    Args:
+        record: of a run that goes on: its statistics are used, and other data are refused.
+    """
+    dataset = load_dataset(
         config.dataset,
         data_dir=Path(config.data_dir),
         device=pick_device(config.device),
@@ -33,7 +44,9 @@ def load_run_dataset(config: RunConfig, splits: tuple[str, ...]) -> Dataset:
         splits=splits,
         image_size=config.image_size,
         n_train=config.n_train,
+        check_test=check_test,
     )
+    return dataset if record is None else record.restore(dataset, config.dataset)
 
 
 class Progress(NamedTuple):
@@ -265,6 +278,7 @@ class EpochLoop(ABC):
                     "elapsed": self._elapsed,
                     "meter": self._meter.state_dict(),
                     "own": self.own_state(),
+                    "config": self._config.to_toml(),
                 }
             )
 

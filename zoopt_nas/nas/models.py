@@ -8,7 +8,7 @@ import torch
 
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.data import Dataset
-from zoopt_nas.nas.datasets import DatasetSpec
+from zoopt_nas.nas.data_record import DataRecord
 from zoopt_nas.nas.execution import Execution
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.network import Network
@@ -40,7 +40,7 @@ def build_supernet(
 
 
 def build_network(
-    config: TrainConfig, dataset: Dataset | DatasetSpec, *, seed: int, device: torch.device
+    config: TrainConfig, dataset: Dataset | DataRecord, *, seed: int, device: torch.device
 ) -> Network:
     """The network of a retraining, with initial weights from ``seed``.
 

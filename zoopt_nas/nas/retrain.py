@@ -25,6 +25,7 @@ from zoopt_nas.nas.augmentation import Share
 from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import TrainConfig
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches
+from zoopt_nas.nas.data_record import DataRecord
 from zoopt_nas.nas.distributed import ALONE, Agreement, Processes
 from zoopt_nas.nas.execution import Execution, cpu_threads
 from zoopt_nas.nas.genotype import Genotype
@@ -304,7 +305,7 @@ def run_training(
     with _started(config, processes):
         training, dataset = _build(config, observer, processes)  # before the folder: see run_search
         if run_dir is not None:
-            processes.first(lambda: _create_folder(training, run_dir))
+            processes.first(lambda: _create_folder(training, dataset, run_dir))
         return _finish(training, dataset)
 
 
@@ -319,7 +320,7 @@ def resume_training(
     folder = RunFolder.open(run_dir)
     config = folder.config(TrainConfig)
     with _started(config, processes):
-        training, dataset = _build(config, observer, processes)
+        training, dataset = _build(config, observer, processes, folder.data())
         training.folder = folder
         training.resume()
         return _finish(training, dataset)
@@ -332,12 +333,15 @@ def _started(config: TrainConfig, processes: Processes) -> Iterator[None]:
         yield
 
 
-def _create_folder(training: Training, run_dir: str | Path) -> None:
-    training.folder = RunFolder.create(run_dir, training.config)
+def _create_folder(training: Training, dataset: Dataset, run_dir: str | Path) -> None:
+    training.folder = RunFolder.create(run_dir, training.config, DataRecord.of(dataset))
 
 
 def _build(
-    config: TrainConfig, observer: Observer | None, processes: Processes
+    config: TrainConfig,
+    observer: Observer | None,
+    processes: Processes,
+    record: DataRecord | None = None,
 ) -> tuple[Training, Dataset]:
     Genotype.load(config.genotype)  # a wrong one before the data set is read
     own = config  # what this process does of it
@@ -347,7 +351,7 @@ def _build(
             device=str(processes.device(pick_device(config.device))),
         )
     free = free_memory(pick_device(own.device))  # before what the estimate counts
-    dataset = processes.first_then_others(lambda: load_run_dataset(own, ("train", "test")))
+    dataset = processes.first_then_others(lambda: load_run_dataset(own, ("train", "test"), record))
     processes.share_of_batch(min(config.batch_size, len(dataset.train)))
     check_weights(own, dataset, free)
     training = Training(config, dataset, observer, processes)

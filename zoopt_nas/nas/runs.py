@@ -3,6 +3,7 @@
 ::
 
     run/config.toml           the resolved settings
+    run/data.json             shape, statistics and fingerprints of the data set
     run/metrics.jsonl         one row for each epoch
     run/architectures.jsonl   genotype and alpha of each epoch (a search)
     run/discarded.jsonl       rows of epochs that were run again (a search that went back)
@@ -34,10 +35,17 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 
 from zoopt_nas.errors import RunError, ZooptNasError
-from zoopt_nas.nas.config import RunConfig, TrainConfig
+from zoopt_nas.nas.config import RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.data_record import DataRecord
 from zoopt_nas.nas.genotype import Genotype
 
 CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
+# What may differ in the config of a run that is resumed: how it is executed, and where its data
+# are, which `DataRecord` compares. Every other setting would make another run of it.
+MAY_CHANGE = (
+    *("device", "threads", "amp", "compile", "channels_last", "native", "candidates_per_batch"),
+    *("dataset", "data_dir", "download"),
+)
 _TEMPORARY = "-temporary-"  # in the names of files that are not complete yet
 METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"
@@ -67,8 +75,15 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path, config: RunConfig) -> RunFolder:
+    def create(
+        cls, path: str | Path, config: RunConfig, data: DataRecord | None = None
+    ) -> RunFolder:
         """Makes the folder with its config in one step; an existing one is never touched.
+
+        Args:
+            path: the folder.
+            config: the settings.
+            data: of the data set; a run without it cannot be resumed or exported.
 
         Raises:
             RunError: something of that name exists, or the folder cannot be made.
@@ -86,6 +101,8 @@ class RunFolder:
         try:
             temporary.chmod(0o755)  # mkdtemp keeps others out
             cls(temporary).write("config.toml", text)
+            if data is not None:
+                cls(temporary).write("data.json", data.to_json() + "\n")
             temporary.rename(path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -131,6 +148,22 @@ class RunFolder:
             return cls.from_toml(self._read("config.toml"))
         except ZooptNasError as error:
             raise RunError(f"{self.path / 'config.toml'}: {error}") from error
+
+    def data(self) -> DataRecord:
+        """What the run keeps of its data set.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        path = self.path / "data.json"
+        if not path.is_file():
+            raise RunError(
+                f"{self.path} has no data.json, which says what its images are; start a new run"
+            )
+        try:
+            return DataRecord.from_json(self._read("data.json"))
+        except ZooptNasError as error:
+            raise RunError(f"{path}: {error}") from error
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file, whole or not at all."""
@@ -189,7 +222,8 @@ class RunFolder:
 
         Raises:
             RunError: the file is truncated, not a checkpoint, or holds more than tensors and plain
-                values (it is loaded without executing anything).
+                values (it is loaded without executing anything); or ``config.toml`` has another
+                setting than the run had, but for those that ``MAY_CHANGE``.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
@@ -204,7 +238,31 @@ class RunFolder:
             raise RunError(f"{path} is truncated or not a checkpoint of zoopt-nas") from error
         if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
             raise RunError(f"{path} is not a checkpoint of zoopt-nas, or of another version")
+        if "config" in state:
+            self._check_settings(state["config"])
         return state
+
+    def _check_settings(self, saved: object) -> None:
+        """Refuses a config that is not the one with which the checkpoint was written."""
+        classes: dict[str, type[RunConfig]] = {
+            SearchConfig.kind: SearchConfig,
+            TrainConfig.kind: TrainConfig,
+        }
+        now: RunConfig = self.config(classes.get(self.kind, RunConfig))
+        try:
+            before = type(now).from_toml(str(saved))
+        except ZooptNasError as error:
+            raise RunError(
+                f"the checkpoint in {self.path} does not belong to its config.toml"
+            ) from error
+        for name, value in vars(now).items():
+            kept = getattr(before, name)
+            if name not in MAY_CHANGE and value != kept:
+                raise RunError(
+                    f"the checkpoint in {self.path} does not belong to its config.toml: "
+                    f"{name} must stay {_shown(kept)}, got {_shown(value)}; "
+                    "set it back, or start a new run"
+                )
 
     def genotype(self) -> Genotype:
         """The found architecture, or that of the last epoch so far, or the one being trained.
@@ -250,3 +308,7 @@ class RunFolder:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)

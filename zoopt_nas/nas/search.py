@@ -16,6 +16,7 @@ from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_indices
+from zoopt_nas.nas.data_record import DataRecord
 from zoopt_nas.nas.execution import Execution, cpu_threads
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.hessian import dominant_eigenvalue
@@ -68,7 +69,7 @@ class Search(EpochLoop):
     ) -> None:
         device = pick_device(config.device)
         super().__init__(config, observer, device)
-        self.config = config
+        self.config, self.data = config, DataRecord.of(dataset)
         execution = Execution.from_config(config, device)
         method = METHODS[config.algo]
         seeds = seeds_for(config.seed, _SEEDED)
@@ -309,7 +310,7 @@ def run_search(
     with cpu_threads(config.threads):
         search = _build(config, observer)  # before the folder: a wrong one leaves nothing behind
         if run_dir is not None:
-            search.folder = RunFolder.create(run_dir, config)
+            search.folder = RunFolder.create(run_dir, config, search.data)
         return _finish(search)
 
 
@@ -321,17 +322,19 @@ def resume_search(run_dir: str | Path, *, observer: Observer | None = None) -> S
     folder = RunFolder.open(run_dir)
     config = folder.config(SearchConfig)
     with cpu_threads(config.threads):
-        search = _build(config, observer)
+        search = _build(config, observer, folder.data())
         search.folder = folder
         search.resume()
         return _finish(search)
 
 
-def _build(config: SearchConfig, observer: Observer | None) -> Search:
+def _build(
+    config: SearchConfig, observer: Observer | None, record: DataRecord | None = None
+) -> Search:
     for table, name in ((METHODS, config.algo), (SPACES, config.space)):
         table[name]  # a wrong name before the data set is read
     free = free_memory(pick_device(config.device))  # before what the estimate counts
-    dataset = load_run_dataset(config, ("train",))
+    dataset = load_run_dataset(config, ("train",), record, check_test=record is None)
     check_weights(config, dataset, free)
     search = Search(config, dataset, observer)
     search.check_memory(estimate_search(config, dataset), free)

@@ -33,7 +33,7 @@ class PinnedSearch(Search):
 
     def __init__(self, folder: RunFolder) -> None:
         config = folder.config(SearchConfig)
-        super().__init__(config, load_run_dataset(config, ("train",)))
+        super().__init__(config, load_run_dataset(config, ("train",), folder.data()))
         self.folder = folder
         if not self.load_checkpoint():
             raise RunError(f"{folder.path} has no checkpoint yet, so there are no weights")

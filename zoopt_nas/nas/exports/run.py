@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,13 +15,11 @@ from torch import Tensor
 from zoopt_nas.errors import ExportError, InvalidValueError, RunError
 from zoopt_nas.nas.augmentation import Transform
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.data import Dataset
-from zoopt_nas.nas.datasets import DATASETS, DatasetSpec
+from zoopt_nas.nas.data_record import DataRecord
 from zoopt_nas.nas.exports import standalone
 from zoopt_nas.nas.exports.formats import FORMATS
 from zoopt_nas.nas.exports.source import NetworkFacts
 from zoopt_nas.nas.genotype import CELL_KINDS, Genotype
-from zoopt_nas.nas.loop import load_run_dataset
 from zoopt_nas.nas.models import build_network
 from zoopt_nas.nas.network import Network
 from zoopt_nas.nas.runs import RunFolder
@@ -82,7 +80,6 @@ def export_network(
         RunError: there is no run, or no weights yet, or ``out`` cannot be written.
         InvalidValueError: the genotype has an operation that cannot be exported.
         MissingDependencyError: a package of the extra ``export`` is missing (ONNX only).
-        DataError: the mean and deviation of a data set of one's own cannot be computed again.
         ExportError: the exported network is not the trained one.
     """
     write = FORMATS[format]
@@ -90,7 +87,7 @@ def export_network(
     config, is_trained = _training_of(folder, format)
     genotype = Genotype.load(config.genotype)
     _check_operations(genotype)
-    images = _images_of(config)
+    images = folder.data()
     plain_config = config.replace(auxiliary=False)  # training alone has the head
     network = build_network(plain_config, images, seed=config.seed, device=_CPU).eval()
     epochs = _load_weights(network, folder) if is_trained else 0
@@ -127,15 +124,6 @@ def _check_operations(genotype: Genotype) -> None:
                 raise InvalidValueError(f"an operation to export must be of {known}, got {name}")
 
 
-def _images_of(config: TrainConfig) -> Dataset | DatasetSpec:
-    """What the images are; the data set is loaded only if its statistics are not known."""
-    if config.dataset in DATASETS:
-        spec = DATASETS[config.dataset]
-        if spec.mean is not None:
-            return replace(spec, image_size=config.image_size or spec.image_size)
-    return load_run_dataset(replace(config, device="cpu"), ("train",))
-
-
 def _load_weights(network: Network, folder: RunFolder) -> int:
     """Loads the weights that the run reports on so far; returns the epochs behind them."""
     state = folder.load_checkpoint(_CPU)
@@ -157,12 +145,10 @@ def _load_weights(network: Network, folder: RunFolder) -> int:
 def _facts(
     config: TrainConfig,
     genotype: Genotype,
-    images: Dataset | DatasetSpec,
+    images: DataRecord,
     epochs: int,
     include_normalization: bool,
 ) -> NetworkFacts:
-    assert images.mean is not None  # of a Dataset always, and of a spec that _images_of returns
-    assert images.std is not None
     stem = stem_for(images.image_size)
     plans = plan_cells(config.n_cells, config.init_channels, (1, 1), stem)
     return NetworkFacts(

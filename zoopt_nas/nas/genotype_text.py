@@ -1,0 +1,144 @@
+"""Genotypes in texts: found in whatever surrounds them, and read without running any of it.
+
+A text may be a published string, a dict, JSON, a line of a log or the whole log. Its last genotype
+counts, as that is the one with which a search has ended.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import re
+from typing import Any
+
+from zoopt_nas.errors import InvalidValueError
+
+# The order in which published code declares the fields, for genotypes without their names.
+FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
+
+# ``Genotype(``, also of a module as in ``genotypes.Genotype(``, unless a word of prose or a name
+# follows, as in ``class Genotype(NamedTuple)``; or a dict that begins with a field.
+_START = re.compile(
+    r"(?<!\w)Genotype\s*\((?!\s*(?!normal|reduce)\w+[\s,.)])"
+    r"|(?<!\w)dict\s*\(\s*(?:normal|reduce)"
+    r"|\{\s*(['\"])(?:normal|reduce)(?:_concat)?\1\s*:"
+)
+# What word processors and web pages put in place of quotes and spaces.
+_TYPEWRITTEN = str.maketrans({**dict.fromkeys("‘’“”", "'"), "\u00a0": " ", "\u200b": ""})
+_OPENING, _CLOSING = "([{", ")]}"
+# Calls that stand for their first argument, by the last part of the name: ``np.int64(0)``.
+_SAME = re.compile(r"(?:u?int\d*_?|intp|str_?|list|tuple|array|tensor)")
+_MAX_RANGE = 100  # a cell has a handful of nodes; a longer range would only fill the memory
+# What parsing and evaluating a literal raise on hostile text.
+_UNREADABLE = (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError)
+
+
+def holds_genotype(text: str) -> bool:
+    """Whether a genotype seems to begin somewhere in the text."""
+    return _START.search(_plain(text)) is not None
+
+
+def last_genotype(text: str) -> dict[str, Any]:
+    """The fields of the last genotype in a text, as nested lists of strings and numbers.
+
+    Raises:
+        InvalidValueError: there is none, the last one is not complete, or it holds something else
+            than literals, ``range(a, b)``, sums of lists, and numbers and arrays of NumPy or torch.
+    """
+    text = _plain(text)
+    starts = [match.start() for match in _START.finditer(text)]
+    rest = text[starts[-1] :] if starts else text
+    try:
+        return _fields(ast.parse(rest[: _length(rest)], mode="eval").body)
+    except _UNREADABLE as error:
+        raise InvalidValueError(
+            "genotype must read Genotype(normal=[('op', source), ...], ...), or be a dict with "
+            f"these fields, got {brief(rest.strip())}"
+        ) from error
+
+
+def decode(content: bytes) -> str:
+    """The text of a file, with or without a byte-order mark; bytes that are no text are replaced.
+
+    Only a genotype is read from it, which is ASCII.
+    """
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_wide else "utf-8-sig", errors="replace")
+
+
+def brief(value: object) -> str:
+    """The value as part of a one-line message."""
+    return shorten(repr(value))
+
+
+def shorten(text: str) -> str:
+    """The text, cut if it is long."""
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _plain(text: str) -> str:
+    """The text as a programmer would type it; a quote in a quoted text has a backslash."""
+    return text.translate(_TYPEWRITTEN).replace('\\"', '"').replace("\\'", "'")
+
+
+def _length(text: str) -> int:
+    """How long the expression is with which a text begins: up to the bracket that closes it."""
+    depth, quote = 0, ""
+    for i, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in _OPENING:
+            depth += 1
+        elif character in _CLOSING:
+            depth -= 1
+            if depth <= 0:
+                return i + 1
+    raise ValueError("a bracket is not closed")
+
+
+def _fields(node: ast.expr) -> dict[str, Any]:
+    if isinstance(node, ast.Dict):
+        keys = ["" if key is None else str(_value(key)) for key in node.keys]  # None: **other
+        return dict(zip(keys, map(_value, node.values), strict=True))
+    if not isinstance(node, ast.Call) or _called(node) not in ("Genotype", "dict"):
+        raise ValueError("neither a call nor a dict")
+    if len(node.args) == len(FIELDS) and not node.keywords:
+        return dict(zip(FIELDS, map(_value, node.args), strict=True))
+    if node.args:
+        raise ValueError("either all fields have a name or none")
+    return {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}
+
+
+def _value(node: ast.expr) -> Any:
+    """The value of a literal; nothing is called."""
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item) for item in node.elts]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        left, right = _value(node.left), _value(node.right)
+        if not (isinstance(left, list) and isinstance(right, list)):
+            raise ValueError("a sum of something else than lists")
+        return left + right
+    if isinstance(node, ast.Constant | ast.UnaryOp):
+        value = ast.literal_eval(node)
+        if isinstance(value, bool):
+            raise ValueError("neither a name nor a number")
+        return value
+    if not isinstance(node, ast.Call):
+        raise ValueError("no literal")
+    if _called(node) in ("range", "arange"):
+        numbers = range(*map(_value, node.args))
+        if len(numbers) > _MAX_RANGE:
+            raise ValueError("range too long")
+        return list(numbers)
+    if not _SAME.fullmatch(_called(node)) or not node.args:
+        raise ValueError("a call of something else")
+    return _value(node.args[0])  # a dtype or a device beside it does not matter
+
+
+def _called(node: ast.Call) -> str:
+    """The last part of the name of what is called, empty if that is no name."""
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr
+    return node.func.id if isinstance(node.func, ast.Name) else ""
