@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -64,6 +66,40 @@ def test_threads_are_set_inside_and_given_back():
     with pytest.raises(ZeroDivisionError), cpu_threads(2):
         _ = 1 / 0
     assert torch.get_num_threads() == 1
+
+
+def test_the_number_of_threads_is_that_of_the_calling_thread():
+    with ThreadPoolExecutor(1) as early:
+        assert early.submit(torch.get_num_threads).result() == 1
+        with cpu_threads(2), ThreadPoolExecutor(1) as late:
+            assert torch.get_num_threads() == 2
+            assert early.submit(torch.get_num_threads).result() == 1
+            assert late.submit(torch.get_num_threads).result() == 1  # it begins now
+    with ThreadPoolExecutor(1) as late:
+        assert late.submit(torch.get_num_threads).result() == 1
+
+
+def test_runs_that_overlap_give_back_the_number_that_was():
+    first, second = cpu_threads(2), cpu_threads(3)
+
+    def enter_and_leave(context, entered, leave):
+        with context:
+            entered.set()
+            leave.wait(60)
+            return torch.get_num_threads()
+
+    with ThreadPoolExecutor(2) as pool:
+        inside, leave = ([threading.Event(), threading.Event()] for _ in range(2))
+        runs = []
+        for context, entered, left in zip((first, second), inside, leave, strict=True):
+            runs.append(pool.submit(enter_and_leave, context, entered, left))
+            entered.wait(60)
+        for left in leave:  # the first to begin is the first to end
+            left.set()
+        assert [run.result(60) for run in runs] == [2, 3]
+        assert {pool.submit(torch.get_num_threads).result() for _ in range(4)} == {1}
+    with ThreadPoolExecutor(1) as late:
+        assert late.submit(torch.get_num_threads).result() == 1
 
 
 @pytest.mark.parametrize("kind", ["search", "training"])

@@ -165,7 +165,7 @@ class SearchConfig(RunConfig):
         image_size: side to which the user's own images are resized; None = as they are.
         n_train: use only so many training images; None = all.
         device: ``auto`` (CUDA, then MPS, then CPU) or a torch device.
-        threads: of a CPU; None = as many as torch takes.
+        threads: of a CPU, for the thread that the run is in; None = as many as torch takes.
         amp: precision of weight steps. ``bf16`` or ``off``, which is float32; ``auto`` = bf16 on
             a CUDA device that has it (ours: with float32's range it needs no loss scaling).
         compile: ``on`` = weight steps as a CUDA graph, or by ``torch.compile`` on other devices;

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -92,14 +94,33 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
+_CHANGING_THREADS = threading.Lock()
+
+
 @contextmanager
 def cpu_threads(n: int | None) -> Iterator[None]:
-    """Inside, torch computes with ``n`` threads; None leaves their number alone."""
-    before = torch.get_num_threads()
-    if n is not None:
+    """Inside, torch computes with ``n`` threads what the calling thread asks for.
+
+    Other threads of the process keep their number, and so do those that begin later. A build of
+    PyTorch without OpenMP has one number for all of them: there the last call counts.
+
+    Args:
+        n: None leaves their number alone.
+    """
+    if n is None:
+        yield
+        return
+    with _CHANGING_THREADS:
+        before = torch.get_num_threads()
         torch.set_num_threads(n)
+        # That is the number of this thread, and what later ones begin with. The latter is given
+        # back from another thread, for which the call sets both as well.
+        with ThreadPoolExecutor(1) as other:
+            other.submit(torch.set_num_threads, before).result()
+        if torch.get_num_threads() != n:  # one number for all
+            torch.set_num_threads(n)
     try:
         yield
     finally:
-        if n is not None:
+        with _CHANGING_THREADS:
             torch.set_num_threads(before)
