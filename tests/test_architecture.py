@@ -168,7 +168,7 @@ def test_habits_of_a_file(path):
     if name_of(path) != "cli.console":
         assert "print" not in names
         assert not any(name.startswith(("sys.stdout", "sys.stderr")) for name in names)
-    # No default random numbers: generators are passed in (seeded_init puts one in the place of torch's).
+    # No default random numbers: generators are passed in (seeded_init replaces torch's).
     assert not {"np.random.seed", "torch.manual_seed", "random.seed"} & names
     if name_of(path) != "cli.main":
         assert "sys.argv" not in text

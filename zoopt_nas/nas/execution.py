@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,7 +23,7 @@ class Execution:
 
     Attributes:
         device: where the steps run.
-        autocast: the type in which weight steps compute what bears it; None = that of the weights.
+        autocast: the type in which steps compute what bears it; None = that of the weights.
         compile: whether weight steps are recorded as a CUDA graph or, elsewhere, compiled.
         channels_last: whether activations are kept in that memory order.
         native: whether the package's own kernels compute what they can.
@@ -45,11 +45,20 @@ class Execution:
         """
         return cls(
             device,
-            autocast=torch.bfloat16 if _uses_bf16(config.amp, device) else None,
+            autocast=torch.bfloat16 if _uses_bf16("amp", config.amp, device) else None,
             compile=_is_on(config.compile, device.type == "cuda"),
             channels_last=_is_on(config.channels_last, device.type in ("cpu", "cuda")),
             native=_uses_native(config.native, device),
         )
+
+    def of_inner_steps(self, inner_amp: str) -> Execution:
+        """The same for steps by which candidates are compared, with a precision of their own.
+
+        Raises:
+            InvalidValueError: the device cannot compute in bf16.
+        """
+        uses_bf16 = _uses_bf16("inner_amp", inner_amp, self.device)
+        return replace(self, autocast=torch.bfloat16 if uses_bf16 else None)
 
     def precision(self) -> AbstractContextManager[object]:
         """The context of a forward pass. A backward pass follows the types of its forward pass."""
@@ -63,10 +72,10 @@ def _is_on(setting: str, automatic: bool) -> bool:
     return {"auto": automatic, "on": True, "off": False}[setting]
 
 
-def _uses_bf16(setting: str, device: torch.device) -> bool:
+def _uses_bf16(name: str, setting: str, device: torch.device) -> bool:
     is_cuda = device.type == "cuda"
     if setting == "bf16" and is_cuda and not torch.cuda.is_bf16_supported():
-        raise InvalidValueError(f"amp must be auto or off on {device}, which has no bf16, got bf16")
+        raise InvalidValueError(f"{name} must be off on {device}, which has no bf16, got bf16")
     if setting == "auto":  # what a device emulates is slower than float32
         return is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     return setting == "bf16"
