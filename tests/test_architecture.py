@@ -32,6 +32,7 @@ ORDER = [
         "nas.config",
         "nas.paper_size",
         "nas.capacity",
+        "nas.transfer",
         "nas.memory_order",
         "nas.separable",
         "nas.native.__init__",
