@@ -340,6 +340,7 @@ def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    phase = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    # 5, 3, 1; a list would have to be copied to the device.
+    phase = torch.arange(5.0, 0.0, -2.0, device=images.device).view(1, 3, 1, 1)
     k = torch.remainder(phase + sixths + 6 * turns, 6)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

@@ -91,7 +91,7 @@ class HostImageSet(ImageSet):
         """As `ImageSet.fetch`."""
         device = self.labels.device
         batch = staging((len(indices), *self.images.shape[1:]), device)
-        torch.index_select(self.images, 0, indices, out=batch)
+        torch.index_select(self.images, 0, indices.cpu(), out=batch)
         moved = self._moved(indices) if moved is None else moved
         return batch.to(device, non_blocking=True), self.labels.index_select(0, moved)
 

@@ -28,7 +28,7 @@ def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         tensors: of any shapes and types.
         device: where they go.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or not tensors:
         return [tensor.to(device, non_blocking=True) for tensor in tensors]
     ends = [0]
     for tensor in tensors:
