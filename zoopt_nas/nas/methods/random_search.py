@@ -39,8 +39,7 @@ class RandomArchitecture(AlphaUpdater):
                 f"got {', '.join(config.solver)}"
             )
         self._draws = torch.Generator().manual_seed(seed)
-        self._shape = alpha.shape
-        self._alpha = self._draw().to(alpha)
+        self._alpha = self._draw(alpha).to(alpha.device)
 
     @property
     def alpha(self) -> Tensor:
@@ -56,9 +55,9 @@ class RandomArchitecture(AlphaUpdater):
         self._alpha = state["alpha"].to(self._alpha.device)
         self._draws.set_state(state["draws"].cpu())
 
-    def _draw(self) -> Tensor:
+    def _draw(self, like: Tensor) -> Tensor:
         """A random alpha on the host, where architectures are made of it."""
-        return torch.randn(self._shape, generator=self._draws)
+        return torch.randn(like.shape, generator=self._draws).to(like.dtype)
 
 
 class WeightSharingSearch(RandomArchitecture):
@@ -72,11 +71,11 @@ class WeightSharingSearch(RandomArchitecture):
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:
-        return self._weights(supernet.space, self._draw())
+        return self._weights(supernet.space, self._draw(self._alpha))
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
         n = N_SAMPLES if end.is_last else N_SAMPLES_IN_BETWEEN
-        alphas = [self._draw() for _ in range(n)]
+        alphas = [self._draw(self._alpha) for _ in range(n)]
         for n_batches, n_left in ((1, N_FINALISTS), (N_FINAL_BATCHES, 1)):
             draws = [end.objective.draw() for _ in range(n_batches)]
             losses = torch.stack(
@@ -87,7 +86,7 @@ class WeightSharingSearch(RandomArchitecture):
             )
             ranks = torch.nan_to_num(losses, nan=torch.inf).argsort(stable=True)
             alphas = [alphas[k] for k in ranks[:n_left].tolist()]
-        self._alpha = alphas[0].to(self._alpha)
+        self._alpha = alphas[0].to(self._alpha.device)
         return Verdict()
 
     def _loss(self, objective: BilevelObjective, alpha: Tensor, draw: Any) -> Tensor:
@@ -95,8 +94,7 @@ class WeightSharingSearch(RandomArchitecture):
 
     def _weights(self, space: SearchSpace, alpha: Tensor) -> Tensor:
         """The architecture weights of an alpha of the host, beside those of the search."""
-        table = one_hot(space, alpha).to(self._alpha.dtype)
-        return to_device([table], self._alpha.device)[0]
+        return to_device([one_hot(space, alpha).to(alpha.dtype)], self._alpha.device)[0]
 
 
 def one_hot(space: SearchSpace, alpha: Tensor) -> Tensor:
