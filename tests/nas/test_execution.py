@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.execution import Execution, cpu_threads
+from zoopt_nas.nas.execution import Execution, cpu_threads, silenced
 from zoopt_nas.nas.loop import EpochLoop, load_run_dataset
 from zoopt_nas.nas.retrain import Training, run_training
 from zoopt_nas.nas.search import Search, run_search
@@ -156,6 +157,31 @@ def test_the_number_of_threads_is_that_of_the_calling_thread():
             assert late.submit(torch.get_num_threads).result() == 1  # it begins now
     with ThreadPoolExecutor(1) as late:
         assert late.submit(torch.get_num_threads).result() == 1
+
+
+def test_threads_that_silence_warnings_leave_the_filters_as_they_were():
+    before = list(warnings.filters)
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with silenced():
+            inside.set()
+            leave.wait(60)
+
+    def second() -> bool:
+        inside.wait(60)
+        with silenced(r"not a \w+"):
+            warnings.warn("not a fault", stacklevel=1)
+            return leave.is_set()  # the first has to end before
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(first), pool.submit(second)]
+        assert wait(runs, timeout=0.2).done == set()
+        leave.set()
+        assert [run.result(60) for run in runs] == [None, True]
+    assert list(warnings.filters) == before
+    with pytest.raises(UserWarning, match="a fault"), silenced("b fault"):
+        warnings.warn("a fault", stacklevel=1)
 
 
 def test_runs_that_overlap_give_back_the_number_that_was():

@@ -1,4 +1,7 @@
-"""How a run is executed: precision, compilation, memory order, threads. Not what it computes."""
+"""How a run is executed: precision, compilation, memory order, threads. Not what it computes.
+
+Runs in several threads share the process: what they change of it is changed here.
+"""
 
 from __future__ import annotations
 
@@ -101,6 +104,21 @@ def _uses_native(setting: str, device: torch.device) -> bool:
 @functools.cache  # the settings of a run are decided more than once
 def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
+
+
+_SILENCING = threading.RLock()
+
+
+@contextmanager
+def silenced(message: str = "") -> Iterator[None]:
+    """Inside, warnings are not shown whose text begins with ``message``, a regular expression.
+
+    One thread at a time: the filters belong to the process, and threads that changed them by turns
+    would leave them changed.
+    """
+    with _SILENCING, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message)
+        yield
 
 
 _CHANGING_THREADS = threading.Lock()
