@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from zoopt_nas import minimize
 from zoopt_nas.nas import data
 from zoopt_nas.nas.augmentation import Augmentation, Transform
 from zoopt_nas.nas.bilevel import BilevelObjective, Draw
@@ -384,12 +385,29 @@ def test_an_update_waits_as_often_as_is_said(name, device: Device):
     torch.testing.assert_close(points[CUDA], points[CPU], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("bounds", [None, [(-0.5, 1.0)] * 4], ids=["free", "bounds"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_function_of_the_device_is_minimized_as_one_of_the_cpu(name, bounds, device: Device):
+    """Long enough for restarts and changes of phase."""
+
+    def fun(x: Tensor) -> Tensor:
+        return ((x - 0.25) ** 2).sum() + x[0] * x[1]
+
+    found = {}
+    for where in (CPU, CUDA):
+        (x0,) = on(where, torch.linspace(-0.5, 0.75, 4, dtype=torch.float64))
+        found[where] = minimize(fun, x0, name, maxfev=200, rng=0, bounds=bounds)
+        assert found[where].x.device == where
+    torch.testing.assert_close(found[CUDA].x.cpu(), found[CPU].x, rtol=1e-6, atol=1e-8)
+    assert found[CUDA].nfev == found[CPU].nfev
+
+
 # --- Runs ----------------------------------------------------------------------------------------
 
 
-def search_of(algo: str, search_config: Any) -> Search:
+def search_of(algo: str, search_config: Any, **options: Any) -> Search:
     # PC-DARTS has four parts of the channels.
-    config = search_config(algo, space="small_s4", init_channels=4, **ON_A_GPU)
+    config = search_config(algo, space="small_s4", init_channels=4, **ON_A_GPU, **options)
     config = config.replace(epochs=2, warmup_epochs=1, inner_steps=2, cutout=2, batch_size=8)
     return Search(config, load_run_dataset(config, ("train",)))
 
@@ -404,7 +422,9 @@ def take_step(search: Search) -> None:
 @pytest.mark.parametrize("algo", [name for name in METHODS if METHODS[name].trains])
 def test_a_search_waits_in_no_step(algo, search_config, device: Device, monkeypatch):
     monkeypatch.setattr(random_search, "N_SAMPLES", 12)
-    search = search_of(algo, search_config)
+    # Solvers that compute on the host ask for many candidates: what fits them is tested by others.
+    options = {"inner": "first"} if algo in SOLVERS and algo not in ALLOWED else {}
+    search = search_of(algo, search_config, **options)
     device.forget()
     for epoch in (0, 1):  # a warm-up, and one with updates
         search.epoch, search.step = epoch, 0
@@ -431,12 +451,29 @@ def test_a_search_waits_in_no_step(algo, search_config, device: Device, monkeypa
     state = tree_map(
         lambda x: x.to(CUDA) if isinstance(x, Tensor) else x, copy.deepcopy(search.own_state())
     )
-    other = search_of(algo, search_config)
+    other = search_of(algo, search_config, **options)
     other.load_own_state(state)
     other.epoch, other.step = 1, 0
     other.begin_epoch()
     take_step(other)
     assert other.alpha.device == CUDA
+
+
+def test_fits_are_taken_over_and_the_eigenvalue_is_measured_on_the_device(
+    search_config, device: Device
+):
+    search = search_of("gld", search_config, reuse_fits=True, track_eigenvalue=True)
+    search.epoch = 1
+    search.begin_epoch()
+    device.forget()
+    for _ in range(4):
+        assert search.train_step() is None
+        search.step += 1
+    # Once in an update: whether any candidate has a fit to take over.
+    assert [event.place for event in device.waits()] == ["nas/search.py:_take_fits"] * 2
+    row, _ = search.end_epoch()
+    assert np.isfinite(row["eigenvalue"])
+    assert all(x.device == CUDA for x in search.supernet.parameters())
 
 
 @pytest.mark.parametrize("genotype", ["DARTS_V2", "noisy"])
