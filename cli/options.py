@@ -65,7 +65,7 @@ Device = Annotated[str | None, _common("device", "auto, cpu, cuda, mps.", MACHIN
 Threads = Annotated[int | None, _common("threads", "CPU threads; none: torch's choice.", MACHINE)]
 Amp = Annotated[
     str | None,
-    _common("amp", "Precision of weight steps: bf16, off; auto: bf16 on CUDA.", MACHINE),
+    _common("amp", "Precision of the weights' steps: bf16, off; auto: bf16 on CUDA.", MACHINE),
 ]
 Compile = Annotated[
     str | None,

@@ -133,6 +133,9 @@ def search(
             show_default="the current one of the weights",
         ),
     ] = None,
+    inner_amp: Annotated[
+        str | None, _field("inner_amp", "Precision of those steps: off, float32; bf16.", ALPHA)
+    ] = None,
     update_period: Annotated[
         int | None,
         typer.Option(

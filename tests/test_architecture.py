@@ -35,6 +35,7 @@ ORDER = [
         "nas.config",
         "nas.paper_size",
         "nas.capacity",
+        "nas.transfer",
         "nas.memory_order",
         "nas.separable",
         "nas.native.__init__",
@@ -173,7 +174,7 @@ def test_habits_of_a_file(path):
     if name_of(path) != "cli.console":
         assert "print" not in names
         assert not any(name.startswith(("sys.stdout", "sys.stderr")) for name in names)
-    # No default random numbers: generators are passed in (seeded_init gives the global one back).
+    # No default random numbers: generators are passed in (seeded_init replaces torch's).
     assert not {"np.random.seed", "torch.manual_seed", "random.seed"} & names
     if name_of(path) != "cli.main":
         assert "sys.argv" not in text

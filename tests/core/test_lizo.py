@@ -67,6 +67,34 @@ def test_radius_zero_reuses_nothing():
     assert len(state.memory["points"]) == 0
 
 
+def test_a_batch_of_failures_moves_nothing_and_is_not_reused():
+    solver = LIZO(learning_rate=0.01, n_samples=4, reuse_radius=50.0)
+    state = plain_steps(solver, drifting, 3)
+    x = state.x.copy()
+    for values in (np.full(9, np.nan), [np.inf, *np.arange(8.0)], [0.0, *[np.nan] * 8]):
+        candidates = solver.ask(state)
+        solver.tell(state, candidates, values[: len(candidates)])
+        np.testing.assert_array_equal(state.x, x)
+        assert float(state.metrics["gradient_norm"]) == 0
+    candidates = solver.ask(state)
+    assert np.all(np.linalg.norm(state.memory["known"], axis=1) > 0)
+    solver.tell(state, candidates, drifting(candidates, 9))
+    assert np.all(np.isfinite(state.x))
+    assert np.any(state.x != x)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_plain_form_reuses_alike_in_numpy_and_torch(dtype):
+    torch = pytest.importorskip("torch")
+    solver = LIZO(learning_rate=0.01, n_samples=5, reuse_radius=50.0)
+    points = np.random.default_rng(0).standard_normal((6, 5)).astype(dtype)
+    memory = {"points": points, "travelled": np.arange(6, dtype=np.promote_types(dtype, "f4"))}
+    expected = solver._nearest(memory, 0.06, 2)
+    assert expected == [3, 2]  # the youngest that have gone at most 50 * 0.06
+    held = {name: torch.from_numpy(array) for name, array in memory.items()}
+    assert solver._nearest(held, 0.06, 2) == expected
+
+
 def drifting(points, step):
     """Each batch at its own level."""
     return quadratic(points) + 1000.0 * step

@@ -17,8 +17,10 @@ from zoopt_nas.nas.augmentation import (
     Augmentation,
     Transform,
     colour_jitter,
+    crop_maps,
     cut_out,
     draw_boxes,
+    draw_jitter,
     resized_crop,
     shift_and_flip,
     turn_hue,
@@ -211,7 +213,7 @@ def test_resized_crop_is_torchvisions_inside_the_box():
     images = random_images(4, side=32)
     boxes = torch.tensor([[0.0, 3, 10, 5], [0, 7, 1, 5], [32, 20, 16, 9], [32, 18, 24, 9]])
     flips = torch.tensor([0, 1, 0, 1])
-    result = resized_crop(images, boxes, flips, 24)
+    result = resized_crop(images, crop_maps(boxes, flips, 32), 24)
     assert result.shape == (4, 3, 24, 24)
     for i, (top, left, height, width) in enumerate(boxes.T.int().tolist()):
         expected = reference.resized_crop(
@@ -270,7 +272,7 @@ def test_turn_hue_is_torchvisions():
 def test_colour_jitter_changes_one_thing_as_torchvision_does(which, adjust):
     images = torch.rand(3, 3, 6, 6, generator=seeded())
     strengths = tuple(0.4 if i == which else 0.0 for i in range(4))
-    result = colour_jitter(images, strengths, seeded(5))
+    result = colour_jitter(images, *draw_jitter(3, strengths, seeded(5)))
     factors = 1 + 0.4 * (2 * torch.rand(4, 3, generator=seeded(5)) - 1)[which]
     assert (factors - 1).abs().min() > 0.01
     for i, factor in enumerate(factors.tolist()):

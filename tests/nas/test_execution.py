@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.execution import Execution, cpu_threads
+from zoopt_nas.nas.execution import Execution, cpu_threads, silenced
 from zoopt_nas.nas.loop import EpochLoop, load_run_dataset
 from zoopt_nas.nas.retrain import Training, run_training
 from zoopt_nas.nas.search import Search, run_search
@@ -49,9 +52,88 @@ def test_emulated_bf16_is_taken_only_when_asked_for(monkeypatch):
 
 def test_a_device_without_bf16_refuses_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
-    with pytest.raises(InvalidValueError, match=r"auto or off on cuda, .* got bf16"):
+    with pytest.raises(InvalidValueError, match=r"amp must be off on cuda, .* got bf16"):
         Execution.from_config(SearchConfig(amp="bf16"), CUDA)
     assert Execution.from_config(SearchConfig(amp="bf16"), CPU).autocast == torch.bfloat16
+
+
+def test_inner_steps_have_a_precision_of_their_own(monkeypatch):
+    coarse = Execution(CPU, torch.bfloat16, compile=True, channels_last=False)
+    fine = dataclasses.replace(coarse, autocast=None)
+    assert SearchConfig().inner_amp == "off"
+    for outer in (coarse, fine):
+        assert outer.of_inner_steps("off") == fine
+        assert outer.of_inner_steps("bf16") == coarse
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    assert Execution(CUDA).of_inner_steps("off").autocast is None
+    with pytest.raises(InvalidValueError, match=r"inner_amp must be off on cuda, .* got bf16"):
+        Execution(CUDA).of_inner_steps("bf16")
+
+
+class Products(TorchDispatchMode):
+    """The types in which convolutions and linear layers are computed, forward and backward."""
+
+    NAMES = ("convolution", "convolution_backward", "addmm", "mm")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name.removeprefix("aten::") in self.NAMES:
+            self.dtypes |= {x.dtype for x in tree_leaves(out) if isinstance(x, torch.Tensor)}
+        return out
+
+
+WIDE, NARROW = {torch.float32}, {torch.bfloat16}
+
+
+@pytest.mark.parametrize("per_batch", [1, 2])
+@pytest.mark.parametrize("algo", ["rs", "mgs", "gld", "lizo", "darts1", "darts2", "sdarts_adv"])
+def test_what_compares_candidates_is_float32(algo, per_batch, search_config):
+    """On a CPU, with the weights' own steps in bfloat16, as on CUDA by default."""
+    options = {"amp": "bf16", "native": "off", "inner_steps": 2, "candidates_per_batch": per_batch}
+    seen = {}
+    for inner_amp in ("off", "bf16"):
+        config = search_config(algo, inner_amp=inner_amp, **options)
+        search = Search(config, load_run_dataset(config, ("train",)))
+        search.begin_epoch()
+        with Products() as weight_step:
+            search.train_step()  # of the warm-up, or with its update
+        objective, draw = search._objective, search._objective.draw()
+        with Products() as fits:
+            objective.fit(search.alpha, draw)
+            objective.fit_together(torch.stack([search.alpha, search.alpha]), draw)
+        with Products() as losses:
+            objective.val_loss(objective.start(), search.alpha, draw)
+            objective.alpha_gradient(search.alpha, draw)
+            objective._keep_fits = False
+            objective.mixture_loss(search.supernet.edge_weights(search.alpha), draw)
+        with Products() as update:
+            search._updater.step(objective, 0.0)
+        if not algo.startswith(("darts", "sdarts")):
+            assert weight_step.dtypes == NARROW  # the head adds its bias in bfloat16, too
+        assert losses.dtypes == WIDE
+        seen[inner_amp] = (fits.dtypes, update.dtypes)
+    has_fits = algo not in ("darts1", "sdarts_adv")
+    assert seen["off"] == (WIDE if has_fits else set(), WIDE)
+    fitted, updated = seen["bf16"]
+    assert (torch.bfloat16 in fitted, torch.bfloat16 in updated) == (has_fits, has_fits)
+    assert torch.float32 in updated  # its losses are float32 even then
+
+
+def test_inner_steps_in_float32_give_the_losses_of_a_search_in_float32(search_config):
+    """At the same weights the losses of candidates do not depend on ``amp``, bit for bit."""
+    losses = {}
+    for amp, inner_amp in (("off", "off"), ("bf16", "off"), ("bf16", "bf16")):
+        config = search_config("gld", amp=amp, inner_amp=inner_amp, inner_steps=3)
+        search = Search(config, load_run_dataset(config, ("train",)))
+        search.begin_epoch()
+        alphas = torch.stack([search.alpha, search.alpha + 0.1])
+        losses[amp, inner_amp] = search._objective(alphas)
+    assert torch.equal(losses["bf16", "off"], losses["off", "off"])
+    assert not torch.equal(losses["bf16", "bf16"], losses["off", "off"])
 
 
 def test_threads_are_set_inside_and_given_back():
@@ -64,6 +146,65 @@ def test_threads_are_set_inside_and_given_back():
     with pytest.raises(ZeroDivisionError), cpu_threads(2):
         _ = 1 / 0
     assert torch.get_num_threads() == 1
+
+
+def test_the_number_of_threads_is_that_of_the_calling_thread():
+    with ThreadPoolExecutor(1) as early:
+        assert early.submit(torch.get_num_threads).result() == 1
+        with cpu_threads(2), ThreadPoolExecutor(1) as late:
+            assert torch.get_num_threads() == 2
+            assert early.submit(torch.get_num_threads).result() == 1
+            assert late.submit(torch.get_num_threads).result() == 1  # it begins now
+    with ThreadPoolExecutor(1) as late:
+        assert late.submit(torch.get_num_threads).result() == 1
+
+
+def test_threads_that_silence_warnings_leave_the_filters_as_they_were():
+    before = list(warnings.filters)
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with silenced():
+            inside.set()
+            leave.wait(60)
+
+    def second() -> bool:
+        inside.wait(60)
+        with silenced(r"not a \w+"):
+            warnings.warn("not a fault", stacklevel=1)
+            return leave.is_set()  # the first has to end before
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(first), pool.submit(second)]
+        assert wait(runs, timeout=0.2).done == set()
+        leave.set()
+        assert [run.result(60) for run in runs] == [None, True]
+    assert list(warnings.filters) == before
+    with pytest.raises(UserWarning, match="a fault"), silenced("b fault"):
+        warnings.warn("a fault", stacklevel=1)
+
+
+def test_runs_that_overlap_give_back_the_number_that_was():
+    first, second = cpu_threads(2), cpu_threads(3)
+
+    def enter_and_leave(context, entered, leave):
+        with context:
+            entered.set()
+            leave.wait(60)
+            return torch.get_num_threads()
+
+    with ThreadPoolExecutor(2) as pool:
+        inside, leave = ([threading.Event(), threading.Event()] for _ in range(2))
+        runs = []
+        for context, entered, left in zip((first, second), inside, leave, strict=True):
+            runs.append(pool.submit(enter_and_leave, context, entered, left))
+            entered.wait(60)
+        for left in leave:  # the first to begin is the first to end
+            left.set()
+        assert [run.result(60) for run in runs] == [2, 3]
+        assert {pool.submit(torch.get_num_threads).result() for _ in range(4)} == {1}
+    with ThreadPoolExecutor(1) as late:
+        assert late.submit(torch.get_num_threads).result() == 1
 
 
 @pytest.mark.parametrize("kind", ["search", "training"])
@@ -142,11 +283,10 @@ def test_waits_are_counted():
     assert dict(waits.n) == {"_local_scalar_dense": 2, "index": 1}
 
 
-# Of an update, whatever the number of candidates and inner steps. Here all is on the CPU, and most
-# of these would not wait for a GPU: each draws the seed of its noise from a CPU generator; a solver
-# looks at its iterate on a CPU only; Adam's step count is on the CPU. What is left is one of lizo,
-# which asks whether any candidate has succeeded.
-WAITS_OF_AN_UPDATE = {"rs": 2, "mgs": 2, "gld": 2, "lizo": 3, "darts1": 2, "darts2": 2}
+# Of an update, whatever the number of candidates and inner steps. Here all is on the CPU, and none
+# of these would wait for a GPU: each draws the seed of its noise from a CPU generator; a solver
+# looks at its iterate on a CPU only; Adam's step count is on the CPU. test_devices.py has the rest.
+WAITS_OF_AN_UPDATE = {"rs": 2, "mgs": 2, "gld": 2, "lizo": 2, "darts1": 2, "darts2": 2}
 
 
 @pytest.mark.parametrize("algo", WAITS_OF_AN_UPDATE)

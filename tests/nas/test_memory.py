@@ -138,11 +138,24 @@ def test_bfloat16_halves_what_convolutions_keep(search_config):
     config = search_config(init_channels=8, native="off")  # whose kernels are of float32
     data = data_of(config)
     plain = estimate_search(config, data)
-    halved = estimate_search(config.replace(amp="bf16"), data)
+    halved = estimate_search(config.replace(amp="bf16", inner_amp="bf16"), data)
     # BatchNorm and the sums of edges stay in float32.
     assert 0.4 * plain.activations < halved.activations < 0.9 * plain.activations
     assert halved.evaluation == plain.evaluation
     assert halved.parameters == plain.parameters
+    # One pass in float32 beside the others is the largest.
+    for algo, changes, is_wide in (
+        ("gld", {}, True),
+        ("gld", {"inner": "second"}, True),
+        ("darts1", {"inner_amp": "bf16"}, True),  # gradients in alpha
+        ("mgs", {"inner_amp": "bf16"}, True),  # its guide
+        ("gld", {"inner": "first"}, False),
+        ("random_ws", {}, False),
+    ):
+        config = search_config(algo, init_channels=8, native="off", **changes)
+        coarse, fine = (estimate_search(config.replace(amp=amp), data) for amp in ("bf16", "off"))
+        assert (coarse.activations == fine.activations) == is_wide
+        assert coarse.activations <= fine.activations
 
 
 def test_an_estimate_disturbs_no_random_numbers(search_config):

@@ -39,9 +39,9 @@ class Recorded(ImageSet):
         super().__init__(images, labels)
         self.fetched = []
 
-    def fetch(self, indices):
+    def fetch(self, indices, moved=None):
         self.fetched.append(indices.tolist())
-        return super().fetch(indices)
+        return super().fetch(indices, moved)
 
 
 def numbered(n: int = 64, n_test: int = 24) -> Dataset:

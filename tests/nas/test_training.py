@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -97,6 +98,65 @@ def test_seeded_init_gives_the_generator_back_after_an_error():
     before = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="negative dimension"), seeded_init(5):
         nn.Linear(4, 4, device="cpu").weight.new_empty(-1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeded_init_is_that_of_its_own_thread():
+    """Two threads build by turns, while a third draws from the default generator."""
+
+    def alone(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        return [nn.Conv2d(3, 4, 3).weight.detach(), nn.Linear(4, 4).bias.detach()]
+
+    expected = [alone(5), alone(6)]
+    turns = threading.Barrier(3)
+    built: dict[int, list[Tensor]] = {5: [], 6: []}
+
+    def build(seed: int) -> None:
+        with seeded_init(seed):
+            for make in (lambda: nn.Conv2d(3, 4, 3).weight, lambda: nn.Linear(4, 4).bias):
+                turns.wait(60)
+                built[seed].append(make().detach())
+
+    threads = [threading.Thread(target=build, args=(seed,)) for seed in built]
+    for thread in threads:
+        thread.start()
+    torch.manual_seed(11)
+    drawn = []
+    for _ in range(2):
+        turns.wait(60)
+        drawn.append(torch.rand(3))
+    for thread in threads:
+        thread.join(60)
+    for found, usual in zip(built.values(), expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, usual, strict=True))
+    torch.manual_seed(11)
+    assert torch.equal(torch.cat(drawn), torch.cat([torch.rand(3), torch.rand(3)]))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: torch.rand(2, 3),
+        lambda: torch.randn(4),
+        lambda: torch.randint(10, (5,)),
+        lambda: torch.randperm(7),
+        lambda: torch.empty(3).normal_(),
+        lambda: torch.empty(3).bernoulli_(0.5),
+        lambda: nn.init.trunc_normal_(torch.empty(3, 3)),
+        lambda: nn.init.orthogonal_(torch.empty(3, 3)),
+        lambda: nn.init.xavier_uniform_(torch.empty(3, 3)),
+    ],
+)
+def test_what_a_module_of_someone_else_draws_is_seeded_too(draw):
+    torch.manual_seed(3)
+    expected = draw()
+    before = torch.get_rng_state()
+    with seeded_init(3):
+        assert torch.equal(draw(), expected)
+        own = torch.Generator().manual_seed(8)
+        given = torch.rand(2, generator=own)
+    assert torch.equal(given, torch.rand(2, generator=torch.Generator().manual_seed(8)))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,19 @@ class Share(NamedTuple):
 
 
 WHOLE = Share()
+
+
+class Draws(NamedTuple):
+    """What is drawn for a batch.
+
+    Attributes:
+        tensors: in the order in which ``Transform.apply`` takes them; on the host as they are
+            drawn, on the device of the images when they are applied.
+        order: in which the colour jitter does its four things.
+    """
+
+    tensors: tuple[Tensor, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 class Transform:
@@ -97,28 +111,63 @@ class Transform:
         Raises:
             InvalidValueError: there is an augmentation and no generator.
         """
+        height, width = images.shape[-2:]
+        draws = self.draw(len(images), (height, width), generator, share)
+        moved = to_device(draws.tensors, images.device)
+        return self.apply(images, draws._replace(tensors=tuple(moved)))
+
+    def draw(
+        self, n: int, size: tuple[int, int], generator: Generator | None, share: Share = WHOLE
+    ) -> Draws:
+        """Returns the draws for a batch of ``n`` images of ``size``, height and width.
+
+        Args:
+            generator, share: as for a call.
+
+        Raises:
+            InvalidValueError: there is an augmentation and no generator.
+        """
         todo = self.augmentation
         if todo is None:
-            return self._normalise(_centre_crop(images, self.image_size))
+            return Draws()
         if generator is None:
             raise InvalidValueError("generator must be given to a transform that augments")
-        n_drawn, own = len(images) * share.n, share.of
+        n_drawn, own = n * share.n, share.of
+        drawn: list[Tensor] = []
+        order: tuple[int, ...] = ()
         if todo.resized_crop is not None:
-            boxes = own(draw_boxes(n_drawn, images.shape[-1], generator))
+            boxes = own(draw_boxes(n_drawn, size[1], generator))
             flips = own(_draw_flips(n_drawn, todo, generator))
-            images = resized_crop(images, boxes, flips, todo.resized_crop)
+            drawn.append(crop_maps(boxes, flips, size[1]))
             if todo.colour_jitter is not None:
-                images = colour_jitter(images / 255, todo.colour_jitter, generator, share) * 255
+                factors, order = draw_jitter(n_drawn, todo.colour_jitter, generator)
+                drawn.append(own(factors))
+            size = (todo.resized_crop,) * 2
         elif todo.crop_padding or todo.flip:
             offsets = torch.randint(0, 2 * todo.crop_padding + 1, (2, n_drawn), generator=generator)
-            flips = own(_draw_flips(n_drawn, todo, generator))
-            images = shift_and_flip(images, own(offsets), flips, todo.crop_padding)
+            flips = _draw_flips(n_drawn, todo, generator)
+            drawn.append(own(torch.cat((offsets, flips[None]))))
+        if todo.cutout:
+            rows = torch.randint(0, size[0], (n_drawn,), generator=generator)
+            columns = torch.randint(0, size[1], (n_drawn,), generator=generator)
+            drawn.append(own(torch.stack((rows, columns))))
+        return Draws(tuple(drawn), order)
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """As a call, with ``draws`` for these images and on their device."""
+        todo, drawn = self.augmentation, iter(draws.tensors)
+        if todo is None:
+            return self._normalise(_centre_crop(images, self.image_size))
+        if todo.resized_crop is not None:
+            images = resized_crop(images, next(drawn), todo.resized_crop)
+            if todo.colour_jitter is not None:
+                images = colour_jitter(images / 255, next(drawn), draws.order) * 255
+        elif todo.crop_padding or todo.flip:
+            grid = next(drawn)
+            images = shift_and_flip(images, grid[:2], grid[2], todo.crop_padding)
         normalised = self._normalise(images)
         if todo.cutout:
-            height, width = images.shape[-2:]
-            rows = torch.randint(0, height, (n_drawn,), generator=generator)
-            columns = torch.randint(0, width, (n_drawn,), generator=generator)
-            cut_out(normalised, own(torch.stack((rows, columns))), todo.cutout)
+            cut_out(normalised, next(drawn), todo.cutout)
         return normalised
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -150,8 +199,7 @@ def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int)
         flips: (b,), 1 where the crop is mirrored left-right.
     """
     n, channels, height, width = images.shape
-    # One transfer to the device for all draws of the batch.
-    top, left, flip = torch.cat((offsets, flips[None])).to(images.device, non_blocking=True)
+    top, left, flip = *offsets, flips
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     columns = left[:, None] + torch.where(flip[:, None] == 1, width - 1 - columns, columns)
@@ -168,7 +216,7 @@ def cut_out(images: Tensor, centres: Tensor, side: int) -> None:
         images: (b, c, h, w).
         centres: (2, b), row and column; the square covers centre - side//2 ... + side - 1.
     """
-    row, column = (centres - side // 2).to(images.device, non_blocking=True)[..., None]
+    row, column = (centres - side // 2)[..., None]
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     in_rows = (rows >= row) & (rows < row + side)
@@ -198,53 +246,74 @@ def draw_boxes(n_images: int, side: int, generator: Generator) -> Tensor:
     return torch.cat((corner, chosen))
 
 
-def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Resizes a box of each image to (size, size), bilinear, and mirrors some.
+def crop_maps(boxes: Tensor, flips: Tensor, side: int) -> Tensor:
+    """The affine maps (b, 2, 3) from a crop to the square image that it is taken from.
+
+    Args:
+        boxes: (4, b): top, left, height, width in pixels.
+        flips: (b,), 1 where the crop is mirrored left-right.
+        side: of the image.
+    """
+    top, left, height, width = boxes / side  # now parts of the side
+    maps = torch.zeros(len(flips), 2, 3)
+    maps[:, 0, 0] = width * (1 - 2 * flips)
+    maps[:, 1, 1] = height
+    maps[:, 0, 2] = 2 * left + width - 1  # grid coordinates run over -1..1
+    maps[:, 1, 2] = 2 * top + height - 1
+    return maps
+
+
+def resized_crop(images: Tensor, maps: Tensor, size: int) -> Tensor:
+    """Resizes a box of each image to (size, size), bilinear.
 
     Unlike a crop followed by a resize, the outermost pixels may blend with what lies half a pixel
     outside the box.
 
     Args:
         images: (b, c, h, w), square.
-        boxes: (4, b): top, left, height, width in pixels.
-        flips: (b,), 1 where the crop is mirrored left-right.
+        maps: (b, 2, 3), as those of ``crop_maps``.
+        size: side of the result.
 
     Returns:
         float32 (b, c, size, size), in the units of the images.
     """
-    top, left, height, width = boxes / images.shape[-1]  # now parts of the side
-    theta = torch.zeros(len(images), 2, 3)
-    theta[:, 0, 0] = width * (1 - 2 * flips)
-    theta[:, 1, 1] = height
-    theta[:, 0, 2] = 2 * left + width - 1  # grid coordinates run over -1..1
-    theta[:, 1, 2] = 2 * top + height - 1
-    theta = theta.to(images.device, non_blocking=True)
     shape = [len(images), images.shape[1], size, size]
-    grid = functional.affine_grid(theta, shape, align_corners=False)
+    grid = functional.affine_grid(maps, shape, align_corners=False)
     return functional.grid_sample(
         images.to(torch.float32), grid, padding_mode="border", align_corners=False
     )
 
 
-def colour_jitter(
-    images: Tensor,
-    strengths: tuple[float, float, float, float],
-    generator: Generator,
-    share: Share = WHOLE,
-) -> Tensor:
-    """Changes brightness, contrast, saturation and hue of each image by its own random factors.
+def draw_jitter(
+    n_images: int, strengths: tuple[float, float, float, float], generator: Generator
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Draws by how much a colour jitter changes each image, and the order of its four changes.
 
-    The order of the four is drawn once per batch (torchvision: once per image).
+    The order is drawn once per batch (torchvision: once per image).
+
+    Args:
+        n_images: number of images.
+        strengths: of brightness, contrast, saturation and hue.
+        generator: a CPU generator.
+
+    Returns:
+        float32 (4, n_images) in -s..s for each strength s, and a permutation of 0..3.
+    """
+    factors = 2 * torch.rand(4, n_images, generator=generator) - 1
+    factors *= torch.tensor(strengths)[:, None]
+    order = torch.randperm(4, generator=generator).tolist()
+    return factors, tuple(order)
+
+
+def colour_jitter(images: Tensor, factors: Tensor, order: Sequence[int]) -> Tensor:
+    """Changes brightness, contrast, saturation and hue of each image.
 
     Args:
         images: float (b, 3, h, w) in 0..1.
-        strengths: of the four; factors lie in 1 - s .. 1 + s, the hue turns by -s..s of a circle.
-        share: which share of a batch the images are.
+        factors: (4, b): the first three are multiplied by 1 + f, the hue turns by f of a circle.
+        order: of the four, as 0..3.
     """
-    factors = 2 * torch.rand(4, len(images) * share.n, generator=generator) - 1
-    factors = share.of(factors) * torch.tensor(strengths)[:, None]
-    order = torch.randperm(4, generator=generator).tolist()
-    factors = factors.to(images.device, non_blocking=True)[..., None, None, None]
+    factors = factors[..., None, None, None]
     for i in order:
         if i == 3:
             images = turn_hue(images, factors[3])
@@ -271,6 +340,7 @@ def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    phase = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    # 5, 3, 1; a list would have to be copied to the device.
+    phase = torch.arange(5.0, 0.0, -2.0, device=images.device).view(1, 3, 1, 1)
     k = torch.remainder(phase + sixths + 6 * turns, 6)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

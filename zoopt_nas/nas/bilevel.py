@@ -75,7 +75,8 @@ class BilevelObjective:
         val_batches: how many batches make up L_val.
         keep_fits: whether to keep the fitted weights of each call's candidates.
         execution: of the inner steps. Losses and gradients in alpha are computed plainly: what
-            tells candidates apart is smaller than the rounding of bf16.
+            tells candidates apart is smaller than the rounding of bf16. So are inner steps, unless
+            this says otherwise.
         candidates_per_batch: how many candidates to evaluate at once; None = automatic, see
             ``CandidateBatches``. A loss depends on it only by rounding.
 
@@ -164,7 +165,16 @@ class BilevelObjective:
         inner: str | None = None,
         execution: Execution | None = None,
     ) -> Self:
-        """The objective that a search config describes; ``inner`` overrides the config's."""
+        """The objective that a search config describes.
+
+        Args:
+            supernet, optimizer, train_stream, val_stream, seed: as for the class.
+            config: of the search.
+            inner: in place of the config's.
+            execution: of the weights' own steps. The inner ones have the config's ``inner_amp``.
+        """
+        if execution is not None:
+            execution = execution.of_inner_steps(config.inner_amp)
         return cls(
             supernet,
             optimizer,

@@ -29,6 +29,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from zoopt_nas.nas.execution import silenced
+
 Outputs = tuple[Tensor, Tensor]
 Step = Callable[..., Outputs]
 
@@ -75,9 +77,8 @@ class CudaRecorder:
 
     def record(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
         graph = torch.cuda.CUDAGraph()
-        with warnings.catch_warnings():
+        with silenced():
             # Since PyTorch 2.14 generators register themselves, and this call only warns.
-            warnings.simplefilter("ignore")
             for generator in self._generators:
                 graph.register_generator_state(generator)
         # The outer context gives the stream back even where the end of a recording fails.

@@ -34,6 +34,7 @@ SIGMA_SCHEDULES = ("cosine", "constant")
 LR_SCHEDULES = ("cosine", "linear")
 REPORTS = ("last", "best")
 PRECISIONS = ("auto", "off", "bf16")
+INNER_PRECISIONS = ("off", "bf16")
 SWITCH = ("auto", "off", "on")
 
 
@@ -165,9 +166,9 @@ class SearchConfig(RunConfig):
         image_size: side to which the user's own images are resized; None = as they are.
         n_train: use only so many training images; None = all.
         device: ``auto`` (CUDA, then MPS, then CPU) or a torch device.
-        threads: of a CPU; None = as many as torch takes.
-        amp: precision of weight steps. ``bf16`` or ``off``, which is float32; ``auto`` = bf16 on
-            a CUDA device that has it (ours: with float32's range it needs no loss scaling).
+        threads: of a CPU, for the thread that the run is in; None = as many as torch takes.
+        amp: precision of the weights' own steps. ``bf16`` or ``off``, which is float32; ``auto`` =
+            bf16 on a CUDA device that has it (ours: with float32's range it needs no loss scaling).
         compile: ``on`` = weight steps as a CUDA graph, or by ``torch.compile`` on other devices;
             ``auto`` = on CUDA (ours: on a CPU it takes minutes to gain nothing).
         channels_last: memory order of activations; ``auto`` = ``on`` for CPU and CUDA (ours).
@@ -196,6 +197,9 @@ class SearchConfig(RunConfig):
         inner_lr: learning rate of the inner steps; None = the current one of the weights (ours:
             the step that the weights would take next; the paper does not say).
         inner_momentum: whether inner steps start from the weights' momentum (ours, same reason).
+        inner_amp: precision of the inner steps, by which candidates are compared: ``off``, which is
+            float32, or ``bf16`` (ours: the error of bf16 exceeds what tells candidates apart, see
+            docs/performance.md).
         reuse_fits: after an update the weights become the fitted weights of the candidate that the
             solver chose, or their mean by the solver's weights, in place of the next M weight steps
             (ours; off: Algorithm 1 throws the fits away). For ``gld`` and ``mgs``.
@@ -227,6 +231,7 @@ class SearchConfig(RunConfig):
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         **RunConfig._choices,
         "inner": INNER_MODES,
+        "inner_amp": INNER_PRECISIONS,
         "sigma_schedule": SIGMA_SCHEDULES,
     }
 
@@ -242,6 +247,7 @@ class SearchConfig(RunConfig):
     update_period: int | None = None
     inner_lr: float | None = None
     inner_momentum: bool = True
+    inner_amp: str = "off"
     reuse_fits: bool = False
     val_batches: int = 1
     sigma_schedule: str = "cosine"

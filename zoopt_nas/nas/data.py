@@ -29,6 +29,7 @@ from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.datasets import DatasetSpec, Loaded
 from zoopt_nas.nas.image_files import decode_image, files_fingerprint, resize_pixels
 from zoopt_nas.nas.own_data import find_spec
+from zoopt_nas.nas.transfer import staging, to_device
 
 # ImageNet's convention: the shorter side becomes 256 for crops of 224.
 _DECODED_PER_CROP = 256 / 224
@@ -56,10 +57,24 @@ class ImageSet:
         """What it takes of the memory of the device on which its batches are."""
         return self.images.nbytes + self.labels.nbytes
 
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the images (b, c, h, w), uint8, and labels (b,) at ``indices`` (b,), int64."""
-        indices = indices.to(self.labels.device, non_blocking=True)
-        return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its images."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
+    def fetch(self, indices: Tensor, moved: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the images (b, c, h, w), uint8, and labels (b,) at some indices.
+
+        Args:
+            indices: int64 (b,), on the CPU.
+            moved: the same on the device of the labels, where someone has copied them already.
+        """
+        moved = self._moved(indices) if moved is None else moved
+        return self.images.index_select(0, moved), self.labels.index_select(0, moved)
+
+    def _moved(self, indices: Tensor) -> Tensor:
+        return to_device([indices], self.labels.device)[0]
 
 
 class HostImageSet(ImageSet):
@@ -74,22 +89,13 @@ class HostImageSet(ImageSet):
     def nbytes(self) -> int:
         return self.labels.nbytes
 
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """As `ImageSet.fetch`; ``indices`` should be on the CPU, or it waits for the device."""
+    def fetch(self, indices: Tensor, moved: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `ImageSet.fetch`."""
         device = self.labels.device
-        batch = _staging((len(indices), *self.images.shape[1:]), device)
+        batch = staging((len(indices), *self.images.shape[1:]), device)
         torch.index_select(self.images, 0, indices.cpu(), out=batch)
-        labels = self.labels.index_select(0, indices.to(device, non_blocking=True))
-        return batch.to(device, non_blocking=True), labels
-
-
-def _staging(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """An empty uint8 tensor on the host, from which a copy to ``device`` is not waited for.
-
-    CUDA copies in the background from pinned memory only. PyTorch keeps pinned memory for the next
-    batch, and does not reuse it before a copy from it has ended.
-    """
-    return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        moved = self._moved(indices) if moved is None else moved
+        return batch.to(device, non_blocking=True), self.labels.index_select(0, moved)
 
 
 class LazyImageSet(ImageSet):
@@ -102,7 +108,7 @@ class LazyImageSet(ImageSet):
     """
 
     def __init__(self, paths: Sequence[Path], labels: Tensor, size: int) -> None:
-        self.paths, self.labels = paths, labels
+        self.paths, self.labels, self._side = paths, labels, size
         self._decode = partial(decode_image, mode="RGB", size=size)
         self._pool = ThreadPoolExecutor()  # its threads start with the first fetch
 
@@ -110,8 +116,12 @@ class LazyImageSet(ImageSet):
     def nbytes(self) -> int:
         return self.labels.nbytes
 
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """As `ImageSet.fetch`; ``indices`` should be on the CPU, or it waits for the device.
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._side, self._side
+
+    def fetch(self, indices: Tensor, moved: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `ImageSet.fetch`.
 
         Raises:
             DataError: a file cannot be decoded.
@@ -119,10 +129,11 @@ class LazyImageSet(ImageSet):
         paths = [self.paths[i] for i in indices.tolist()]
         decoded = list(self._pool.map(self._decode, paths))
         device = self.labels.device
-        pixels = _staging((len(decoded), *decoded[0].shape), device)
+        pixels = staging((len(decoded), *decoded[0].shape), device)
         np.stack(decoded, out=pixels.numpy())
         images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-        return images, self.labels.index_select(0, indices.to(device, non_blocking=True))
+        moved = self._moved(indices) if moved is None else moved
+        return images, self.labels.index_select(0, moved)
 
 
 @dataclass(frozen=True)
@@ -339,8 +350,12 @@ class BatchStream:
         self._n_used += 1
         batch = self._permutation[start : start + self._batch_size]
         own = self._share.of(batch[: len(batch) - len(batch) % self._share.n])
-        images, labels = self._image_set.fetch(own)
-        return self._transform(images, self._generator, self._share), labels
+        images = self._image_set
+        draws = self._transform.draw(len(own), images.size, self._generator, self._share)
+        # Everything that was drawn in one copy.
+        moved, *rest = to_device([own, *draws.tensors], images.labels.device)
+        pixels, labels = images.fetch(own, moved)
+        return self._transform.apply(pixels, draws._replace(tensors=tuple(rest))), labels
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position as tensors and one int."""

@@ -89,6 +89,7 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
     has_eigenvalue = config.track_eigenvalue or updater.wants_eigenvalue
     # Gradients in alpha need every operation's output.
     in_alpha = has_eigenvalue or config.algo in GRADIENT_ALGOS
+    widest = replace(execution, autocast=None) if _has_plain_steps(config) else execution
     alpha = torch.zeros(supernet.space.dim, device=device, requires_grad=in_alpha)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
             value = F.cross_entropy(supernet(images, alpha), labels)
             (gradient,) = torch.autograd.grad(value, alpha, create_graph=True)
             return torch.autograd.grad(gradient.sum(), alpha)[0]
-        with execution.precision():
+        with widest.precision():
             return F.cross_entropy(supernet(images, alpha), labels)
 
     n_fit = int(len(dataset.train) * config.train_portion)
@@ -129,6 +130,14 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
         parameters=estimate.parameters + 2 * n_kept * weights,
         activations=estimate.activations * (max(n_at_once, 1) + is_recorded),
     )
+
+
+def _has_plain_steps(config: SearchConfig) -> bool:
+    """Whether a backward pass is computed in float32, whatever the weights' own steps are in."""
+    if config.algo not in SOLVERS:
+        return config.algo in GRADIENT_ALGOS
+    fits = config.inner != "first" and config.inner_amp == "off"
+    return fits or config_solver(config).uses_guide
 
 
 def _n_candidates(config: SearchConfig, dim: int) -> int:

@@ -211,7 +211,7 @@ def count_multiply_adds(network: Network, image_size: int, in_channels: int = 3)
     # No module hooks: a fused operation takes weights from modules that are never called. And no
     # copy on the meta device: its kernels are Python and take longer than one image on a CPU.
     runnable = copy.deepcopy(network).to("cpu", torch.float32).eval()
-    runnable.set_generator(None)
+    runnable.set_generator(torch.Generator().manual_seed(0))  # what it draws is not looked at
     use_native(runnable, False)  # PyTorch's operators can be seen
     counter = _MultiplyAdds()
     with torch.no_grad(), counter:

@@ -25,7 +25,6 @@ import shutil
 import struct
 import tempfile
 import tomllib
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ import torch
 from zoopt_nas.errors import RunError, ZooptNasError
 from zoopt_nas.nas.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.data_record import DataRecord
+from zoopt_nas.nas.execution import silenced
 from zoopt_nas.nas.genotype import Genotype
 
 CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
@@ -229,8 +229,7 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of foreign pickles, beside the error below
+            with silenced():  # of foreign pickles, beside the error below
                 state = torch.load(path, map_location=device, weights_only=True)
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror}") from error

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import RunConfig, TrainConfig
@@ -59,12 +60,37 @@ def pick_device(name: str) -> torch.device:
 def seeded_init(seed: int) -> Iterator[None]:
     """Modules built inside get PyTorch's default initialisation from ``seed``.
 
-    ``torch.nn`` draws initial weights from the global generator and takes no other, so it is
-    seeded here and given back as it was.
+    The constructors of ``torch.nn`` draw initial weights from the default generator, which all
+    threads of a process share. Inside, in this thread only, a generator of its own takes its place,
+    with the same numbers; the default one is neither read nor changed.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with _DrawingFrom(generator(seed)):
         yield
+
+
+# The functions of PyTorch that take a ``generator``, where a caller may have left it out.
+_DRAWING = (
+    *("bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_"),
+    *("multinomial", "normal", "normal_", "rand", "randint", "randn", "random_", "randperm"),
+    "uniform_",
+)
+
+
+class _DrawingFrom(TorchFunctionMode):
+    """Inside, functions that are given no generator draw from this one."""
+
+    def __init__(self, source: torch.Generator) -> None:
+        super().__init__()
+        self._source = source
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        # Those of ``torch.nn.init`` hand on a ``generator`` of None.
+        if "generator" in kwargs or getattr(function, "__name__", "") in _DRAWING:
+            kwargs["generator"] = kwargs.get("generator") or self._source
+        return function(*args, **kwargs)
 
 
 def make_sgd(model: nn.Module, config: RunConfig) -> torch.optim.SGD:

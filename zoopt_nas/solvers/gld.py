@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import ClassVar, Self
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace, device
+from zoopt_nas._arrays import Array, array_namespace
 from zoopt_nas._checks import (
     check_at_least,
     check_bool,
@@ -192,8 +192,10 @@ class GLD(Solver):
             return self._adaptive.ask(state)
         xp = array_namespace(state.x)
         radii = self.radii(state.x.shape[0], state.n_steps)
-        column = xp.asarray(radii, dtype=state.x.dtype, device=device(state.x))[:, None]
-        candidates = state.x + column * self._draw(state, len(radii))
+        steps = self._draw(state, len(radii))
+        for k, radius in enumerate(radii):  # an array of them would be copied to a device
+            steps[k, :] *= radius
+        candidates = state.x + steps
         if self.deterministic and "value" in state.memory:
             return candidates
         return xp.concat([state.x[None, :], candidates], axis=0)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from zoopt_nas._arrays import Array, array_namespace, device, value_dtype
+import numpy as np
+
+from zoopt_nas._arrays import Array, array_namespace, device, to_numpy, value_dtype
 from zoopt_nas._checks import check_at_least, check_positive, check_positive_int
 from zoopt_nas.solvers import descent, subspace
 from zoopt_nas.solvers.base import Solver, SolverState
@@ -246,16 +248,24 @@ class LIZO(Solver):
         memory = state.memory
         n = min(self.n_samples or N_SAMPLES, state.x.shape[0])
         smoothing = self.smoothing or SMOOTHING
-        travelled = memory["travelled"].tolist()
-        near = [k for k, way in enumerate(travelled) if way <= self.reuse_radius * smoothing]
-        chosen = _independent(
-            memory["points"], near[::-1], int(n * MAX_REUSED)
-        )  # the youngest first
-        index = xp.asarray(chosen, dtype=xp.int64, device=device(state.x))
-        memory["known"] = xp.take(memory["points"], index, axis=0)
-        memory["known_changes"] = xp.take(memory["point_values"], index, axis=0)
+        chosen = self._nearest(memory, smoothing, int(n * MAX_REUSED))
+        memory["known"] = _rows_at(memory["points"], chosen)
+        memory["known_changes"] = _rows_at(memory["point_values"], chosen)
         rows = orthogonal_to(memory["known"], n - len(chosen), state)
         return xp.concat([state.x[None, :], state.x + smoothing * rows], axis=0)
+
+    def _nearest(self, memory: dict[str, Any], smoothing: float, most: int) -> list[int]:
+        """Returns which kept displacements to reuse: the youngest first, well apart."""
+        points, travelled = memory["points"], memory["travelled"]
+        if points.shape[0] == 0:
+            return []
+        # How many there are decides how many points are new, so that the host has to know. One copy
+        # waits for a device once; a look at each number would do so every time.
+        xp = array_namespace(points)
+        points = xp.astype(points, travelled.dtype)
+        host = to_numpy(xp.concat([points, travelled[:, None]], axis=1))
+        near = np.flatnonzero(host[:, -1] <= self.reuse_radius * smoothing)
+        return _independent(host[:, :-1], near[::-1].tolist(), most)
 
     def _plain_step(self, state: SolverState, candidates: Array, values: Array) -> Array:
         """Returns x - learning_rate * interpolated gradient."""
@@ -264,14 +274,14 @@ class LIZO(Solver):
         displacements = candidates[1:, :] - candidates[:1, :]
         changes = values[1:] - values[0]
         alive = xp.isfinite(changes)
-        if not bool(xp.any(alive)):
-            return state.x
         displacements = xp.where(alive[:, None], displacements, 0.0)
         changes = xp.where(alive, changes, 0.0)
         gradient = interpolated_gradient(
             xp.concat([displacements, memory["known"]], axis=0),
             xp.concat([changes, memory["known_changes"]]),
         )
+        # Where everything failed there is no step, and no wait for the device to find out.
+        gradient = xp.where(xp.any(alive), gradient, 0.0)
         norm = xp.linalg.vector_norm(gradient)
         state.metrics["gradient_norm"] = norm
         state.metrics["n_reused"] = memory["known"].shape[0]
@@ -282,6 +292,11 @@ class LIZO(Solver):
             way = xp.concat([memory["travelled"], fresh])[-capacity:]
             memory["travelled"] = way + xp.linalg.vector_norm(xp.astype(x - state.x, way.dtype))
         return x
+
+
+def _rows_at(rows: Array, chosen: list[int]) -> Array:
+    """Picks rows by numbers of the host, which need not be copied to a device."""
+    return array_namespace(rows).stack([rows[k] for k in chosen]) if chosen else rows[:0]
 
 
 def _in_basis(state: SolverState, displacements: Array) -> Array:

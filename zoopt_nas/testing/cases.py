@@ -31,7 +31,9 @@ class Case:
     bounds: list[tuple[float, float]] | None = None
 
 
-def _bowl(rng: np.random.Generator, dim: int, log_condition: float) -> tuple[Callable, np.ndarray]:
+def _bowl(
+    rng: np.random.Generator, dim: int, log_condition: float
+) -> tuple[Callable[[np.ndarray], float], np.ndarray]:
     """Returns a rotated convex quadratic of curvatures 1 to 10^log_condition, and its minimum."""
     rotation, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
     weights = 10 ** np.linspace(0, log_condition, dim)

@@ -1,4 +1,4 @@
-"""What a solver that finds its own step lengths is expected to solve, in the form of a test class."""
+"""What a solver that finds its own step lengths is expected to solve, as a test class."""
 
 from __future__ import annotations
 

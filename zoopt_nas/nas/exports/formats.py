@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopt_nas.errors import MissingDependencyError
+from zoopt_nas.nas.execution import silenced
 from zoopt_nas.nas.exports.source import NetworkFacts, source_of
 from zoopt_nas.nas.exports.standalone import Network, Normalize
 from zoopt_nas.registry import Registry
@@ -130,12 +130,9 @@ def _needed(name: str) -> Any:
         ) from error
 
 
-@contextmanager
-def _torchscript_is_deprecated() -> Iterator[None]:
+def _torchscript_is_deprecated() -> AbstractContextManager[None]:
     """PyTorch says so at every call; who asks for TorchScript has something that reads it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
-        yield
+    return silenced(r"`torch\.jit\.\w+` is deprecated")
 
 
 def _imported(path: Path) -> Any:

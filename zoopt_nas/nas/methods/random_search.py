@@ -12,6 +12,7 @@ from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.spaces import SearchSpace
 from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.transfer import to_device
 from zoopt_nas.nas.updaters import AlphaUpdater, EpochEnd, Metrics, Verdict
 
 # Released code of Li and Talwalkar: 1000 architectures on one batch each, the best 10 on more.
@@ -38,7 +39,7 @@ class RandomArchitecture(AlphaUpdater):
                 f"got {', '.join(config.solver)}"
             )
         self._draws = torch.Generator().manual_seed(seed)
-        self._alpha = self._draw(alpha)
+        self._alpha = self._draw(alpha).to(alpha.device)
 
     @property
     def alpha(self) -> Tensor:
@@ -55,7 +56,8 @@ class RandomArchitecture(AlphaUpdater):
         self._draws.set_state(state["draws"].cpu())
 
     def _draw(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self._draws).to(like)
+        """A random alpha on the host, where architectures are made of it."""
+        return torch.randn(like.shape, generator=self._draws).to(like.dtype)
 
 
 class WeightSharingSearch(RandomArchitecture):
@@ -69,7 +71,7 @@ class WeightSharingSearch(RandomArchitecture):
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:
-        return one_hot(supernet.space, self._draw(self._alpha)).to(self._alpha)
+        return self._weights(supernet.space, self._draw(self._alpha))
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
         n = N_SAMPLES if end.is_last else N_SAMPLES_IN_BETWEEN
@@ -84,12 +86,15 @@ class WeightSharingSearch(RandomArchitecture):
             )
             ranks = torch.nan_to_num(losses, nan=torch.inf).argsort(stable=True)
             alphas = [alphas[k] for k in ranks[:n_left].tolist()]
-        self._alpha = alphas[0]
+        self._alpha = alphas[0].to(self._alpha.device)
         return Verdict()
 
     def _loss(self, objective: BilevelObjective, alpha: Tensor, draw: Any) -> Tensor:
-        table = one_hot(objective.supernet.space, alpha).to(alpha)
-        return objective.mixture_loss(table, draw)
+        return objective.mixture_loss(self._weights(objective.supernet.space, alpha), draw)
+
+    def _weights(self, space: SearchSpace, alpha: Tensor) -> Tensor:
+        """The architecture weights of an alpha of the host, beside those of the search."""
+        return to_device([one_hot(space, alpha).to(alpha.dtype)], self._alpha.device)[0]
 
 
 def one_hot(space: SearchSpace, alpha: Tensor) -> Tensor:

@@ -1,0 +1,502 @@
+"""Runs on a CUDA device that is simulated: tensors where they belong, and nothing that waits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from simulated_device import CUDA, Device, OnDevice, simulated_device
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from zoopt_nas import minimize
+from zoopt_nas.nas import data
+from zoopt_nas.nas.augmentation import Augmentation, Transform
+from zoopt_nas.nas.bilevel import BilevelObjective, Draw
+from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.data import BatchStream, HostImageSet, ImageSet, LazyImageSet, sequential_batches
+from zoopt_nas.nas.genotype import Genotype
+from zoopt_nas.nas.loop import load_run_dataset
+from zoopt_nas.nas.methods import METHODS, random_search
+from zoopt_nas.nas.methods.darts import first_order_gradient, second_order_gradient
+from zoopt_nas.nas.operations import seed_noise
+from zoopt_nas.nas.retrain import Training
+from zoopt_nas.nas.search import Search
+from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
+from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.training import Meter, evaluate, seeded_init
+from zoopt_nas.nas.updaters import config_solver
+from zoopt_nas.solvers import SOLVERS
+
+CPU = torch.device("cpu")
+ON_A_GPU = {"device": "cuda", "amp": "off", "compile": "off", "candidates_per_batch": 2}
+CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64: the same operators, in another order
+
+
+@pytest.fixture
+def device(monkeypatch) -> Iterator[Device]:
+    monkeypatch.setattr(data, "free_memory", lambda device: None)  # only a driver knows
+    with simulated_device() as device:
+        yield device
+
+
+def kinds(device: Device) -> list[str]:
+    """The events since the last look, without places."""
+    found = [event.kind for event in device.events]
+    device.forget()
+    return found
+
+
+def on(device: torch.device, *tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(device) for tensor in tensors]
+
+
+# --- The simulated device ------------------------------------------------------------------------
+
+
+def test_its_numbers_are_those_of_the_cpu(device: Device):
+    x = torch.arange(6.0).view(2, 3)
+    own = x.to("cuda")
+    assert own.device == CUDA
+    assert torch.zeros(2, device="cuda").device == torch.zeros_like(own).device == CUDA
+    own[0] += 1
+    own = own.requires_grad_()
+    (own * own).sum().backward()
+    assert own.grad.device == CUDA
+    assert torch.equal(own.grad.cpu(), 2 * torch.tensor([[1.0, 2, 3], [3, 4, 5]]))
+
+
+WAITS: dict[str, Any] = {
+    "item": (lambda x: x.sum().item(), ["value"]),
+    "float": (lambda x: float(x[0]), ["value"]),
+    "if": (lambda x: 1 if x.sum() > 0 else 0, ["value"]),
+    "list": (lambda x: x.tolist(), ["to host"]),
+    "host": (lambda x: x.cpu(), ["to host"]),
+    "equal": (lambda x: torch.equal(x, x), ["value"]),
+    "nonzero": (lambda x: x.nonzero(), ["shape"]),
+    "mask": (lambda x: x[x > 1], ["shape"]),
+    "several by mask": (lambda x: x.index_put_((x > 0,), x[1:] + 1), ["shape"]),
+    "pinv": (lambda x: torch.linalg.pinv(x[:, None]), ["value"]),
+    "from Python": (lambda x: torch.tensor([1.0], device="cuda"), ["to device"]),
+    "pageable": (lambda x: torch.ones(3).to("cuda", non_blocking=True), ["to device"]),
+    "index of the host": (lambda x: x[torch.tensor([0, 1])], ["to device"]),
+    "pinned": (lambda x: torch.ones(3).pin_memory().to("cuda", non_blocking=True), ["pinned"]),
+    "pinned, waits": (lambda x: torch.ones(3, pin_memory=True).to("cuda"), ["to device"]),
+    "number": (lambda x: x * 2 + torch.tensor(3.0), []),
+    "one number by mask": (lambda x: x.index_put_((x > 1,), x[0]), []),
+    "filled": (lambda x: torch.full((3,), 2.0, device="cuda").add_(x), []),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_it_records_what_waits(name, device: Device):
+    (x,) = on(CUDA, torch.arange(3.0))
+    function, expected = WAITS[name]
+    device.forget()
+    function(x)
+    assert kinds(device) == expected
+
+
+BROKEN: dict[str, Any] = {
+    "a sum": lambda x: x + torch.ones(3),
+    "a product": lambda x: torch.ones(2, 3) @ x,
+    "in place": lambda x: x.add_(torch.ones(3)),
+    "an index": lambda x: x.index_select(0, torch.tensor([0])),
+    "joined": lambda x: torch.cat([x, torch.ones(3)]),
+    "a generator": lambda x: x.normal_(generator=torch.Generator()),
+    "the other generator": lambda x: torch.rand(3, generator=torch.Generator("cuda")),
+    "an array": lambda x: x.numpy(),
+    "an array by NumPy": lambda x: np.asarray(x),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_it_refuses_what_cuda_refuses(name, device: Device):
+    (x,) = on(CUDA, torch.arange(3.0))
+    with pytest.raises((RuntimeError, TypeError)):
+        BROKEN[name](x)
+
+
+class Peeking(nn.Linear):
+    """A module that reads a value, or holds a tensor of the host."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(3, 2)
+        self.fault, self.offset = fault, torch.ones(2)  # no buffer: it does not move
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        if self.fault == "value" and logits.sum().item() > 1e9:
+            return logits * 0
+        return logits + self.offset if self.fault == "tensor" else logits
+
+
+@pytest.mark.parametrize("fault", ["none", "value", "tensor"])
+def test_a_weight_step_of_a_broken_module_is_found_out(fault, device: Device):
+    model = Peeking(fault).to(CUDA)
+    images, labels = on(CUDA, torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
+    step = WeightStep(
+        cross_entropy_of(model), model, torch.optim.SGD(model.parameters(), lr=0.1), 5.0
+    )
+    device.forget()
+    if fault == "tensor":
+        with pytest.raises(RuntimeError, match="same device"):
+            step(images, labels)
+        return
+    step(images, labels)
+    assert kinds(device) == (["value"] if fault == "value" else [])
+
+
+# --- Batches -------------------------------------------------------------------------------------
+
+AUGMENTATIONS = {
+    "cifar": Augmentation(crop_padding=2, flip=True, cutout=3),
+    "flip": Augmentation(flip=True),
+    "cutout": Augmentation(cutout=3),
+    "imagenet": Augmentation(
+        flip=True, resized_crop=6, colour_jitter=(0.4, 0.4, 0.4, 0.2), cutout=2
+    ),
+    "none": Augmentation(),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    paths = [folder / f"{k}.png" for k in range(len(pixels))]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def image_set(kind: str, where: torch.device, files: list[Any]) -> ImageSet:
+    labels = torch.arange(12).to(where)
+    if kind == "files":
+        return LazyImageSet(files, labels, 8)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    if kind == "host":
+        return HostImageSet(images, labels)
+    return ImageSet(images.to(where), labels)
+
+
+@pytest.mark.parametrize("kind", ["device", "host", "files"])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_batch_goes_to_the_device_in_one_pinned_copy(name, kind, files, device: Device):
+    def batches(where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        augmentation = AUGMENTATIONS[name]
+        size = augmentation.resized_crop or 8
+        transform = Transform([0.4] * 3, [0.2] * 3, augmentation, image_size=size, device=where)
+        stream = BatchStream(
+            image_set(kind, where, files),
+            torch.arange(12),
+            5,
+            transform=transform,
+            generator=torch.Generator().manual_seed(1),
+        )
+        for _ in range(4):  # 5, 5, 2, and 5 of the next permutation
+            device.forget()
+            yield stream.next_batch()
+
+    expected = list(batches(CPU))
+    for (images, labels), (x, y) in zip(batches(CUDA), expected, strict=True):
+        # The draws, and the pixels where those are on the host.
+        assert kinds(device) == ["pinned"] * (1 if kind == "device" else 2)
+        assert images.device == labels.device == CUDA
+        assert torch.equal(images.cpu(), x)
+        assert torch.equal(labels.cpu(), y)
+
+
+@pytest.mark.parametrize("kind", ["device", "host", "files"])
+def test_an_evaluation_waits_only_where_it_is_read(kind, files, device: Device):
+    measured = {}
+    for where in (CPU, CUDA):
+        transform = Transform([0.4] * 3, [0.2] * 3, image_size=8, device=where)
+        images = image_set(kind, where, files)
+        weight = torch.linspace(-1, 1, 12 * 192).view(12, 192).to(where)
+        device.forget()
+        meter = evaluate(
+            lambda x, weight=weight: F.linear(x.flatten(1), weight),
+            sequential_batches(images, None, 5, transform),
+            where,
+        )
+        found = kinds(device)
+        measured[where] = (meter.loss, meter.accuracy)
+    assert found == ["pinned"] * 3 * (1 if kind == "device" else 2)
+    assert kinds(device) == ["value"] * 2
+    assert measured[CUDA] == measured[CPU]
+
+
+# --- Supernets and candidates --------------------------------------------------------------------
+
+
+def supernet(space: str, where: torch.device, drop: float = 0.2) -> Supernet:
+    with seeded_init(0):
+        net = Supernet(SPACES[space], 3, 4, 2, in_channels=1).double().to(where)
+    seed_noise(net, torch.Generator(where).manual_seed(0))
+    net.drop_path_probability = drop
+    return net
+
+
+def numbers(space: str, where: torch.device, n: int = 2) -> list[tuple[Tensor, ...]]:
+    """Batches of images, labels and alpha."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for _ in range(n):
+        images = torch.randn(4, 1, 8, 8, generator=generator, dtype=torch.float64)
+        labels = torch.randint(3, (4,), generator=generator)
+        alpha = torch.randn(SPACES[space].dim, generator=generator, dtype=torch.float64)
+        made.append(tuple(on(where, images, labels, alpha)))
+    return made
+
+
+def sgd(net: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("space", SPACES)
+def test_weight_steps_wait_for_nothing(space, device: Device):
+    read = {}
+    for where in (CPU, CUDA):
+        net, batches, meter = supernet(space, where), numbers(space, where), Meter(where)
+        step = WeightStep(cross_entropy_of(net), net, sgd(net), 5.0)
+        device.forget()
+        for images, labels, alpha in batches:
+            meter.update(*step(images, labels, alpha), labels)
+        found = kinds(device)
+        read[where] = (meter.loss, meter.accuracy)
+    assert found == []
+    assert read[CUDA] == pytest.approx(read[CPU], rel=1e-9)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_pytorch_finds_no_mismatch_in_a_forward_pass(space):
+    """By PyTorch's own rules for devices: shapes and devices without numbers."""
+    with FakeTensorMode(), CUDA:
+        # Noise draws from a generator of its device, which needs a driver.
+        net = Supernet(SPACES[space], 3, 4, 2, in_channels=1).eval()
+        alpha = torch.zeros(SPACES[space].dim)
+        if "noise" in SPACES[space].normal[0]:
+            seed_noise(net, None)
+        logits = net(torch.zeros(4, 1, 8, 8), alpha)
+        assert (tuple(logits.shape), logits.device) == ((4, 3), CUDA)
+        with pytest.raises(RuntimeError, match="device"):
+            net(torch.zeros(4, 1, 8, 8, device="cpu"), alpha)
+
+
+class Stream:
+    """The same batches on any device."""
+
+    def __init__(self, seed: int, where: torch.device) -> None:
+        self.generator, self.where = torch.Generator().manual_seed(seed), where
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        images = torch.randn(4, 1, 8, 8, generator=self.generator, dtype=torch.float64)
+        labels = torch.randint(3, (4,), generator=self.generator)
+        return images.to(self.where), labels.to(self.where)
+
+
+def objective(inner: str, where: torch.device, **options: Any) -> tuple[BilevelObjective, Draw]:
+    net = supernet("s4", where, drop=0.0)
+    optimizer = sgd(net)
+    step = WeightStep(cross_entropy_of(net), net, optimizer, 5.0)
+    for images, labels, alpha in numbers("s4", where):
+        step(images, labels, alpha)
+    streams = Stream(1, where), Stream(2, where)
+    made = BilevelObjective(
+        net, optimizer, *streams, seed=0, inner=inner, inner_steps=2, val_batches=2, **options
+    )
+    return made, made.draw()
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("per_batch", [1, 3])
+@pytest.mark.parametrize("inner", ["sgd", "second", "first"])
+def test_candidates_wait_for_nothing(inner, per_batch, device: Device):
+    values = {}
+    for where in (CPU, CUDA):
+        made, draw = objective(inner, where, candidates_per_batch=per_batch, keep_fits=True)
+        (alphas,) = on(where, torch.stack([numbers("s4", CPU, 3)[k][2] for k in range(3)]))
+        device.forget()
+        values[where] = made(alphas, draw)
+        shares = torch.softmax(values[where], 0)
+        made.fits.give(shares, made.supernet, made._optimizer)
+        made.mixture_loss(made.supernet.edge_weights(alphas[0]), draw)
+        assert kinds(device) == []
+    assert values[CUDA].device == CUDA
+    torch.testing.assert_close(values[CUDA].cpu(), values[CPU], **CLOSE)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_gradients_in_alpha_wait_for_nothing(order, device: Device, monkeypatch):
+    gradient = first_order_gradient if order == "first" else second_order_gradient
+    found = {}
+    for where in (CPU, CUDA):
+        made, draw = objective(order, where)
+        monkeypatch.setattr(made, "draw", lambda draw=draw: draw)
+        ((_, _, alpha),) = numbers("s4", where, 1)
+        device.forget()
+        found[where] = gradient(made, alpha)
+        assert kinds(device) == []
+    # The second order divides a difference by a small radius.
+    torch.testing.assert_close(found[CUDA].cpu(), found[CPU], rtol=1e-6, atol=1e-8)
+
+
+# --- Solvers -------------------------------------------------------------------------------------
+
+# What an update of a solver with a form for searches waits for. LIZO: which of its points to reuse,
+# once there are some, decides how many new ones there are, and the pseudoinverse that it solves for
+# the gradient by looks at whether it has converged.
+ALLOWED: dict[str, list[str]] = {"rs": [], "mgs": [], "gld": [], "lizo": ["to host", "value"]}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_an_update_waits_as_often_as_is_said(name, device: Device):
+    """Those without a form for searches compute on the host: only their devices are looked at."""
+    allowed = ALLOWED.get(name)
+    solver = config_solver(SearchConfig.for_dataset("digits", name))
+    points = {}
+    for where in (CPU, CUDA):
+        (x0,) = on(where, torch.linspace(-1, 1, 6, dtype=torch.float64))
+        state = solver.init(x0, rng=0)
+        guide = -x0 if solver.uses_guide else None
+        for k in range(3):
+            device.forget()
+            candidates = solver.ask(state, guide=guide)
+            solver.tell(state, candidates, ((candidates - 0.5) ** 2).sum(1))
+            found = kinds(device)
+            if where == CPU:
+                assert found == []
+            elif allowed is not None:
+                assert found == (allowed if k > 0 else [x for x in allowed if x != "to host"])
+        assert state.x.device == candidates.device == where
+        points[where] = state.x.cpu()
+    torch.testing.assert_close(points[CUDA], points[CPU], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("bounds", [None, [(-0.5, 1.0)] * 4], ids=["free", "bounds"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_function_of_the_device_is_minimized_as_one_of_the_cpu(name, bounds, device: Device):
+    """Long enough for restarts and changes of phase."""
+
+    def fun(x: Tensor) -> Tensor:
+        return ((x - 0.25) ** 2).sum() + x[0] * x[1]
+
+    found = {}
+    for where in (CPU, CUDA):
+        (x0,) = on(where, torch.linspace(-0.5, 0.75, 4, dtype=torch.float64))
+        found[where] = minimize(fun, x0, name, maxfev=200, rng=0, bounds=bounds)
+        assert found[where].x.device == where
+    torch.testing.assert_close(found[CUDA].x.cpu(), found[CPU].x, rtol=1e-6, atol=1e-8)
+    assert found[CUDA].nfev == found[CPU].nfev
+
+
+# --- Runs ----------------------------------------------------------------------------------------
+
+
+def search_of(algo: str, search_config: Any, **options: Any) -> Search:
+    # PC-DARTS has four parts of the channels.
+    config = search_config(algo, space="small_s4", init_channels=4, **ON_A_GPU, **options)
+    config = config.replace(epochs=2, warmup_epochs=1, inner_steps=2, cutout=2, batch_size=8)
+    return Search(config, load_run_dataset(config, ("train",)))
+
+
+def take_step(search: Search) -> None:
+    measured = search.train_step()
+    assert measured is not None
+    search._meter.update(*measured)
+    search.step += 1
+
+
+@pytest.mark.parametrize("algo", [name for name in METHODS if METHODS[name].trains])
+def test_a_search_waits_in_no_step(algo, search_config, device: Device, monkeypatch):
+    monkeypatch.setattr(random_search, "N_SAMPLES", 12)
+    # Solvers that compute on the host ask for many candidates: what fits them is tested by others.
+    options = {"inner": "first"} if algo in SOLVERS and algo not in ALLOWED else {}
+    search = search_of(algo, search_config, **options)
+    device.forget()
+    for epoch in (0, 1):  # a warm-up, and one with updates
+        search.epoch, search.step = epoch, 0
+        search.begin_epoch()
+        for _ in range(4):
+            take_step(search)
+    allowed = ALLOWED.get(algo, [])
+    by_solver = [e for e in device.waits() if e.place.startswith(("solvers/", "_arrays"))]
+    assert [event for event in device.waits() if event not in by_solver] == []
+    if algo in ALLOWED or algo not in SOLVERS:
+        assert len(by_solver) <= 2 * len(allowed)  # two updates
+    assert all(x.device == CUDA for x in (search.alpha, *search.supernet.parameters()))
+
+    device.forget()
+    n_measured = sum(isinstance(x, Tensor) for update in search._updates for x in update.values())
+    search.end_epoch()
+    assert search.alpha.device == CUDA
+    if algo not in ("es", "ada", "random_ws"):  # which look at values of their own then
+        # What is written down of an epoch is read once it is over: its loss (twice) and accuracy,
+        # alpha for the genotype and for the row, and what the updates measured.
+        assert len(device.waits()) <= 5 + n_measured
+
+    # A checkpoint comes back onto the device with all its tensors.
+    state = tree_map(
+        lambda x: x.to(CUDA) if isinstance(x, Tensor) else x, copy.deepcopy(search.own_state())
+    )
+    other = search_of(algo, search_config, **options)
+    other.load_own_state(state)
+    other.epoch, other.step = 1, 0
+    other.begin_epoch()
+    take_step(other)
+    assert other.alpha.device == CUDA
+
+
+def test_fits_are_taken_over_and_the_eigenvalue_is_measured_on_the_device(
+    search_config, device: Device
+):
+    search = search_of("gld", search_config, reuse_fits=True, track_eigenvalue=True)
+    search.epoch = 1
+    search.begin_epoch()
+    device.forget()
+    for _ in range(4):
+        assert search.train_step() is None
+        search.step += 1
+    # Once in an update: whether any candidate has a fit to take over.
+    assert [event.place for event in device.waits()] == ["nas/search.py:_take_fits"] * 2
+    row, _ = search.end_epoch()
+    assert np.isfinite(row["eigenvalue"])
+    assert all(x.device == CUDA for x in search.supernet.parameters())
+
+
+@pytest.mark.parametrize("genotype", ["DARTS_V2", "noisy"])
+def test_a_retraining_waits_in_no_step(genotype, train_config, device: Device):
+    cell = (("noise", 0), ("sep_conv_3x3", 1)) * 4
+    named = genotype if genotype != "noisy" else str(Genotype(cell, cell))
+    options = {key: value for key, value in ON_A_GPU.items() if key != "candidates_per_batch"}
+    config = train_config(
+        **options,
+        genotype=named,
+        auxiliary=True,
+        drop_path=0.3,
+        cutout=2,
+        label_smoothing=0.1,
+    )
+    training = Training(config, load_run_dataset(config, ("train", "test")))
+    training.epoch = 1
+    training.begin_epoch()
+    device.forget()
+    for _ in range(3):
+        training._meter.update(*training.train_step())
+    assert device.waits() == []
+    tested = training.test()
+    assert device.counts()["value"] == 2  # loss and accuracy, at the end
+    assert 0 < tested.loss < 100
+    assert all(isinstance(x, OnDevice) for x in training.network.state_dict().values())
