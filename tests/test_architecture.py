@@ -59,6 +59,7 @@ ORDER = [
     *("nas.methods.random_search", "nas.methods.__init__", "nas.hessian"),
     *(
         "nas.runs",
+        "nas.snapshots",
         "nas.memory",
         "nas.loop",
         "nas.search",

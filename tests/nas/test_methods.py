@@ -81,7 +81,7 @@ def growing(monkeypatch):
 
 def test_early_stopping_gives_the_alpha_of_before(growing, search_config, tmp_path):
     growing()
-    config = search_config("es", epochs=20)
+    config = search_config("es", epochs=20, min_return_epoch=0)
     result = run_search(config, run_dir=tmp_path / "run")
     lines = (tmp_path / "run" / "architectures.jsonl").read_text().splitlines()
     alphas = [json.loads(line)["alpha"] for line in lines]
@@ -99,7 +99,7 @@ def test_early_stopping_gives_the_alpha_of_before(growing, search_config, tmp_pa
 
 def test_adaptive_regularization_goes_back_and_decays_more(growing, search_config, tmp_path):
     growing()
-    config = search_config("ada", epochs=12)
+    config = search_config("ada", epochs=12, min_return_epoch=0)
     result = run_search(config, run_dir=tmp_path / "run")
     rows = result.metrics
     assert [row["epoch"] for row in rows] == list(range(12))
@@ -127,7 +127,7 @@ def test_the_weights_of_before_are_those_that_go_on(growing, search_config):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search.Search, "after_epoch", after_epoch)
-        run_search(search_config("ada", epochs=11))
+        run_search(search_config("ada", epochs=11, min_return_epoch=0))
     first, second = states[3]  # after epoch 2, and after going back to it
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
@@ -136,7 +136,7 @@ def test_the_weights_of_before_are_those_that_go_on(growing, search_config):
 
 def test_the_decay_has_a_limit(growing, search_config):
     growing(start=1.0)  # never calm
-    result = run_search(search_config("ada", epochs=11))
+    result = run_search(search_config("ada", epochs=11, min_return_epoch=0))
     decays = [row["weight_decay"] for row in result.metrics]
     assert decays == [3e-4] * 3 + [pytest.approx(3e-2)] * 8
 
@@ -149,7 +149,7 @@ def test_stopping_and_going_back_resume_bit_for_bit(
     algo, n_steps, growing, search_config, tmp_path, without_seconds
 ):
     growing()
-    config = search_config(algo, epochs=11)
+    config = search_config(algo, epochs=11, min_return_epoch=0)
     whole = run_search(config)
     with pytest.raises(RunInterrupted):
         run_search(config, run_dir=tmp_path / "run", observer=Recorder(n_steps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from zoopt_nas.errors import DivergedError
-from zoopt_nas.nas.bilevel import BilevelObjective
+from zoopt_nas.nas.bilevel import BilevelObjective, Draw
 from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_indices
@@ -26,6 +27,7 @@ from zoopt_nas.nas.models import build_supernet
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.reuse import STATISTICS_BATCHES, renew_statistics
 from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.snapshots import Snapshots
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
 from zoopt_nas.nas.training import (
@@ -116,7 +118,7 @@ class Search(EpochLoop):
         self._has_fits = False  # whether reused fits stand for the steps up to the next update
         self._verdict = Verdict()  # of the last epoch
         self._is_stopped = False
-        self._snapshots: list[dict[str, Any]] = []  # of the last epochs, if the method goes back
+        self._snapshots = Snapshots()  # empty unless the method goes back
 
     @property
     def alpha(self) -> Tensor:
@@ -215,7 +217,7 @@ class Search(EpochLoop):
         eigenvalue = None
         if updater.wants_eigenvalue or self.config.track_eigenvalue:
             eigenvalue = row["eigenvalue"] = self._measure_eigenvalue()
-        if updater.n_snapshots:
+        if updater.goes_back:
             row["weight_decay"] = weight_decay
         is_last = self.epoch + 1 == self.config.epochs
         self._verdict = updater.end_epoch(
@@ -224,27 +226,35 @@ class Search(EpochLoop):
         return row
 
     def _measure_eigenvalue(self) -> float:
-        """On the batch that L_val would take next, and will: measuring changes no search."""
+        """On the batches that L_val would take next, and will: measuring changes no search."""
         sources: list[Any] = [self._objective, *self._streams.values()]
         states = [source.state_dict() for source in sources]
-        draw, network = self._objective.draw(), self._objective.start()
+        draws = [self._objective.draw() for _ in range(self.config.eigenvalue_batches)]
+        network = self._objective.start()
         for source, state in zip(sources, states, strict=True):
             source.load_state_dict(state)
-        return dominant_eigenvalue(
-            lambda alpha: self._objective.val_loss(network, alpha, draw), self.alpha
-        )
+
+        def eigenvalue(draw: Draw) -> float:
+            val_loss = self._objective.val_loss
+            return dominant_eigenvalue(lambda alpha: val_loss(network, alpha, draw), self.alpha)
+
+        return statistics.fmean(map(eigenvalue, draws))
 
     def after_epoch(self) -> None:
-        verdict, n_kept = self._verdict, self._updater.n_snapshots
+        verdict, settings = self._verdict, self._optimizer.param_groups[0]
         self._is_stopped = verdict.stop
-        if n_kept:
-            self._snapshots = [*self._snapshots[-n_kept:], _on_host(self._trained_state())]
+        ended = self.epoch - 1
+        if self._updater.goes_back:
+            oldest = self._updater.oldest_return(ended, settings["weight_decay"])
+            self._snapshots.add(ended, self._trained_state(), oldest)
         if verdict.go_back:
-            self._load_trained_state(self._snapshots[-1 - verdict.go_back])
-            self._snapshots = self._snapshots[: -verdict.go_back]
             self.epoch -= verdict.go_back
+            self._load_trained_state(self._snapshots.go_back(self.epoch - 1))
         if verdict.weight_decay is not None:
+            # Loading a state has replaced the settings.
             self._optimizer.param_groups[0]["weight_decay"] = verdict.weight_decay
+            oldest = self._updater.oldest_return(self.epoch - 1, verdict.weight_decay)
+            self._snapshots.forget(oldest)
 
     def _trained_state(self) -> dict[str, Any]:
         return {
@@ -266,7 +276,7 @@ class Search(EpochLoop):
             "noise": self._noise.get_state(),
             "has_fits": self._has_fits,
             "is_stopped": self._is_stopped,
-            "snapshots": self._snapshots,
+            "snapshots": self._snapshots.state_dict(),
             "updates": [
                 {name: float(value) for name, value in update.items()} for update in self._updates
             ],
@@ -279,10 +289,9 @@ class Search(EpochLoop):
             stream.load_state_dict(state["streams"][name])
         self._noise.set_state(state["noise"].cpu())
         self._updates = state["updates"]
-        # Older runs reused nothing, and had no method that stops or goes back.
-        self._has_fits = bool(state.get("has_fits", False))
-        self._is_stopped = bool(state.get("is_stopped", False))
-        self._snapshots = list(state.get("snapshots", []))
+        self._has_fits = bool(state["has_fits"])
+        self._is_stopped = bool(state["is_stopped"])
+        self._snapshots.load_state_dict(state["snapshots"])
 
 
 def run_search(
@@ -374,15 +383,6 @@ def _make_streams(
         "inner": stream("inner", fit, True),
         "val": stream("val", score, True),
     }
-
-
-def _on_host(state: Any) -> Any:
-    """A copy of a nested state that takes no memory of the device."""
-    if isinstance(state, dict):
-        return {key: _on_host(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_on_host(value) for value in state]
-    return state.detach().cpu().clone() if isinstance(state, Tensor) else state
 
 
 def _mean_metrics(updates: list[Metrics]) -> dict[str, float]:

@@ -55,11 +55,11 @@ class AlphaUpdater(ABC):
 
     Attributes:
         wants_eigenvalue: whether ``end_epoch`` is given the dominant eigenvalue.
-        n_snapshots: how many epochs it may go back.
+        goes_back: whether a verdict may send the search back to an earlier epoch.
     """
 
     wants_eigenvalue: ClassVar[bool] = False
-    n_snapshots: ClassVar[int] = 0
+    goes_back: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -98,6 +98,18 @@ class AlphaUpdater(ABC):
     def end_epoch(self, end: EpochEnd) -> Verdict:
         """Called when an epoch has ended; may change alpha."""
         return Verdict()
+
+    def oldest_return(self, epoch: int, weight_decay: float) -> int:
+        """The oldest epoch that the search may still return to, by any number of returns.
+
+        Args:
+            epoch: the one that has ended.
+            weight_decay: of the weights in the epochs to come.
+
+        Returns:
+            More than ``epoch`` if the search cannot return any more.
+        """
+        return epoch + 1
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
