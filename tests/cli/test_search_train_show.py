@@ -199,7 +199,8 @@ def test_a_preset_and_what_overrides_it(cli, npz, tmp_path):
     reduced = json.loads(found.out)["reduced"]
     assert reduced[:2] == [f"dataset {npz}", "epochs 2 of 50"]
     config = config_of(tmp_path / "run")
-    assert (config["inner_steps"], config["update_period"], config["warmup_epochs"]) == (10, 1, 0)
+    assert (config["inner_steps"], config["warmup_epochs"]) == (10, 0)
+    assert "update_period" not in config  # which is M then
     assert (config["inner_lr"], config["inner_momentum"]) == (0.5, False)
     assert config["solver"]["weighting"] == "exact"
     assert config["solver"]["n_samples"] == 2
