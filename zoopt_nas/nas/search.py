@@ -16,7 +16,7 @@ from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.bilevel import BilevelObjective, Draw
 from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_indices
+from zoopt_nas.nas.data import Dataset, sequential_batches, split_indices
 from zoopt_nas.nas.execution import Execution, cpu_threads
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.hessian import dominant_eigenvalue
@@ -30,6 +30,7 @@ from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.snapshots import Snapshots
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
+from zoopt_nas.nas.streams import Peeked, make_streams
 from zoopt_nas.nas.training import (
     EVAL_BATCH_SIZE,
     cosine,
@@ -40,7 +41,7 @@ from zoopt_nas.nas.training import (
     seeds_for,
     set_lr,
 )
-from zoopt_nas.nas.updaters import EpochEnd, Metrics, Verdict
+from zoopt_nas.nas.updaters import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 
 _SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
 
@@ -91,7 +92,7 @@ class Search(EpochLoop):
         fit, score = split_indices(
             len(dataset.train), config.train_portion, generator(seeds["split"])
         )
-        self._streams = _make_streams(config, dataset, fit, score, seeds)
+        self._streams = make_streams(config, dataset, fit, score, seeds)
         self._val_batches = partial(
             sequential_batches,
             dataset.train,
@@ -99,10 +100,11 @@ class Search(EpochLoop):
             EVAL_BATCH_SIZE,
             dataset.transform(augment=False),
         )
+        is_unrolled = (method.inner or config.inner) == "second"  # the next weight step (DARTS)
         self._objective = BilevelObjective.from_config(
             self.supernet,
             self._optimizer,
-            self._streams["inner"],
+            Peeked(self._streams["train"]) if is_unrolled else self._streams["inner"],
             self._streams["val"],
             config,
             seed=seeds["objective"],
@@ -181,7 +183,7 @@ class Search(EpochLoop):
         return True
 
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        own = self._judge_epoch()
+        own = self._judge_epoch() | {"failures": self._count_failures()}
         alpha = self.alpha
         if any(update.get("fits_taken") for update in self._updates):
             # The candidates keep no running statistics, so those of the supernet are behind.
@@ -201,7 +203,7 @@ class Search(EpochLoop):
             "lr": self._optimizer.param_groups[0]["lr"],
             "sigma": None,
             "n_effective": None,
-            **_mean_metrics(self._updates),
+            **mean_metrics(self._updates),
             "updates": len(self._updates),
             "evaluations": self._objective.n_evaluations,
             "skip_connections": genotype.count("skip_connect"),
@@ -221,9 +223,23 @@ class Search(EpochLoop):
             row["weight_decay"] = weight_decay
         is_last = self.epoch + 1 == self.config.epochs
         self._verdict = updater.end_epoch(
-            EpochEnd(self._objective, is_last, weight_decay, eigenvalue)
+            EpochEnd(self._objective, is_last, weight_decay, eigenvalue, self._val_batches)
         )
         return row
+
+    def _count_failures(self) -> int:
+        """How many candidates, or gradients in alpha, of the epoch have failed.
+
+        Raises:
+            DivergedError: all of them, so that the epoch says nothing about alpha.
+        """
+        n_tried, n_failed = count_failures(self._updates, self._verdict)
+        if n_tried and n_failed == n_tried:
+            raise DivergedError(
+                f"all {n_tried} {self._updater.tries} of epoch {self.epoch + 1} failed: none is "
+                "finite; start again with a lower inner_lr (--inner-lr) or lr (--lr)"
+            )
+        return n_failed
 
     def _measure_eigenvalue(self) -> float:
         """On the batches that L_val would take next, and will: measuring changes no search."""
@@ -357,39 +373,3 @@ def _finish(search: Search) -> SearchResult:
         metrics=search.rows,
         run_dir=search.folder.path if search.folder is not None else None,
     )
-
-
-def _make_streams(
-    config: SearchConfig, dataset: Dataset, fit: Tensor, score: Tensor, seeds: dict[str, int]
-) -> dict[str, BatchStream]:
-    """The batches of the weights' steps, of the candidates' inner steps, and of L_val.
-
-    Inner steps and L_val use full batches only, so that every candidate loss weighs alike.
-    """
-    transform = dataset.transform(augment=True, cutout=config.cutout)
-
-    def stream(name: str, indices: Tensor, drop_last: bool) -> BatchStream:
-        return BatchStream(
-            dataset.train,
-            indices,
-            config.batch_size,
-            transform=transform,
-            generator=generator(seeds[name]),
-            drop_last=drop_last,
-        )
-
-    return {
-        "train": stream("train", fit, False),
-        "inner": stream("inner", fit, True),
-        "val": stream("val", score, True),
-    }
-
-
-def _mean_metrics(updates: list[Metrics]) -> dict[str, float]:
-    """The mean over an epoch's updates of everything that they measured."""
-    names = dict.fromkeys(name for update in updates for name in update)
-    return {
-        name: sum(float(update[name]) for update in updates if name in update)
-        / sum(name in update for update in updates)
-        for name in names
-    }
