@@ -132,7 +132,7 @@ def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
     genotype = nas.Genotype.from_dict(output.pop("genotype"))
     assert output.pop("reduced") == [
         *(f"dataset {npz}", "n_train 48", "epochs 2 of 50", "n_cells 1 of 8"),
-        "init_channels 2 of 16",
+        *("init_channels 2 of 16", "inner_steps 1 of 10"),
     ]
     assert output == last
     assert {"val_accuracy", "evaluations", "skip_connections", "seconds"} <= output.keys()
