@@ -23,7 +23,7 @@ from zoopt_nas.nas.hessian import dominant_eigenvalue
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import check_weights, estimate_search
 from zoopt_nas.nas.methods import METHODS
-from zoopt_nas.nas.models import build_supernet
+from zoopt_nas.nas.models import build_supernet, check_smallest_batch
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.reuse import STATISTICS_BATCHES, renew_statistics
 from zoopt_nas.nas.runs import RunFolder
@@ -357,6 +357,8 @@ def _build(config: SearchConfig, observer: Observer | None) -> Search:
         table[name]  # a wrong name before the data set is read
     free = free_memory(pick_device(config.device))  # before what the estimate counts
     dataset = load_run_dataset(config, ("train",))
+    parts = split_indices(len(dataset.train), config.train_portion, generator(0))
+    check_smallest_batch(config, dataset, min(config.batch_size, *map(len, parts)))
     check_weights(config, dataset, free)
     search = Search(config, dataset, observer)
     search.check_memory(estimate_search(config, dataset), free)
