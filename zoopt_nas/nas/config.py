@@ -217,18 +217,12 @@ class SearchConfig(RunConfig):
     kind: ClassVar[str] = "search"
     _positive: ClassVar[tuple[str, ...]] = (
         *RunConfig._positive,
-        "val_batches",
-        "partial_channels",
-        "candidates_per_batch",
-        "update_period",
+        *("val_batches", "partial_channels", "candidates_per_batch", "update_period"),
         "eigenvalue_batches",
     )
     _non_negative: ClassVar[tuple[str, ...]] = (
         *RunConfig._non_negative,
-        "warmup_epochs",
-        "inner_steps",
-        "alpha_weight_decay",
-        "min_return_epoch",
+        *("warmup_epochs", "inner_steps", "alpha_weight_decay", "min_return_epoch"),
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         **RunConfig._choices,

@@ -70,29 +70,30 @@ class WeightSharingSearch(RandomArchitecture):
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:
-        return one_hot(supernet.space, self._draw(self._alpha)).to(self._alpha)
+        return self._weights(supernet.space, self._draw(self._alpha))
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
         """Take the best of many architectures; one whose loss is not finite has failed."""
-        objective = end.objective
+        objective, space = end.objective, end.objective.supernet.space
         n = N_SAMPLES if end.is_last else N_SAMPLES_IN_BETWEEN
         alphas = [self._draw(self._alpha) for _ in range(n)]
         draw = objective.draw()
         losses = torch.stack(
-            [objective.mixture_loss(self._table(objective, alpha), draw) for alpha in alphas]
+            [objective.mixture_loss(self._weights(space, alpha), draw) for alpha in alphas]
         )
         ranks, n_finite = _ranks(losses)
         finalists = [alphas[k] for k in ranks[: min(n_finite, N_FINALISTS)]]
         if finalists:
-            tables = [self._table(objective, alpha) for alpha in finalists]
+            tables = [self._weights(space, alpha) for alpha in finalists]
             ranks, n_final = _ranks(_final_losses(tables, end))
             if n_final:
-                self._alpha = finalists[ranks[0]]
+                self._alpha = finalists[ranks[0]].to(self._alpha.device)
                 return Verdict(n_tried=n, n_failed=n - n_finite)
         return Verdict(n_tried=n, n_failed=n)
 
-    def _table(self, objective: BilevelObjective, alpha: Tensor) -> Tensor:
-        return one_hot(objective.supernet.space, alpha).to(alpha)
+    def _weights(self, space: SearchSpace, alpha: Tensor) -> Tensor:
+        """The architecture weights of an alpha, beside those of the search."""
+        return one_hot(space, alpha).to(self._alpha)
 
 
 def _ranks(losses: Tensor) -> tuple[list[int], int]:
