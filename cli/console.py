@@ -276,11 +276,23 @@ _COLUMNS = (
     ("val_accuracy", "val accuracy {:.2%}"),
     ("n_effective", "N_e {:.2f}"),
     ("skip_connections", "skips {}"),
+    ("failures", "failed candidates {}"),
     ("seconds", "{:.1f} s"),
 )
 
 
 def epoch_line(row: Mapping[str, Any]) -> str:
     """An epoch's row of ``metrics.jsonl`` as one line; columns without a number are left out."""
-    parts = [form.format(row[key]) for key, form in _COLUMNS if row.get(key) is not None]
+    known = {key: row[key] for key, _ in _COLUMNS if row.get(key) is not None}
+    if not known.get("failures"):
+        known.pop("failures", None)
+    parts = [form.format(known[key]) for key, form in _COLUMNS if key in known]
     return f"epoch {row['epoch'] + 1}: " + ", ".join(parts)
+
+
+def failures_line(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """In which epochs of a search candidates failed, and how many; None if none did."""
+    failed = [
+        f"{row['failures']} in epoch {row['epoch'] + 1}" for row in rows if row.get("failures")
+    ]
+    return f"failed candidates: {', '.join(failed)}" if failed else None

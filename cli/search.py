@@ -169,6 +169,13 @@ def search(
         bool | None,
         _field("track_eigenvalue", "Measure the Hessian's eigenvalue in each epoch.", ALPHA),
     ] = None,
+    eigenvalue_batches: Annotated[
+        int | None, _field("eigenvalue_batches", "Batches over which it is averaged.", ALPHA)
+    ] = None,
+    min_return_epoch: Annotated[
+        int | None,
+        _field("min_return_epoch", "es, ada: first epoch, from 0, to return to.", ALPHA),
+    ] = None,
     cutout: Annotated[
         int | None, _field("cutout", "Side of the square cut out of images.", DATA)
     ] = None,

@@ -60,6 +60,7 @@ def show(
                 "genotype": genotype.to_dict(),
                 "sizes": sizes,
                 "last_epoch": rows[-1] if rows else None,
+                "failures": {row["epoch"]: row["failures"] for row in rows if row.get("failures")},
                 "pictures": [str(path) for path in pictures],
             }
         )
@@ -68,6 +69,9 @@ def show(
         console.say_table(title, ["node", "from", "operation"], _edge_rows(genotype, kind))
     if rows:
         console.say(console.epoch_line(rows[-1]))
+    failures = console.failures_line(rows)
+    if failures:
+        console.say(failures)
     for (name, settings, side), size in zip(_PUBLISHED, sizes.values(), strict=True):
         console.say(
             f"{name}, {settings['n_cells']} cells, {settings['init_channels']} channels, "

@@ -53,6 +53,16 @@ def test_an_epoch_is_one_line():
     )
 
 
+def test_failed_candidates_are_shown_where_there_are_some():
+    assert console.epoch_line({**ROW, "failures": 0}) == console.epoch_line(ROW)
+    assert ", failed candidates 3, " in console.epoch_line({**ROW, "failures": 3})
+    rows = [{"epoch": 0}, {"epoch": 1, "failures": 2}, {"epoch": 2, "failures": 0}]
+    assert console.failures_line(rows) == "failed candidates: 2 in epoch 2"
+    rows.append({"epoch": 3, "failures": 40})
+    assert console.failures_line(rows) == "failed candidates: 2 in epoch 2, 40 in epoch 4"
+    assert console.failures_line([rows[0], rows[2]]) is None
+
+
 def test_a_terminal_shows_a_bar_with_loss_accuracy_and_time_left(monkeypatch):
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=120, highlight=False)

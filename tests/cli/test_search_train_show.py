@@ -134,7 +134,7 @@ def test_an_own_npz_from_search_to_show(cli, npz, tmp_path):
     genotype = nas.Genotype.from_dict(output.pop("genotype"))
     assert output.pop("reduced") == [
         *(f"dataset {npz}", "n_train 48", "epochs 2 of 50", "n_cells 1 of 8"),
-        "init_channels 2 of 16",
+        *("init_channels 2 of 16", "inner_steps 1 of 10"),
     ]
     assert output == last
     assert {"val_accuracy", "evaluations", "skip_connections", "seconds"} <= output.keys()
@@ -193,6 +193,41 @@ def test_a_step_that_cannot_be_compiled_is_one_warning(cli, npz, tmp_path, monke
     assert result.err == line
 
 
+def test_a_search_whose_candidates_all_fail_is_one_line(cli, npz, tmp_path):
+    run = tmp_path / "run"
+    bad = ("--algo", "gld", "--inner-lr", 1e30, "--warmup-epochs", 1, "--n-samples", 2)
+    for arguments in (("--dataset", npz, *SEARCH, *bad, "--run-dir", run), ("--resume", run)):
+        ended = cli("search", *arguments)
+        assert ended.code == 2
+        assert ended.err == (
+            "error: all 6 candidates of epoch 2 failed: none is finite; start again with a lower "
+            "inner_lr (--inner-lr) or lr (--lr)\n"
+        )
+        assert [row["epoch"] for row in rows_of(run)] == [0]
+    assert not (run / "genotype.json").exists()
+
+
+def test_failed_candidates_are_shown(cli, npz, tmp_path, monkeypatch):
+    plain = nas.BilevelObjective.__call__
+
+    def call(self, alphas, draw=None):
+        values = plain(self, alphas, draw)
+        return values.index_fill(0, torch.tensor([1]), torch.nan)
+
+    monkeypatch.setattr(nas.BilevelObjective, "__call__", call)
+    few = ("--algo", "gld", "--n-samples", 2, "--warmup-epochs", 1, "--dataset", npz, *SEARCH)
+    found = cli("search", *few, "--run-dir", tmp_path / "run")
+    assert (found.code, found.err) == (0, "")
+    first, second = (line for line in found.out.splitlines() if line.startswith("epoch"))
+    assert "failed" not in first
+    assert ", failed candidates 2, " in second
+    shown = cli("show", tmp_path / "run")
+    assert "failed candidates: 2 in epoch 2\n" in shown.out
+    shown = json.loads(cli("show", tmp_path / "run", "--json").out)
+    assert shown["failures"] == {"1": 2}
+    assert shown["last_epoch"]["failures"] == 2
+
+
 def test_a_preset_and_what_overrides_it(cli, npz, tmp_path):
     few = ("--dataset", npz, *SEARCH[:-4], "--device", "cpu")
     preset = ("--preset", "paper", "--inner-lr", 0.5, "--n-samples", 2)
@@ -201,7 +236,8 @@ def test_a_preset_and_what_overrides_it(cli, npz, tmp_path):
     reduced = json.loads(found.out)["reduced"]
     assert reduced[:2] == [f"dataset {npz}", "epochs 2 of 50"]
     config = config_of(tmp_path / "run")
-    assert (config["inner_steps"], config["update_period"], config["warmup_epochs"]) == (10, 1, 0)
+    assert (config["inner_steps"], config["warmup_epochs"]) == (10, 0)
+    assert "update_period" not in config  # which is M then
     assert (config["inner_lr"], config["inner_momentum"]) == (0.5, False)
     assert config["solver"]["weighting"] == "exact"
     assert config["solver"]["n_samples"] == 2

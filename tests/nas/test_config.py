@@ -59,6 +59,8 @@ SEARCH = COMMON | {
     "edge_normalization": True,
     "drop_path": 0.3,
     "track_eigenvalue": True,
+    "eigenvalue_batches": 2,
+    "min_return_epoch": 3,
     "alpha_lr": 1e-2,
     "alpha_betas": (0.25, 0.75),
     "alpha_weight_decay": 0.0,

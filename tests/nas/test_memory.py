@@ -120,16 +120,35 @@ def test_candidates_at_once_and_kept_fits_take_their_share(search_config):
     assert estimate_search(gradient, data) == estimate_search(alone, data)
 
 
-def test_epochs_to_go_back_to_are_kept_and_the_hessian_has_a_graph_of_its_own(search_config):
-    config = search_config("darts2")
+@pytest.mark.parametrize(
+    ("settings", "n_kept"),
+    [
+        # Two returns of 7 epochs, one epoch apart: 13 epochs back, and the last one itself.
+        ({}, 14),
+        ({"weight_decay": 3e-3}, 8),  # one return
+        ({"weight_decay": 3e-2}, 0),  # none
+        ({"weight_decay": 3e-5}, 20),
+        ({"weight_decay": 1e-30}, 30),  # no more than the epochs from 10 to 39
+        ({"min_return_epoch": 35}, 5),
+        ({"epochs": 3}, 0),
+    ],
+)
+def test_epochs_to_go_back_to_are_kept(settings, n_kept, search_config):
+    config = search_config("darts2", **{"epochs": 40, **settings})
     data = data_of(config)
-    plain = estimate_search(config, data)
+    plain = estimate_search(config.replace(track_eigenvalue=True), data)
     ada = estimate_search(config.replace(algo="ada"), data)
     supernet = Supernet(SPACES["small_s3"], 3, 2, 1, in_channels=1)
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
-    assert ada.parameters - plain.parameters == (7 + 1) * 2 * weights
+    assert ada.parameters - plain.parameters == n_kept * 2 * weights
+    assert ada.activations == plain.activations
+
+
+def test_the_hessian_has_a_graph_of_its_own(search_config):
+    config = search_config("darts2")
+    data = data_of(config)
+    plain = estimate_search(config, data)
     watched = estimate_search(config.replace(track_eigenvalue=True), data)
-    assert watched.activations == ada.activations
     assert watched.activations > 1.2 * plain.activations
     assert watched.parameters == plain.parameters
 

@@ -12,6 +12,7 @@ from tiny_supernets import TINY, setup
 
 from zoopt_nas.errors import InvalidValueError, RunInterrupted
 from zoopt_nas.nas import methods, search
+from zoopt_nas.nas.bilevel import BilevelObjective, Draw
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.loop import Observer
 from zoopt_nas.nas.methods import METHODS, random_search
@@ -81,7 +82,7 @@ def growing(monkeypatch):
 
 def test_early_stopping_gives_the_alpha_of_before(growing, search_config, tmp_path):
     growing()
-    config = search_config("es", epochs=20)
+    config = search_config("es", epochs=20, min_return_epoch=0)
     result = run_search(config, run_dir=tmp_path / "run")
     lines = (tmp_path / "run" / "architectures.jsonl").read_text().splitlines()
     alphas = [json.loads(line)["alpha"] for line in lines]
@@ -99,7 +100,7 @@ def test_early_stopping_gives_the_alpha_of_before(growing, search_config, tmp_pa
 
 def test_adaptive_regularization_goes_back_and_decays_more(growing, search_config, tmp_path):
     growing()
-    config = search_config("ada", epochs=12)
+    config = search_config("ada", epochs=12, min_return_epoch=0)
     result = run_search(config, run_dir=tmp_path / "run")
     rows = result.metrics
     assert [row["epoch"] for row in rows] == list(range(12))
@@ -127,7 +128,7 @@ def test_the_weights_of_before_are_those_that_go_on(growing, search_config):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search.Search, "after_epoch", after_epoch)
-        run_search(search_config("ada", epochs=11))
+        run_search(search_config("ada", epochs=11, min_return_epoch=0))
     first, second = states[3]  # after epoch 2, and after going back to it
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
@@ -136,7 +137,7 @@ def test_the_weights_of_before_are_those_that_go_on(growing, search_config):
 
 def test_the_decay_has_a_limit(growing, search_config):
     growing(start=1.0)  # never calm
-    result = run_search(search_config("ada", epochs=11))
+    result = run_search(search_config("ada", epochs=11, min_return_epoch=0))
     decays = [row["weight_decay"] for row in result.metrics]
     assert decays == [3e-4] * 3 + [pytest.approx(3e-2)] * 8
 
@@ -149,7 +150,7 @@ def test_stopping_and_going_back_resume_bit_for_bit(
     algo, n_steps, growing, search_config, tmp_path, without_seconds
 ):
     growing()
-    config = search_config(algo, epochs=11)
+    config = search_config(algo, epochs=11, min_return_epoch=0)
     whole = run_search(config)
     with pytest.raises(RunInterrupted):
         run_search(config, run_dir=tmp_path / "run", observer=Recorder(n_steps))
@@ -227,32 +228,90 @@ def test_weights_are_shared_by_random_architectures():
     assert len({tuple(table.flatten().tolist()) for table in tables}) > 5
 
 
-def test_the_best_architecture_of_many_is_given(monkeypatch):
+class Judge:
+    """An objective whose least loss has the first candidates; one architecture fails."""
+
+    def __init__(self, supernet) -> None:
+        self.supernet = supernet
+        self.asked: list[int] = []  # the batch of each call
+
+    def draw(self):
+        return Draw([], [batch_of(-1)], 0)
+
+    def mixture_loss(self, weights, draw):
+        ((images, _),) = draw.val
+        self.asked.append(int(images[0]))
+        loss = (weights * torch.arange(weights.shape[1])).sum()
+        return torch.tensor(math.nan) if len(self.asked) == 3 else loss
+
+
+def batch_of(number: int, size: int = 4):
+    return torch.full((size,), number), torch.zeros(size, dtype=torch.int64)
+
+
+def judged(is_last: bool, sizes=(256, 256, 3, 1)):
     made = setup()
     updater = WeightSharingSearch(SearchConfig.for_dataset(algo="random_ws"), made.alphas(1)[0], 0)
-    asked = []
+    judge = Judge(made.net)
+    batches = [batch_of(k, size) for k, size in enumerate(sizes)]
+    verdict = updater.end_epoch(EpochEnd(judge, is_last, 0.0, None, lambda: iter(batches)))
+    return updater, judge, verdict
 
-    class Judge:
-        supernet = made.net
 
-        def draw(self):
-            return object()
+def score(table) -> float:
+    return float((table * torch.arange(table.shape[1])).sum())
 
+
+def test_the_best_architecture_of_many_is_given():
+    updater, judge, verdict = judged(True, sizes=(256, 8, 256, 1))
+    others = [one_hot(TINY, updater._draw(updater.alpha)).double() for _ in range(300)]
+    assert score(one_hot(TINY, updater.alpha)) <= min(map(score, others))
+    # 1000 on one batch of L_val, ten on the whole part, but for a rest of one image.
+    assert Counter(judge.asked) == {-1: 1000, 0: 10, 1: 10, 2: 10}
+    assert (verdict.n_tried, verdict.n_failed) == (1000, 1)
+
+
+def test_finalists_are_compared_by_the_mean_over_images():
+    """Loss of table t on batch b: t + 10 b; b has as many images as it is said below."""
+    made = setup()
+    tables = [torch.tensor(1.0), torch.tensor(3.0)]
+
+    class Linear(Judge):
         def mixture_loss(self, weights, draw):
-            asked.append(draw)
-            # The best architecture has the first candidates; one in between fails.
-            loss = (weights * torch.arange(weights.shape[1])).sum()
-            return torch.tensor(math.nan) if len(asked) == 3 else loss
+            return weights + 10 * int(draw.val[0][0][0])
 
-    updater.end_epoch(EpochEnd(Judge(), True, 0.0, None))
-    losses = [
-        float((table * torch.arange(table.shape[1])).sum())
-        for table in (one_hot(TINY, updater._draw(updater.alpha)).double() for _ in range(300))
-    ]
-    best = one_hot(TINY, updater.alpha)
-    assert float((best * torch.arange(best.shape[1])).sum()) <= min(losses)
-    # 1000 on one batch, 10 on ten others.
-    assert Counter(Counter(map(id, asked)).values()) == {1000: 1, 10: 10}
+    def losses(sizes):
+        batches = [batch_of(k, size) for k, size in enumerate(sizes)]
+        end = EpochEnd(Linear(made.net), True, 0.0, None, lambda: iter(batches))
+        return random_search._final_losses(tables, end)
+
+    # The mean of b over the images: (8 + 2 * 4) / 16.
+    torch.testing.assert_close(losses([4, 8, 4]), torch.tensor([11.0, 13.0]))
+    torch.testing.assert_close(losses([30, 10]), torch.tensor([3.5, 5.5]))
+    torch.testing.assert_close(losses([30, 10, 1]), torch.tensor([3.5, 5.5]))
+    torch.testing.assert_close(losses([1]), torch.tensor([1.0, 3.0]))
+
+
+def test_in_between_a_few_are_compared_on_a_few_batches():
+    _, judge, verdict = judged(False)
+    assert Counter(judge.asked) == {-1: 10 + 9 * 10}  # one has failed
+    assert (verdict.n_tried, verdict.n_failed) == (10, 1)
+
+
+def test_the_finalists_of_a_search_see_every_image_that_scores_alpha(search_config, monkeypatch):
+    monkeypatch.setattr(random_search, "N_SAMPLES", 12)
+    monkeypatch.setattr(search, "EVAL_BATCH_SIZE", 10)
+    seen = []
+    plain = BilevelObjective.mixture_loss
+
+    def mixture_loss(self, weights, draw):
+        seen.append(sum(len(labels) for _, labels in draw.val))
+        return plain(self, weights, draw)
+
+    monkeypatch.setattr(BilevelObjective, "mixture_loss", mixture_loss)
+    # 31 images score alpha, of which the last is a batch by itself.
+    run_search(search_config("random_ws", epochs=1, warmup_epochs=0, n_train=62))
+    assert seen == [16] * 12 + [10] * 30
 
 
 def test_a_search_with_shared_weights(search_config, monkeypatch):

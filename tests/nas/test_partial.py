@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,11 +27,20 @@ def shuffled(x: Tensor, n_groups: int) -> Tensor:
 
 
 def edge_by_edge(net: Supernet, images: Tensor, alpha: Tensor, n_parts: int) -> Tensor:
-    """Xu et al., section 3.1 and the published code: each edge mixes, joins and shuffles."""
+    """Xu et al., section 3.1 and the published code: each edge mixes, joins and shuffles.
+
+    With edge normalization (Eq. 3) a node is the sum of its whole edges, each times its share.
+    """
+    n_edges = len(cell_edges(net.space.n_nodes))
     rows = {
         kind: [F.softmax(part, dim=0) for part in parts]
         for kind, parts in net.space.unflatten(alpha).items()
     }
+    shares = dict.fromkeys(rows, torch.ones(n_edges).double())
+    if net.space.edge_normalization:
+        betas = alpha[-2 * n_edges :].split([2, 3, 4, 5] * 2)
+        softmaxes = [F.softmax(part, dim=0) for part in betas]
+        shares = {"normal": torch.cat(softmaxes[:4]), "reduce": torch.cat(softmaxes[4:])}
     first, second = net.stem(images)
     for cell in net.cells:
         nodes = list(cell.preprocess(first, second))
@@ -45,7 +56,7 @@ def edge_by_edge(net: Supernet, images: Tensor, alpha: Tensor, n_parts: int) -> 
             others = x[:, width:]
             if others.shape[-1] != mixed.shape[-1]:
                 others = F.max_pool2d(others, 2, ceil_mode=True)
-            out = shuffled(torch.cat([mixed, others], dim=1), n_parts)
+            out = shuffled(torch.cat([mixed, others], dim=1), n_parts) * shares[cell.kind][edge]
             if node == len(nodes):
                 nodes.append(out)
             else:
@@ -58,13 +69,17 @@ def edge_by_edge(net: Supernet, images: Tensor, alpha: Tensor, n_parts: int) -> 
 @pytest.mark.parametrize("form", ["native", "joined", "one by one"])
 @pytest.mark.parametrize("space", list(SPACES))
 @pytest.mark.parametrize("side", [8, 11])
-def test_a_partial_supernet_equals_its_definition(space, form, n_parts, side, monkeypatch):
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_partial_supernet_equals_its_definition(
+    space, form, n_parts, side, normalized, monkeypatch
+):
     monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
     torch.manual_seed(0)
-    net = Supernet(SPACES[space], 3, 8, 3, in_channels=2, partial_channels=n_parts).double()
+    space = dataclasses.replace(SPACES[space], edge_normalization=normalized)
+    net = Supernet(space, 3, 8, 3, in_channels=2, partial_channels=n_parts).double()
     use_native(net, form == "native")
     images = torch.randn(5, 2, side, side).double()
-    alpha = torch.randn(SPACES[space].dim).double().requires_grad_()
+    alpha = torch.randn(space.dim).double().requires_grad_()
     results = []
     for forward in (net, lambda *inputs: edge_by_edge(net, *inputs, n_parts)):
         seed_noise(net, torch.Generator().manual_seed(1))
@@ -74,6 +89,30 @@ def test_a_partial_supernet_equals_its_definition(space, form, n_parts, side, mo
     for one, two in zip(*results, strict=True):
         scale = max(float(two.abs().max()), 1.0)
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10 * scale)
+
+
+def test_candidates_at_once_weigh_their_own_edges():
+    """Under ``torch.vmap`` each candidate has shares of its own."""
+    space = dataclasses.replace(SPACES["s2"], edge_normalization=True)
+    torch.manual_seed(0)
+    net = Supernet(space, 3, 4, 2, in_channels=1, partial_channels=2).double()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    use_native(net, False)
+    images, alphas = torch.randn(3, 1, 6, 6).double(), torch.randn(4, space.dim).double()
+    together = torch.vmap(lambda alpha: net(images, alpha))(alphas)
+    alone = torch.stack([edge_by_edge(net, images, alpha, 2) for alpha in alphas])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-11)
+    # A share that goes to 0 takes the whole edge away.
+    gone = alphas[0].clone()
+    gone[sum(space.sizes)] = -800.0  # of the first edge into the first normal node
+    cell, weights = net.cells[0], net.edge_weights(gone)[:14]
+    first, second = torch.randn(2, 3, 12, 6, 6).double()
+    out = cell(first, second, weights)[:, :4]
+    torch.testing.assert_close(out, cell(first + 1.0, second, weights)[:, :4])
+    assert not torch.allclose(out, cell(first, second + torch.randn(6).double(), weights)[:, :4])
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from zoopt_nas import nas
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
@@ -21,7 +22,7 @@ def preset(name: str, algo: str = "mgs", dataset: str = "cifar10", **more) -> Se
 def test_the_search_of_the_paper(space):
     """Algorithm 1 for 50 epochs, N = 4, M = 10 (B.2), weights by Eq. 10."""
     config = preset("paper", space=space)
-    assert (config.epochs, config.warmup_epochs, config.update_period) == (50, 0, 1)
+    assert (config.epochs, config.warmup_epochs, config.update_period) == (50, 0, None)
     assert (config.inner, config.inner_steps) == ("sgd", 10)
     assert (config.inner_lr, config.inner_momentum) == (None, False)
     assert config.sigma_schedule == "constant"
@@ -34,7 +35,7 @@ def test_the_search_of_the_paper(space):
 @pytest.mark.parametrize("space", RELEASED_SPACES)
 def test_the_search_of_the_released_scripts(space):
     config = preset("released", space=space)
-    assert (config.epochs, config.warmup_epochs, config.update_period) == (50, 10, 10)
+    assert (config.epochs, config.warmup_epochs, config.update_period) == (50, 10, None)
     assert (config.inner, config.inner_steps) == ("sgd", 10)
     assert (config.inner_lr, config.inner_momentum) == (0.001, False)
     assert config.sigma_schedule == "cosine"
@@ -42,6 +43,39 @@ def test_the_search_of_the_released_scripts(space):
         **{"n_samples": 4, "weighting": "density_free", "temperature": 0.01, "mixing": 1e-3},
         "sigma": RELEASED_SPACES[space],
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "costs"),
+    [
+        # 1 + N: M steps for each of N candidates every M steps; RS has pairs, GLD alpha itself.
+        (None, {"mgs": 5, "rs": 9, "lizo": 6, "gld": 6}),
+        ("paper", {"mgs": 5, "rs": 9, "lizo": 6, "gld": 6}),
+        ("released", {"mgs": 5, "rs": 17, "lizo": 6, "gld": 17}),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["cifar10", "imagenet", "digits"])
+def test_what_a_search_costs_beside_training_the_weights(name, costs, dataset):
+    """Passes for each weight step; an update at every step would make MGS cost 41."""
+    for algo, cost in costs.items():
+        config = SearchConfig.for_dataset(dataset, algo, preset=name, space="darts")
+        period = config.update_period or config.inner_steps
+        state = config_solver(config).init(torch.zeros(98), rng=0)
+        guide = torch.zeros(98) if algo == "mgs" else None
+        n_candidates = len(config_solver(config).ask(state, guide=guide))
+        assert 1 + n_candidates * config.inner_steps / period == cost, algo
+
+
+@pytest.mark.parametrize("name", [None, "paper", "released"])
+def test_alpha_moves_every_m_steps_with_every_preset(name, search_config, npz):
+    """32 images fit weights, in batches of 2: 16 steps an epoch, M = 5."""
+    size = {"epochs": 1, "warmup_epochs": 0, "inner_steps": 5, "solver": {"n_samples": 1}}
+    shape = {"batch_size": 2, "init_channels": 2, "n_cells": 1, "device": "cpu"}
+    config = SearchConfig.for_dataset(
+        str(npz), "mgs", preset=name, space="small_s3", **size, **shape
+    )
+    row = nas.run_search(config).metrics[0]
+    assert (row["updates"], row["evaluations"]) == (4, 4)
 
 
 def test_released_on_imagenet_has_a_longer_warm_up_and_batch():

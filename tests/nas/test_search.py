@@ -26,7 +26,7 @@ from zoopt_nas.nas.updaters import ZeroOrderUpdater
 ALGOS = ("rs", "mgs", "gld", "darts1", "darts2")
 COLUMNS = {
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "sigma"),
-    *("n_effective", "skip_connections", "seconds", "evaluations", "updates"),
+    *("n_effective", "skip_connections", "seconds", "evaluations", "updates", "failures"),
 }
 EXTRA_COLUMNS = {
     "rs": {"gradient_norm"},
@@ -93,6 +93,7 @@ def test_each_method_searches_the_digits_and_records_the_documented_columns(algo
     assert [row["evaluations"] for row in rows] == [0, per_epoch, 2 * per_epoch]
     lr = [0.001 + 0.024 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3)]
     assert [row["lr"] for row in rows] == pytest.approx(lr, rel=1e-12)
+    assert [row["failures"] for row in rows] == [0, 0, 0]
     for row in rows:
         assert 0 < row["train_loss"] < 5
         assert 0 < row["val_loss"] < 5

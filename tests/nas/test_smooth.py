@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_supernets import setup
+from tiny_supernets import TINY, setup
 from torch.nn import functional as F
 
 from zoopt_nas.nas.config import SearchConfig
@@ -114,3 +115,15 @@ def test_an_attack_that_lowers_the_loss_is_given_up(monkeypatch):
         for _ in range(20)
     ]
     assert 0 < sum(kept) < 20  # noise lowers the loss in some draws and raises it in others
+
+
+@pytest.mark.parametrize("cls", [RandomSmoothing, AdversarialSmoothing])
+def test_shares_of_edges_stay_as_they_are(cls):
+    space = dataclasses.replace(TINY, edge_normalization=True)
+    made = setup(space)
+    made.net.train()
+    batch = made.objective()._train_stream.next_batch()
+    updater = cls(CONFIG, made.alphas(1)[0], 0)
+    weights = updater.training_weights(made.net, *batch, progress=0.5)
+    assert not torch.equal(weights, made.net.edge_weights(updater.alpha))
+    torch.testing.assert_close(weights.sum(dim=1), space.edge_shares(updater.alpha))

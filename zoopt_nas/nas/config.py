@@ -211,22 +211,22 @@ class SearchConfig(RunConfig):
             as pay and fit into the memory (ours). A loss depends on it only by rounding.
         alpha_lr, alpha_betas, alpha_weight_decay: Adam of the gradient baselines (DARTS).
         track_eigenvalue: whether to measure the dominant eigenvalue of L_val's Hessian in alpha
-            after every epoch; off, since it takes about 20 double backward passes.
+            after every epoch; off, since it takes about 20 double backward passes a batch.
+        eigenvalue_batches: batches over which it is averaged (ours; R-DARTS: 1, whose noise alone
+            can stop ``es``).
+        min_return_epoch: the first epoch, from 0, that ``es`` and ``ada`` may return to: 10
+            (released R-DARTS; its paper names none).
     """
 
     kind: ClassVar[str] = "search"
     _positive: ClassVar[tuple[str, ...]] = (
         *RunConfig._positive,
-        "val_batches",
-        "partial_channels",
-        "candidates_per_batch",
-        "update_period",
+        *("val_batches", "partial_channels", "candidates_per_batch", "update_period"),
+        "eigenvalue_batches",
     )
     _non_negative: ClassVar[tuple[str, ...]] = (
         *RunConfig._non_negative,
-        "warmup_epochs",
-        "inner_steps",
-        "alpha_weight_decay",
+        *("warmup_epochs", "inner_steps", "alpha_weight_decay", "min_return_epoch"),
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         **RunConfig._choices,
@@ -257,6 +257,8 @@ class SearchConfig(RunConfig):
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     alpha_weight_decay: float = 1e-3
     track_eigenvalue: bool = False
+    eigenvalue_batches: int = 4
+    min_return_epoch: int = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -123,8 +123,9 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
     # What stays of fits and of epochs to go back to comes with its momentum.
     n_kept = n_candidates if config.reuse_fits else 0
-    if updater.n_snapshots and device.type == "cpu":  # they are on the host
-        n_kept += updater.n_snapshots + 1
+    if updater.goes_back and device.type == "cpu":  # they are on the host
+        last = config.epochs - 1
+        n_kept += max(last - updater.oldest_return(last, config.weight_decay) + 1, 0)
     return replace(
         estimate,
         parameters=estimate.parameters + 2 * n_kept * weights,

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.data import Dataset
 from zoopt_nas.nas.data_record import DataRecord
@@ -60,3 +61,48 @@ def build_network(
     network.channels_last = execution.channels_last
     use_native(network, execution.native)
     return network
+
+
+def check_smallest_batch(
+    config: SearchConfig | TrainConfig, dataset: Dataset, n_images: int
+) -> None:
+    """Refuses a batch of one image if BatchNorm would get a single number of some channel.
+
+    That depends on the size of the images, the cells and the auxiliary head, so one image is sent
+    through the model, on the CPU.
+
+    Args:
+        config: of the run.
+        dataset: its images.
+        n_images: in the smallest batch.
+
+    Raises:
+        InvalidValueError: the batch is too small.
+    """
+    if n_images > 1:
+        return
+    cpu, side = torch.device("cpu"), dataset.image_size
+    image = torch.zeros(1, dataset.in_channels, side, side)
+    what = f"{config.n_cells} cells on {side}x{side} images"
+    fix = "raise --batch-size" if config.batch_size == 1 else "raise --n-train"
+    with seeded_init(0), torch.no_grad():  # a noise operation draws
+        try:
+            if isinstance(config, SearchConfig):
+                supernet = build_supernet(config, dataset, seed=0, device=cpu)
+                use_native(supernet, False)  # which do not count
+                supernet(image, torch.zeros(supernet.space.dim))
+            else:
+                network = build_network(config, dataset, seed=0, device=cpu)
+                use_native(network, False)
+                network(image)
+                if config.auxiliary:
+                    what = f"the auxiliary head on {side}x{side} images"
+                    fix += " or give --no-auxiliary"
+                    network.forward_with_auxiliary(image)
+        except ValueError as error:
+            if isinstance(error, InvalidValueError):
+                raise
+            raise InvalidValueError(
+                f"batches must have at least 2 images with {what}, where BatchNorm gets one number "
+                f"of a channel from one image, got 1: {fix}"
+            ) from error

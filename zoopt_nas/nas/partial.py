@@ -3,8 +3,8 @@
 On every edge only the first 1/K of a node's channels goes through the candidate operations; the
 others pass by, max-pooled where the edge has stride 2. The channels of the sum are then shuffled,
 so that others are first in the next node. Operations of 1/K of the width take about 1/K of the
-memory. The edge weights that PC-DARTS adds (its "edge normalization") are not part of it: alpha is
-that of the full supernet, so that every method and space works with it.
+memory. The edge weights that PC-DARTS adds (its "edge normalization") are a setting of their own,
+``SearchSpace.edge_normalization``; they weigh the whole edge, the channels that pass by included.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from zoopt_nas.nas.execution import Execution, cpu_threads
 from zoopt_nas.nas.genotype import Genotype
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import check_weights, estimate_training, out_of_memory_in_one_line
-from zoopt_nas.nas.models import build_network
+from zoopt_nas.nas.models import build_network, check_smallest_batch
 from zoopt_nas.nas.network import Network, count_multiply_adds, count_parameters
 from zoopt_nas.nas.runs import RunFolder
 from zoopt_nas.nas.steps import Losses, WeightStep
@@ -352,7 +352,8 @@ def _build(
         )
     free = free_memory(pick_device(own.device))  # before what the estimate counts
     dataset = processes.first_then_others(lambda: load_run_dataset(own, ("train", "test"), record))
-    processes.share_of_batch(min(config.batch_size, len(dataset.train)))
+    share = processes.share_of_batch(min(config.batch_size, len(dataset.train)))
+    check_smallest_batch(own, dataset, share)
     check_weights(own, dataset, free)
     training = Training(config, dataset, observer, processes)
     training.check_memory(estimate_training(own, dataset), free)

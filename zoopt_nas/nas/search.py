@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from zoopt_nas.errors import DivergedError
-from zoopt_nas.nas.bilevel import BilevelObjective
+from zoopt_nas.nas.bilevel import BilevelObjective, Draw
 from zoopt_nas.nas.capacity import free_memory
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.data import BatchStream, Dataset, sequential_batches, split_indices
+from zoopt_nas.nas.data import Dataset, sequential_batches, split_indices
 from zoopt_nas.nas.data_record import DataRecord
 from zoopt_nas.nas.execution import Execution, cpu_threads
 from zoopt_nas.nas.genotype import Genotype
@@ -23,12 +24,14 @@ from zoopt_nas.nas.hessian import dominant_eigenvalue
 from zoopt_nas.nas.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.memory import check_weights, estimate_search
 from zoopt_nas.nas.methods import METHODS
-from zoopt_nas.nas.models import build_supernet
+from zoopt_nas.nas.models import build_supernet, check_smallest_batch
 from zoopt_nas.nas.operations import seed_noise
 from zoopt_nas.nas.reuse import STATISTICS_BATCHES, renew_statistics
 from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.snapshots import Snapshots
 from zoopt_nas.nas.spaces import SPACES
 from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
+from zoopt_nas.nas.streams import Peeked, make_streams
 from zoopt_nas.nas.training import (
     EVAL_BATCH_SIZE,
     cosine,
@@ -39,7 +42,7 @@ from zoopt_nas.nas.training import (
     seeds_for,
     set_lr,
 )
-from zoopt_nas.nas.updaters import EpochEnd, Metrics, Verdict
+from zoopt_nas.nas.updaters import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 
 _SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
 
@@ -90,7 +93,7 @@ class Search(EpochLoop):
         fit, score = split_indices(
             len(dataset.train), config.train_portion, generator(seeds["split"])
         )
-        self._streams = _make_streams(config, dataset, fit, score, seeds)
+        self._streams = make_streams(config, dataset, fit, score, seeds)
         self._val_batches = partial(
             sequential_batches,
             dataset.train,
@@ -98,10 +101,11 @@ class Search(EpochLoop):
             EVAL_BATCH_SIZE,
             dataset.transform(augment=False),
         )
+        is_unrolled = (method.inner or config.inner) == "second"  # the next weight step (DARTS)
         self._objective = BilevelObjective.from_config(
             self.supernet,
             self._optimizer,
-            self._streams["inner"],
+            Peeked(self._streams["train"]) if is_unrolled else self._streams["inner"],
             self._streams["val"],
             config,
             seed=seeds["objective"],
@@ -117,7 +121,7 @@ class Search(EpochLoop):
         self._has_fits = False  # whether reused fits stand for the steps up to the next update
         self._verdict = Verdict()  # of the last epoch
         self._is_stopped = False
-        self._snapshots: list[dict[str, Any]] = []  # of the last epochs, if the method goes back
+        self._snapshots = Snapshots()  # empty unless the method goes back
 
     @property
     def alpha(self) -> Tensor:
@@ -180,7 +184,7 @@ class Search(EpochLoop):
         return True
 
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        own = self._judge_epoch()
+        own = self._judge_epoch() | {"failures": self._count_failures()}
         alpha = self.alpha
         if any(update.get("fits_taken") for update in self._updates):
             # The candidates keep no running statistics, so those of the supernet are behind.
@@ -200,7 +204,7 @@ class Search(EpochLoop):
             "lr": self._optimizer.param_groups[0]["lr"],
             "sigma": None,
             "n_effective": None,
-            **_mean_metrics(self._updates),
+            **mean_metrics(self._updates),
             "updates": len(self._updates),
             "evaluations": self._objective.n_evaluations,
             "skip_connections": genotype.count("skip_connect"),
@@ -216,36 +220,58 @@ class Search(EpochLoop):
         eigenvalue = None
         if updater.wants_eigenvalue or self.config.track_eigenvalue:
             eigenvalue = row["eigenvalue"] = self._measure_eigenvalue()
-        if updater.n_snapshots:
+        if updater.goes_back:
             row["weight_decay"] = weight_decay
         is_last = self.epoch + 1 == self.config.epochs
         self._verdict = updater.end_epoch(
-            EpochEnd(self._objective, is_last, weight_decay, eigenvalue)
+            EpochEnd(self._objective, is_last, weight_decay, eigenvalue, self._val_batches)
         )
         return row
 
+    def _count_failures(self) -> int:
+        """How many candidates, or gradients in alpha, of the epoch have failed.
+
+        Raises:
+            DivergedError: all of them, so that the epoch says nothing about alpha.
+        """
+        n_tried, n_failed = count_failures(self._updates, self._verdict)
+        if n_tried and n_failed == n_tried:
+            raise DivergedError(
+                f"all {n_tried} {self._updater.tries} of epoch {self.epoch + 1} failed: none is "
+                "finite; start again with a lower inner_lr (--inner-lr) or lr (--lr)"
+            )
+        return n_failed
+
     def _measure_eigenvalue(self) -> float:
-        """On the batch that L_val would take next, and will: measuring changes no search."""
+        """On the batches that L_val would take next, and will: measuring changes no search."""
         sources: list[Any] = [self._objective, *self._streams.values()]
         states = [source.state_dict() for source in sources]
-        draw, network = self._objective.draw(), self._objective.start()
+        draws = [self._objective.draw() for _ in range(self.config.eigenvalue_batches)]
+        network = self._objective.start()
         for source, state in zip(sources, states, strict=True):
             source.load_state_dict(state)
-        return dominant_eigenvalue(
-            lambda alpha: self._objective.val_loss(network, alpha, draw), self.alpha
-        )
+
+        def eigenvalue(draw: Draw) -> float:
+            val_loss = self._objective.val_loss
+            return dominant_eigenvalue(lambda alpha: val_loss(network, alpha, draw), self.alpha)
+
+        return statistics.fmean(map(eigenvalue, draws))
 
     def after_epoch(self) -> None:
-        verdict, n_kept = self._verdict, self._updater.n_snapshots
+        verdict, settings = self._verdict, self._optimizer.param_groups[0]
         self._is_stopped = verdict.stop
-        if n_kept:
-            self._snapshots = [*self._snapshots[-n_kept:], _on_host(self._trained_state())]
+        ended = self.epoch - 1
+        if self._updater.goes_back:
+            oldest = self._updater.oldest_return(ended, settings["weight_decay"])
+            self._snapshots.add(ended, self._trained_state(), oldest)
         if verdict.go_back:
-            self._load_trained_state(self._snapshots[-1 - verdict.go_back])
-            self._snapshots = self._snapshots[: -verdict.go_back]
             self.epoch -= verdict.go_back
+            self._load_trained_state(self._snapshots.go_back(self.epoch - 1))
         if verdict.weight_decay is not None:
+            # Loading a state has replaced the settings.
             self._optimizer.param_groups[0]["weight_decay"] = verdict.weight_decay
+            oldest = self._updater.oldest_return(self.epoch - 1, verdict.weight_decay)
+            self._snapshots.forget(oldest)
 
     def _trained_state(self) -> dict[str, Any]:
         return {
@@ -267,7 +293,7 @@ class Search(EpochLoop):
             "noise": self._noise.get_state(),
             "has_fits": self._has_fits,
             "is_stopped": self._is_stopped,
-            "snapshots": self._snapshots,
+            "snapshots": self._snapshots.state_dict(),
             "updates": [
                 {name: float(value) for name, value in update.items()} for update in self._updates
             ],
@@ -280,10 +306,9 @@ class Search(EpochLoop):
             stream.load_state_dict(state["streams"][name])
         self._noise.set_state(state["noise"].cpu())
         self._updates = state["updates"]
-        # Older runs reused nothing, and had no method that stops or goes back.
-        self._has_fits = bool(state.get("has_fits", False))
-        self._is_stopped = bool(state.get("is_stopped", False))
-        self._snapshots = list(state.get("snapshots", []))
+        self._has_fits = bool(state["has_fits"])
+        self._is_stopped = bool(state["is_stopped"])
+        self._snapshots.load_state_dict(state["snapshots"])
 
 
 def run_search(
@@ -335,6 +360,8 @@ def _build(
         table[name]  # a wrong name before the data set is read
     free = free_memory(pick_device(config.device))  # before what the estimate counts
     dataset = load_run_dataset(config, ("train",), record, check_test=record is None)
+    parts = split_indices(len(dataset.train), config.train_portion, generator(0))
+    check_smallest_batch(config, dataset, min(config.batch_size, *map(len, parts)))
     check_weights(config, dataset, free)
     search = Search(config, dataset, observer)
     search.check_memory(estimate_search(config, dataset), free)
@@ -351,48 +378,3 @@ def _finish(search: Search) -> SearchResult:
         metrics=search.rows,
         run_dir=search.folder.path if search.folder is not None else None,
     )
-
-
-def _make_streams(
-    config: SearchConfig, dataset: Dataset, fit: Tensor, score: Tensor, seeds: dict[str, int]
-) -> dict[str, BatchStream]:
-    """The batches of the weights' steps, of the candidates' inner steps, and of L_val.
-
-    Inner steps and L_val use full batches only, so that every candidate loss weighs alike.
-    """
-    transform = dataset.transform(augment=True, cutout=config.cutout)
-
-    def stream(name: str, indices: Tensor, drop_last: bool) -> BatchStream:
-        return BatchStream(
-            dataset.train,
-            indices,
-            config.batch_size,
-            transform=transform,
-            generator=generator(seeds[name]),
-            drop_last=drop_last,
-        )
-
-    return {
-        "train": stream("train", fit, False),
-        "inner": stream("inner", fit, True),
-        "val": stream("val", score, True),
-    }
-
-
-def _on_host(state: Any) -> Any:
-    """A copy of a nested state that takes no memory of the device."""
-    if isinstance(state, dict):
-        return {key: _on_host(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_on_host(value) for value in state]
-    return state.detach().cpu().clone() if isinstance(state, Tensor) else state
-
-
-def _mean_metrics(updates: list[Metrics]) -> dict[str, float]:
-    """The mean over an epoch's updates of everything that they measured."""
-    names = dict.fromkeys(name for update in updates for name in update)
-    return {
-        name: sum(float(update[name]) for update in updates if name in update)
-        / sum(name in update for update in updates)
-        for name in names
-    }

@@ -101,6 +101,13 @@ def _add_product(total: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
     return x * weight if total is None else torch.addcmul(total, x, weight)
 
 
+def _weighted_sum(terms: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    total: Tensor | None = None
+    for term, weight in zip(terms, weights, strict=True):
+        total = _add_product(total, term, weight)
+    return cast(Tensor, total)
+
+
 class MixedOp(nn.Module):
     """The candidates of one edge. ``Source`` computes them, together with those of other edges."""
 
@@ -117,6 +124,7 @@ class SearchCell(nn.Module):
         self.kind = plan.kind
         self._edges = cell_edges(space.n_nodes)
         self._n_nodes, self._n_parts = space.n_nodes, n_parts
+        self._weighs_edges = space.edge_normalization
         self._strides = [plan.stride(node) for node in range(N_INPUTS + space.n_nodes)]
         width = part_width(plan.channels, n_parts)
         self.preprocess = Preprocess(plan, affine=False)
@@ -150,7 +158,9 @@ class SearchCell(nn.Module):
 
         Args:
             first, second: its inputs.
-            weights: ``(n_edges, n_candidates)``, row e belongs to edge e.
+            weights: ``(n_edges, n_candidates)``, row e belongs to edge e. With edge normalization
+                its sum is the share of the edge, which also weighs the channels that pass by the
+                operations.
             drop: what is done to the sum of each edge.
         """
         nodes: list[Tensor] = list(self.preprocess(first, second))
@@ -158,15 +168,22 @@ class SearchCell(nn.Module):
         table = F.pad(weights.flatten(), (0, 1))[self._scale_index]
         scales = torch.split(table, [len(fan.scale_index) for fan in self._fans])
         sources: list[Source] = []
-        others: Tensor | None = None  # the sum of the channels that pass by the operations
+        passing: list[Tensor] = []  # of each node the channels that pass by the operations
+        shares = weights.sum(dim=1).unbind() if self._weighs_edges and self._n_parts > 1 else None
+        others: Tensor | None = None  # their sum
         edge = 0
         for node in range(N_INPUTS, N_INPUTS + self._n_nodes):
             for source in range(len(sources), node):
                 x = nodes[source]
                 if self._n_parts > 1:
-                    x, passing = split_parts(x, self._n_parts, self._strides[source])
-                    others = passing if others is None else others + passing
+                    x, aside = split_parts(x, self._n_parts, self._strides[source])
+                    if shares is not None:
+                        passing.append(aside)
+                    else:
+                        others = aside if others is None else others + aside
                 sources.append(Source(Node(x), self._fans[source], weights, scales[source]))
+            if shares is not None:
+                others = _weighted_sum(passing, shares[edge : edge + node])
             total: Tensor | None = None
             for source_node in sources:
                 own = self._candidates(edge)
@@ -260,7 +277,7 @@ class Supernet(Stochastic):
         Args:
             images: normalised images.
             weights: ``(2 n_edges, max candidates)`` as those of ``edge_weights``; they need not sum
-                to 1 on an edge.
+                to 1 on an edge. With edge normalization their sum is the share of the edge.
         """
         cell_weights = dict(zip(CELL_KINDS, weights.chunk(len(CELL_KINDS)), strict=True))
         if self.channels_last:  # it makes depthwise convolutions and pools faster
@@ -291,6 +308,13 @@ class Supernet(Stochastic):
         Raises:
             InvalidValueError: alpha has another shape.
         """
+        weights = self.operation_weights(alpha)
+        if self.space.edge_normalization:
+            weights = weights * self.space.edge_shares(alpha)[:, None]
+        return weights
+
+    def operation_weights(self, alpha: Tensor) -> Tensor:
+        """As ``edge_weights``, without the shares of the edges: each row is a softmax."""
         if alpha.shape != (self.space.dim,):
             raise InvalidValueError(
                 f"alpha must have shape ({self.space.dim},) in space {self.space.name}, "
@@ -299,7 +323,4 @@ class Supernet(Stochastic):
         table = alpha.new_full(self._mask.shape, -torch.inf)
         # torch.vmap has no masked_scatter.
         table = table.index_put(tuple(self._places), alpha[: self._places.shape[1]])
-        weights = torch.softmax(table, dim=1)
-        if self.space.edge_normalization:
-            weights = weights * self.space.edge_shares(alpha)[:, None]
-        return weights
+        return torch.softmax(table, dim=1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoopt_nas import Solver, SolverState
-from zoopt_nas.nas.bilevel import BilevelObjective
+from zoopt_nas.nas.bilevel import Batch, BilevelObjective
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.supernet import Supernet
 from zoopt_nas.nas.training import cosine
@@ -18,6 +19,9 @@ from zoopt_nas.solvers import make_solver
 
 Metrics = dict[str, Any]
 """What an update measured, by name: floats or 0-d tensors, which may stay on the device."""
+
+N_TRIED, N_FAILED = "n_tried", "n_failed"
+"""Metrics that are summed over an epoch: candidates or gradients, and those that are not finite."""
 
 
 class EpochEnd(NamedTuple):
@@ -28,12 +32,14 @@ class EpochEnd(NamedTuple):
         is_last: whether no epoch follows.
         weight_decay: of the weights.
         eigenvalue: the dominant one of L_val's Hessian in alpha, if it was asked for.
+        val_batches: gives every image that scores alpha once, without augmentation.
     """
 
     objective: BilevelObjective
     is_last: bool
     weight_decay: float
     eigenvalue: float | None
+    val_batches: Callable[[], Iterable[Batch]]
 
 
 class Verdict(NamedTuple):
@@ -43,11 +49,32 @@ class Verdict(NamedTuple):
         stop: whether it ends here.
         go_back: to the state of so many epochs before; 0 = go on.
         weight_decay: of the weights from here on; None = as before.
+        n_tried, n_failed: architectures that were compared now, and those whose loss is not finite.
     """
 
     stop: bool = False
     go_back: int = 0
     weight_decay: float | None = None
+    n_tried: int = 0
+    n_failed: int = 0
+
+
+def mean_metrics(updates: Sequence[Metrics]) -> dict[str, float]:
+    """The mean over updates of everything that they measured, the counts left out."""
+    names = dict.fromkeys(name for update in updates for name in update)
+    return {
+        name: sum(float(update[name]) for update in updates if name in update)
+        / sum(name in update for update in updates)
+        for name in names
+        if name not in (N_TRIED, N_FAILED)
+    }
+
+
+def count_failures(updates: Sequence[Metrics], verdict: Verdict) -> tuple[int, int]:
+    """How many candidates or gradients an epoch had, and how many of them were not finite."""
+    n_tried = sum(int(update.get(N_TRIED, 0)) for update in updates)
+    n_failed = sum(int(update.get(N_FAILED, 0)) for update in updates)
+    return n_tried + verdict.n_tried, n_failed + verdict.n_failed
 
 
 class AlphaUpdater(ABC):
@@ -55,11 +82,13 @@ class AlphaUpdater(ABC):
 
     Attributes:
         wants_eigenvalue: whether ``end_epoch`` is given the dominant eigenvalue.
-        n_snapshots: how many epochs it may go back.
+        goes_back: whether a verdict may send the search back to an earlier epoch.
+        tries: what it counts as ``N_TRIED``, for messages.
     """
 
     wants_eigenvalue: ClassVar[bool] = False
-    n_snapshots: ClassVar[int] = 0
+    goes_back: ClassVar[bool] = False
+    tries: ClassVar[str] = "candidates"
 
     @property
     @abstractmethod
@@ -98,6 +127,18 @@ class AlphaUpdater(ABC):
     def end_epoch(self, end: EpochEnd) -> Verdict:
         """Called when an epoch has ended; may change alpha."""
         return Verdict()
+
+    def oldest_return(self, epoch: int, weight_decay: float) -> int:
+        """The oldest epoch that the search may still return to, by any number of returns.
+
+        Args:
+            epoch: the one that has ended.
+            weight_decay: of the weights in the epochs to come.
+
+        Returns:
+            More than ``epoch`` if the search cannot return any more.
+        """
+        return epoch + 1
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -148,12 +189,16 @@ class ZeroOrderUpdater(AlphaUpdater):
         draw = objective.draw()
         # Eq. 26 centres the proposal at minus the gradient, on the batch that scores candidates.
         guide = -objective.alpha_gradient(self.alpha, draw) if solver.uses_guide else None
+        if guide is not None:  # one that is not finite would make every candidate fail
+            guide = torch.where(torch.isfinite(guide).all(), guide, 0.0)
         candidates = solver.ask(self._state, guide=guide)
-        solver.tell(self._state, candidates, objective(candidates, draw))
+        values = objective(candidates, draw)
+        solver.tell(self._state, candidates, values)
         annealed = {name: getattr(solver, name) for name in solver.annealed}
         # A field left at None is adapted by the solver, which then measures it.
         own = {name: value for name, value in annealed.items() if value is not None}
-        return {**self._state.metrics, **own}
+        counts = {N_TRIED: len(values), N_FAILED: (~torch.isfinite(values)).sum()}
+        return {**self._state.metrics, **own, **counts}
 
     def state_dict(self) -> dict[str, Any]:
         state = self._state.to_dict()

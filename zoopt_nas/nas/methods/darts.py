@@ -11,7 +11,7 @@ from torch import Tensor
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.bilevel import BilevelObjective
 from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.updaters import AlphaUpdater, Metrics
+from zoopt_nas.nas.updaters import N_FAILED, N_TRIED, AlphaUpdater, Metrics
 
 # Radius of the finite difference in weight space (paper, appendix A.1: epsilon' of Eq. 24).
 DIFFERENCE_RADIUS = 0.01
@@ -65,11 +65,15 @@ def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
 class GradientUpdater(AlphaUpdater):
     """Adam on alpha, down the first- or the second-order gradient.
 
+    A gradient that is not finite counts as failed and moves nothing, as a candidate without a loss.
+
     Args:
         config: lr, betas and weight decay of Adam (DARTS: 3e-4, (0.5, 0.999), 1e-3).
         alpha: the starting point ``(dim,)``.
         second_order: Eq. 2 instead of Eq. 3; needs an objective with ``inner="second"``.
     """
+
+    tries = "gradients in alpha"
 
     def __init__(self, config: SearchConfig, alpha: Tensor, *, second_order: bool) -> None:
         if config.solver:
@@ -92,9 +96,23 @@ class GradientUpdater(AlphaUpdater):
 
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         gradient = self._gradient(objective, self.alpha)
+        is_finite = torch.isfinite(gradient).all()  # stays on the device
+        before = self._moving(clone=True)
         self._alpha.grad = gradient
         self._adam.step()
-        return {"gradient_norm": torch.linalg.vector_norm(gradient)}
+        with torch.no_grad():
+            for name, value in self._moving().items():
+                old = before.get(name, torch.zeros_like(value))  # Adam's first step makes moments
+                value.copy_(torch.where(is_finite, value, old))
+        norm = torch.linalg.vector_norm(gradient)
+        return {"gradient_norm": norm, N_TRIED: 1, N_FAILED: (~is_finite).to(torch.int64)}
+
+    def _moving(self, *, clone: bool = False) -> dict[str, Tensor]:
+        """Alpha and the moments of Adam."""
+        state = self._adam.state[self._alpha]
+        moments = {name: state[name] for name in ("exp_avg", "exp_avg_sq") if name in state}
+        moving = {"alpha": self.alpha, **moments}
+        return {name: value.clone() for name, value in moving.items()} if clone else moving
 
     def state_dict(self) -> dict[str, Any]:
         # Copies: Adam writes into its tensors, and takes over those that it loads.

@@ -15,9 +15,10 @@ from zoopt_nas.nas.supernet import Supernet
 from zoopt_nas.nas.transfer import to_device
 from zoopt_nas.nas.updaters import AlphaUpdater, EpochEnd, Metrics, Verdict
 
-# Released code of Li and Talwalkar: 1000 architectures on one batch each, the best 10 on more.
-N_SAMPLES, N_FINALISTS, N_FINAL_BATCHES = 1000, 10, 10
-N_SAMPLES_IN_BETWEEN = 10  # ours: after the other epochs, to see where the search is
+# Li and Talwalkar: 1000 architectures on one batch, the best 10 on the whole validation part.
+N_SAMPLES, N_FINALISTS = 1000, 10
+# Ours: after the other epochs, to see where the search is.
+N_SAMPLES_IN_BETWEEN, N_BATCHES_IN_BETWEEN = 10, 10
 
 
 class RandomArchitecture(AlphaUpdater):
@@ -74,27 +75,58 @@ class WeightSharingSearch(RandomArchitecture):
         return self._weights(supernet.space, self._draw(self._alpha))
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
+        """Take the best of many architectures; one whose loss is not finite has failed."""
+        objective, space = end.objective, end.objective.supernet.space
         n = N_SAMPLES if end.is_last else N_SAMPLES_IN_BETWEEN
         alphas = [self._draw(self._alpha) for _ in range(n)]
-        for n_batches, n_left in ((1, N_FINALISTS), (N_FINAL_BATCHES, 1)):
-            draws = [end.objective.draw() for _ in range(n_batches)]
-            losses = torch.stack(
-                [
-                    torch.stack([self._loss(end.objective, alpha, draw) for draw in draws]).mean()
-                    for alpha in alphas
-                ]
-            )
-            ranks = torch.nan_to_num(losses, nan=torch.inf).argsort(stable=True)
-            alphas = [alphas[k] for k in ranks[:n_left].tolist()]
-        self._alpha = alphas[0].to(self._alpha.device)
-        return Verdict()
-
-    def _loss(self, objective: BilevelObjective, alpha: Tensor, draw: Any) -> Tensor:
-        return objective.mixture_loss(self._weights(objective.supernet.space, alpha), draw)
+        draw = objective.draw()
+        losses = torch.stack(
+            [objective.mixture_loss(self._weights(space, alpha), draw) for alpha in alphas]
+        )
+        ranks, n_finite = _ranks(losses)
+        finalists = [alphas[k] for k in ranks[: min(n_finite, N_FINALISTS)]]
+        if finalists:
+            tables = [self._weights(space, alpha) for alpha in finalists]
+            ranks, n_final = _ranks(_final_losses(tables, end))
+            if n_final:
+                self._alpha = finalists[ranks[0]].to(self._alpha.device)
+                return Verdict(n_tried=n, n_failed=n - n_finite)
+        return Verdict(n_tried=n, n_failed=n)
 
     def _weights(self, space: SearchSpace, alpha: Tensor) -> Tensor:
         """The architecture weights of an alpha of the host, beside those of the search."""
         return to_device([one_hot(space, alpha).to(alpha.dtype)], self._alpha.device)[0]
+
+
+def _ranks(losses: Tensor) -> tuple[list[int], int]:
+    """The order of ``losses`` ``(n,)``, least first and not finite last; how many are finite."""
+    is_finite = torch.isfinite(losses)
+    order = torch.where(is_finite, losses, torch.inf).argsort(stable=True)
+    return order.tolist(), int(is_finite.sum())
+
+
+def _final_losses(tables: list[Tensor], end: EpochEnd) -> Tensor:
+    """The losses ``(n,)`` of architectures; all see the same batches and the same noise.
+
+    After the last epoch they are those of the whole validation part, after the others those of
+    ``N_BATCHES_IN_BETWEEN`` batches of L_val.
+    """
+    objective = end.objective
+    if end.is_last:
+        draw = objective.draw()
+        draws = (draw._replace(val=[batch]) for batch in end.val_batches())
+    else:
+        draws = (objective.draw() for _ in range(N_BATCHES_IN_BETWEEN))
+    total: Tensor | None = None
+    n_images = 0
+    for draw in draws:
+        size = sum(len(labels) for _, labels in draw.val)
+        if size > 1 or total is None:  # BatchNorm cannot take a rest of one image
+            losses = torch.stack([objective.mixture_loss(table, draw) for table in tables])
+            total = size * losses if total is None else total + size * losses
+            n_images += size
+    assert total is not None  # no stream of batches is empty
+    return total / n_images
 
 
 def one_hot(space: SearchSpace, alpha: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """RobustDARTS (Zela et al., 2020): what to do when the dominant eigenvalue of the Hessian grows.
 
-The eigenvalue of L_val's Hessian in alpha is taken after every epoch and smoothed over five of
-them. Where the smoothed one has grown by a third within five epochs, alpha was about to run into a
-sharp minimum: early stopping returns the alpha from before, adaptive regularization goes back there
-with ten times the weight decay. The released code looks at every second epoch and compares other
-windows; this follows the paper (section 4.3 and algorithm 1).
+The eigenvalue of L_val's Hessian in alpha is measured after every epoch and smoothed over five
+epochs. Where the smoothed value has grown by a third within five epochs, alpha was about to run
+into a sharp minimum: early stopping returns the alpha from before, adaptive regularization goes
+back there with ten times the weight decay (section 4.3 and algorithm 1). The search returns to no
+epoch before ``min_return_epoch``, as in the released code, since the eigenvalue still settles
+there. The released code looks at every second epoch and compares other windows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.methods.darts import GradientUpdater
 from zoopt_nas.nas.updaters import EpochEnd, Verdict
@@ -35,6 +37,16 @@ def has_grown(eigenvalues: list[float]) -> bool:
     return later > 0 and earlier < LEAST_RATIO * later
 
 
+def n_raises(weight_decay: float) -> int:
+    """How often the weight decay can still be multiplied by ``DECAY_FACTOR``."""
+    n = 0
+    limit = MAX_WEIGHT_DECAY * (1 + 1e-9)  # rounding: 3e-4 is multiplied twice
+    while weight_decay * DECAY_FACTOR <= limit:
+        weight_decay *= DECAY_FACTOR
+        n += 1
+    return n
+
+
 class EarlyStopping(GradientUpdater):
     """Second-order DARTS that stops, and gives the alpha from before the eigenvalue grew.
 
@@ -47,6 +59,7 @@ class EarlyStopping(GradientUpdater):
 
     def __init__(self, config: SearchConfig, alpha: Tensor) -> None:
         super().__init__(config, alpha, second_order=True)
+        self._first = config.min_return_epoch
         self._eigenvalues: list[float] = []
         self._alphas: list[Tensor] = []  # after the last epochs
 
@@ -54,7 +67,9 @@ class EarlyStopping(GradientUpdater):
         assert end.eigenvalue is not None
         self._eigenvalues.append(end.eigenvalue)
         self._alphas = [*self._alphas[-EPOCHS_BACK:], self.alpha.clone()]
-        return self._judge(end) if has_grown(self._eigenvalues) else Verdict()
+        epoch = len(self._eigenvalues) - 1
+        may_return = epoch - EPOCHS_BACK >= self._first
+        return self._judge(end) if may_return and has_grown(self._eigenvalues) else Verdict()
 
     def _judge(self, end: EpochEnd) -> Verdict:
         with torch.no_grad():
@@ -72,12 +87,33 @@ class EarlyStopping(GradientUpdater):
 
 
 class AdaptiveRegularization(EarlyStopping):
-    """Second-order DARTS that goes back and decays the weights more, up to ``MAX_WEIGHT_DECAY``."""
+    """Second-order DARTS that goes back and decays the weights more, up to ``MAX_WEIGHT_DECAY``.
 
-    n_snapshots = EPOCHS_BACK
+    Args:
+        config: of the search.
+        alpha: the starting point ``(dim,)``.
+
+    Raises:
+        InvalidValueError: the weight decay is 0, which no factor raises.
+    """
+
+    goes_back = True
+
+    def __init__(self, config: SearchConfig, alpha: Tensor) -> None:
+        super().__init__(config, alpha)
+        if not config.weight_decay > 0:
+            raise InvalidValueError(
+                f"weight_decay must be positive with ada, which multiplies it by "
+                f"{DECAY_FACTOR:g}, got {config.weight_decay}"
+            )
+
+    def oldest_return(self, epoch: int, weight_decay: float) -> int:
+        n = n_raises(weight_decay)
+        # Two returns are at least one epoch apart.
+        reach = n * EPOCHS_BACK - (n - 1) if n else -1
+        return max(epoch - reach, self._first)
 
     def _judge(self, end: EpochEnd) -> Verdict:
-        decay = end.weight_decay * DECAY_FACTOR
-        if decay > MAX_WEIGHT_DECAY * (1 + 1e-9):  # 3e-4 is multiplied twice
+        if not n_raises(end.weight_decay):
             return Verdict()
-        return Verdict(go_back=EPOCHS_BACK, weight_decay=decay)
+        return Verdict(go_back=EPOCHS_BACK, weight_decay=end.weight_decay * DECAY_FACTOR)

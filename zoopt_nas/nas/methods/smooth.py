@@ -57,10 +57,16 @@ class RandomSmoothing(GradientUpdater):
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:
-        clean = supernet.edge_weights(self.alpha)
-        radius = perturbation_radius(progress)
+        clean = supernet.operation_weights(self.alpha)
+        return self._drawn(clean, perturbation_radius(progress)) * self._shares(supernet)
+
+    def _drawn(self, clean: Tensor, radius: float) -> Tensor:
         noise = torch.empty_like(clean).uniform_(-radius, radius, generator=self._generator)
         return to_simplex(clean + noise, clean)
+
+    def _shares(self, supernet: Supernet) -> Tensor:
+        """The share of each edge, ``(2 n_edges, 1)``, which is not perturbed."""
+        return supernet.space.edge_shares(self.alpha)[:, None]
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"noise": self._generator.get_state()}
@@ -80,14 +86,14 @@ class AdversarialSmoothing(RandomSmoothing):
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:
-        clean = supernet.edge_weights(self.alpha)
+        clean, shares = supernet.operation_weights(self.alpha), self._shares(supernet)
         radius = perturbation_radius(progress)
-        weights = super().training_weights(supernet, images, labels, progress)
+        weights = self._drawn(clean, radius)
         was_training = supernet.training
         supernet.eval()
 
         def loss(weights: Tensor) -> Tensor:
-            return F.cross_entropy(supernet.mix(images, weights), labels)
+            return F.cross_entropy(supernet.mix(images, weights * shares), labels)
 
         for _ in range(N_ASCENTS):
             weights = weights.detach().requires_grad_()
@@ -97,4 +103,4 @@ class AdversarialSmoothing(RandomSmoothing):
         with torch.no_grad():
             is_worse = loss(weights) > loss(clean)  # on the device: nothing waits for it
         supernet.train(was_training)
-        return torch.where(is_worse, weights, clean)
+        return torch.where(is_worse, weights, clean) * shares
