@@ -11,8 +11,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import NamedTuple
 
-from zoopt_nas._arrays import Array, array_namespace, value_dtype
+from zoopt_nas._arrays import Array, array_namespace, device, value_dtype
 from zoopt_nas.solvers.state import SolverState
+
+# How often a round of pivots may fail to make the wrong coordinates fewer.
+MAX_BLOCK_PIVOTS = 3
 
 
 def rooms(x: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
@@ -62,7 +65,7 @@ def align(state: SolverState, is_near: Array) -> None:
     k = int(xp.sum(xp.astype(is_near, xp.int64)))
     turn = xp.linalg.qr(xp.matrix_transpose(basis[is_near, :]), mode="complete")[0]
     turned = basis @ turn
-    free_columns = xp.arange(turned.shape[1], device=basis.device) >= k
+    free_columns = xp.arange(turned.shape[1], device=device(basis)) >= k
     turned = xp.where(is_near[:, None] & free_columns[None, :], 0.0, turned)
     memory["basis"] = xp.astype(turned, state.x.dtype)
     for name in ("slopes", "step"):
@@ -135,41 +138,55 @@ def box_step(state: SolverState, slopes: Array) -> BoxStep:
         inverse = xp.linalg.inv(basis)
         gradient = xp.matrix_transpose(inverse) @ rates
         step = _bounded_newton(x, gradient, inverse, lower, upper)
-        if not -float(gradient @ step) > 0:
-            step = _projected(x - basis @ (xp.matrix_transpose(basis) @ gradient), lower, upper) - x
-        return BoxStep(
-            xp.astype(step, state.x.dtype),
-            xp.astype(inverse @ step, state.x.dtype),
-            -float(gradient @ step),
-        )
     except (ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
-        step = _projected(end, state.lower, state.upper) - state.x
-        return BoxStep(step, -slopes, free.promised)
+        return BoxStep(_projected(end, state.lower, state.upper) - state.x, -slopes, free.promised)
+    if not -float(gradient @ step) > 0:  # rounding: coordinate by coordinate it always descends
+        squares = xp.sum(basis * basis, axis=1)
+        step = _projected(x - squares * gradient, lower, upper) - x
+    return BoxStep(
+        xp.astype(step, state.x.dtype),
+        xp.astype(inverse @ step, state.x.dtype),
+        -float(gradient @ step),
+    )
 
 
 def _bounded_newton(x: Array, gradient: Array, inverse: Array, lower: Array, upper: Array) -> Array:
-    """Minimizes gᵀd + |Z⁻¹d|² / 2 inside the bounds, fixing coordinates that would leave them.
+    """Minimizes gᵀd + |Z⁻¹d|² / 2 subject to the bounds of x + d, by block principal pivoting.
 
-    A coordinate on its bound is fixed if the gradient pushes it out, and so is each that a Newton
-    step in the others takes outside. Nothing fixed is freed again: the next step may do so.
+    Each round solves for the free coordinates, then fixes those that left the bounds and frees
+    those that the gradient pulls back inside: all of them, or only the last one while that does not
+    make them fewer, which ends for any positive definite matrix (Júdice and Pires, "A block
+    principal pivoting algorithm for large-scale strictly monotone linear complementarity problems",
+    Computers & Operations Research 21, 1994).
     """
     xp = array_namespace(x)
     hessian = xp.matrix_transpose(inverse) @ inverse
-    fixed = ((x <= lower) & (gradient >= 0)) | ((x >= upper) & (gradient <= 0)) | (lower == upper)
+    at_lower = ((x <= lower) & (gradient > 0)) | (lower == upper)
+    at_upper = (x >= upper) & (gradient < 0) & ~at_lower
+    fewest, patience = x.shape[0] + 1, MAX_BLOCK_PIVOTS
     step = xp.zeros_like(x)
-    for _ in range(x.shape[0]):
-        free = ~fixed
-        if not bool(xp.any(free)):
+    for _ in range(10 * x.shape[0] + 10):
+        step = xp.where(at_lower, lower - x, xp.where(at_upper, upper - x, 0.0))
+        free = ~(at_lower | at_upper)
+        if bool(xp.any(free)):
+            pull = -(gradient + hessian @ step)[free]
+            step[free] = xp.linalg.solve(hessian[free, :][:, free], pull[:, None])[:, 0]
+        slope, end = gradient + hessian @ step, x + step
+        too_low, too_high = free & (end < lower), free & (end > upper)
+        is_wrong = too_low | too_high | (at_lower & (slope < 0)) | (at_upper & (slope > 0))
+        is_wrong = is_wrong & (lower < upper)
+        n_wrong = int(xp.sum(xp.astype(is_wrong, xp.int64)))
+        if n_wrong == 0:
             break
-        pull = gradient + hessian @ xp.where(fixed, step, 0.0)
-        part = hessian[free, :][:, free]
-        step[free] = xp.linalg.solve(part, -pull[free][:, None])[:, 0]
-        end = x + step
-        leaves = free & ((end < lower) | (end > upper))
-        if not bool(xp.any(leaves)):
-            break
-        step = xp.where(leaves, _projected(end, lower, upper) - x, step)
-        fixed = fixed | leaves
+        if n_wrong < fewest:
+            fewest, patience = n_wrong, MAX_BLOCK_PIVOTS
+        elif patience > 0:
+            patience -= 1
+        else:
+            last = int(xp.nonzero(is_wrong)[0][-1])
+            is_wrong = xp.arange(x.shape[0], device=device(x)) == last
+        at_lower = (at_lower & ~is_wrong) | (too_low & is_wrong)
+        at_upper = (at_upper & ~is_wrong) | (too_high & is_wrong)
     return _projected(x + step, lower, upper) - x
 
 
