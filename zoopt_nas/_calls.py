@@ -6,8 +6,10 @@ Everything here can be sent to another process.
 from __future__ import annotations
 
 import inspect
+import os
+import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,20 +49,38 @@ class Call:
     Attributes:
         fun: the function.
         catches: return an exception as ``Raised`` instead of raising it.
+        pid: the process that waits for the value. In another one, an exception that does not
+            survive the way back is replaced by one that does.
     """
 
     fun: Callable[..., Any]
     catches: bool = False
+    pid: int = field(default_factory=os.getpid)
 
     def __call__(self, job: Job) -> Any:
         try:
             if job.seed is None:
                 return self.fun(job.point)
             return self.fun(job.point, **{SEED_PARAMETER: job.seed})
-        except Exception as error:  # the caller's choice
-            if not self.catches:
+        except Exception as error:
+            sent = error if os.getpid() == self.pid else _portable(error)
+            if self.catches:  # the caller's choice
+                return Raised(sent)
+            if sent is error:
                 raise
-            return Raised(error)
+            raise sent from None
+
+
+def _portable(error: Exception) -> Exception:
+    """Returns ``error``, or what can be said of one that pickle cannot bring back.
+
+    A pool of processes that meets such an exception breaks, and ``multiprocessing.Pool`` hangs.
+    """
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever the methods of a foreign class raise
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def as_float(name: str, value: object) -> float:
