@@ -77,8 +77,8 @@ def _portable(error: Exception) -> Exception:
     A pool of processes that meets such an exception breaks, and ``multiprocessing.Pool`` hangs.
     """
     try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever the methods of a foreign class raise
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (made in this line)
+    except Exception:  # noqa: BLE001 (whatever the methods of a foreign class raise)
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 

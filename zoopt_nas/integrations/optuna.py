@@ -26,7 +26,7 @@ import numpy as np
 from zoopt_nas._checks import check_positive
 from zoopt_nas.bounds import Box, FittedBox
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError
-from zoopt_nas.integrations.spares import spare
+from zoopt_nas.integrations.spares import is_overdue, spare
 from zoopt_nas.solvers import Solver, SolverState, make_solver
 from zoopt_nas.solvers.base import Task
 
@@ -297,11 +297,18 @@ class _Run:
         members = self._members(generation)
         n = len(self._rows(state))
         free = [row for row in range(n) if row not in members]
-        # A worker that died takes its row with it. After as many spares as there are rows, those
-        # that are still not back are handed out once more.
-        if not free and sum(len(trials) for trials in members.values()) >= 2 * n:
-            free = [row for row in range(n) if _first_finished(members[row]) is None]
+        if not free:
+            free = [row for row in range(n) if self._is_lost(members, row, n)]
         return free[self._place_in_line() % len(free)] if free else None
+
+    def _is_lost(self, members: Mapping[int | None, list[FrozenTrial]], row: int, n: int) -> bool:
+        """Whether a row of a batch of ``n`` is not back, and taken for lost."""
+        if _first_finished(members[row]) is not None:
+            return False
+        last = members[row][-1].number
+        n_spares = sum(t.number > last and t.state.is_finished() for t in members.get(None, []))
+        n_out = sum(t.state == TrialState.RUNNING and _MARK in t.system_attrs for t in self.trials)
+        return is_overdue(n_spares, n, n_out)
 
     def _place_in_line(self) -> int:
         """Returns how many earlier trials are about to take a row too: they take the first ones."""
