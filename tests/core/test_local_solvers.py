@@ -1,7 +1,6 @@
-"""Nelder-Mead and BFGS: the runs of scipy.optimize, restarted and resumed."""
+"""Nelder-Mead and BFGS: step by step those of scipy.optimize; restarted, resumed, in a box."""
 
 import copy
-import gc
 import math
 import threading
 
@@ -12,6 +11,7 @@ from scipy import optimize
 from zoopt_nas import Box, InvalidValueError, SolverState, minimize
 from zoopt_nas.problems import rosenbrock, sphere
 from zoopt_nas.solvers.bfgs import BFGS
+from zoopt_nas.solvers.line_search import LineSearch
 from zoopt_nas.solvers.nelder_mead import NelderMead
 from zoopt_nas.testing import SolverConformance
 
@@ -243,47 +243,36 @@ def test_where_everything_fails_it_restarts_and_stays(solver):
 
 
 @each_solver
-def test_no_thread_outlives_its_run(solver):
-    def names():
-        gc.collect()
-        return [t.name for t in threading.enumerate() if "algorithm" in t.name]
-
-    assert names() == []
-    minimize(sphere(3), np.ones(3), solver, maxfev=100, rng=0)
-    assert names() == []
-    states = [solver.init(np.ones(3), rng=seed) for seed in range(10)]
+def test_a_run_starts_no_thread(solver):
+    before = threading.enumerate()
+    states = [solver.init(np.ones(3), rng=seed) for seed in range(3)]
     for state in states:
         steps(solver, state, sphere(3), 3)
-    assert len(names()) == 10
-    del states[:5]
-    assert len(names()) == 5
-    del states, state
-    assert names() == []
+    assert threading.enumerate() == before
 
 
-def test_an_error_within_scipy_is_raised_and_not_a_hang(monkeypatch):
-    def broken(*args, **kwargs):
-        raise OSError("within scipy")
+def test_an_error_within_the_algorithm_is_raised_and_the_run_can_go_on(monkeypatch):
+    def broken(*args):
+        raise OSError("within the algorithm")
 
-    solver = NelderMead()
+    solver = BFGS()
     state = solver.init(np.ones(2), rng=0)
     candidates = solver.ask(state)
     solver.tell(state, candidates, sphere(2)(candidates))
-    monkeypatch.setattr(optimize, "minimize", broken)
-    monkeypatch.setattr("zoopt_nas.solvers.inversion._CALLS", {})  # so that it is run anew
+    monkeypatch.setattr("zoopt_nas.solvers.bfgs.LineSearch", broken)
     for _ in range(2):
-        with pytest.raises(OSError, match="within scipy"):
+        with pytest.raises(OSError, match="within the algorithm"):
             solver.ask(state)
     monkeypatch.undo()
-    assert solver.ask(state).shape == (1, 2)
+    assert solver.ask(state).shape == (3, 2)
 
 
 def test_the_memory_of_a_long_run_grows_by_doubling():
-    solver = NelderMead()
-    state = solver.init(np.ones(10), rng=0)
-    steps(solver, state, rosenbrock(10), 300)
-    assert state.memory["n_told"] == 310
-    assert 310 <= len(state.memory["told"]) < 620
+    solver = BFGS()
+    state = solver.init(np.zeros(10), rng=0)
+    steps(solver, state, rosenbrock(10), 30)
+    assert state.memory["n_told"] == 330
+    assert 330 <= len(state.memory["told"]) < 660
     assert all(np.asarray(part).dtype.kind in "if" for part in state.memory.values())
 
 
@@ -309,3 +298,101 @@ def test_the_iterate_is_finite_far_out_in_float32():
 def test_fields_out_of_range(kind, fields, message):
     with pytest.raises(InvalidValueError, match=message):
         kind(**fields)
+
+
+LINES = {
+    "parabola": (lambda t: (t - 3) ** 2, lambda t: 2 * (t - 3)),
+    "far": (lambda t: (t - 1e4) ** 2, lambda t: 2 * (t - 1e4)),
+    "near": (lambda t: (t - 1e-6) ** 2, lambda t: 2 * (t - 1e-6)),
+    "quartic": (lambda t: (t - 2) ** 4, lambda t: 4 * (t - 2) ** 3),
+    "waves": (lambda t: math.sin(t) * 3 - t, lambda t: math.cos(t) * 3 - 1),
+    # More and Thuente, Eq. 5.1 with b = 2.
+    "more_thuente": (lambda t: -t / (t * t + 2), lambda t: (t * t - 2) / (t * t + 2) ** 2),
+    "barrier": (
+        lambda t: -math.log(2 - t) - 9 * t if t < 2 else math.inf,
+        lambda t: 1 / (2 - t) - 9,
+    ),
+}
+
+
+@pytest.mark.parametrize("first", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("name", LINES)
+def test_a_line_search_ends_where_the_wolfe_conditions_hold(name, first):
+    value, slope = LINES[name]
+    start = (value(0.0), slope(0.0))
+    if start[1] > 0:
+        turned = slope
+        value, slope = (lambda t: LINES[name][0](-t)), (lambda t: -turned(-t))
+        start = (value(0.0), slope(0.0))
+    search = LineSearch(*start, first)
+    n_trials = 0
+    while not (search.is_done or search.has_failed):
+        n_trials += 1
+        t = search.step
+        search.tell(value(t), slope(t) if math.isfinite(value(t)) else math.nan)
+    assert search.is_done
+    assert n_trials <= 20
+    assert value(search.step) <= start[0] + 1e-4 * search.step * start[1]
+    assert abs(slope(search.step)) <= 0.9 * abs(start[1])
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, math.nan])
+def test_no_line_search_along_a_rise(slope):
+    assert LineSearch(1.0, slope, 1.0).has_failed
+
+
+def test_a_line_search_along_a_fall_without_end_fails():
+    search = LineSearch(0.0, -1.0, 1.0)
+    while not (search.is_done or search.has_failed):
+        search.tell(-search.step, -1.0)
+    assert search.has_failed
+    assert search.best.value < -1e6
+
+
+# Per coordinate: the least value is at 0.4 of the width of the box, or beyond its upper bound.
+def ends_in_a_box(method, low, high, start, is_inside, dim, maxfev):
+    width = high - low
+    middle = low + 0.4 * width * np.ones(dim)
+    if not is_inside:
+        middle[::2] = high + 0.1 * width
+    least = ((np.clip(middle, low, high) - middle) ** 2).sum() / width**2
+    for seed in range(3):
+        result = minimize(
+            lambda x: float(((x - middle) ** 2).sum()) / width**2,
+            start(seed),
+            "nelder_mead",
+            bounds=Box(low, high, method),
+            maxfev=maxfev,
+            rng=seed,
+        )
+        yield result.fun - least
+
+
+@pytest.mark.parametrize("is_inside", [True, False], ids=["inside", "beyond"])
+@pytest.mark.parametrize("corner", ["lower", "upper", "mixed", "edge", "middle"])
+@pytest.mark.parametrize(("low", "high"), [(-5, 5), (0, 1), (3, 3.001), (-1e3, 1e3)])
+@pytest.mark.parametrize("method", ["clip", "reflect"])
+def test_nelder_mead_in_a_box_from_anywhere(method, low, high, corner, is_inside):
+    def start(seed):
+        share = np.random.default_rng(seed).integers(0, 2, 3).astype(float)
+        share = {
+            "lower": np.zeros(3),
+            "upper": np.ones(3),
+            "mixed": share,
+            "edge": np.array([1.0, 0.5, share[2]]),
+            "middle": np.full(3, 0.5),
+        }[corner]
+        return np.clip(low + share * (high - low), low, high)
+
+    gaps = list(ends_in_a_box(method, low, high, start, is_inside, 3, 800 if high > 100 else 400))
+    assert max(gaps) < 1e-3
+
+
+def test_nelder_mead_keeps_a_fixed_coordinate():
+    box = Box([0.0, 0.5, -1.0], [1.0, 0.5, 1.0], "clip")
+    middle = np.array([0.3, 0.0, 0.3])
+    result = minimize(
+        lambda x: float(((x - middle) ** 2).sum()), [1.0, 0.5, 1.0], "nelder_mead",
+        bounds=box, maxfev=300, rng=0,
+    )  # fmt: skip
+    np.testing.assert_allclose(result.x, [0.3, 0.5, 0.3], atol=1e-4)
