@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoopt_nas._arrays import to_numpy
+from zoopt_nas._arrays import as_real, as_reals
 from zoopt_nas.errors import InvalidValueError
 
 # The parameter by which a function says that it takes a seed.
@@ -84,20 +84,15 @@ def _portable(error: Exception) -> Exception:
 
 
 def as_float(name: str, value: object) -> float:
-    """Returns a number, or an array or tensor of one entry, as a float.
+    """Returns one real number, in any of the forms of ``as_real``, as a float.
 
     Raises:
-        InvalidValueError: it is neither.
+        InvalidValueError: it is none.
     """
-    if isinstance(value, float):
-        return float(value)
-    try:
-        array = np.asarray(to_numpy(value))
-        if array.dtype.kind in "biuf":
-            return float(array.item())
-    except (TypeError, ValueError):
-        pass
-    raise InvalidValueError(f"{name} must be a real number, got {value!r}")
+    number = as_real(value)
+    if number is None:
+        raise InvalidValueError(f"{name} must be a real number, got {value!r}")
+    return number
 
 
 def as_values(returned: object, n: int) -> np.ndarray:
@@ -106,11 +101,43 @@ def as_values(returned: object, n: int) -> np.ndarray:
     Raises:
         InvalidValueError: it is not ``n`` real numbers.
     """
-    values = np.asarray(to_numpy(returned))
-    if values.dtype.kind not in "biuf":
+    values = as_reals(returned)
+    if values is None:
         raise InvalidValueError(f"fun must return real numbers, got {returned!r}")
     if values.shape != (n,):
         raise InvalidValueError(
             f"fun must return shape ({n},) for a batch of {n} points, got shape {values.shape}"
         )
     return values.astype(np.float64)
+
+
+def as_callback(callback: Callable[..., object]) -> Callable[[Any], object]:
+    """Returns a function of a result so far that calls ``callback`` in the style it is written in.
+
+    As in SciPy: one whose only parameter is ``intermediate_result`` gets the result by that name,
+    any other the point.
+
+    Raises:
+        InvalidValueError: it cannot be called with one argument.
+    """
+    if not callable(callback):
+        raise InvalidValueError(f"callback must be callable, got {callback!r}")
+    try:
+        signature = inspect.signature(callback)
+    except (TypeError, ValueError):  # some callables written in C have none
+        return lambda result: callback(result.x)
+    if set(signature.parameters) != {"intermediate_result"}:
+        try:
+            signature.bind(None)
+        except TypeError:
+            pass
+        else:
+            return lambda result: callback(result.x)
+    try:
+        signature.bind(intermediate_result=None)
+    except TypeError as error:
+        raise InvalidValueError(
+            "callback must take one argument, the point or intermediate_result, "
+            f"got {callback!r} with the parameters {signature}"
+        ) from error
+    return lambda result: callback(intermediate_result=result)

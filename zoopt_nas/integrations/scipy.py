@@ -115,7 +115,7 @@ class _ScipyMethod:
             x0,
             method=make_solver(self.solver, solver_options),
             bounds=bounds,
-            callback=None if callback is None else _in_style_of(callback),
+            callback=callback,
             **arguments,
         )
         return _as_scipy_reads_it(result)
@@ -171,21 +171,6 @@ def _moved_inside(x0: np.ndarray, box: Box) -> np.ndarray:
         return x0  # `minimize` says what is wrong
     inside: np.ndarray = np.clip(x0, box.lower, box.upper)
     return inside.astype(x0.dtype) if x0.dtype.kind == "f" else inside
-
-
-def _in_style_of(callback: Callable[..., object]) -> Callable[..., object]:
-    """Returns ``callback`` as `minimize` calls it; SciPy tells two styles apart by a name."""
-    try:
-        names = set(inspect.signature(callback).parameters)
-    except (TypeError, ValueError):  # some callables written in C have no signature
-        names = set()
-    if names == {"intermediate_result"}:
-        return callback
-
-    def with_point(intermediate_result: Any) -> object:
-        return callback(np.copy(intermediate_result.x))
-
-    return with_point
 
 
 def _as_scipy_reads_it(result: OptimizeResult) -> OptimizeResult:
