@@ -182,8 +182,8 @@ def minimize(
         "bounds": "none" if box is None else [box.method, fingerprint(box.lower, box.upper)],
         "rng": None if rng is None else encode_generator(state.rng),
         "history": history,
-        "noisy": noisy,
         "n_reevaluations": n_reevaluations,
+        "noisy": noisy,
     }
     objective = Objective(
         fun,
