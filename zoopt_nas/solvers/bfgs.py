@@ -28,7 +28,8 @@ class BFGS(SteppedSolver):
     there (Nocedal and Wright, Eq. 8.1). It takes the objective for smooth and deterministic; noise
     is divided by ``difference_step``. The iterate is the best point told.
 
-    Where a neighbour failed, the component of the gradient is taken for 0.
+    Where a neighbour failed, the component of the gradient is taken for 0. Where its value is that
+    of the point, as where a bound has moved it back there, the neighbour on the other side follows.
 
     Attributes:
         difference_step: > 0, the distance to a neighbour, times max(1, |x_i|), in units of x. None:
@@ -94,6 +95,11 @@ def _value_and_gradient(
     distances = np.diagonal(neighbours) - x
     values = yield np.concatenate([x[None, :], neighbours])
     slopes = (values[1:] - values[0]) / distances
+    # A neighbour that a bound has moved back to x says nothing: the one on the other side does.
+    tied = np.flatnonzero(slopes == 0)
+    if len(tied):
+        others = yield x - np.diag(distances)[tied]
+        slopes[tied] = (values[0] - others) / distances[tied]
     return float(values[0]), np.where(np.isfinite(slopes), slopes, 0.0)
 
 

@@ -174,11 +174,11 @@ class NelderMead(RestartingSolver):
             memory.update(reflected=points, reflected_value=values)
             if values[0] < known[0]:
                 memory["phase"] = int(Phase.EXPAND)
-            elif values[0] < known[-2] and not _would_be_flat(memory, points):
+            elif values[0] < known[-2] and not _is_there(memory, points):
                 _replace_last(memory, points, values)
             else:
-                # Not where a bound has left nothing of the way: the corner would be there twice.
-                outside = values[0] < known[-1] and not _would_be_flat(memory, points)
+                # Where a bound has left nothing of the way, the simplex would lose a corner.
+                outside = values[0] < known[-1] and not _is_there(memory, points)
                 memory["phase"] = int(Phase.OUTSIDE if outside else Phase.INSIDE)
         elif phase == Phase.EXPAND and not values[0] < memory["reflected_value"][0]:
             _replace_last(memory, memory["reflected"], memory["reflected_value"])
@@ -250,15 +250,9 @@ def _flat_axes(memory: dict[str, Any]) -> np.ndarray:
     return flat
 
 
-def _would_be_flat(memory: dict[str, Any], points: np.ndarray) -> bool:
-    """Whether a simplex that bounds have moved has no extent in some coordinate with a new corner.
-
-    Only exactly: a simplex may well be much longer in one coordinate than in another.
-    """
-    if not int(memory["is_moved"]) or int(memory["is_mirrored"]):
-        return False
-    corners = np.concatenate([memory["simplex"][:-1], points])
-    return bool(((np.ptp(corners, axis=0) == 0) & (memory["is_free"] != 0)).any())
+def _is_there(memory: dict[str, Any], points: np.ndarray) -> bool:
+    """Whether one of the corners that stay is the point that bounds have made of a reflection."""
+    return bool((memory["simplex"][:-1] == points).all(axis=1).any())
 
 
 def _take_longer_edges(memory: dict[str, Any], points: np.ndarray, values: np.ndarray) -> None:
