@@ -173,7 +173,8 @@ class Run:
         """
         if self.maxtime is None:
             return np.inf
-        return self.started + self.maxtime * (1 - FINAL_SHARE if self.noisy else 1)
+        is_measured = self.noisy and (self.objective.maxfev is None or self.n_final_calls > 0)
+        return self.started + self.maxtime * (1 - FINAL_SHARE if is_measured else 1)
 
     def look_for_noise(self) -> None:
         """Takes the run for noisy once the solver says that it has found noise.

@@ -31,7 +31,7 @@ def process():
         list(warnings.filters),
         warnings.showwarning,
         np.geterr(),
-        repr(np.random.get_state()),  # noqa: NPY002 (its state is what we watch)
+        np.random.get_state()[1].tobytes(),  # noqa: NPY002 (its state is what we watch)
         random.getstate(),
         locale.setlocale(locale.LC_ALL),
         signal.getsignal(signal.SIGINT),

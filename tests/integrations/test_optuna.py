@@ -28,7 +28,6 @@ from zoopt_nas import (
     MissingDependencyError,
     UnknownNameError,
 )
-from zoopt_nas import SOLVERS as REGISTERED
 from zoopt_nas.integrations.optuna import ZooptSampler
 
 # The paper's forms, whose options are all in units of a quarter of the range.
@@ -375,60 +374,3 @@ def test_without_optuna_the_import_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "zoopt_nas.integrations.optuna")
     with pytest.raises(MissingDependencyError, match=r"pip install 'zoopt-nas\[optuna\]'"):
         importlib.import_module("zoopt_nas.integrations.optuna")
-
-
-def shaky(trial):
-    """``bowl`` where, by the number of the trial, one of five fails and one of five is pruned."""
-    if trial.number % 5 == 2:
-        raise ArithmeticError("before anything was suggested")
-    value = bowl(trial)
-    if trial.number % 10 == 4:
-        raise ArithmeticError("after all was suggested")
-    if trial.number % 5 == 3:
-        raise optuna.TrialPruned
-    return value
-
-
-@pytest.mark.parametrize("name", list(REGISTERED))
-@pytest.mark.parametrize("objective", [bowl, shaky])
-def test_several_jobs_work_with_every_solver(name, objective):
-    study = optuna.create_study(sampler=ZooptSampler(name, seed=1))
-    study.optimize(objective, n_trials=30, n_jobs=2, catch=ArithmeticError)
-    states = [trial.state.name for trial in study.trials]
-    if objective is bowl:
-        assert states == ["COMPLETE"] * 30
-        assert study.best_value < AT_THE_MIDDLE
-    else:
-        n_states = [states.count(name) for name in ("COMPLETE", "FAIL", "PRUNED")]
-        assert n_states == [15, 9, 6]
-    assert max(steps(study)) >= 1  # batches end although some of their rows fail
-
-
-@pytest.mark.parametrize("name", list(REGISTERED))
-def test_many_asks_before_a_tell_give_new_points(name):
-    study = study_with(ZooptSampler(name, seed=0), 1)
-    for _ in range(3):
-        trials = [study.ask() for _ in range(16)]
-        values = [bowl(trial) for trial in trials]
-        points = [tuple(trial.params.values()) for trial in trials]
-        assert len(set(points)) >= 15  # a batch may measure the iterate twice, to see noise
-        for trial, value in zip(trials[::-1], values[::-1], strict=True):
-            study.tell(trial, value)
-    assert sorted(set(steps(study))) == [0, 1, 2]  # each round is the end of a batch
-    assert study.best_value < AT_THE_MIDDLE
-
-
-def test_a_slow_trial_keeps_its_row():
-    study = study_with(ZooptSampler(SOLVERS[0], seed=0), 1)
-    slow = study.ask()
-    bowl(slow)
-    out = [study.ask() for _ in range(7)]
-    values = [bowl(trial) for trial in out]
-    for _ in range(21):
-        study.tell(out.pop(0), values.pop(0))
-        out.append(study.ask())
-        values.append(bowl(out[-1]))
-    rows = [mark for mark in marks(study) if mark[1] is not None]
-    assert len(set(rows)) == len(rows) == 6
-    points = [tuple(params.values()) for params in params_of(study)[1:]]
-    assert len(set(points)) == len(points)

@@ -241,6 +241,8 @@ class ComparisonDescent:
         is_bound = state.pending is not None or memory["is_noisy"] or memory["has_moved"]
         if not is_bound and value < float(memory["value"]):
             state.x = copy(points[best])
+            if memory["is_restart"]:  # it would have been a random point
+                self._reset(state)
             memory |= {"value": value, "is_restart": False, "n_failures": 0}
             memory.pop("failed", None)
 
@@ -273,8 +275,7 @@ class ComparisonDescent:
         if memory["has_lead"]:
             lead += LEAD_CHANGE if lead_wins else -LEAD_CHANGE
         memory["log_radius"] = radius
-        shortest = radius + LEAD_CHANGE / 4 if dim == 1 else radius  # or it may repeat a row
-        memory["log_lead_radius"] = min(max(lead, shortest), radius + MAX_LEAD, limit)
+        memory["log_lead_radius"] = min(max(lead, radius), radius + MAX_LEAD, limit)
 
     def _restart_if_converged(self, memory: dict[str, Any]) -> None:
         floor = math.log(self.min_radius)
