@@ -97,3 +97,20 @@ def test_a_slow_trial_keeps_its_row():
     assert len(set(rows)) == len(rows) == 6
     points = [tuple(trial.params.values()) for trial in study.trials[1:]]
     assert len(set(points)) == len(points)
+
+
+def test_spares_of_integers_are_new_parameters():
+    def grid(trial):
+        return (trial.suggest_int("a", 0, 9) - 4) ** 2 + (trial.suggest_int("b", 0, 9) - 6) ** 2
+
+    study = optuna.create_study(sampler=ZooptSampler("gld", seed=0))
+    study.optimize(grid, n_trials=1)
+    trials = [study.ask() for _ in range(30)]
+    for trial in trials:
+        grid(trial)
+    points = [tuple(trial.params.values()) for trial in trials]
+    rows = {point for point, mark in zip(points, marks(study), strict=True) if mark[1] is not None}
+    spares = [point for point, mark in zip(points, marks(study), strict=True) if mark[1] is None]
+    assert len(spares) >= 25
+    assert len(set(spares)) == len(spares)
+    assert not rows & set(spares)

@@ -26,7 +26,7 @@ import numpy as np
 from zoopt_nas._checks import check_positive
 from zoopt_nas.bounds import Box, FittedBox
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError
-from zoopt_nas.integrations.spares import is_overdue, spare
+from zoopt_nas.integrations.spares import is_overdue, spares
 from zoopt_nas.solvers import Solver, SolverState, make_solver
 from zoopt_nas.solvers.base import Task
 
@@ -203,15 +203,22 @@ class _Run:
             if row is None and (told := self._told(generation, state)) is not None:
                 state = told
                 generation, row = self._open(state), self._place_in_line()
-        if row is None:
-            rng = np.random.default_rng(None if seed is None else [seed, self.trial.number])
-            point = self.box.inside(spare(state, rng))
-        else:
-            rows = self._rows(state)
+        rows = self._rows(state)
+        if row is not None:
             row %= len(rows)
-            point = rows[row]
+        point = self._spare(state, seed) if row is None else rows[row]
         self._note(_MARK, {"run": self.name, "generation": generation, "row": row})
         return self.params(point)
+
+    def _spare(self, state: SolverState, seed: int | None) -> np.ndarray:
+        """Returns a spare, (dim,), with parameters that no trial has, unless there are few."""
+        rng = np.random.default_rng(None if seed is None else [seed, self.trial.number])
+        taken = [{name: t.params.get(name) for name in self.space} for t in self.trials]
+        for drawn in spares(state, rng):
+            point: np.ndarray = self.box.inside(drawn)
+            if self.params(point) not in taken:
+                break
+        return point
 
     def params(self, point: np.ndarray) -> dict[str, Any]:
         """Returns the parameters at a point of the solver, (dim,)."""

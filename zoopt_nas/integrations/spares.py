@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,19 +14,27 @@ from zoopt_nas.solvers import SolverState
 _NEAREST = 1e-3
 # Squares of longer steps overflow.
 _FARTHEST = 1e150
+_MAX_DRAWS = 30
 # A row is given up when so many spares for each point that is out have come back after it.
 _PATIENCE = 4
 
 
-def spare(state: SolverState, rng: np.random.Generator) -> np.ndarray:
+def spares(state: SolverState, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yields spares from further and further around, for a grid on which the first are taken."""
+    for k in range(_MAX_DRAWS):
+        yield spare(state, rng, 1.1**k)
+
+
+def spare(state: SolverState, rng: np.random.Generator, reach: float = 1.0) -> np.ndarray:
     """Returns a random point, (dim,), about the iterate of a run with a pending batch.
 
     How far the function still improves nobody knows, so the logarithm of the distance is uniform,
-    between that of the nearest row of the batch, or 0.5, and that of the farthest, or 1.
+    between that of the nearest row of the batch, or 0.5, and that of the farthest, or 1,
+    times ``reach``.
     """
     steps: np.ndarray = state.pending - state.x
     distances = np.minimum(np.linalg.norm(steps, axis=1), _FARTHEST)
-    farthest = max(1.0, distances.max())
+    farthest = reach * max(1.0, distances.max())
     # Never one length alone: in one dimension there would be two spares.
     nearest = distances[distances > 0].min(initial=0.5 if distances.any() else _NEAREST)
     distance = math.exp(rng.uniform(math.log(nearest), math.log(farthest)))
