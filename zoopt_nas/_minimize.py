@@ -140,7 +140,8 @@ def minimize(
           iterate and +inf.
         * ``x_iterate``, ``fun_iterate``: where the solver ended, and its value. A solver that never
           evaluates its iterate gets one evaluation of the budget for it at the end; it is NaN if
-          the target ended the run before, or if GLD has just moved between points under noise.
+          the target or the time ended the run before, or if GLD has just moved between points under
+          noise.
         * ``nfev``, ``nit``, ``n_failed``: evaluations, iterations, and evaluations that failed.
         * ``status``, ``message``, ``success``: see ``Status``. Success means that the target was
           reached or, where none is given, that some value was finite.
