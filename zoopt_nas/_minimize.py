@@ -231,7 +231,8 @@ def _carried_out(
             run.save()
             run.finish()
             show()
-            if objective.reached_target and status != Status.TARGET_REACHED:  # by the last call
+            # By the last call of all, and to a callback that has not ended the run.
+            if objective.reached_target and status not in (Status.TARGET_REACHED, Status.CALLBACK):
                 with contextlib.suppress(StopIteration):
                     after()
         except BaseException as error:  # also Ctrl-C: hours of evaluations must not be lost
