@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, SupportsFloat, TypeAlias
 
 import array_api_compat
 import array_api_compat.numpy
@@ -29,6 +29,8 @@ __all__ = [
     "as_generator",
     "as_like",
     "as_point",
+    "as_real",
+    "as_reals",
     "copy",
     "decode_array",
     "decode_generator",
@@ -87,7 +89,9 @@ def as_point(name: str, value: object) -> Array:
             point = point.to(torch.float64)
     else:
         try:
-            point = np.array(value)  # always a copy: the caller's array stays the caller's
+            point = np.array(
+                to_numpy(value)
+            )  # always a copy: the caller's array stays the caller's
         except ValueError as error:  # a ragged list
             raise InvalidValueError(f"{name} must be a 1-D array of real numbers") from error
         real = point.dtype.kind in "iuf"
@@ -123,12 +127,14 @@ def as_like(
     dtype = like.dtype if dtype is None else dtype
     try:
         if is_torch_array(like):
+            reals = None if is_torch_array(value) else as_reals(value)
+            value = value if reals is None else reals
             array: Array = import_torch().as_tensor(value, dtype=dtype, device=like.device).detach()
         else:
-            array = np.asarray(to_numpy(value))
-            if array.dtype.kind not in "biuf":
-                raise TypeError(f"not real: {array.dtype}")
-            array = array.astype(dtype, copy=False)
+            reals = as_reals(value)
+            if reals is None:
+                raise TypeError("not real")
+            array = reals.astype(dtype, copy=False)
     except (TypeError, ValueError, RuntimeError) as error:
         message = f"{name} must be an array of real numbers, got {value!r}"
         raise InvalidValueError(message) from error
@@ -156,7 +162,7 @@ def finite_values(name: str, values: object, like: Array, n: int) -> Array:
         InvalidValueError: ``values`` is not made of ``n`` real numbers.
     """
     if (
-        isinstance(values, np.ndarray)
+        type(values) is np.ndarray
         and values.dtype == np.float64
         and values.shape == (n,)
         and isinstance(like, np.ndarray)
@@ -182,12 +188,62 @@ def finite_or(x: Array, default: Array) -> Array:
 
 
 def to_numpy(value: Any) -> Any:
-    """Returns a torch tensor as a NumPy array on the CPU; anything else as it is."""
+    """Returns a torch tensor as a NumPy array on the CPU; anything else as it is.
+
+    The masked entries of a masked array become NaN: there is no number.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        wide: Any = value.astype(np.float64) if value.dtype.kind in "biu" else value
+        return wide.filled(np.nan)
     if not is_torch_array(value):
         return value
     host = value.detach().cpu()
     # NumPy has no bfloat16; float32 holds each of its values exactly.
     return host.float().numpy() if str(host.dtype) == "torch.bfloat16" else host.numpy()
+
+
+def as_real(value: object) -> float | None:
+    """Returns what is one real number as a float, else None.
+
+    That is a number of Python or NumPy, a ``Decimal``, a ``Fraction``, whatever else has
+    ``__float__``, or an array or tensor with one such entry. One that is too large for a float is
+    an infinity, one that is masked NaN.
+    """
+    if isinstance(value, float):
+        return float(value)
+    try:
+        array = np.asarray(to_numpy(value))
+    except (TypeError, ValueError, RuntimeError):  # a ragged list, or another library's refusal
+        return None
+    if array.size != 1 or array.dtype.kind not in "biufO":
+        return None
+    number = array.item()
+    if isinstance(number, str | bytes | complex) or not isinstance(number, SupportsFloat):
+        return None
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+    except ValueError:  # a signalling NaN of Decimal
+        return math.nan
+    except TypeError:  # an array in an array
+        return None
+
+
+def as_reals(values: object) -> np.ndarray | None:
+    """Returns real numbers, in any of the forms of ``as_real``, as a NumPy array, else None."""
+    if isinstance(values, list | tuple) and any(value is np.ma.masked for value in values):
+        values = [math.nan if value is np.ma.masked else value for value in values]
+    try:
+        array = np.asarray(to_numpy(values))
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if array.dtype.kind == "O":
+        numbers = [as_real(value) for value in array.flat]
+        if None in numbers:
+            return None
+        array = np.array(numbers, dtype=np.float64).reshape(array.shape)
+    return array if array.dtype.kind in "biuf" else None
 
 
 def as_generator(rng: object, like: Array) -> Generator:

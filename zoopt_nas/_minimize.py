@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoopt_nas._arrays import Array, as_like, as_point, encode_generator, is_torch_array
-from zoopt_nas._calls import takes_seed
+from zoopt_nas._arrays import (
+    Array,
+    array_namespace,
+    as_like,
+    as_point,
+    encode_generator,
+    is_torch_array,
+    to_numpy,
+)
+from zoopt_nas._calls import as_callback, takes_seed
 from zoopt_nas._checks import check_bool, check_positive, check_positive_int
-from zoopt_nas._run import N_ELITES, Limits, Run
-from zoopt_nas.bounds import as_box
+from zoopt_nas._run import N_ELITES, Limits, Run, Status
+from zoopt_nas.bounds import Box, as_box
 from zoopt_nas.checkpoint import Checkpoint, fingerprint
 from zoopt_nas.coordinates import Coordinates, units
 from zoopt_nas.errors import InvalidValueError
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
 
 # The default of maxfev, per dimension, if no limit is given.
 MAXFEV_PER_DIM = 1000
+# How many units in the last place a start may be outside of its box.
+ROUNDINGS = 8
 
 
 def minimize(
@@ -78,14 +88,17 @@ def minimize(
         bounds: every point evaluated, and ``x_iterate``, lies inside: a sequence of pairs (lower,
             upper), one for each coordinate, with None where open; a ``scipy.optimize.Bounds``; or a
             ``Box``, which also says how points are kept inside (by reflection, unless told
-            otherwise). ``x0`` must be inside.
+            otherwise). ``x0`` must be inside; a few roundings outside, it is moved to the bound.
         maxfev: the most evaluations ever made, and all of them are made if nothing else ends the
             run. Default: 1000 * dim, if neither ``maxiter`` nor ``maxtime`` is given.
         maxiter: the most iterations (one batch each).
-        maxtime: the seconds after which no other iteration starts, so that the last one may end
-            later. A resumed run counts those of the part before.
+        maxtime: the seconds after which no other call starts, so that the run ends when those that
+            run have ended. (The first call of a batch is always made. With ``vectorized`` a batch
+            is one call, and a map-like callable is always given a whole batch.) The solver is not
+            told of a batch that is cut, and a resumed run, which counts the seconds of the part
+            before, evaluates it in full. A noisy run keeps a tenth of the time for its end.
         maxstall: the evaluations without a better value after which the run ends.
-        target: stop as soon as a value at or below it was seen.
+        target: stop as soon as a finite value at or below it was seen.
         rng: None, a non-negative int, a ``numpy.random.Generator``, or, for torch, a
             ``torch.Generator``. The global generators are never used.
         vectorized: see ``fun``.
@@ -108,8 +121,10 @@ def minimize(
             that the function is noisy.
         warm_start: known points and their values, ((n, dim), (n,)): the run starts from the best of
             them instead of ``x0``. They cost no evaluation.
-        callback: called as ``callback(intermediate_result=...)`` after every iteration, with the
-            fields ``x, fun, nfev, nit, x_iterate``; may raise ``StopIteration`` to end the run.
+        callback: called after every iteration, also the one that reaches the target, with the best
+            point, as ``callback(x)``, or, as in SciPy, if the name of its only parameter is
+            ``intermediate_result``, with a result so far by that name, which has the fields
+            ``x, fun, nfev, nit, x_iterate``. It may raise ``StopIteration`` to end the run.
         options: fields of the solver, by name: ``{"max_radius": 0.5}``.
         history: also return the field ``history``, (nfev,): each value in order, +inf where failed.
         progress: show evaluations, best value and time on stderr while the run goes on.
@@ -127,7 +142,8 @@ def minimize(
           iterate and +inf.
         * ``x_iterate``, ``fun_iterate``: where the solver ended, and its value. A solver that never
           evaluates its iterate gets one evaluation of the budget for it at the end; it is NaN if
-          the target ended the run before, or if GLD has just moved between points under noise.
+          the target or the time ended the run before, or if GLD has just moved between points under
+          noise.
         * ``nfev``, ``nit``, ``n_failed``: evaluations, iterations, and evaluations that failed.
         * ``status``, ``message``, ``success``: see ``Status``. Success means that the target was
           reached or, where none is given, that some value was finite.
@@ -144,9 +160,12 @@ def minimize(
     known = None if warm_start is None else _known(warm_start, x0)
     if known is not None:
         x0 = known[0][int(np.argmin(known[1]))]
-    box = None if bounds is None else as_box(bounds).fit(x0)
-    if callback is not None and not callable(callback):
-        raise InvalidValueError(f"callback must be callable, got {callback!r}")
+    box = None
+    if bounds is not None:
+        bounds = as_box(bounds)
+        x0 = _without_rounding(x0, bounds)
+        box = bounds.fit(x0)
+    tells = None if callback is None else as_callback(callback)
     limits = Limits(
         maxiter=None if maxiter is None else check_positive_int("maxiter", maxiter),
         maxtime=None if maxtime is None else check_positive("maxtime", maxtime),
@@ -169,6 +188,8 @@ def minimize(
         "bounds": "none" if box is None else [box.method, fingerprint(box.lower, box.upper)],
         "rng": None if rng is None else encode_generator(state.rng),
         "history": history,
+        "n_reevaluations": n_reevaluations,
+        "noisy": noisy,
     }
     objective = Objective(
         fun,
@@ -190,11 +211,11 @@ def minimize(
     run = Run(prepared, state, objective, coordinates, noisy)
     if checkpoint is not None:
         run.resume(Checkpoint(checkpoint, checkpoint_every, identity))
-    return _carried_out(run, limits, callback, progress)
+    return _carried_out(run, limits, tells, progress)
 
 
 def _carried_out(
-    run: Run, limits: Limits, callback: Callable[..., object] | None, progress: bool
+    run: Run, limits: Limits, callback: Callable[[Any], object] | None, progress: bool
 ) -> OptimizeResult:
     """Lets a run go on to its end, and returns its result."""
     objective = run.objective
@@ -207,7 +228,7 @@ def _carried_out(
         def after() -> None:
             show()
             if callback is not None:
-                callback(intermediate_result=run.intermediate_result())
+                callback(run.intermediate_result())
 
         show()
         try:
@@ -215,6 +236,10 @@ def _carried_out(
             run.save()
             run.finish()
             show()
+            # By the last call of all, and to a callback that has not ended the run.
+            if objective.reached_target and status not in (Status.TARGET_REACHED, Status.CALLBACK):
+                with contextlib.suppress(StopIteration):
+                    after()
         except BaseException as error:  # also Ctrl-C: hours of evaluations must not be lost
             with contextlib.suppress(AttributeError):  # an exception class with __slots__
                 error.partial_result = run.intermediate_result()  # type: ignore[attr-defined]
@@ -226,6 +251,25 @@ def _carried_out(
         finally:
             objective.close()
     return run.result(status)
+
+
+def _without_rounding(x0: Array, box: Box) -> Array:
+    """Returns ``x0`` with coordinates that only rounding put outside of the box moved to the bound.
+
+    That is by a few units in the last place, of its dtype, of the larger bound of the coordinate.
+    """
+    if box.lower.shape not in ((), tuple(x0.shape)):
+        return x0  # `Box.fit` says what is wrong
+    xp = array_namespace(x0)
+    eps = float(xp.finfo(x0.dtype).eps)
+    x = np.asarray(to_numpy(x0), dtype=np.float64)
+    ends = [np.where(np.isfinite(end), np.abs(end), 0.0) for end in (box.lower, box.upper)]
+    slack = ROUNDINGS * eps * np.maximum(*ends)
+    inside = np.clip(x, box.lower, box.upper)
+    moves = (inside != x) & (np.abs(inside - x) <= slack)
+    if not moves.any():
+        return x0
+    return as_like("x0", np.where(moves, inside, x), x0, tuple(x0.shape))
 
 
 def _known(warm_start: Any, x0: Array) -> tuple[Array, list[float]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Run:
         self.noisy = noisy
         self.checkpoint: Checkpoint | None = None
         self.started = time.monotonic()
+        self.maxtime: float | None = None
         self.fun_iterate = np.nan
         self.recommended: tuple[Array, float] | None = None
         # When the best value improved last: the value, and the evaluations until then.
@@ -131,26 +133,57 @@ class Run:
             after: called after every iteration; may raise ``StopIteration``.
         """
         objective, checkpoint = self.objective, self.checkpoint
-        reserve = self.reserve if objective.maxfev is not None else 0
+        self.maxtime = limits.maxtime
         while True:
+            self.look_for_noise()
+            reserve = self.reserve if objective.maxfev is not None else 0
             status = self.ended(limits, reserve)
             if status is not None:
                 return status
-            asked = self.solver.ask(self.state)
+            # Pending is what the end of the time cut, before the run was resumed.
+            pending = self.state.pending
+            asked = self.solver.ask(self.state) if pending is None else pending
             points = self.coordinates.points(asked, antithetic=self.solver.antithetic)
+            objective.deadline = self.deadline
             values = self.evaluate(points, reserve)
             if objective.best_fun < self.improved[0]:
                 self.improved = (objective.best_fun, objective.nfev)
-            self.tell(asked, points, values)
-            if objective.reached_target:
-                continue
+            is_cut = objective.was_cut and not objective.reached_target
+            if is_cut:  # the solver is not told, so that a resumed run can make the whole batch
+                objective.take_back()
+            else:
+                self.tell(asked, points, values)
             if after is not None:
                 try:
                     after()
                 except StopIteration:
-                    return Status.CALLBACK
+                    return Status.TARGET_REACHED if objective.reached_target else Status.CALLBACK
+            if is_cut:
+                return Status.MAXTIME
+            if objective.reached_target:
+                continue
             if checkpoint is not None:
                 checkpoint.save_if_due(self.state, self.record)
+
+    @property
+    def deadline(self) -> float:
+        """When the search ends, on the clock of ``time.monotonic``.
+
+        A noisy run keeps as large a part of its time for the end as it keeps of its evaluations.
+        """
+        if self.maxtime is None:
+            return np.inf
+        is_measured = self.noisy and (self.objective.maxfev is None or self.n_final_calls > 0)
+        return self.started + self.maxtime * (1 - FINAL_SHARE if is_measured else 1)
+
+    def look_for_noise(self) -> None:
+        """Takes the run for noisy once the solver says that it has found noise.
+
+        It does so by ``metrics["is_noisy"]``.
+        """
+        if not self.noisy and self.state.metrics.get("is_noisy", False):
+            self.noisy = True
+            self.objective.remember(N_ELITES)
 
     def ended(self, limits: Limits, reserve: int) -> Status | None:
         """Returns what ends the run before the next iteration, or None."""
@@ -161,7 +194,7 @@ class Run:
             return Status.MAXITER
         if objective.maxfev is not None and objective.nfev + reserve >= objective.maxfev:
             return Status.MAXFEV
-        if limits.maxtime is not None and time.monotonic() - self.started >= limits.maxtime:
+        if time.monotonic() >= self.deadline:
             return Status.MAXTIME
         if limits.maxstall is not None and objective.nfev - self.improved[1] >= limits.maxstall:
             return Status.STAGNATION
@@ -205,16 +238,28 @@ class Run:
             self.fun_iterate = float(self.state.memory.get("value", np.nan))
         if self.objective.reached_target:
             return
-        if self.n_final_calls and self.objective.elites:
+        n_calls = self.n_final_calls
+        if self.maxtime is not None:
+            self.objective.deadline = self.started + self.maxtime
+            n_calls = min(n_calls, self.n_calls_left() // (len(self.objective.elites) + 1))
+        if n_calls and self.objective.elites:
             points = [self.iterate, *(x for _, x in self.objective.elites)]
             stacked = array_namespace(points[0]).stack(points)
-            values = self.objective.measure(stacked, self.n_final_calls)
+            values = self.objective.measure(stacked, n_calls)
             best = int(np.argmin(values))
             self.fun_iterate = float(values[0])
             if np.isfinite(values[best]):
                 self.recommended = (copy(points[best]), float(values[best]))
-        elif not self.solver.evaluates_iterate:
+        elif not self.solver.evaluates_iterate and self.n_calls_left():
             self.fun_iterate = float(self.objective.evaluate(self.iterate[None, :])[0])
+
+    def n_calls_left(self) -> int:
+        """Returns how many calls the rest of the time is enough for, by their mean time so far."""
+        if self.maxtime is None or self.objective.nfev == 0:
+            return sys.maxsize
+        spent = time.monotonic() - self.started
+        left = max(self.maxtime - spent, 0.0)
+        return int(left / max(spent, 1e-9) * self.objective.nfev)
 
     def intermediate_result(self) -> OptimizeResult:
         """Returns the result so far, as the callback sees it."""

@@ -140,7 +140,7 @@ class Checkpoint:
         with _reading(self._path, "checkpoint of minimize"):
             meta, arrays = _read(self._path, _RUN_FORMAT)
             for key, value in self._identity.items():
-                theirs = meta["identity"][key]
+                theirs = meta["identity"].get(key)
                 if None not in (value, theirs) and theirs != value:
                     raise RunError(
                         f"{self._path} was saved by a run with another {key}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ZooptNasError(Exception):
@@ -27,6 +28,10 @@ class UnknownNameError(ZooptNasError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is copied and unpickled by calling its class with `args`, here the message.
+        return type(self), (self.kind, self.name, self.known), self.__dict__
 
 
 class MissingDependencyError(ZooptNasError, ImportError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from zoopt_nas._arrays import Array, copy, decode_array, encode_array
+from zoopt_nas._arrays import Array, as_reals, copy, decode_array, encode_array
 from zoopt_nas._calls import Call, Job, Raised, as_float, as_values, takes_seed
 from zoopt_nas._checks import check_choice, check_positive_int
 from zoopt_nas.errors import InvalidValueError
@@ -68,6 +69,9 @@ class Objective:
         elites: the best points so far with their values, best first.
         history: the values in order, +inf where failed, if asked for; else None.
         last_error: the last exception that cost a candidate, or None.
+        deadline: when no other call starts, on the clock of ``time.monotonic``. The first call of a
+            batch always does.
+        was_cut: whether the deadline came within the last batch.
 
     Raises:
         InvalidValueError: ``fun`` is not callable, or another argument breaks a rule.
@@ -119,11 +123,14 @@ class Objective:
         self.elites: list[tuple[float, Array]] = []
         self.history: list[float] | None = [] if history else None
         self.last_error: Exception | None = None
+        self.deadline = math.inf
+        self.was_cut = False
 
     @property
     def reached_target(self) -> bool:
-        """Whether a value at or below the target was seen."""
-        return self.target is not None and self.best_fun <= self.target
+        """Whether a finite value at or below the target was seen."""
+        is_met = self.target is not None and self.best_fun <= self.target
+        return is_met and self.best_fun < math.inf
 
     def know(self, point: Array, value: float) -> None:
         """Takes a known value into account, at no cost."""
@@ -143,13 +150,14 @@ class Objective:
             reserve: evaluations of the budget to leave unused.
 
         Returns:
-            (n,) float64. +inf where the evaluation failed, or was not made because of the budget or
-            because the target had been reached.
+            (n,) float64. +inf where the evaluation failed, or was not made because of the budget,
+            the deadline, or because the target had been reached.
 
         Raises:
             InvalidValueError: ``fun`` returned no real number, or not one for each row.
             Exception: what ``fun`` raises, see ``on_error``.
         """
+        self.was_cut = False
         is_plain = self._workers is None and not self._vectorized and not self._catches
         if is_plain and self._n_reevaluations == 1 and self._seed is None:
             return self._evaluate_plainly(points, reserve)
@@ -170,8 +178,19 @@ class Objective:
         if self.maxfev is not None:
             n_calls = min(n_calls, (self.maxfev - self.nfev) // points.shape[0])
         means = _Means(points.shape[0])
+        self.was_cut = False
         self._call_all(points, max(1, n_calls), means, stops=False)
         return means.values()
+
+    def take_back(self) -> None:
+        """Gives the seeds of the last batch, which was cut, to the next one."""
+        self._n_batches -= 1
+
+    def remember(self, n_elites: int) -> None:
+        """Remembers that many of the best points from now on, for `measure`."""
+        self._n_elites = max(n_elites, self._n_elites)
+        if self.best_x is not None and not self.elites:
+            self.elites = [(self.best_fun, copy(self.best_x))]
 
     def close(self) -> None:
         """Ends the processes that were started for the evaluations, if any."""
@@ -226,9 +245,11 @@ class Objective:
             n = min(n, self.maxfev - reserve - self.nfev)
         is_numpy = isinstance(points, np.ndarray)
         threshold = -math.inf if self.target is None else self.target
-        if self.best_fun <= threshold:
+        if self.reached_target:
             return values
         for row in range(n):
+            if row > 0 and self._is_late():
+                break
             point = points[row]
             value = as_float(
                 "the value of fun", self._fun(point.copy() if is_numpy else copy(point))
@@ -242,6 +263,13 @@ class Objective:
             if value <= threshold:
                 break
         return values
+
+    def _is_late(self) -> bool:
+        """Whether the deadline has come, which cuts the batch."""
+        if self.deadline == math.inf or time.monotonic() < self.deadline:
+            return False
+        self.was_cut = True
+        return True
 
     def _count(self, value: float) -> None:
         self.nfev += 1
@@ -278,7 +306,9 @@ class Objective:
         jobs = [Job(copy(points[row]), seeds[k % n_calls]) for k, row in enumerate(rows)]
         if self._workers is None:
             threshold = -math.inf if self.target is None else self.target
-            for row, job in zip(rows, jobs, strict=True):
+            for k, (row, job) in enumerate(zip(rows, jobs, strict=True)):
+                if k > 0 and self._is_late():
+                    return
                 value = self._as_value(self._call(job))
                 yield row, value
                 if stops and n_calls == 1 and math.isfinite(value) and value <= threshold:
@@ -287,7 +317,7 @@ class Objective:
         returned: dict[int, Any] = {}
         interruption: BaseException | None = None
         try:
-            for k, value in self._workers.map(self._call, jobs):
+            for k, value in self._workers.map(self._call, jobs, self.deadline):
                 returned[k] = value
         except BaseException as error:  # noqa: BLE001 (raised below: what returned was paid for)
             interruption = error
@@ -296,6 +326,7 @@ class Objective:
             yield rows[k], self._as_value(returned[k])
         if interruption is not None:
             raise interruption
+        self.was_cut = len(returned) < len(jobs)
 
     def _call_vectorized(
         self, points: Array, seeds: list[int | None], limit: int
@@ -306,20 +337,35 @@ class Objective:
             n_rows = min(n, max(0, (limit - k + len(seeds) - 1) // len(seeds)))
             if n_rows == 0:
                 continue
+            if k > 0 and self._is_late():
+                return
             returned = self._call(Job(copy(points[:n_rows]), seed))
-            if isinstance(returned, Raised):
-                self.last_error = returned.error
-                yield from ((row, math.nan) for row in range(n_rows))
-            else:
-                self._has_returned = True
-                yield from enumerate(as_values(returned, n_rows).tolist())
+            yield from enumerate(self._as_values(returned, n_rows))
+
+    def _as_values(self, returned: Any, n: int) -> list[float]:
+        """Returns the values of ``n`` points that one call returned."""
+        if isinstance(returned, Raised):
+            return [self._as_value(returned)] * n
+        if self._catches and as_reals(returned) is None:  # what is no number has failed
+            rows = list(returned) if isinstance(returned, Sequence | np.ndarray) else []
+            return [self._as_value(value) for value in (rows if len(rows) == n else [None] * n)]
+        values: list[float] = as_values(returned, n).tolist()
+        self._has_returned = True
+        return values
 
     def _as_value(self, returned: Any) -> float:
         if isinstance(returned, Raised):
             self.last_error = returned.error
             return math.nan
+        try:
+            value = as_float("the value of fun", returned)
+        except InvalidValueError as error:
+            if not self._catches:
+                raise
+            self.last_error = error
+            return math.nan
         self._has_returned = True
-        return as_float("the value of fun", returned)
+        return value
 
     def _draw_seeds(self, n_calls: int) -> list[int | None]:
         """Returns the seeds of the calls at each point of the next batch."""

@@ -33,10 +33,14 @@ class Workers(ABC):
     """Where calls are made."""
 
     @abstractmethod
-    def map(self, fun: Function, points: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def map(
+        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
+    ) -> Iterator[tuple[int, Any]]:
         """Calls ``fun`` at each point, and yields (row, value) as the calls end, in any order.
 
-        The value of a call whose worker died or took too long is NaN.
+        The value of a call whose worker died or took too long is NaN. After ``deadline``, on the
+        clock of ``time.monotonic``, no call starts: rows without one are not yielded. A map-like
+        callable is given the whole batch.
 
         Raises:
             InvalidValueError: ``fun`` cannot be sent to another process, or a map-like callable
@@ -93,7 +97,9 @@ class _MapWorkers(Workers):
     def __init__(self, mapper: Callable[..., Any]) -> None:
         self._mapper = mapper
 
-    def map(self, fun: Function, points: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def map(
+        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
+    ) -> Iterator[tuple[int, Any]]:
         values = list(self._mapper(fun, points))
         if len(values) != len(points):
             raise InvalidValueError(
@@ -126,28 +132,32 @@ class _ExecutorWorkers(Workers):
         self._has_worked = False
         self._successor: _ProcessWorkers | None = None
 
-    def map(self, fun: Function, points: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def map(
+        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
+    ) -> Iterator[tuple[int, Any]]:
         if self._uses_processes and not self._has_checked:
             _check_picklable(fun)
             self._has_checked = True
         rest = set(range(len(points)))
         if self._successor is None:
             try:
-                for row, value in self._map_executor(fun, points):
+                for row, value in self._map_executor(fun, points, deadline):
                     rest.discard(row)
                     yield row, value
+                return
             except BrokenExecutor as error:
                 self._successor = self._replace_pool(error)
-        if self._successor is not None:
-            rows = sorted(rest)
-            for k, value in self._successor.map(fun, [points[row] for row in rows]):
-                yield rows[k], value
+        rows = sorted(rest)
+        for k, value in self._successor.map(fun, [points[row] for row in rows], deadline):
+            yield rows[k], value
 
     def close(self) -> None:
         if self._successor is not None:
             self._successor.close()
 
-    def _map_executor(self, fun: Function, points: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def _map_executor(
+        self, fun: Function, points: Sequence[Any], deadline: float
+    ) -> Iterator[tuple[int, Any]]:
         limit = self._n_workers or len(points)
         waiting = deque(range(len(points)))
         running = _Running(self._timeout)
@@ -156,7 +166,10 @@ class _ExecutorWorkers(Workers):
                 while waiting and len(running) < limit:
                     row = waiting.popleft()
                     running.add(row, self._executor.submit(fun, points[row]))
-                done, late = running.wait()
+                done, late = running.wait(deadline)
+                if time.monotonic() >= deadline:
+                    waiting.clear()
+                    running.drop_queued()
                 for row, future in done:
                     yield row, self._result(fun, future)
                     self._has_worked = True
@@ -208,13 +221,17 @@ class _ProcessWorkers(Workers):
         self._pool: Any = None
         self._is_busy = False
 
-    def map(self, fun: Function, points: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def map(
+        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
+    ) -> Iterator[tuple[int, Any]]:
         self._is_busy = True
         # When a process dies, the pool gives up every call that runs. Which of them was to blame
         # shows only when each is made again with no other beside it.
         suspects: list[int] = []
-        yield from self._map_together(fun, points, suspects)
+        yield from self._map_together(fun, points, suspects, deadline)
         for row in suspects:
+            if time.monotonic() >= deadline:
+                break
             yield row, self._call_alone(fun, points[row])
         self._is_busy = False
 
@@ -226,7 +243,7 @@ class _ProcessWorkers(Workers):
             self._pool = None
 
     def _map_together(
-        self, fun: Function, points: Sequence[Any], suspects: list[int]
+        self, fun: Function, points: Sequence[Any], suspects: list[int], deadline: float
     ) -> Iterator[tuple[int, Any]]:
         """As ``map``, but appends to ``suspects`` the rows that ran when a process died."""
         waiting = deque(range(len(points)))
@@ -235,7 +252,9 @@ class _ProcessWorkers(Workers):
             while waiting and len(running) < self._n_workers:
                 row = waiting.popleft()
                 running.add(row, self._submit(fun, points[row]))
-            done, late = running.wait()
+            done, late = running.wait(deadline)
+            if time.monotonic() >= deadline:
+                waiting.clear()
             is_broken = False
             for row, future in done:
                 if isinstance(future.exception(), BrokenExecutor):
@@ -295,12 +314,17 @@ class _Running:
     def add(self, row: int, future: Future[Any]) -> None:
         self._calls[future] = (row, time.monotonic() + self._timeout)
 
-    def wait(self) -> tuple[list[tuple[int, Future[Any]]], list[int]]:
-        """Waits until a call has ended or is late; returns those that have and the late rows."""
+    def wait(self, deadline: float) -> tuple[list[tuple[int, Future[Any]]], list[int]]:
+        """Waits until a call has ended or is late; returns those that have and the late rows.
+
+        It also returns when ``deadline`` comes while it waits.
+        """
         if not self._calls:
             return [], []
-        first_late = min(late_at for _, late_at in self._calls.values())
-        patience = None if math.isinf(first_late) else max(0.0, first_late - time.monotonic())
+        now = time.monotonic()
+        until = min(late_at for _, late_at in self._calls.values())
+        until = min(until, deadline) if now < deadline else until
+        patience = None if math.isinf(until) else max(0.0, until - now)
         ended = wait(self._calls, patience, FIRST_COMPLETED).done
         now = time.monotonic()
         done = sorted((self._calls.pop(future)[0], future) for future in ended)
@@ -308,6 +332,11 @@ class _Running:
         for future in late:
             future.cancel()
         return done, sorted(self._calls.pop(future)[0] for future in late)
+
+    def drop_queued(self) -> None:
+        """Forgets the calls that an executor holds in a queue and has not started."""
+        for future in [future for future in self._calls if future.cancel()]:
+            del self._calls[future]
 
     def cancel(self) -> list[int]:
         """Forgets the calls that run, and returns their rows."""

@@ -3,10 +3,10 @@
 import pytest
 
 from zoopt_nas import GLD, MGS, RS, SOLVERS, Solver
-from zoopt_nas.testing import SolverConformance
+from zoopt_nas.testing import SolverConformance, SolverRobustness
 
 
-class TestRegisteredSolvers(SolverConformance):
+class TestRegisteredSolvers(SolverConformance, SolverRobustness):
     @pytest.fixture(params=list(SOLVERS))
     def solver(self, request: pytest.FixtureRequest) -> Solver:
         return SOLVERS[request.param]()

@@ -185,3 +185,44 @@ def test_bad_n_reevaluations(bad):
         minimize(seeded, [1.0], n_reevaluations=bad)
     with pytest.raises(InvalidValueError, match="noisy must be True or False, got 1"):
         minimize(seeded, [1.0], noisy=1)
+
+
+class FindsNoise(GLD):
+    """GLD that says after its second batch that values are noisy."""
+
+    def _tell(self, state, candidates, values):
+        if state.n_steps >= 1:
+            state.metrics["is_noisy"] = True
+        return super()._tell(state, candidates, values)
+
+
+def test_noise_that_the_solver_finds_is_measured_anew_at_the_end(tmp_path):
+    noise = np.random.default_rng(0)
+    seen = []
+
+    def fun(x):
+        seen.append(float((x**2).sum() + noise.standard_normal()))
+        return seen[-1]
+
+    result = minimize(fun, [1.0, 1.0], FindsNoise(), maxfev=400, rng=0)
+    assert result.nfev == len(seen) == 400
+    # A tenth: eight calls each of the iterate and the four best points, whose mean is the value.
+    finals = np.array(seen[-40:]).reshape(5, 8).mean(axis=1)
+    assert result.fun == pytest.approx(finals.min())
+    assert result.fun_iterate == pytest.approx(finals[0])
+    assert result.fun > min(seen)
+    plain = minimize(fun, [1.0, 1.0], GLD(), maxfev=400, rng=0)
+    assert plain.fun == min(seen[-400:])
+
+
+def test_a_run_that_has_found_noise_is_resumed_as_noisy(tmp_path):
+    def fun(x):
+        return float((x**2).sum())
+
+    run = {"x0": [1.0, 1.0], "method": FindsNoise(), "rng": 0, "history": True}
+    whole = minimize(fun, **run, maxfev=200)
+    minimize(fun, **run, maxiter=10, checkpoint=tmp_path / "run")
+    resumed = minimize(fun, **run, maxfev=200, checkpoint=tmp_path / "run")
+    np.testing.assert_array_equal(resumed.history, whole.history)
+    assert resumed.fun == whole.fun
+    assert len(set(whole.history[-20:])) == 4  # the iterate is one of the four best points

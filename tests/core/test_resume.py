@@ -196,6 +196,9 @@ def test_the_seconds_of_the_first_part_count(tmp_path):
         ({"bounds": [(-5, 5)] * 3}, "bounds"),
         ({"rng": 1}, "rng"),
         ({"history": True}, "history"),
+        ({"noisy": True}, "noisy"),
+        ({"n_reevaluations": 3}, "n_reevaluations"),
+        ({"noisy": True, "n_reevaluations": 3}, "n_reevaluations"),
     ],
 )
 def test_the_checkpoint_of_another_run_is_refused(tmp_path, changed, field):
@@ -211,6 +214,25 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, changed, field):
     )
     assert path.read_bytes() == before
     assert run(x0=X0, method="gld").nit == 2  # no seed was asked for
+
+
+@pytest.mark.parametrize(
+    ("first", "changed", "field"),
+    [
+        ({"noisy": True}, {"noisy": False}, "noisy"),
+        ({"n_reevaluations": 2}, {"n_reevaluations": 3}, "n_reevaluations"),
+        ({"n_reevaluations": 2}, {"n_reevaluations": 1}, "n_reevaluations"),
+        ({"noisy": True}, {"n_reevaluations": 2}, "n_reevaluations"),
+    ],
+)
+def test_the_checkpoint_of_a_noisy_run_is_resumed_as_such(tmp_path, first, changed, field):
+    run = functools.partial(
+        minimize, bowl, X0, method="gld", rng=0, maxiter=2, checkpoint=tmp_path / "run.npz"
+    )
+    run(**first)
+    with pytest.raises(RunError, match=f"saved by a run with another {field}; "):
+        run(**changed)
+    assert run(**first).nit == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", "state", "truncated"])

@@ -13,6 +13,7 @@ from nevergrad.common import errors as ng_errors
 
 import zoopt_nas.integrations.nevergrad as integration
 from zoopt_nas import GLD, MGS, RS, InvalidValueError, MissingDependencyError, UnknownNameError
+from zoopt_nas import SOLVERS as REGISTERED
 from zoopt_nas.integrations.nevergrad import ZooptOptimizer
 
 OPTIMUM = np.array([0.5, -0.8])
@@ -231,3 +232,63 @@ def test_without_nevergrad_the_import_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "zoopt_nas.integrations.nevergrad")
     with pytest.raises(MissingDependencyError, match=r"pip install 'zoopt-nas\[nevergrad\]'"):
         importlib.import_module("zoopt_nas.integrations.nevergrad")
+
+
+@pytest.mark.parametrize("name", list(REGISTERED))
+@pytest.mark.parametrize("dim", [1, 2, 6])
+def test_sixteen_workers_get_sixteen_points_of_every_solver(name, dim):
+    optimizer = make(name, parametrization=dim, budget=200, num_workers=16)
+    order = np.random.default_rng(0)
+    optimum = np.full(dim, 0.8)
+    asked = []
+    for _ in range(12):
+        batch = [optimizer.ask() for _ in range(16)]
+        points = values_of(batch)
+        # A batch may measure the iterate twice, to see noise.
+        assert len(set(points)) >= 15
+        asked += points
+        for k in order.permutation(16):
+            optimizer.tell(batch[k], float(((batch[k].value - optimum) ** 2).sum()))
+    assert len(asked) - len(set(asked)) <= 12  # at most once a batch
+    assert optimizer._state.n_steps == 11  # no batch waits although all of its rows are back
+    assert min(((np.array(x) - optimum) ** 2).sum() for x in asked) < 0.64 * dim / 2
+
+
+@pytest.mark.parametrize("name", list(REGISTERED))
+def test_many_asks_before_a_tell_give_new_points(name):
+    optimizer = make(name, parametrization=3, budget=200, num_workers=100)
+    candidates = [optimizer.ask() for _ in range(100)]
+    assert len(set(values_of(candidates))) >= 99
+    for candidate in reversed(candidates):
+        optimizer.tell(candidate, distance(candidate.value[:2]))
+    drive(optimizer, 30, lambda x: distance(x[:2]))
+    assert optimizer._state.n_steps >= 1
+
+
+def test_a_slow_worker_keeps_its_row():
+    """Of 8 workers one takes 3 times as long: nobody repeats its evaluation."""
+    optimizer = make(SOLVERS[0], num_workers=8)
+    slow = optimizer.ask()
+    out = [optimizer.ask() for _ in range(7)]
+    asked = values_of([slow, *out])
+    for _ in range(21):
+        candidate = out.pop(0)
+        optimizer.tell(candidate, distance(candidate.value))
+        out.append(optimizer.ask())
+        asked.append(tuple(out[-1].value))
+    assert len(set(asked)) == len(asked)
+    assert optimizer._state.n_steps == 0
+    optimizer.tell(slow, distance(slow.value))
+    optimizer.ask()
+    assert optimizer._state.n_steps == 1
+
+
+def test_gld_goes_on_from_a_spare_that_is_better():
+    optimizer = make("gld", num_workers=8)
+    candidates = [optimizer.ask() for _ in range(8)]
+    spare = candidates[-1]
+    for candidate in candidates:
+        optimizer.tell(candidate, -1.0 if candidate is spare else 1.0)
+    optimizer.ask()
+    np.testing.assert_array_equal(optimizer._state.x, spare.value)
+    assert optimizer._state.memory["value"] == -1.0

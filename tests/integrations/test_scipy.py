@@ -10,7 +10,9 @@ from scipy.optimize import (
     OptimizeResult,
     OptimizeWarning,
     basinhopping,
+    dual_annealing,
     minimize,
+    shgo,
 )
 
 import zoopt_nas
@@ -246,3 +248,59 @@ def test_it_can_be_pickled_and_run_by_worker_processes():
     options = {"maxfev": 60, "rng": 0, "workers": 2}
     together = minimize(scaled_sphere, [1.0, -2.0], (2.0, 1.0), method=method, options=options)
     np.testing.assert_array_equal(together.x, alone.x)
+
+
+def waves(x):
+    return float(((x - 0.3) ** 2).sum() + 0.1 * np.sin(5 * x).sum())
+
+
+BOX = [(-1.0, 1.0), (-1.0, 2.0)]
+LEAST = 0.17430  # by scipy's own shgo
+
+
+@pytest.mark.parametrize("name", list(zoopt_nas.SOLVERS))
+@pytest.mark.parametrize("tool", ["shgo", "sobol", "dual_annealing", "basinhopping"])
+def test_the_global_optimizers_of_scipy_take_every_solver(name, tool):
+    seen = []
+    method = scipy_method(name, maxfev=80, rng=np.random.default_rng(0))
+    local = {"method": method}
+
+    def fun(x):
+        seen.append(np.array(x))
+        return waves(x)
+
+    if tool == "shgo":
+        result = shgo(fun, BOX, n=10, minimizer_kwargs=local)
+    elif tool == "sobol":
+        box = Bounds([-1.0, -1.0], [1.0, 2.0])
+        result = shgo(fun, box, n=8, sampling_method="sobol", minimizer_kwargs=local,
+                      callback=lambda xk: None)  # fmt: skip
+    elif tool == "dual_annealing":
+        result = dual_annealing(
+            fun, BOX, maxiter=20, minimizer_kwargs={**local, "bounds": BOX}, rng=0
+        )
+    else:
+        result = basinhopping(
+            fun, [0.0, 0.0], niter=3, minimizer_kwargs={**local, "bounds": BOX}, rng=0
+        )
+    assert result.success
+    assert result.fun == pytest.approx(LEAST, abs=0.02)
+    assert result.fun == waves(result.x)
+    low, high = np.array(BOX).T
+    assert all(np.all((low <= x) & (x <= high)) for x in seen)
+
+
+def test_arguments_may_be_given_with_the_method():
+    method = scipy_method("gld", maxfev=70, rng=3, max_radius=0.5)
+    expected = zoopt_nas.minimize(
+        sphere, [1.0, -2.0], "gld", maxfev=70, rng=3, options={"max_radius": 0.5}
+    )
+    result = minimize(sphere, [1.0, -2.0], method=method)
+    assert (result.nfev, result.fun) == (70, expected.fun)
+    assert minimize(sphere, [1.0, -2.0], method=method, options={"maxfev": 30}).nfev == 30
+    again = pickle.loads(pickle.dumps(method))  # noqa: S301
+    assert minimize(sphere, [1.0, -2.0], method=again).fun == expected.fun
+    with pytest.raises(UnknownNameError, match="did you mean 'maxfev'"):
+        scipy_method("gld", maxfv=3)
+    with pytest.raises(UnknownNameError, match="unknown option of gld 'callback'"):
+        scipy_method("gld", callback=print)

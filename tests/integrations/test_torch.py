@@ -310,6 +310,41 @@ def test_a_closure_that_raises_leaves_the_step_untaken():
     assert torch.equal(weights[0].detach(), twin[0].detach())
 
 
+@pytest.mark.parametrize("direction", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_step_out_of_the_dtype_of_the_weights_is_no_step(dtype, direction):
+    limit = torch.finfo(dtype).max
+    for share in (1e-3, 2.0, 1e10):  # of the step in the largest number
+        half = torch.ones(50, dtype=dtype, requires_grad=True)
+        other = torch.ones(50, dtype=torch.float64, requires_grad=True)
+        optimizer = ZeroOrderSGD([half, other], 1.0, 1.0, direction=direction, rng=SEED)
+        # The slope is the difference of the losses over twice the smoothing of 1.
+        losses = iter([share * limit, -share * limit])
+        optimizer.step(lambda losses=losses: next(losses))
+        assert torch.isfinite(half.detach().double()).all()
+        assert torch.isfinite(other.detach()).all()
+        has_moved = not torch.equal(half.detach(), torch.ones(50, dtype=dtype))
+        assert has_moved == (share < 1)
+        assert torch.equal(other.detach(), torch.ones(50, dtype=torch.float64)) != has_moved
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float16_weights_near_the_end_do_not_become_infinite(sign):
+    start = torch.full((20,), sign * 65000.0, dtype=torch.float16)
+    weights = start.clone().requires_grad_()
+    optimizer = ZeroOrderSGD([weights], 1.0, 1e-3, direction="rademacher", rng=SEED)
+    losses = iter([2.0, -2.0])  # a slope of 2000
+    optimizer.step(lambda: next(losses))
+    assert torch.equal(weights.detach(), start)
+    near = (0.5 * start).requires_grad_()
+    optimizer = ZeroOrderSGD([near], 1.0, 1e-3, direction="rademacher", rng=SEED)
+    losses = iter([2.0, -2.0])
+    optimizer.step(lambda: next(losses))
+    torch.testing.assert_close(
+        (near.detach() - 0.5 * start).abs().float(), torch.full((20,), 2000.0), rtol=0.01, atol=0
+    )
+
+
 @pytest.mark.parametrize(
     ("closure", "message"),
     [

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from zoopt_nas.errors import MissingDependencyError
-from zoopt_nas.integrations.spares import spare
+from zoopt_nas.integrations.spares import is_overdue, spare
 from zoopt_nas.solvers import Solver, SolverState, make_solver
 from zoopt_nas.solvers.base import Task
 
@@ -34,9 +34,9 @@ class _SolverOptimizer(base.Optimizer):  # type: ignore[misc]
     """One run of a solver, in the standardized space of nevergrad; made by `ZooptOptimizer`.
 
     A batch of the solver is handed out candidate by candidate. When all are out but not all are
-    back, ``ask`` returns a spare: a random point about the iterate. After as many spares as there
-    are rows, those that are still not back are handed out once more, as their worker may have died.
-    The solver is told of spares, and of points that it was never asked for, between two batches.
+    back, ``ask`` returns a spare: a random point about the iterate. When many of those have come
+    back since a row was handed out, it is handed out once more, as its worker may have died. The
+    solver is told of spares, and of points that it was never asked for, between two batches.
 
     Args:
         parametrization: see nevergrad; the start is its initial value.
@@ -62,7 +62,9 @@ class _SolverOptimizer(base.Optimizer):  # type: ignore[misc]
         self._queue: deque[int] = deque()  # rows of the batch that are not handed out yet
         self._row_of: dict[str, int] = {}  # those that are out, by the uid of the candidate
         self._values = np.empty(0)
-        self._n_spares = 0  # of this batch, since all of its rows were out
+        self._spares: set[str] = set()  # those that are out, by the uid of the candidate
+        self._n_spares = 0  # those that have come back
+        self._handed_out: dict[int, int] = {}  # of each row: how many spares were back by then
         self._strangers: list[tuple[np.ndarray, float]] = []
 
     def _internal_ask_candidate(self) -> Parameter:
@@ -71,21 +73,24 @@ class _SolverOptimizer(base.Optimizer):  # type: ignore[misc]
             self._give_up_rejected()
             if state.pending is None or not self._row_of:
                 self._next_batch(state)
-            elif self._n_spares >= len(self._values):
-                self._queue.extend(sorted(set(self._row_of.values())))
-                self._n_spares = 0
+            else:
+                self._queue.extend(self._overdue_rows())
         child = self.parametrization.spawn_child()
         if self._queue:
             row = self._queue.popleft()
             self._row_of[child.uid] = row
+            self._handed_out[row] = self._n_spares
             return child.set_standardized_data(state.pending[row])  # type: ignore[index]
-        self._n_spares += 1
+        self._spares.add(child.uid)
         return child.set_standardized_data(spare(state, state.rng))
 
     def _internal_tell_candidate(self, candidate: Parameter, loss: float) -> None:
         value = loss if loss < _LARGEST_LOSS else math.inf
         row = self._row_of.get(candidate.uid)
         if row is None:
+            if candidate.uid in self._spares:
+                self._spares.remove(candidate.uid)
+                self._n_spares += 1
             point = candidate.get_standardized_data(reference=self.parametrization)
             self._strangers.append((point, value))
         else:
@@ -111,6 +116,15 @@ class _SolverOptimizer(base.Optimizer):  # type: ignore[misc]
         for uid in [uid for uid in self._row_of if uid not in self._asked]:
             del self._row_of[uid]  # its value is +inf since the batch was drawn
 
+    def _overdue_rows(self) -> list[int]:
+        """Returns the rows of the batch that are out and taken for lost."""
+        n_rows, n_out = len(self._values), len(self._asked)
+        return [
+            row
+            for row in sorted(set(self._row_of.values()))
+            if is_overdue(self._n_spares - self._handed_out[row], n_rows, n_out)
+        ]
+
     def _next_batch(self, state: SolverState) -> None:
         if state.pending is not None:
             self._solver.tell(state, state.pending, self._values)
@@ -121,7 +135,7 @@ class _SolverOptimizer(base.Optimizer):  # type: ignore[misc]
         n = self._solver.ask(state).shape[0]
         self._queue.extend(range(n))
         self._values = np.full(n, np.inf)
-        self._n_spares = 0
+        self._handed_out.clear()
 
 
 class ZooptOptimizer(base.ConfiguredOptimizer):  # type: ignore[misc]

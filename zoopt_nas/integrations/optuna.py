@@ -26,7 +26,7 @@ import numpy as np
 from zoopt_nas._checks import check_positive
 from zoopt_nas.bounds import Box, FittedBox
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError
-from zoopt_nas.integrations.spares import spare
+from zoopt_nas.integrations.spares import is_overdue, spares
 from zoopt_nas.solvers import Solver, SolverState, make_solver
 from zoopt_nas.solvers.base import Task
 
@@ -203,15 +203,22 @@ class _Run:
             if row is None and (told := self._told(generation, state)) is not None:
                 state = told
                 generation, row = self._open(state), self._place_in_line()
-        if row is None:
-            rng = np.random.default_rng(None if seed is None else [seed, self.trial.number])
-            point = self.box.inside(spare(state, rng))
-        else:
-            rows = self._rows(state)
+        rows = self._rows(state)
+        if row is not None:
             row %= len(rows)
-            point = rows[row]
+        point = self._spare(state, seed) if row is None else rows[row]
         self._note(_MARK, {"run": self.name, "generation": generation, "row": row})
         return self.params(point)
+
+    def _spare(self, state: SolverState, seed: int | None) -> np.ndarray:
+        """Returns a spare, (dim,), with parameters that no trial has, unless there are few."""
+        rng = np.random.default_rng(None if seed is None else [seed, self.trial.number])
+        taken = [{name: t.params.get(name) for name in self.space} for t in self.trials]
+        for drawn in spares(state, rng):
+            point: np.ndarray = self.box.inside(drawn)
+            if self.params(point) not in taken:
+                break
+        return point
 
     def params(self, point: np.ndarray) -> dict[str, Any]:
         """Returns the parameters at a point of the solver, (dim,)."""
@@ -297,11 +304,18 @@ class _Run:
         members = self._members(generation)
         n = len(self._rows(state))
         free = [row for row in range(n) if row not in members]
-        # A worker that died takes its row with it. After as many spares as there are rows, those
-        # that are still not back are handed out once more.
-        if not free and sum(len(trials) for trials in members.values()) >= 2 * n:
-            free = [row for row in range(n) if _first_finished(members[row]) is None]
+        if not free:
+            free = [row for row in range(n) if self._is_lost(members, row, n)]
         return free[self._place_in_line() % len(free)] if free else None
+
+    def _is_lost(self, members: Mapping[int | None, list[FrozenTrial]], row: int, n: int) -> bool:
+        """Whether a row of a batch of ``n`` is not back, and taken for lost."""
+        if _first_finished(members[row]) is not None:
+            return False
+        last = members[row][-1].number
+        n_spares = sum(t.number > last and t.state.is_finished() for t in members.get(None, []))
+        n_out = sum(t.state == TrialState.RUNNING and _MARK in t.system_attrs for t in self.trials)
+        return is_overdue(n_spares, n, n_out)
 
     def _place_in_line(self) -> int:
         """Returns how many earlier trials are about to take a row too: they take the first ones."""

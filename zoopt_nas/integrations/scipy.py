@@ -9,7 +9,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from zoopt_nas._minimize import minimize
 from zoopt_nas._run import Status
 from zoopt_nas.bounds import Box, as_box
-from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.solvers import Solver, make_solver
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def scipy_method(method: str | Solver = "gld", **options: Any) -> Callable[..., 
     its own methods, and a start outside the bounds is moved to the nearest point inside. SciPy's
     ``options`` may hold the arguments of ``zoopt_nas.minimize`` (``maxfev``, ``rng``, ``target``,
     ``workers``, ...) and the fields of the solver. Anything else there, and ``tol``, gets an
-    ``OptimizeWarning`` and is not used.
+    ``OptimizeWarning`` and is not used. ``shgo`` does not pass its ``options`` on: for it, give
+    them here.
 
     The result has the fields of ``zoopt_nas.minimize``, with ``status`` and ``success`` as SciPy's
     tools read them: a run that ended as it should, which for a solver without a test of convergence
@@ -56,16 +57,29 @@ def scipy_method(method: str | Solver = "gld", **options: Any) -> Callable[..., 
 
     Args:
         method: a name from ``SOLVERS`` or a ``Solver``.
-        **options: fields of the solver, by name; SciPy's ``options`` win over them.
+        **options: arguments of ``zoopt_nas.minimize`` and fields of the solver, by name; SciPy's
+            ``options`` win over them.
 
     Returns:
         A callable that can be pickled if ``method`` can.
 
     Raises:
         InvalidValueError: an option is out of its range. When called: also for ``constraints``.
-        UnknownNameError: no such solver or field; the message suggests the nearest.
+        UnknownNameError: no such solver, argument or field; the message suggests the nearest.
     """
-    return _ScipyMethod(make_solver(method, options))
+    solver = make_solver(method)
+    arguments = {name: value for name, value in options.items() if name in _arguments()}
+    known = _arguments() | {entry.name for entry in fields(solver)}
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(f"option of {solver.name}", name, known)
+    of_solver = {name: value for name, value in options.items() if name not in arguments}
+    return _ScipyMethod(make_solver(solver, of_solver), arguments)
+
+
+def _arguments() -> set[str]:
+    """Returns the arguments of `minimize` that are options for SciPy."""
+    return set(inspect.signature(minimize).parameters) - _GIVEN_BY_SCIPY
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,11 @@ class _ScipyMethod:
     """The callable that SciPy calls as ``method(fun, x0, args=args, ..., **options)``."""
 
     solver: Solver
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def lower(self) -> str:
+        """Returns what SciPy calls a method that is a callable; ``shgo`` asks every method."""
+        return "_custom"
 
     def __call__(
         self,
@@ -105,7 +124,7 @@ class _ScipyMethod:
             )
         if tol is not None:
             options["tol"] = tol
-        arguments, solver_options = self._sorted_out(options)
+        arguments, solver_options = self._sorted_out({**self.arguments, **options})
         x0 = np.asarray(x0)
         if bounds is not None:
             bounds = as_box(bounds)
@@ -115,7 +134,7 @@ class _ScipyMethod:
             x0,
             method=make_solver(self.solver, solver_options),
             bounds=bounds,
-            callback=None if callback is None else _in_style_of(callback),
+            callback=callback,
             **arguments,
         )
         return _as_scipy_reads_it(result)
@@ -125,8 +144,8 @@ class _ScipyMethod:
         from scipy.optimize import OptimizeWarning
         from scipy.optimize import minimize as scipy_minimize
 
-        arguments = set(inspect.signature(minimize).parameters) - _GIVEN_BY_SCIPY
-        solver_fields = {field.name for field in fields(self.solver)}
+        arguments = _arguments()
+        solver_fields = {entry.name for entry in fields(self.solver)}
         # SciPy: "the set of parameters may expand", and none of those is an option of the user.
         passed_by_scipy = set(inspect.signature(scipy_minimize).parameters) - {"tol"}
         unknown = set(options) - arguments - solver_fields - passed_by_scipy
@@ -171,21 +190,6 @@ def _moved_inside(x0: np.ndarray, box: Box) -> np.ndarray:
         return x0  # `minimize` says what is wrong
     inside: np.ndarray = np.clip(x0, box.lower, box.upper)
     return inside.astype(x0.dtype) if x0.dtype.kind == "f" else inside
-
-
-def _in_style_of(callback: Callable[..., object]) -> Callable[..., object]:
-    """Returns ``callback`` as `minimize` calls it; SciPy tells two styles apart by a name."""
-    try:
-        names = set(inspect.signature(callback).parameters)
-    except (TypeError, ValueError):  # some callables written in C have no signature
-        names = set()
-    if names == {"intermediate_result"}:
-        return callback
-
-    def with_point(intermediate_result: Any) -> object:
-        return callback(np.copy(intermediate_result.x))
-
-    return with_point
 
 
 def _as_scipy_reads_it(result: OptimizeResult) -> OptimizeResult:

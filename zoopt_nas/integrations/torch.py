@@ -47,6 +47,8 @@ ESTIMATORS = ("central", "one_sided")
 _CHUNK = 2**22
 # Options of the whole model: its loss is measured at one set of points.
 _ONCE = ("n_directions", "estimator", "direction", "normalize")
+# No entry of a direction is larger: a normal number of 64 bits reaches 8.7.
+_LARGEST_ENTRY = 10.0
 # The entry of `Optimizer.state` that belongs to no parameter. torch saves, loads, copies and
 # pickles such entries, but loses the attributes that a subclass adds.
 _SHARED = "zero_order"
@@ -239,9 +241,9 @@ class ZeroOrderSGD(Optimizer):
                 rows.copy_(self._draw(rows, streams).mul_(radius).add_(base_rows))
 
     def _move(self, slots: list[_Slot], slopes: dict[int, float]) -> None:
-        steepest = max(map(abs, slopes.values()), default=0.0)
         steps = [slot.group["lr"] / slot.group["smoothing"] for slot in slots]
-        if not slopes or max(steps) * steepest > torch.finfo(torch.float32).max:
+        total = math.fsum(map(abs, slopes.values()))
+        if not slopes or any(map(_may_overflow, slots, (step * total for step in steps))):
             return  # a step that overflows is no step
         # All streams are open at once, so that a weight in half precision is rounded only once.
         streams = {k: self._streams(slots, k) for k in slopes}
@@ -280,6 +282,21 @@ class _Slot(NamedTuple):
 
     weights: Tensor
     group: dict[str, Any]
+
+
+def _may_overflow(slot: _Slot, length: float) -> bool:
+    """Whether a step of ``length`` times a direction may take a weight out of its own dtype."""
+    if slot.group["lr"] == 0:
+        return False
+    limit = torch.finfo(slot.weights.dtype).max
+    keep = abs(1 - slot.group["lr"] * slot.group["weight_decay"])
+    change = _LARGEST_ENTRY * length
+    # Only float16 ends where weights may be.
+    if change > limit or slot.weights.dtype != torch.float16:
+        return bool(change > limit)
+    low, high = torch.aminmax(slot.weights)
+    largest = max(-float(low), float(high))
+    return bool(limit < keep * largest + change < math.inf)
 
 
 class _Estimate(NamedTuple):

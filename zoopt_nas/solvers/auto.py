@@ -165,6 +165,7 @@ class Auto(Solver):
         memory.clear()
         self._begin(state, NOISY)
         memory[_OWN + "n_before"] = n_before
+        state.metrics["is_noisy"] = True
 
     def _is_stuck(self, state: SolverState, told: list[float]) -> bool:
         """Takes in the values of a batch; returns whether the solver that has the turn is stuck."""

@@ -129,7 +129,7 @@ class ComparisonDescent:
         is_due = not self.deterministic and memory["n_failures"] >= memory["patience"]
         has_x, has_lead = bool(is_due or not is_known), bool(memory["has_descent"])
         has_wide = self.wide_radius > 0 and state.n_steps % WIDE_PERIOD == WIDE_PERIOD - 1
-        is_mirror = "failed" in memory
+        is_mirror = "failed" in memory and state.pending is None  # asked again: a fresh batch
         n_before = has_x + has_lead + has_wide
         memory |= {"has_x": has_x, "has_lead": has_lead, "is_mirror": is_mirror}
         memory["n_before"] = n_before
@@ -160,9 +160,12 @@ class ComparisonDescent:
             for k in range(rows.shape[0]):
                 rows[k] = sampling.sphere(state.rng, 1, x)[0]
                 rows[k] *= radius
-        if self.window > 0 and self.n_directions > 1:
-            for k in range(self.n_directions):
-                rows[k] *= 2.0 ** (self.window * (0.5 - k / (self.n_directions - 1)))
+        n = self.n_directions
+        # One coordinate has two directions only: there the rows differ in length.
+        window = max(self.window, n - 1.0) if x.shape[0] == 1 else self.window
+        if window > 0 and n > 1:
+            for k in range(n):
+                rows[k] *= 2.0 ** (window * (0.5 - k / (n - 1)))
 
     def _orthogonal_block(self, state: SolverState) -> Array:
         """Returns the next n_directions rows of orthonormal blocks, drawn one QR at a time."""
@@ -228,6 +231,20 @@ class ComparisonDescent:
         # The value of the point that x goes to is not known.
         memory |= {"value": math.nan, "measured": value, "has_moved": True}
         return _go_part(state, candidates, best, math.exp(float(memory["log_share"])))
+
+    def absorb(self, state: SolverState, points: Array, values: Array) -> None:
+        """Goes on from the best of points that were in no batch, if x is known to be worse."""
+        memory = state.memory
+        best = int(array_namespace(values).argmin(values))
+        value = float(values[best])
+        # The rows of a batch that is out are displacements of x.
+        is_bound = state.pending is not None or memory["is_noisy"] or memory["has_moved"]
+        if not is_bound and value < float(memory["value"]):
+            state.x = copy(points[best])
+            if memory["is_restart"]:  # it would have been a random point
+                self._reset(state)
+            memory |= {"value": value, "is_restart": False, "n_failures": 0}
+            memory.pop("failed", None)
 
     def _compare_x(self, memory: dict[str, Any], value: float) -> None:
         """Compares a new value of x with its last one."""

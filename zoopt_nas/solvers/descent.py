@@ -195,7 +195,7 @@ def _tell_probe(state: SolverState, candidates: Array, values: Array, estimate: 
         memory["noise"] = averaged_noise(float(memory["noise"]), change)
         memory["value"] = float(memory["value"]) + change / 2
     _remember_fallback(state, candidates, values)
-    slopes = estimate(state, candidates, values)
+    slopes = _completed(state, estimate(state, candidates, values), values)
     if not (math.isfinite(memory["fallback_value"]) and bool(xp.all(xp.isfinite(slopes)))):
         return _search_failed(state, state.x)
     # Slopes that a failure left at 0 would pass for a change.
@@ -208,6 +208,18 @@ def _tell_probe(state: SolverState, candidates: Array, values: Array, estimate: 
     memory["slopes"] = slopes
     memory["has_pair"] = 0
     return _begin_search(state, state.x)
+
+
+def _completed(state: SolverState, slopes: Array, values: Array) -> Array:
+    """Returns slopes in which that of a failed probe is what the model expects."""
+    xp, memory = array_namespace(slopes), state.memory
+    has_failed = ~xp.isfinite(values)
+    is_one_to_one = values.shape[0] == slopes.shape[0] and "near" not in memory
+    if not (is_one_to_one and "step" in memory and bool(xp.any(has_failed))):
+        return slopes
+    has_moved = bool(int(memory["has_pair"]))
+    expected = memory["slopes"] + memory["step"] if has_moved else memory["slopes"]
+    return xp.where(has_failed, expected, slopes)
 
 
 def _remember_fallback(state: SolverState, candidates: Array, values: Array) -> None:
@@ -249,7 +261,7 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
     memory["n_trials"] = int(memory["n_trials"]) + 1
     bend = change + promised
     if not math.isfinite(bend):
-        length *= 0.1
+        length *= 0.5 if int(memory["n_trials"]) == 1 else 0.1  # failures may be rare
     else:  # the minimum of the parabola through the value, the slope and the trial
         length *= min(max(0.5 * promised / bend if bend > 0 else 0.5, 0.1), 0.5)
     memory["length"] = length

@@ -47,6 +47,7 @@ def begin_look(state: SolverState, origin: Array, scales: Array) -> None:
         n_looks=0,
         n_moves=0,
         unclear=xp.ones(origin.shape, dtype=xp.bool, device=device(origin)),
+        is_bent=xp.zeros(origin.shape, dtype=xp.bool, device=device(origin)),
         gradient=numbers,
         curvatures=numbers,
     )
@@ -108,6 +109,8 @@ def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
     is_flat = is_flat & (xp.abs(changes[1::2]) <= error)
     is_blind = ~has_ahead & ~has_behind
     flat, blind = _spread(looked, is_flat), _spread(looked, is_blind)
+    memory["is_bent"] = copy(memory["is_bent"])
+    memory["is_bent"][looked] = has_ahead & has_behind
     _remember_best(state, candidates, values, is_first)
     is_unclear = flat | blind
     if not bool(xp.any(is_unclear)):
@@ -143,6 +146,11 @@ def widths(state: SolverState) -> Array:
     slopes = xp.abs(memory["gradient"]) * scales
     bends = xp.maximum(xp.abs(memory["curvatures"]) * scales**2, slopes / MAX_FIRST_STEP)
     bends = xp.where(xp.isfinite(bends), bends, 0.0)
+    # A neighbour that failed leaves no curvature to see: it is taken for a common one.
+    is_bent = memory["is_bent"]
+    if bool(xp.any(is_bent)) and not bool(xp.all(is_bent)):
+        common = xp.sort(bends[is_bent])[int(xp.sum(xp.astype(is_bent, xp.int64))) // 2]
+        bends = xp.where(is_bent, bends, xp.maximum(bends, common))
     told = bends > 0
     top = float(xp.max(bends))
     if not 0 < top < math.inf:

@@ -187,6 +187,12 @@ class GLD(Solver):
         if self._adaptive is not None:
             self._adaptive.init(state)
 
+    def _absorb(self, state: SolverState, points: Array, values: Array) -> None:
+        if self._adaptive is not None and state.n_steps > 0:
+            self._adaptive.absorb(state, points, values)
+        else:
+            super()._absorb(state, points, values)
+
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         if self._adaptive is not None:
             return self._adaptive.ask(state)

@@ -320,6 +320,22 @@ class SolverConformance:
         seen.append(np.asarray(to_numpy(result.x_iterate), dtype=np.float64))
         assert all(np.all((box.lower <= x) & (x <= box.upper)) for x in seen)
 
+    @conformance_settings
+    @given(dim=st.integers(1, 20), seed=seeds)
+    def test_a_solver_that_keeps_bounds_asks_only_inside(
+        self, solver: Solver, backend: Backend, dim: int, seed: int
+    ) -> None:
+        if not solver.keeps_bounds:
+            pytest.skip("the solver does not know of bounds")
+        rng = np.random.default_rng(seed)
+        lower, upper = backend.array(rng.uniform(-1, 0, dim)), backend.array(rng.uniform(0, 1, dim))
+        x0 = backend.array(np.zeros(dim))
+        state = solver.init(x0, rng=seed, bounds=(lower, upper))
+        for _ in range(8):
+            candidates = solver.ask(state)
+            assert bool(((lower <= candidates) & (candidates <= upper)).all())
+            solver.tell(state, candidates, -sphere(candidates - 0.3))
+
     def test_antithetic_rows_are_pairs(self, solver: Solver, backend: Backend) -> None:
         if not solver.antithetic:
             pytest.skip("the solver does not draw pairs")

@@ -1,0 +1,78 @@
+"""What solvers share that run a local algorithm to its end, again and again.
+
+A restart begins at a normal draw around the first start, of standard deviation 1, 2, 4, 8, 1, ...
+times the solver's own scale: doubling without end would soon leave any region of interest.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from zoopt_nas import sampling
+from zoopt_nas._arrays import Array, array_namespace, as_like, to_numpy
+from zoopt_nas.solvers.base import Solver, SolverState
+
+_N_SCALES = 4
+
+
+@dataclass(frozen=True)
+class RestartingSolver(Solver):
+    """A solver whose iterate is the best point told so far, with restarts around the start.
+
+    The algorithm computes in float64 on the CPU, whatever the points are.
+    """
+
+    @property
+    def evaluates_iterate(self) -> bool:
+        """True: the iterate is the best point told."""
+        return True
+
+    @property
+    @abstractmethod
+    def _scale(self) -> float:
+        """The standard deviation of the first restart around the start, in units of x."""
+
+    def _init(self, state: SolverState) -> None:
+        state.memory["value"] = np.inf
+
+    def _draw_start(self, state: SolverState) -> None:
+        """Writes where the next run of the algorithm begins: ``start`` and ``signs``, (dim,).
+
+        ``signs`` are -1 or +1, for an algorithm that has to choose sides.
+        """
+        memory = state.memory
+        if "origin" not in memory:
+            # Not before the first batch: a warm start moves x.
+            memory["origin"] = memory["start"] = as_float64(state.x)
+            memory["n_restarts"] = 0
+        else:
+            n_restarts = int(memory["n_restarts"])
+            scale = self._scale * 2.0 ** (n_restarts % _N_SCALES)
+            step = as_float64(sampling.gaussian(state.rng, 1, state.x)[0])
+            memory["n_restarts"] = n_restarts + 1
+            memory["start"] = np.nan_to_num(memory["origin"] + scale * step)
+        memory["signs"] = as_float64(sampling.rademacher(state.rng, 1, state.x)[0])
+
+    def _best_told(self, state: SolverState, candidates: Array, values: np.ndarray) -> Array:
+        """Returns the iterate after a batch."""
+        memory = state.memory
+        state.metrics["n_restarts"] = int(memory["n_restarts"])
+        best = int(np.argmin(values))
+        if not values[best] < float(memory["value"]):
+            return state.x
+        memory["value"] = float(values[best])
+        return array_namespace(candidates).asarray(candidates[best], copy=True)
+
+
+def as_float64(array: Array) -> np.ndarray:
+    """Returns a copy as NumPy float64."""
+    return np.array(to_numpy(array), dtype=np.float64)
+
+
+def as_rows(points: np.ndarray, like: Array) -> Array:
+    """Returns float64 points (n, dim) beside ``like``, cut off where its dtype ends."""
+    limit = float(array_namespace(like).finfo(like.dtype).max)
+    return as_like("candidates", np.clip(points, -limit, limit), like, points.shape)
