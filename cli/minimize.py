@@ -60,6 +60,14 @@ def minimize(
         str | None,
         _option("LOW:HIGH for all coordinates, or one each: 0:1,-5:,:2*8.", WHAT),
     ] = None,
+    x_scale: Annotated[
+        str | None,
+        _option(
+            "Size of a sensible first step: one number for all, or one each: 1000,1e-3.",
+            WHAT,
+            show_default="from the bounds and x0",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, _option("Seeds the solver.", WHAT, min=0, show_default="from the system")
     ] = None,
@@ -105,6 +113,7 @@ def minimize(
     arguments: dict[str, Any] = {
         "x0": _numbers(x0),
         "bounds": None if bounds is None else _bounds(bounds),
+        "x_scale": None if x_scale is None else _x_scale(x_scale),
         "maxfev": maxfev,
         "maxiter": maxiter,
         "maxtime": maxtime,
@@ -253,6 +262,12 @@ def _numbers(text: str) -> list[float]:
     if not is_list or not all(type(number) in (int, float) for number in numbers):
         raise InvalidValueError(f"--x0 {text} must hold a list of numbers")
     return [float(number) for number in numbers]
+
+
+def _x_scale(text: str) -> float | list[float]:
+    """``0.5``, for all coordinates, or ``1000,1e-3*2``, one for each."""
+    steps = _entries("--x-scale", text, float, "numbers such as 0.5 or 1000,1e-3*2")
+    return steps[0] if "," not in text and "*" not in text else steps
 
 
 def _bounds(text: str) -> Any:

@@ -81,14 +81,18 @@ def minimize(
             come in the namespace, dtype and device of ``x0``. A function with a parameter
             ``eval_seed`` gets a seed by it, the same for all points of a batch (common random
             numbers, under which noise hardly blurs who is better), and counts as noisy.
-        x0: the start, (dim,): a floating NumPy array or torch tensor, or anything that becomes a
-            float64 NumPy array.
+        x0: the start, (dim,), and the first point evaluated: a floating NumPy array or torch
+            tensor, or anything that becomes a float64 NumPy array.
         method: a name from ``SOLVERS`` or a ``Solver``. The default, ``"auto"``, chooses by what it
             can know of the task, and says in the message what it chose.
         bounds: every point evaluated, and ``x_iterate``, lies inside: a sequence of pairs (lower,
             upper), one for each coordinate, with None where open; a ``scipy.optimize.Bounds``; or a
-            ``Box``, which also says how points are kept inside (by reflection, unless told
+            ``Box``, which also says how points are kept inside (by clipping, unless told
             otherwise). ``x0`` must be inside; a few roundings outside, it is moved to the bound.
+        x_scale: the size of a sensible first step, one number or one for each coordinate. Solvers
+            that find the lengths of their steps begin with it. Default: a quarter of the width
+            between two bounds, elsewhere 1 or what the size of ``x0`` suggests; and no scaling if
+            ``options`` give a length in units of x.
         maxfev: the most evaluations ever made, and all of them are made if nothing else ends the
             run. Default: 1000 * dim, if neither ``maxiter`` nor ``maxtime`` is given.
         maxiter: the most iterations (one batch each).
@@ -186,6 +190,7 @@ def minimize(
         "options": asdict(solver),
         "x0": fingerprint(x0),
         "bounds": "none" if box is None else [box.method, fingerprint(box.lower, box.upper)],
+        "x_scale": "chosen" if x_scale is None else fingerprint(coordinates.start),
         "rng": None if rng is None else encode_generator(state.rng),
         "history": history,
         "n_reevaluations": n_reevaluations,

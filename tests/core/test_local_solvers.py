@@ -232,13 +232,24 @@ def test_where_half_of_the_space_fails(solver):
 
 
 @each_solver
-def test_where_everything_fails_it_restarts_and_stays(solver):
+def test_where_everything_fails_it_looks_farther_and_stays(solver):
     x0 = np.array([1.0, 2.0])
     state = solver.init(x0, rng=0)
+    batches = steps(solver, state, lambda rows: np.full(len(rows), np.nan), 30)
+    np.testing.assert_array_equal(state.x, x0)
+    far = [np.abs(batch - x0).max() for batch in batches]
+    assert max(far[-5:]) > 1e4 * max(far[:5])
+    assert minimize(lambda x: math.nan, x0, solver, maxfev=9, rng=0).fun_iterate == math.inf
+
+
+@each_solver
+def test_where_everything_fails_later_it_restarts_and_stays(solver):
+    x0 = np.array([1.0, 2.0])
+    state = solver.init(x0, rng=0)
+    state.has_contrast = True  # two values of earlier batches differed
     steps(solver, state, lambda rows: np.full(len(rows), np.nan), 300)
     np.testing.assert_array_equal(state.x, x0)
     assert state.metrics["n_restarts"] > 0
-    assert minimize(lambda x: math.nan, x0, solver, maxfev=9, rng=0).fun_iterate == math.inf
 
 
 @each_solver

@@ -74,7 +74,7 @@ def test_a_run_that_time_cut_goes_on_as_if_it_had_not(clock, tmp_path):
     solver = MGS(n_samples=16, sigma=0.1, temperature=0.1)
     run = {"x0": np.ones(5), "method": solver, "rng": 0, "history": True}
     whole = minimize(clock, **run, maxiter=4)
-    n = solver.n_samples
+    n = 1 + solver.n_samples  # x0, and a batch
     cut = minimize(clock, **run, maxtime=n + 3.5, checkpoint=tmp_path / "run")
     assert (cut.nfev, cut.nit) == (n + 4, 1)
     resumed = minimize(clock, **run, maxiter=4, checkpoint=tmp_path / "run")

@@ -135,6 +135,9 @@ def cpu_threads(n: int | None) -> Iterator[None]:
         n: None leaves their number alone.
     """
     if n is None:
+        with _CHANGING_THREADS:
+            # A new thread takes its number by this, and not while another changes that number.
+            torch.get_num_threads()
         yield
         return
     with _CHANGING_THREADS:

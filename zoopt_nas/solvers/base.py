@@ -44,6 +44,7 @@ from zoopt_nas._arrays import (
 from zoopt_nas._checks import check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers.state import SolverState as SolverState
+from zoopt_nas.solvers.state import within_bounds
 from zoopt_nas.solvers.widening import MAX_FLAT, widened
 
 
@@ -177,7 +178,8 @@ class Solver(ABC):
             if state.n_widenings > 0 and not state.has_contrast:
                 state.pending = widened(state, state.n_widenings)
             else:
-                state.pending = self._ask(state, guide)
+                asked = self._ask(state, guide)
+                state.pending = within_bounds(state, asked) if self.keeps_bounds else asked
         return state.pending
 
     def tell(

@@ -27,6 +27,7 @@ from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.box_steps import box_step
 from zoopt_nas.solvers.differences import measures_iterate, value_error
 from zoopt_nas.solvers.first_look import Outcome
+from zoopt_nas.solvers.state import within_bounds
 from zoopt_nas.solvers.widening import natural_size
 
 # Above this dim a (dim, dim) basis costs more than its share of a step.
@@ -95,7 +96,7 @@ def ask(state: SolverState, probe: Probe) -> Array:
     length = float(memory["length"])
     if phase == Phase.EXPAND:  # the iterate has already moved by one length
         length *= EXPANSION - 1
-    return _kept(state, state.x + length * memory["direction"])[None, :]
+    return within_bounds(state, state.x + length * memory["direction"])[None, :]
 
 
 def tell(state: SolverState, candidates: Array, values: Array, estimate: Estimate) -> Array:
@@ -356,7 +357,7 @@ def _restart(state: SolverState, x: Array) -> Array:
         if bool(xp.any(leaves)):
             anywhere = state.lower + width * sampling.uniform(state.rng, x.shape[0], x)
             origin = xp.where(leaves, anywhere, origin)
-    first_look.begin_look(state, _kept(state, origin), scales)
+    first_look.begin_look(state, within_bounds(state, origin), scales)
     return x
 
 
@@ -367,15 +368,7 @@ def _first_scales(state: SolverState) -> Array:
     return xp.ones_like(state.x) * scale
 
 
-def _kept(state: SolverState, x: Array) -> Array:
-    """Returns the point in the box that is nearest to x."""
-    if state.lower is None or state.upper is None:
-        return x
-    xp = array_namespace(x)
-    return xp.minimum(xp.maximum(x, state.lower), state.upper)
-
-
 def _may_expand(state: SolverState) -> bool:
     """Whether a longer step than the last is inside the bounds."""
     end = state.x + EXPANSION * float(state.memory["length"]) * state.memory["direction"]
-    return bool(array_namespace(end).all(_kept(state, end) == end))
+    return bool(array_namespace(end).all(within_bounds(state, end) == end))

@@ -34,7 +34,7 @@ def probe_basis(state: SolverState, smoothing: float | None) -> Array:
     xp = array_namespace(state.x)
     memory = state.memory
     memory.pop("near", None)
-    near = near_bounds(state, _reach(state, smoothing))
+    near = near_bounds(state, probe_reach(state, smoothing))
     if near is not None:
         memory["near"] = near
         align(state, near)
@@ -114,7 +114,7 @@ def _inward_rows(state: SolverState, near: Array, smoothing: float | None) -> Ar
     """Returns the displacements (k, dim) of the coordinates near a bound, each by itself."""
     xp = array_namespace(state.x)
     # The model's own width of a coordinate: as far as a column of the basis can move it.
-    lengths = _reach(state, smoothing)
+    lengths = probe_reach(state, smoothing)
     state.memory["inwards"] = inward_steps(state, near, lengths)
     eye = xp.eye(state.x.shape[0], dtype=state.x.dtype, device=device(state.x))
     return eye[near, :] * state.memory["inwards"][:, None]
@@ -131,7 +131,7 @@ def _coordinate_curvatures(state: SolverState, near: Array) -> Array:
     return xp.sum(inverse * inverse, axis=0)[near]
 
 
-def _reach(state: SolverState, smoothing: float | None) -> Array:
+def probe_reach(state: SolverState, smoothing: float | None) -> Array:
     """Returns how far a probe may move each coordinate, (dim,)."""
     xp = array_namespace(state.x)
     if smoothing is not None:

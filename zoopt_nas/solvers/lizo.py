@@ -18,6 +18,7 @@ from zoopt_nas._arrays import Array, array_namespace, device, to_numpy, value_dt
 from zoopt_nas._checks import check_at_least, check_positive, check_positive_int
 from zoopt_nas.solvers import descent, subspace
 from zoopt_nas.solvers.base import Solver, SolverState
+from zoopt_nas.solvers.box_steps import near_bounds
 from zoopt_nas.solvers.differences import (
     adapted_smoothing,
     basis_slopes,
@@ -25,6 +26,7 @@ from zoopt_nas.solvers.differences import (
     measures_iterate,
     orthogonal_to,
     probe_basis,
+    probe_reach,
     was_repaired,
 )
 
@@ -164,10 +166,12 @@ class LIZO(Solver):
         xp = array_namespace(state.x)
         memory = state.memory
         known, changes = self._reusable(state)
-        memory["known"], memory["known_changes"] = known, changes
         n_known = known.shape[0]
-        if n_known == 0:
+        # Near a bound not every direction may be probed.
+        if n_known == 0 or near_bounds(state, probe_reach(state, self.smoothing)) is not None:
+            memory["known"], memory["known_changes"] = known[:0, :], changes[:0]
             return probe_basis(state, self.smoothing)
+        memory["known"], memory["known_changes"] = known, changes
         rows = orthogonal_to(known, state.x.shape[0] - n_known, state)
         # Columns may differ in length: a fixed distance is that of each row's own displacement.
         steps = rows @ xp.matrix_transpose(memory["basis"])

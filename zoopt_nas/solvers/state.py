@@ -10,6 +10,7 @@ from typing import Any
 from zoopt_nas._arrays import (
     Array,
     Generator,
+    array_namespace,
     decode_array,
     decode_generator,
     encode_array,
@@ -110,6 +111,14 @@ class SolverState:
             n_equal=meta["n_equal"],
             n_widenings=meta["n_widenings"],
         )
+
+
+def within_bounds(state: SolverState, points: Array) -> Array:
+    """Returns the nearest points, (..., dim), within the bounds of a run; themselves without."""
+    if state.lower is None or state.upper is None:
+        return points
+    xp = array_namespace(points)
+    return xp.minimum(xp.maximum(points, state.lower), state.upper)
 
 
 def _section(prefix: str, decoded: Mapping[str, Array]) -> dict[str, Any]:

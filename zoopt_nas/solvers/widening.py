@@ -6,7 +6,7 @@ import math
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, device
-from zoopt_nas.solvers.state import SolverState
+from zoopt_nas.solvers.state import SolverState, within_bounds
 
 # The rows of a batch, and how often the farthest distance doubles before it begins anew.
 N_WIDENED = 12
@@ -52,7 +52,7 @@ def widened(state: SolverState, n_before: int) -> Array:
         width = state.upper - state.lower
         anywhere = state.lower + width * sampling.uniform(state.rng, dim, x)
         rows[k] = xp.where(xp.isfinite(width), anywhere, rows[k])
-    return xp.minimum(xp.maximum(rows, state.lower), state.upper)
+    return within_bounds(state, rows)
 
 
 def _write_inwards(state: SolverState, row: Array, share: float, spread: float) -> None:
