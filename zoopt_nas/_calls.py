@@ -68,7 +68,8 @@ class Call:
                 return Raised(sent)
             if sent is error:
                 raise
-            raise sent from None
+        # Not above: what cannot be sent would be its context, and some packages send that as well.
+        raise sent
 
 
 def _portable(error: Exception) -> Exception:

@@ -50,7 +50,7 @@ class RunError(ZooptNasError):
     """A run folder or a checkpoint cannot be used: missing, foreign, truncated or in the way."""
 
 
-class NotEnoughMemoryError(ZooptNasError, MemoryError):
+class NotEnoughMemoryError(MemoryError, ZooptNasError):  # MemoryError's own __new__ comes first
     """A run does not fit into the memory of its device. The message names what makes it smaller."""
 
 

@@ -187,7 +187,6 @@ class _Run:
                 "space": {name: distribution_to_json(d) for name, d in space.items()},
             }
         )
-        # Reflection needs no start, so that any point gives the box its dtype and shape.
         self.box: FittedBox = Box(0.0, 1 / scale).fit(np.full(len(space), 0.5 / scale))
 
     def next_params(self, seed: int | None, x0: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +245,9 @@ class _Run:
         """Returns the state of a new run, at the best trial if there is one, with its batch."""
         start = self.params(np.full(len(self.space), 0.5 / self.scale))
         start |= {name: _checked(name, x0[name], d) for name, d in self.space.items() if name in x0}
-        state = self.solver.init(self.transform.transform(start) / self.scale, rng=seed)
+        first = self.box.project(self.transform.transform(start) / self.scale)
+        ends = (self.box.lower, self.box.upper)
+        state = self.solver.init(first, rng=seed, bounds=ends, is_scaled=True)
         return self._tell_strangers(state, self.trials)
 
     def _has_all(self, trial: FrozenTrial) -> bool:
