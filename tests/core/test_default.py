@@ -236,6 +236,37 @@ def test_a_solver_that_crawls_is_stuck_and_one_that_converges_is_not():
     assert looks_until_stuck([50.0] * 19) is None  # small parts, but of what is left
 
 
+def test_a_challenger_has_to_gain_more_or_gives_the_turn_back():
+    for gain, comes_back in ((1e-4, True), (1.0, False)):
+        solver = Auto()
+        state = solver.init(np.zeros(2), rng=0)
+        solver.ask(state)
+        value, n_told = 100.0, 15 * (2 + 2)
+        solver._is_stuck(state, [1000.0])
+        for _ in range(5):
+            value -= 1e-3
+            state.memory["auto.best_value"] = value
+            is_stuck = solver._is_stuck(state, [value] * n_told)
+        assert is_stuck
+        solver._forget_progress(state)  # as where the turn is given
+        leaves = []
+        for _ in range(3):
+            value -= gain
+            state.memory["auto.best_value"] = value
+            leaves.append(solver._is_stuck(state, [value] * n_told))
+        assert leaves == [False, False, comes_back]
+        assert int(state.memory["auto.patience"]) == (6 if comes_back else 3)
+
+
+def test_a_long_valley_is_followed_to_its_end():
+    """From (1000, 0) a descent gains little in each step for a long time."""
+
+    def rosenbrock(x):
+        return float(100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)
+
+    assert minimize(rosenbrock, [1000.0, 0.0], maxfev=12000, target=1e-6, rng=0).success
+
+
 def test_a_run_that_converges_keeps_its_turn():
     rng = np.random.default_rng(1)
     rotation, _ = np.linalg.qr(rng.standard_normal((8, 8)))

@@ -50,7 +50,9 @@ LITTLE_NOISE = 1e-6
 
 # A solver is looked at each time that it has had so many evaluations for each dimension. It is slow
 # if it gained less than this part of all that it has gained, or nothing, and the gains do not
-# shrink as those of a run that converges do. It is stuck if it was slow so often in a row.
+# shrink as those of a run that converges do. It is stuck if it was slow so often in a row. The
+# next solver has as many looks to gain more than that one gained last. Else the turn goes back,
+# and the one that was slow may be so twice as often until it counts as stuck again.
 EVALUATIONS_PER_LOOK = 15
 SLOW = 0.05
 SHRINKING = 0.5
@@ -147,11 +149,12 @@ class Auto(Solver):
         if plan == FEW and self.noisy is None and float(memory.get("noise", 0.0)) > 0:
             self._meet_noise(state, told)
         elif n_arms > 1:
-            has_restarted = int(memory.get("n_restarts", 0)) > n_restarts
-            if has_restarted:
+            if int(memory.get("n_restarts", 0)) > n_restarts:
+                memory[_OWN + "challenged"] = math.nan
                 self._forget_progress(state)
-            if has_restarted or self._is_stuck(state, told):
-                self._next_turn(state)
+                self._give_turn(state, min(range(n_arms), key=self._counts(state).__getitem__))
+            elif self._is_stuck(state, told):
+                self._give_turn(state, (int(memory[_OWN + "arm"]) + 1) % n_arms)
         return state.x
 
     def _meet_noise(self, state: SolverState, told: list[float]) -> None:
@@ -181,14 +184,28 @@ class Auto(Solver):
         total = float(memory[_OWN + "first"]) - low
         is_slow = gain <= SLOW * total and gain >= SHRINKING * float(memory[_OWN + "gain"])
         n_slow = int(memory[_OWN + "n_slow"]) + 1 if is_slow or gain <= 0 else 0
+        n_looks = int(memory[_OWN + "n_looks"]) + 1
         memory.update({_OWN + "mark": low, _OWN + "gain": gain, _OWN + "n_unmarked": 0})
-        memory[_OWN + "n_slow"] = n_slow % N_SLOW
-        return n_slow == N_SLOW
+        memory.update({_OWN + "n_slow": n_slow, _OWN + "n_looks": n_looks})
+        challenged = float(memory[_OWN + "challenged"])  # the gain of a look to beat
+        if n_looks == N_SLOW and not math.isnan(challenged):
+            memory[_OWN + "challenged"] = math.nan
+            gained = float(memory[_OWN + "best_before"]) - float(memory[_OWN + "best_value"])
+            if gained <= N_SLOW * challenged:
+                memory[_OWN + "patience"] = 2 * int(memory[_OWN + "patience"])
+                return True
+            memory[_OWN + "patience"] = N_SLOW
+        if n_slow < int(memory[_OWN + "patience"]):
+            return False
+        memory[_OWN + "challenged"] = max(gain, 0.0)
+        memory[_OWN + "best_before"] = memory[_OWN + "best_value"]
+        return True
 
     def _forget_progress(self, state: SolverState) -> None:
         for name in ("first", "mark", "low"):
             state.memory[_OWN + name] = math.inf
-        state.memory.update({_OWN + "gain": 0.0, _OWN + "n_unmarked": 0, _OWN + "n_slow": 0})
+        state.memory.update({_OWN + "gain": 0.0, _OWN + "n_unmarked": 0})
+        state.memory.update({_OWN + "n_slow": 0, _OWN + "n_looks": 0})
 
     def _plan(self, dim: int) -> int:
         if self.noisy:
@@ -204,7 +221,8 @@ class Auto(Solver):
         memory.update({_OWN + "plan": plan, _OWN + "arm": 0, _OWN + "n_before": 0})
         for k in range(len(PLANS[plan].solvers)):
             memory[f"{_OWN}n_told.{k}"] = 0
-        memory[_OWN + "best_value"] = math.inf
+        memory.update({_OWN + "best_value": math.inf, _OWN + "best_before": math.inf})
+        memory.update({_OWN + "challenged": math.nan, _OWN + "patience": N_SLOW})
         self._forget_progress(state)
         self._arm(state)._init(state)
 
@@ -223,15 +241,13 @@ class Auto(Solver):
             state.memory[_OWN + "best_value"] = told[best]
             state.memory[_OWN + "best"] = copy(candidates[best])
 
-    def _next_turn(self, state: SolverState) -> None:
-        """Gives the turn to the arm with the fewest evaluations; puts the memory of this one away.
+    def _give_turn(self, state: SolverState, following: int) -> None:
+        """Gives the turn to another arm, or to the same; puts the memory of this one away.
 
         An arm sees its own entries of the memory and those of `Auto`, which it does not know.
         """
         memory = state.memory
         arm = int(memory[_OWN + "arm"])
-        counts = self._counts(state)
-        following = min(range(len(counts)), key=counts.__getitem__)
         best = memory[_OWN + "best"]
         is_far = not float(array_namespace(best).max(abs(best))) < FARTHEST
         if following == arm or is_far:
