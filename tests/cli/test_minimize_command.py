@@ -192,6 +192,16 @@ def test_how_bounds_are_written(text, bounds, mini):
     assert result["x"] == expected.x.tolist()
 
 
+@pytest.mark.parametrize(
+    ("text", "x_scale"), [("8", 8.0), ("8,0.25,1", [8, 0.25, 1]), ("8*2,1", [8, 8, 1])]
+)
+def test_how_units_are_written(text, x_scale, mini):
+    limits = ("--algo", "gld", "--maxfev", 100)
+    result = parsed(mini("bowl", "--x0", "0*3", "--x-scale", text, *limits, "--json").out)
+    expected = zoopt_nas.minimize(bowl, [0.0] * 3, "gld", x_scale=x_scale, maxfev=100, rng=0)
+    assert result["x"] == expected.x.tolist()
+
+
 def test_options_of_the_solver_and_limits(mini):
     options = ("--option", "max_radius=0.5", "--option", "deterministic=true")
     limits = ("--target", 0.05, "--maxfev", 500)
@@ -352,6 +362,8 @@ def test_signals_to_workers(mini):
         ("minimize M:bowl --x0 1 --bounds 2", "--bounds must be LOW:HIGH, such as -5:5"),
         ("minimize M:bowl --x0 1 --bounds a:b", "--bounds must be LOW:HIGH, such as -5:5"),
         ("minimize M:bowl --x0 1 --bounds 2:3", "x0[0] must be at least its lower bound 2.0"),
+        ("minimize M:bowl --x0 1 --x-scale a", "--x-scale must be numbers such as 0.5 or 1000"),
+        ("minimize M:bowl --x0 1 --x-scale 0", "x_scale must be positive finite numbers"),
         ("minimize M:bowl --x0 1 --algo gdl", "unknown solver 'gdl'; did you mean 'gld'?"),
         ("minimize M:bowl --x0 1 --option sigma", "--option must read NAME=VALUE, got sigma"),
         ("minimize M:bowl --x0 1 --algo mgs --option sigm=1", "did you mean 'sigma'?"),

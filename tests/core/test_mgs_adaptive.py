@@ -255,3 +255,18 @@ def test_bfloat16_runs():
             solver.tell(state, candidates, (candidates * candidates).sum(1))
         assert state.x.dtype == torch.bfloat16
         assert bool(torch.isfinite(state.x).all())
+
+
+def test_a_plateau_above_the_best_point_brings_the_samples_closer():
+    state = MGS().init(np.zeros(3), rng=0)
+    solver = MGS()
+    rows = solver.ask(state)
+    values = np.full(len(rows), 10.0)
+    values[2] = 1.0
+    best = rows[2].copy()
+    solver.tell(state, rows, values)
+    sigma = state.memory["sigma"]
+    rows = solver.ask(state)
+    solver.tell(state, rows, np.full(len(rows), 10.0))
+    np.testing.assert_array_equal(state.x, best)
+    assert state.memory["sigma"] == sigma / 2

@@ -114,3 +114,20 @@ def test_spares_of_integers_are_new_parameters():
     assert len(spares) >= 25
     assert len(set(spares)) == len(spares)
     assert not rows & set(spares)
+
+
+@pytest.mark.parametrize("name", ["auto", "rs", "lizo"])
+def test_a_third_of_failures_does_not_stop_a_descent(name):
+    """Of 10 runs each the worst ended at 6e-4; `gld` ends near 0.05."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+
+        def failing(trial, rng=rng):
+            value = bowl(trial)
+            if rng.random() < 0.3:
+                raise ArithmeticError("no luck")
+            return value
+
+        study = optuna.create_study(sampler=ZooptSampler(name, seed=seed))
+        study.optimize(failing, n_trials=150, catch=(ArithmeticError,))
+        assert study.best_value < 0.02
