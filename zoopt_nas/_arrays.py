@@ -211,6 +211,8 @@ def as_real(value: object) -> float | None:
     """
     if isinstance(value, float):
         return float(value)
+    if type(value) is np.ndarray and value.size == 1 and value.dtype.kind in "biuf":
+        return float(value.item())  # common, and several microseconds faster than the rest
     try:
         array = np.asarray(to_numpy(value))
     except (TypeError, ValueError, RuntimeError):  # a ragged list, or another library's refusal

@@ -208,7 +208,8 @@ class NelderMead(RestartingSolver):
     def _look_at_the_simplex(self, memory: dict[str, Any], eps: float) -> None:
         """Sets another phase than REFLECT if the simplex has converged or is flat."""
         simplex, values = memory["simplex"], memory["values"]
-        size = float(np.abs(simplex[1:] - simplex[0]).max())
+        best = simplex[0]
+        size = float(np.maximum(simplex.max(axis=0) - best, best - simplex.min(axis=0)).max())
         resolution = 4 * eps * float(np.abs(simplex[0]).max())
         is_small = size <= self.tolerance and np.abs(values[0] - values[1:]).max() <= self.tolerance
         is_moved = bool(int(memory["is_moved"])) and not int(memory["is_mirrored"])
@@ -255,6 +256,8 @@ def _flat_axes(memory: dict[str, Any]) -> np.ndarray:
 
 def _is_there(memory: dict[str, Any], points: np.ndarray) -> bool:
     """Whether one of the corners that stay is the point that bounds have made of a reflection."""
+    if not int(memory["is_moved"]):
+        return False
     return bool((memory["simplex"][:-1] == points).all(axis=1).any())
 
 
@@ -271,6 +274,12 @@ def _take_longer_edges(memory: dict[str, Any], points: np.ndarray, values: np.nd
 def _replace_last(memory: dict[str, Any], points: np.ndarray, values: np.ndarray) -> None:
     """Puts points in the place of as many of the worst corners."""
     n = len(points)
+    if n == 1:  # one copy, which is what a step costs in many dimensions
+        simplex, known = memory["simplex"], memory["values"]
+        place = int(np.searchsorted(known[:-1], values[0], side="right"))
+        memory["simplex"] = np.concatenate([simplex[:place], points, simplex[place:-1]])
+        memory["values"] = np.concatenate([known[:place], values, known[place:-1]])
+        return
     memory["simplex"] = np.concatenate([memory["simplex"][:-n], points])
     memory["values"] = np.concatenate([memory["values"][:-n], values])
     _sort(memory)
