@@ -16,6 +16,7 @@ from zoopt_nas.checkpoint import Checkpoint
 from zoopt_nas.coordinates import Coordinates
 from zoopt_nas.objective import Objective
 from zoopt_nas.solvers import Solver, SolverState
+from zoopt_nas.solvers.state import within_bounds
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
@@ -225,7 +226,7 @@ class Run:
             self.solver.tell(self.state, asked, values)
         else:
             self.solver.tell(self.state, told, values, repaired=True)
-            self.state.x = self.coordinates.project(self.state.x)
+            self.state.x = within_bounds(self.state, self.state.x)
 
     def finish(self) -> None:
         """Spends the evaluations that were kept back.

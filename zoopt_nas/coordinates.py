@@ -56,13 +56,6 @@ class Coordinates:
             return None
         return self._scaled(points)
 
-    def project(self, x: Array) -> Array:
-        """Returns the iterate that the solver goes on from: the nearest one inside."""
-        if self.bounds is None:
-            return x
-        xp = array_namespace(x)
-        return xp.minimum(xp.maximum(x, self.bounds[0]), self.bounds[1])
-
     def _scaled(self, points: Array) -> Array:
         return points if self._units is None else points / self._units
 

@@ -67,6 +67,13 @@ def orthogonal(rng: Generator, n: int, like: Array) -> Array:
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
 
 
+def uniform(rng: Generator, n: int, like: Array) -> Array:
+    """Draws (n,) numbers uniform in [0, 1]."""
+    if is_torch_array(like):
+        return import_torch().rand(n, generator=rng, dtype=like.dtype, device=like.device)
+    return rng.random(n).astype(like.dtype)
+
+
 def choose(rng: Generator, n: int, probability: float, like: Array) -> Array:
     """Draws (n,) booleans that are True with ``probability``."""
     return uniform(rng, n, like) < probability
@@ -149,10 +156,3 @@ def _box_muller(rng: Generator, block: Array) -> None:
     first *= radius
     second.sin_()
     second *= radius
-
-
-def uniform(rng: Generator, n: int, like: Array) -> Array:
-    """Draws (n,) numbers uniform in [0, 1]."""
-    if is_torch_array(like):
-        return import_torch().rand(n, generator=rng, dtype=like.dtype, device=like.device)
-    return rng.random(n).astype(like.dtype)

@@ -94,3 +94,14 @@ def test_where_all_others_are_higher_the_start_is_kept():
     SOLVER.tell(state, rows, np.linspace(7.0, 9.0, len(rows)))
     assert state.has_contrast
     np.testing.assert_array_equal(state.x, [3.0, -4.0])
+
+
+def test_an_origin_that_a_box_has_moved_is_where_the_look_is_from():
+    """As where a caller repairs points without having told of bounds."""
+    state = SOLVER.init(np.array([1.5, 0.5]), rng=0, is_scaled=True)
+    rows = np.clip(SOLVER.ask(state), -3.0, 1.0)
+    values = ((rows - [-0.5, 0.25]) ** 2).sum(1)
+    SOLVER.tell(state, rows, values, repaired=True)
+    np.testing.assert_array_equal(state.x, [1.0, 0.5])
+    # From (1, 0.5): one point at 0.5 along the first, (1 - 2.25) / -0.5, a pair along the second.
+    np.testing.assert_allclose(state.memory["gradient"], [2.5, 0.5])

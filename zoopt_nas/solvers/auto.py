@@ -111,11 +111,6 @@ class Auto(Solver):
             noisy=(task.noisy or None) if self.noisy is None else self.noisy,
         )
 
-    @property
-    def keeps_bounds(self) -> bool:
-        """False: of the solvers that run, not all do."""
-        return False
-
     def describe(self, state: SolverState) -> str:
         """Returns which solvers ran, and for how many evaluations."""
         memory = state.memory

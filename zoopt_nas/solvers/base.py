@@ -176,7 +176,7 @@ class Solver(ABC):
         # As in `tell`: where the objective falls for ever, steps overflow.
         with np.errstate(over="ignore", invalid="ignore"):
             if state.n_widenings > 0 and not state.has_contrast:
-                state.pending = widened(state, state.n_widenings)
+                state.pending = widened(state)
             else:
                 asked = self._ask(state, guide)
                 state.pending = within_bounds(state, asked) if self.keeps_bounds else asked

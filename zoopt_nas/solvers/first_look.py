@@ -92,11 +92,14 @@ def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
     is_first = int(memory["n_looks"]) == 0
     n_pairs = 2 * int(xp.sum(xp.astype(memory["looked"], xp.int64)))
     if is_first:
+        memory["origin"] = copy(candidates[0])  # which a caller's box may have moved
         _measure_origin(state, values)
     first = int(is_first or n_pairs == 0)
     rows = candidates[first : first + n_pairs]
     changes = values[first : first + n_pairs] - float(memory["value"])
-    ahead, behind = _displacements(memory["origin"], rows, memory["looked"], values.dtype)
+    # A box repairs each coordinate by itself: every row still differs from the origin in one.
+    ways = xp.sum(xp.astype(rows - memory["origin"], values.dtype), axis=1)
+    ahead, behind = ways[::2], ways[1::2]
     slopes, curvatures = parabola(ahead, behind, changes[::2], changes[1::2])
     looked = memory["looked"]
     for name, news in (("gradient", slopes), ("curvatures", curvatures)):
@@ -105,10 +108,8 @@ def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
         memory[name] = kept
     error = value_error(memory, candidates.dtype, xp)
     has_ahead, has_behind = xp.isfinite(changes[::2]), xp.isfinite(changes[1::2])
-    is_flat = has_ahead & has_behind & (xp.abs(changes[::2]) <= error)
-    is_flat = is_flat & (xp.abs(changes[1::2]) <= error)
-    is_blind = ~has_ahead & ~has_behind
-    flat, blind = _spread(looked, is_flat), _spread(looked, is_blind)
+    largest = xp.maximum(xp.abs(changes[::2]), xp.abs(changes[1::2]))  # inf where one failed
+    flat, blind = _spread(looked, largest <= error), _spread(looked, ~has_ahead & ~has_behind)
     memory["is_bent"] = copy(memory["is_bent"])
     memory["is_bent"][looked] = has_ahead & has_behind
     _remember_best(state, candidates, values, is_first)
@@ -177,16 +178,6 @@ def _measure_origin(state: SolverState, values: Array) -> None:
         else:
             memory["jitter"] = max(abs(change), float(memory["jitter"]))
     memory.update(value=value, origin_value=abs(value))
-
-
-def _displacements(origin: Array, rows: Array, looked: Array, dtype: object) -> tuple[Array, Array]:
-    """Returns how far the pairs lie from the origin, each along its coordinate."""
-    xp = array_namespace(origin)
-    ways = xp.astype(rows - origin, dtype)
-    index = xp.nonzero(looked)[0]
-    ahead = xp.take_along_axis(ways[::2], index[:, None], axis=1)[:, 0]
-    behind = xp.take_along_axis(ways[1::2], index[:, None], axis=1)[:, 0]
-    return ahead, behind
 
 
 def _spread(looked: Array, flags: Array) -> Array:

@@ -15,21 +15,17 @@ MAX_DOUBLINGS = 40
 MAX_FLAT = 40
 
 
-def widened(state: SolverState, n_before: int) -> Array:
+def widened(state: SolverState) -> Array:
     """Returns points around x, (n, dim), of which the farthest are twice as far in each batch.
 
     A third lies in random directions, a third along the coordinates, and a third on the way to the
     middle of the box or, without one, to zero and beyond. Distances are spread evenly in their
     logarithm, as what is sought may be near and small, or far and large. In every second batch the
     coordinates between two bounds are drawn from all of the width instead.
-
-    Args:
-        state: the run.
-        n_before: how many such batches there were, 1 or more.
     """
     xp, x = array_namespace(state.x), state.x
     dim = x.shape[0]
-    unit = natural_scale(state)
+    n_before, unit = state.n_widenings, natural_scale(state)
     doublings = 1 + (n_before - 1) % MAX_DOUBLINGS
     shares = sampling.uniform(state.rng, N_WIDENED, x).tolist()
     # Row by row and in place, since x may be large.
