@@ -318,3 +318,14 @@ def simulated_device() -> Iterator[Device]:
         patch.setattr(torch, "Generator", SimulatedGenerator)
         with _Functions(pinned), _Operators(device.events, pinned):
             yield device
+
+
+def kinds(device: Device) -> list[str]:
+    """The events since the last look, without places."""
+    found = [event.kind for event in device.events]
+    device.forget()
+    return found
+
+
+def on(device: torch.device, *tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(device) for tensor in tensors]

@@ -356,3 +356,21 @@ def test_a_meter_comes_back():
     other = Meter(torch.device("cpu"))
     other.load_state_dict(meter.state_dict())
     assert (other.loss, other.accuracy) == (meter.loss, 2 / 3)
+
+
+def test_a_class_with_three_methods_observes(search_config):
+    class Three:
+        rows = 0
+
+        def on_step(self, progress):
+            pass
+
+        def on_epoch(self, row):
+            self.rows += 1
+
+        def should_stop(self):
+            return False
+
+    watch = Three()
+    run_search(search_config(), observer=watch)
+    assert watch.rows == 3

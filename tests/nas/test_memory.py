@@ -386,21 +386,3 @@ def test_an_observer_is_told_before_the_run(search_config, tmp_path, monkeypatch
 
 def load_run_data(config):
     return load_dataset(config.dataset, data_dir=Path("unused"), device=CPU, splits=("train",))
-
-
-def test_a_class_with_three_methods_observes(search_config):
-    class Three:
-        rows = 0
-
-        def on_step(self, progress):
-            pass
-
-        def on_epoch(self, row):
-            self.rows += 1
-
-        def should_stop(self):
-            return False
-
-    watch = Three()
-    run_search(search_config(), observer=watch)
-    assert watch.rows == 3
