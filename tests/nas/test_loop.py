@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from typing import Any
 
 import pytest
 import torch
+from stopping import StopAt
 
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.loop import EpochLoop, Observer
@@ -26,19 +26,6 @@ SEARCHES = {
     "gld-reuse": {"algo": "gld", "inner_steps": 2, "reuse_fits": True},
     "mgs-s4-reuse": {"algo": "mgs", "inner_steps": 2, "reuse_fits": True, "space": "small_s4"},
 }
-
-
-class StopAt(Observer):
-    """Stops before the step that follows ``n_steps`` steps of this process."""
-
-    def __init__(self, *n_steps: int) -> None:
-        self.at, self.n_steps = set(n_steps), 0
-
-    def on_step(self, progress):
-        self.n_steps += 1
-
-    def should_stop(self):
-        return self.n_steps in self.at
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -247,20 +234,6 @@ def test_a_run_without_a_checkpoint_starts_anew(search_config, tmp_path, uninter
     folder.append("metrics.jsonl", {"epoch": 0, "stale": True})
     resume_search(path)
     assert end_of(path) == uninterrupted("gld", lambda where: run_search(config, run_dir=where))
-
-
-@pytest.fixture(scope="module")
-def stopped_run(tmp_path_factory):
-    return tmp_path_factory.mktemp("stopped") / "run"
-
-
-@pytest.fixture
-def stopped(stopped_run, search_config, tmp_path):
-    """A copy of a search that was stopped in its second epoch."""
-    if not stopped_run.exists():
-        with pytest.raises(RunInterrupted):
-            run_search(search_config("gld"), run_dir=stopped_run, observer=StopAt(3))
-    return shutil.copytree(stopped_run, tmp_path / "run")
 
 
 def resume_is_refused(path, message: str) -> None:

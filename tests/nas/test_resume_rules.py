@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stopping import StopAt
 
 from zoopt_nas import nas
 from zoopt_nas.errors import DataError, RunError, RunInterrupted, ZooptNasError
@@ -20,37 +21,11 @@ from zoopt_nas.nas.analyses.landscape_run import compute_landscape
 from zoopt_nas.nas.config import SearchConfig
 from zoopt_nas.nas.data import load_dataset
 from zoopt_nas.nas.data_record import DataRecord
-from zoopt_nas.nas.loop import Observer
 from zoopt_nas.nas.retrain import resume_training, run_training
 from zoopt_nas.nas.runs import MAY_CHANGE, RunFolder
 from zoopt_nas.nas.search import resume_search, run_search
 
 CPU = torch.device("cpu")
-
-
-class StopAt(Observer):
-    """Asks to stop before step ``n``, counted over the whole run."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def should_stop(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-
-@pytest.fixture(scope="module")
-def stopped_run(tmp_path_factory):
-    return tmp_path_factory.mktemp("stopped") / "run"
-
-
-@pytest.fixture
-def stopped(stopped_run, search_config, tmp_path):
-    """A copy of a search that was stopped in its second epoch."""
-    if not stopped_run.exists():
-        with pytest.raises(RunInterrupted):
-            run_search(search_config("gld"), run_dir=stopped_run, observer=StopAt(3))
-    return shutil.copytree(stopped_run, tmp_path / "run")
 
 
 def is_refused(go_on: Any, message: str, error: type[ZooptNasError] = RunError) -> None:
