@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas import steps
-from zoopt_nas.nas.bilevel import BilevelObjective, Draw
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.operations import seed_noise
-from zoopt_nas.nas.search import METHODS
-from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.training import weight_step
+from zoopt_nas.nas.networks.operations import seed_noise
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.search.algorithm import METHODS
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.steps import weight_step as steps
+from zoopt_nas.nas.steps.schedules import weight_step
 
 N_SAMPLES = 4
 N_STEPS = 10  # M

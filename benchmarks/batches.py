@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from zoopt_nas.nas.augmentation import Augmentation, Transform
-from zoopt_nas.nas.data import BatchStream, ImageSet
+from zoopt_nas.nas.data.augmentation import Augmentation, Transform
+from zoopt_nas.nas.data.image_sets import BatchStream, ImageSet
 
 N_IMAGES, SIDE, BATCH = 12_000, 32, 64
 PADDING, CUTOUT = 4, 16

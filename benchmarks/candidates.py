@@ -18,8 +18,8 @@ import statistics
 import torch
 from alpha_update import Bench, Size, timed
 
-from zoopt_nas.nas.operations import use_native
-from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.networks.spaces import SPACES
 
 N_STEPS = 2  # M
 N_CELLS = 3

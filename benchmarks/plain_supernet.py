@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.chains import Chain
-from zoopt_nas.nas.network import Network
-from zoopt_nas.nas.operations import DilConv, FactorizedReduce, SepConv, Zero
-from zoopt_nas.nas.spaces import SearchSpace, cell_edges
-from zoopt_nas.nas.supernet import SearchCell, Supernet
+from zoopt_nas.nas.networks.fused import Chain
+from zoopt_nas.nas.networks.network import Network
+from zoopt_nas.nas.networks.operations import DilConv, FactorizedReduce, SepConv, Zero
+from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
+from zoopt_nas.nas.networks.supernet import SearchCell, Supernet
 
 
 class PlainReduce(nn.Module):

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from zoopt_nas import nas
-from zoopt_nas.nas.loop import load_run_dataset
-from zoopt_nas.nas.reuse import renew_statistics
-from zoopt_nas.nas.search import Search
-from zoopt_nas.nas.training import evaluate
+from zoopt_nas.nas.runs.loop import load_run_dataset
+from zoopt_nas.nas.search.algorithm import Search
+from zoopt_nas.nas.search.reuse import renew_statistics
+from zoopt_nas.nas.steps.schedules import evaluate
 
 COLUMNS = {  # heading, and how a number is shown
     "steps": ("weight steps", "{:.0f}"),

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from zoopt_nas.nas import separable
-from zoopt_nas.nas.genotype import GENOTYPES
-from zoopt_nas.nas.network import Network
-from zoopt_nas.nas.operations import use_native
-from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.training import weight_step
+from zoopt_nas.nas.kernels import separable
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.networks.network import Network
+from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.steps.schedules import weight_step
 
 # At the paper's size: (time, memory).
 BARS = {"darts": (0.40, 0.60), "s3": (0.50, 0.70), "s1": (0.55, None), "s4": (0.60, None)}

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.paper_size import reductions_of_all
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.paper_size import reductions_of_all
 
 from . import console
 from .options import Json, let_threads_sleep, make_folder, parse_pairs
@@ -48,7 +48,6 @@ def convergence(
     """
     let_threads_sleep()
     from zoopt_nas import nas
-    from zoopt_nas.nas import figures
     from zoopt_nas.nas.analyses import plots
     from zoopt_nas.nas.analyses.convergence import (
         EVERY,
@@ -56,6 +55,7 @@ def convergence(
         plan_retrainings,
         run_retrainings,
     )
+    from zoopt_nas.nas.drawing import figures
 
     every = EVERY if every is None else every
     settings = parse_pairs(train_option or [], "--train-option")

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.paper_size import reductions_of_all
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.paper_size import reductions_of_all
 
 from . import console
 from .options import Json, let_threads_sleep, make_folder
@@ -61,9 +61,9 @@ def diagnose(
         return
     let_threads_sleep()
     from zoopt_nas import nas
-    from zoopt_nas.nas import figures
     from zoopt_nas.nas.analyses import plots
     from zoopt_nas.nas.analyses.diagnose import RADIUS, epoch_curves, run_condition_numbers
+    from zoopt_nas.nas.drawing import figures
 
     if every is not None and every < 1:
         raise InvalidValueError(f"every must be a positive integer, got {every}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.settings.config import SearchConfig
 
 from . import console
 from .options import Json, let_threads_sleep
@@ -68,11 +68,11 @@ def landscape(
     Stopped by Ctrl-C, the same command goes on.
     """
     let_threads_sleep()
-    from zoopt_nas.nas import figures
-    from zoopt_nas.nas.analyses import landscape_plot
-    from zoopt_nas.nas.analyses.landscape import LandscapeSettings
-    from zoopt_nas.nas.analyses.landscape_run import compute_landscape
-    from zoopt_nas.nas.runs import RunFolder
+    from zoopt_nas.nas.analyses.landscape import figure as landscape_plot
+    from zoopt_nas.nas.analyses.landscape.compute import compute_landscape
+    from zoopt_nas.nas.analyses.landscape.plane import LandscapeSettings
+    from zoopt_nas.nas.drawing import figures
+    from zoopt_nas.nas.runs.folder import RunFolder
 
     settings = LandscapeSettings.for_dataset(
         RunFolder.open(run).config(SearchConfig).dataset,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from zoopt_nas.errors import InvalidValueError, RunError
-from zoopt_nas.nas.config import RunConfig
+from zoopt_nas.nas.settings.config import RunConfig
 
 # The panels of --help.
 WHAT, RUN, SUPERNET, NETWORK, WEIGHTS, ALPHA, DATA, MACHINE = (

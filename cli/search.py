@@ -8,8 +8,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.paper_size import reductions
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.paper_size import reductions
 
 from . import console
 from .options import (

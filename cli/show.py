@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.settings.config import SearchConfig
 
 from . import console
 from .options import Json, make_folder
@@ -30,9 +30,9 @@ def show(
 ) -> None:
     """Print a genotype as a table; draw its cells, and a run's curves and alphas (SVG and PNG)."""
     from zoopt_nas import nas
-    from zoopt_nas.nas import plots
-    from zoopt_nas.nas.figures import save
-    from zoopt_nas.nas.runs import ARCHITECTURES, METRICS
+    from zoopt_nas.nas.drawing import plots
+    from zoopt_nas.nas.drawing.figures import save
+    from zoopt_nas.nas.runs.folder import ARCHITECTURES, METRICS
 
     folder = nas.RunFolder.open(source) if os.path.isdir(source) else None
     genotype = folder.genotype() if folder else nas.Genotype.load(source)

@@ -74,9 +74,9 @@ def sweep(
     Every option of `zoopt-nas search` that is given as well holds for all searches.
     """
     let_threads_sleep()
-    from zoopt_nas.nas import figures
     from zoopt_nas.nas.analyses import plots
     from zoopt_nas.nas.analyses.sweep import Sweep, run_sweep, summarize
+    from zoopt_nas.nas.drawing import figures
 
     if resume is not None:
         others = (vary, seeds, retrain, train_option, run_dir, ctx.args)

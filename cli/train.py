@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from zoopt_nas.errors import InvalidValueError, RunError
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.paper_size import reductions
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.paper_size import reductions
 
 from . import console
 from .options import (
@@ -230,7 +230,7 @@ def _processes() -> Any:
 def _find(source: str, dataset: str | None) -> tuple[Any, dict[str, Any], Path | None, str | None]:
     """What ``source`` names: a genotype, the settings with it, its run folder, and its space."""
     from zoopt_nas import nas
-    from zoopt_nas.nas.analyses.series import settings_from
+    from zoopt_nas.nas.analyses.run_once import settings_from
 
     if not os.path.isdir(source):  # Path.is_dir refuses texts as long as a genotype's
         return nas.Genotype.load(source), {}, None, None

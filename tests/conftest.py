@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from zoopt_nas.nas import separable
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.spaces import SPACES, SearchSpace, cell_edges
+from zoopt_nas.nas.kernels import separable
+from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace, cell_edges
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 torch.set_num_threads(1)  # results are compared bit for bit, and tests share two cores
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from zoopt_nas.solvers import SOLVERS
 
 ROOT = Path(__file__).parent.parent
-# Each file imports only from files above it.
+# Each file of the core imports only from files above it.
 ORDER = [
     *("errors", "registry", "_checks", "_arrays", "sampling", "bounds", "coordinates"),
     *("_calls", "parallel", "objective", "problems"),
@@ -30,69 +31,28 @@ ORDER = [
     *("integrations.nevergrad", "integrations.torch", "bbob", "bbob_plot"),
     "__init__",
     *("testing.cases", "testing.contract", "testing.robustness", "testing.__init__"),
-    *(
-        "nas.defaults",
-        "nas.fields",
-        "nas.config",
-        "nas.paper_size",
-        "nas.capacity",
-        "nas.transfer",
-        "nas.memory_order",
-        "nas.separable",
-        "nas.native.__init__",
-        "nas.native.library",
-        "nas.native.chain",
-        "nas.native.drawn",
-        "nas.execution",
-        "nas.captured",
-        "nas.chains",
-        "nas.operations",
-        "nas.genotype_text",
-        "nas.genotype",
-        "nas.spaces",
-        "nas.stacked",
-        "nas.partial",
-        "nas.skeleton",
-        "nas.exports.__init__",
-        "nas.exports.standalone",
-        "nas.exports.source",
-        "nas.exports.formats",
-    ),
-    *("nas.supernet", "nas.network", "nas.array_files", "nas.image_files", "nas.augmentation"),
-    *("nas.datasets", "nas.own_data", "nas.data", "nas.data_record"),
-    *("nas.training", "nas.models", "nas.steps", "nas.streams", "nas.reuse", "nas.batched"),
-    "nas.bilevel",
-    *("nas.updaters", "nas.methods.darts", "nas.methods.robust", "nas.methods.smooth"),
-    *("nas.methods.random_search", "nas.methods.__init__", "nas.hessian"),
-    *(
-        "nas.runs",
-        "nas.snapshots",
-        "nas.memory",
-        "nas.loop",
-        "nas.search",
-        "nas.distributed",
-        "nas.retrain",
-        "nas.exports.run",
-        "nas.analyses.__init__",
-        "nas.analyses.pinned",
-        "nas.analyses.sharpness",
-        "nas.analyses.landscape",
-        "nas.analyses.landscape_file",
-        "nas.analyses.landscape_run",
-        "nas.analyses.series",
-        "nas.analyses.convergence",
-        "nas.analyses.diagnose",
-        "nas.analyses.sweep",
-        "nas.figures",
-        "nas.cell_drawing",
-        "nas.plots",
-        "nas.analyses.landscape_plot",
-        "nas.analyses.plots",
-        "nas.__init__",
-    ),
 ]
+# Each folder of `nas` imports only from folders above it.
+ROOMS = (
+    "settings",
+    "kernels",
+    "steps",
+    "data",
+    "networks",
+    "runs",
+    "drawing",
+    "search",
+    "retraining",
+    "exports",
+    "analyses",
+)
 FILES = sorted((ROOT / "zoopt_nas").rglob("*.py")) + sorted((ROOT / "cli").rglob("*.py"))
 CORE = [path for path in FILES if path.parts[-2] in ("zoopt_nas", "solvers")]
+NAS = {
+    ".".join(path.relative_to(ROOT / "zoopt_nas").with_suffix("").parts): path
+    for path in FILES
+    if "nas" in path.parts
+}
 
 
 def name_of(path: Path) -> str:
@@ -109,39 +69,71 @@ def imports_of(path: Path) -> Iterator[str]:
 
 
 def module_of(dotted: str) -> str | None:
-    """The entry of ORDER that ``zoopt_nas.x.y`` comes from; a package is its __init__."""
+    """The module that ``zoopt_nas.x.y`` comes from; a package is its __init__."""
     if dotted.partition(".")[0] != "zoopt_nas":
         return None
     name = dotted.removeprefix("zoopt_nas").removeprefix(".")
     parent = name.rpartition(".")[0]
     for candidate in (name, f"{name}.__init__", parent, f"{parent}.__init__"):
-        if candidate.removeprefix(".") in ORDER:
+        if candidate.removeprefix(".") in (*ORDER, *NAS):
             return candidate.removeprefix(".")
-    raise AssertionError(f"{dotted} is not in ORDER")
+    raise AssertionError(f"there is no {dotted}")
+
+
+def used_by(path: Path) -> set[str]:
+    """The modules of the package that a file imports from."""
+    return {name for name in map(module_of, imports_of(path)) if name is not None}
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[1]
 
 
 def mentions(path: Path, what: str) -> bool:
     return any(f"{name}.".startswith(f"{what}.") for name in imports_of(path))
 
 
-def test_the_order_lists_every_file():
+def test_the_order_lists_every_file_of_the_core():
     listed = [f"zoopt_nas.{name}" for name in ORDER]
-    assert sorted(listed) == sorted(name_of(path) for path in FILES if "cli" not in path.parts)
+    files = [
+        name_of(path) for path in FILES if not {"cli", "nas"} & set(path.parts[len(ROOT.parts) :])
+    ]
+    assert sorted(listed) == sorted(files)
 
 
 @pytest.mark.parametrize("position", range(len(ORDER)), ids=lambda position: ORDER[position])
-def test_a_file_imports_only_from_files_above_it(position):
+def test_a_file_of_the_core_imports_only_from_files_above_it(position):
     path = ROOT / "zoopt_nas" / (ORDER[position].replace(".", "/") + ".py")
-    used = {module_of(name) for name in imports_of(path)} - {None}
-    assert used <= set(ORDER[:position])
+    assert used_by(path) <= set(ORDER[:position])
+
+
+def test_the_rooms_are_the_folders_of_nas():
+    assert {path.name for path in (ROOT / "zoopt_nas" / "nas").iterdir() if path.is_dir()} - {
+        "__pycache__"
+    } == set(ROOMS)
+
+
+@pytest.mark.parametrize("name", sorted(NAS.keys() - {"nas.__init__"}))
+def test_a_file_of_nas_imports_only_from_rooms_above_its_own(name):
+    above = ROOMS[: ROOMS.index(room_of(name))]
+    for used in used_by(NAS[name]) & NAS.keys():
+        assert room_of(used) in (*above, room_of(name)), used
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_files_of_a_room_do_not_import_each_other_in_a_circle(room):
+    files = {name for name in NAS if room_of(name) == room}
+    order = TopologicalSorter({name: used_by(NAS[name]) & files for name in files})
+    assert set(order.static_order()) == files  # raises CycleError on a circle
 
 
 def test_the_check_of_the_order_can_fail():
-    assert module_of("zoopt_nas.nas.data.load_dataset") == "nas.data"
+    assert module_of("zoopt_nas.nas.data.image_sets.load_dataset") == "nas.data.image_sets"
+    assert module_of("zoopt_nas.nas.search.methods.METHODS") == "nas.search.methods.__init__"
     assert module_of("zoopt_nas.solvers.base.Solver") == "solvers.base"
     assert module_of("zoopt_nas.SOLVERS") == "__init__"
     assert module_of("zoopt_nas.sampling") == "sampling"
-    assert module_of("zoopt_nas.nas.plots") == "nas.plots"
+    assert module_of("zoopt_nas.nas.drawing.plots") == "nas.drawing.plots"
     assert module_of("torch.nn") is None
 
 
@@ -152,11 +144,11 @@ def test_who_imports_what():
     }
     assert importers["zoopt_nas_cli"] == set()  # inside cli/ imports are relative
     assert importers["matplotlib"] <= {
-        *("zoopt_nas.plots", "zoopt_nas.bbob_plot", "zoopt_nas.nas.plots"),
-        *("zoopt_nas.nas.figures", "zoopt_nas.nas.analyses.landscape_plot"),
+        *("zoopt_nas.plots", "zoopt_nas.bbob_plot", "zoopt_nas.nas.drawing.plots"),
+        *("zoopt_nas.nas.drawing.figures", "zoopt_nas.nas.analyses.landscape.figure"),
         "zoopt_nas.nas.analyses.plots",
     }
-    assert importers["sklearn"] == importers["torchvision"] == {"zoopt_nas.nas.datasets"}
+    assert importers["sklearn"] == importers["torchvision"] == {"zoopt_nas.nas.data.datasets"}
     assert all(name.startswith("cli.") for name in importers["typer"])
     assert importers["rich"] == {"cli.console", "zoopt_nas.progress"}
     for path in CORE:

@@ -17,7 +17,7 @@ from zoopt_nas_cli.main import run
 
 # Makes S3 and S4 with two nodes: as tests/conftest.py does, for other processes.
 _SMALL_SPACES = """
-from zoopt_nas.nas.spaces import SPACES, SearchSpace, cell_edges
+from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace, cell_edges
 for name in ("s3", "s4"):
     cell = SPACES[name].normal[:1] * len(cell_edges(2))
     SPACES._table[f"small_{name}"] = SearchSpace(f"small_{name}", cell, cell, n_nodes=2)
@@ -32,7 +32,8 @@ import json, os, sys, traceback
 import torch
 torch.set_num_threads(1)
 from zoopt_nas import nas
-from zoopt_nas.nas import search, retrain
+from zoopt_nas.nas.search import algorithm as search
+from zoopt_nas.nas.retraining import retrain
 from zoopt_nas_cli.main import main, run
 
 # What is imported at the first option and at an optimizer's first step takes a second: do it here.

@@ -18,8 +18,8 @@ from rich.console import Console
 from zoopt_nas_cli import console
 
 from zoopt_nas.errors import DataError, RunInterrupted
-from zoopt_nas.nas.loop import Progress
-from zoopt_nas.nas.training import Meter
+from zoopt_nas.nas.runs.loop import Progress
+from zoopt_nas.nas.steps.schedules import Meter
 
 ROW = {
     "epoch": 4,

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from zoopt_nas import nas
-from zoopt_nas.nas.genotype import GENOTYPES
+from zoopt_nas.nas.networks.genotype import GENOTYPES
 
 
 @pytest.fixture

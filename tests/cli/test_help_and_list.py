@@ -9,10 +9,10 @@ import sys
 import pytest
 
 import zoopt_nas
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.datasets import DATASETS
-from zoopt_nas.nas.search import METHODS
-from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.data.datasets import DATASETS
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.search.algorithm import METHODS
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 COMMANDS = (
     "search",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.runs.folder import RunFolder
 
 MAIN = "from zoopt_nas_cli.main import main; main()"
 EPOCHS = 3

@@ -55,7 +55,7 @@ def test_wrong_input_is_one_line(refused, run, tmp_path):
 
 
 def test_the_defaults_are_those_of_the_library(cli, monkeypatch):
-    from zoopt_nas.nas.analyses.landscape import LandscapeSettings
+    from zoopt_nas.nas.analyses.landscape.plane import LandscapeSettings
 
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERMINAL_WIDTH", "200")

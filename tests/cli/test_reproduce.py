@@ -11,10 +11,11 @@ import pytest
 from zoopt_nas_cli.main import run
 
 from zoopt_nas import nas
-from zoopt_nas.nas.analyses import convergence, diagnose, landscape_run, sweep
-from zoopt_nas.nas.genotype import GENOTYPES
-from zoopt_nas.nas.paper_size import reductions
-from zoopt_nas.nas.runs import ARCHITECTURES, METRICS, RunFolder
+from zoopt_nas.nas.analyses import convergence, diagnose, sweep
+from zoopt_nas.nas.analyses.landscape import compute as landscape_run
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.runs.folder import ARCHITECTURES, METRICS, RunFolder
+from zoopt_nas.nas.settings.paper_size import reductions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
 FULL, SMALL = PAGE.split("\n## At reduced size\n")

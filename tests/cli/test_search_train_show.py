@@ -260,7 +260,7 @@ def test_options_override_the_config_file_and_the_file_the_defaults(
         raise KeyboardInterrupt
 
     resolved: list[nas.SearchConfig] = []
-    from zoopt_nas.nas import search
+    from zoopt_nas.nas.search import algorithm as search
 
     monkeypatch.setattr(search, "run_search", run_search)
     (tmp_path / "c.toml").write_text(
@@ -297,7 +297,7 @@ def test_train_takes_a_config_file_too(cli, npz, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     resolved: list = []
-    from zoopt_nas.nas import retrain
+    from zoopt_nas.nas.retraining import retrain
 
     monkeypatch.setattr(retrain, "run_training", run_training)
     (tmp_path / "c.toml").write_text(f'dataset = "{npz}"\ndrop_path = 0.1\nepochs = 9\n')

@@ -8,8 +8,9 @@ import os
 import numpy as np
 import pytest
 
-from zoopt_nas.nas import retrain, search
-from zoopt_nas.nas.genotype import GENOTYPES
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.retraining import retrain
+from zoopt_nas.nas.search import algorithm as search
 
 TINY = ("--n-train", 64, "--epochs", 1, "--init-channels", 2, "--n-cells", 1, "--batch-size", 32)
 

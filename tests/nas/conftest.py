@@ -10,8 +10,8 @@ from simulated_device import Device, simulated_device
 from stopping import StopAt
 
 from zoopt_nas.errors import RunInterrupted
-from zoopt_nas.nas import data
-from zoopt_nas.nas.search import run_search
+from zoopt_nas.nas.data import image_sets as data
+from zoopt_nas.nas.search.algorithm import run_search
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoopt_nas.nas.loop import Observer
+from zoopt_nas.nas.runs.loop import Observer
 
 
 class StopAt(Observer):

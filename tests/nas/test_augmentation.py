@@ -13,7 +13,7 @@ from torchvision.transforms import functional as reference
 from torchvision.transforms.v2 import functional as reference_v2
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.augmentation import (
+from zoopt_nas.nas.data.augmentation import (
     Augmentation,
     Transform,
     colour_jitter,
@@ -25,7 +25,7 @@ from zoopt_nas.nas.augmentation import (
     shift_and_flip,
     turn_hue,
 )
-from zoopt_nas.nas.data import BatchStream, ImageSet
+from zoopt_nas.nas.data.image_sets import BatchStream, ImageSet
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)

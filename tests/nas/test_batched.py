@@ -10,10 +10,10 @@ import torch
 from tiny_supernets import NOISY, TINY, Setup, flat_weights, setup
 from torch import Tensor
 
-from zoopt_nas.nas.bilevel import Draw
-from zoopt_nas.nas.execution import Execution
-from zoopt_nas.nas.separable import separable_conv2d
-from zoopt_nas.nas.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.kernels.separable import separable_conv2d
+from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.search.objective import Draw
+from zoopt_nas.nas.steps.execution import Execution
 
 # Both sides are float64 and do the same sums in another order; BatchNorm and steps amplify it.
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}

@@ -11,8 +11,8 @@ from tiny_supernets import FakeStream, Setup, setup
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas.bilevel import BilevelObjective, Draw
-from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.settings.config import SearchConfig
 
 # Both sides are float64 and do the same sums in another order.
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}

@@ -10,9 +10,9 @@ import torch
 from tiny_supernets import NOISY, TINY, FakeStream, OnAnotherDevice, setup
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.bilevel import Draw
-from zoopt_nas.nas.operations import Noise
-from zoopt_nas.nas.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.networks.operations import Noise
+from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.search.objective import Draw
 
 # --- What must stay as it is ---------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ from tiny_supernets import NOISY, FakeStream, Setup, setup
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError, RunInterrupted
-from zoopt_nas.nas import batched
-from zoopt_nas.nas.batched import CandidateBatches, StackedCandidates
-from zoopt_nas.nas.bilevel import BilevelObjective, Draw
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.search import resume_search, run_search
-from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.search import candidates as batched
+from zoopt_nas.nas.search.algorithm import resume_search, run_search
+from zoopt_nas.nas.search.candidates import CandidateBatches, StackedCandidates
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 
 
 class StopAfterSteps(Observer):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoopt_nas.nas.capacity import free_memory, free_on_host
+from zoopt_nas.nas.steps.devices import free_memory, free_on_host
 
 
 def files(root: Path, contents: dict[str, str]) -> Path:

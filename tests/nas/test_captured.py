@@ -12,11 +12,11 @@ from tiny_supernets import NOISY, TINY, FakeStream, setup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.captured import WARM_UP_STEPS, CapturedStep, CudaRecorder
-from zoopt_nas.nas.execution import Execution
-from zoopt_nas.nas.operations import seed_noise
-from zoopt_nas.nas.steps import Losses, WeightStep, cross_entropy_of
-from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.networks.operations import seed_noise
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.steps.cuda_graph import WARM_UP_STEPS, CapturedStep, CudaRecorder
+from zoopt_nas.nas.steps.execution import Execution
+from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, cross_entropy_of
 
 CPU = torch.device("cpu")
 # A tape holds operators of PyTorch, as a CUDA graph holds kernels of the GPU.

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError, ZooptNasError
-from zoopt_nas.nas.config import RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 
 # No value is the default of its field.
 COMMON: dict[str, Any] = {

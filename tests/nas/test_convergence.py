@@ -8,7 +8,7 @@ import pytest
 
 from zoopt_nas import nas
 from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted, UnknownNameError
-from zoopt_nas.nas.analyses import series
+from zoopt_nas.nas.analyses import run_once as series
 from zoopt_nas.nas.analyses.convergence import plan_retrainings, run_retrainings
 from zoopt_nas.nas.analyses.plots import draw_convergence
 

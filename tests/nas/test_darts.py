@@ -13,10 +13,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.bilevel import BilevelObjective, Draw
-from zoopt_nas.nas.methods import darts
-from zoopt_nas.nas.methods.darts import first_order_gradient, second_order_gradient
-from zoopt_nas.nas.spaces import SearchSpace
+from zoopt_nas.nas.networks.spaces import SearchSpace
+from zoopt_nas.nas.search.methods import darts
+from zoopt_nas.nas.search.methods.darts import first_order_gradient, second_order_gradient
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 
 
 def exact_gradient(objective: BilevelObjective, alpha: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:

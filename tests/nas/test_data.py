@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas import data
-from zoopt_nas.nas.data import (
+from zoopt_nas.nas.data import image_sets as data
+from zoopt_nas.nas.data.image_sets import (
     BatchStream,
     Dataset,
     HostImageSet,

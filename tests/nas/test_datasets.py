@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from zoopt_nas.errors import DataError, MissingDependencyError
-from zoopt_nas.nas.data import Dataset, LazyImageSet, load_dataset
-from zoopt_nas.nas.datasets import DATASETS
+from zoopt_nas.nas.data.datasets import DATASETS
+from zoopt_nas.nas.data.image_sets import Dataset, LazyImageSet, load_dataset
 
 CPU = torch.device("cpu")
 

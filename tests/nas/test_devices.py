@@ -17,22 +17,28 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from zoopt_nas import minimize
-from zoopt_nas.nas.augmentation import Augmentation, Transform
-from zoopt_nas.nas.bilevel import BilevelObjective, Draw
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.data import BatchStream, HostImageSet, ImageSet, LazyImageSet, sequential_batches
-from zoopt_nas.nas.genotype import Genotype
-from zoopt_nas.nas.loop import load_run_dataset
-from zoopt_nas.nas.methods import METHODS, random_search
-from zoopt_nas.nas.methods.darts import first_order_gradient, second_order_gradient
-from zoopt_nas.nas.operations import seed_noise
-from zoopt_nas.nas.retrain import Training
-from zoopt_nas.nas.search import Search
-from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
-from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.training import Meter, evaluate, seeded_init
-from zoopt_nas.nas.updaters import config_solver
+from zoopt_nas.nas.data.augmentation import Augmentation, Transform
+from zoopt_nas.nas.data.image_sets import (
+    BatchStream,
+    HostImageSet,
+    ImageSet,
+    LazyImageSet,
+    sequential_batches,
+)
+from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.networks.operations import seed_noise
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.retraining.retrain import Training
+from zoopt_nas.nas.runs.loop import load_run_dataset
+from zoopt_nas.nas.search.algorithm import Search
+from zoopt_nas.nas.search.methods import METHODS, random_search
+from zoopt_nas.nas.search.methods.darts import first_order_gradient, second_order_gradient
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.updater import config_solver
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.steps.schedules import Meter, evaluate, seeded_init
+from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of
 from zoopt_nas.solvers import SOLVERS
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from zoopt_nas import nas, sampling
 from zoopt_nas._arrays import as_generator
 from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.analyses.diagnose import epoch_curves, run_condition_numbers
-from zoopt_nas.nas.analyses.pinned import PinnedSearch
 from zoopt_nas.nas.analyses.plots import draw_diagnostics
+from zoopt_nas.nas.analyses.snapshot import PinnedSearch
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from zoopt_nas.errors import InvalidValueError, RunError
-from zoopt_nas.nas.augmentation import Augmentation, Share, Transform
-from zoopt_nas.nas.config import TrainConfig
-from zoopt_nas.nas.data import BatchStream, ImageSet
-from zoopt_nas.nas.distributed import Processes
-from zoopt_nas.nas.retrain import _execution, resume_training
+from zoopt_nas.nas.data.augmentation import Augmentation, Share, Transform
+from zoopt_nas.nas.data.image_sets import BatchStream, ImageSet
+from zoopt_nas.nas.retraining.processes import Processes
+from zoopt_nas.nas.retraining.retrain import _execution, resume_training
+from zoopt_nas.nas.settings.config import TrainConfig
 
 TRANSFORMS = {
     "cifar": (Augmentation(crop_padding=2, flip=True, cutout=3), 8),
@@ -34,11 +34,11 @@ from pathlib import Path
 import torch
 from torch import nn
 from zoopt_nas.errors import RunInterrupted
-from zoopt_nas.nas import retrain
-from zoopt_nas.nas.config import TrainConfig
-from zoopt_nas.nas.distributed import Processes
-from zoopt_nas.nas.retrain import _execution, resume_training
-from zoopt_nas.nas.loop import Observer
+from zoopt_nas.nas.retraining import retrain
+from zoopt_nas.nas.settings.config import TrainConfig
+from zoopt_nas.nas.retraining.processes import Processes
+from zoopt_nas.nas.retraining.retrain import _execution, resume_training
+from zoopt_nas.nas.runs.loop import Observer
 
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), sys.argv[2]

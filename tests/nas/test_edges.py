@@ -11,10 +11,10 @@ import torch
 from tiny_supernets import setup
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas import search
-from zoopt_nas.nas.search import run_search
-from zoopt_nas.nas.skeleton import drop_path
-from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.networks.skeleton import drop_path
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.search import algorithm as search
+from zoopt_nas.nas.search.algorithm import run_search
 
 
 def test_drop_path_grows_over_the_epochs_in_the_supernet_and_the_candidates(search_config):

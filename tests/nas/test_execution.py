@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.execution import Execution, cpu_threads, silenced
-from zoopt_nas.nas.loop import EpochLoop, load_run_dataset
-from zoopt_nas.nas.retrain import Training, run_training
-from zoopt_nas.nas.search import Search, run_search
+from zoopt_nas.nas.retraining.retrain import Training, run_training
+from zoopt_nas.nas.runs.loop import EpochLoop, load_run_dataset
+from zoopt_nas.nas.search.algorithm import Search, run_search
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.steps.execution import Execution, cpu_threads, silenced
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 

@@ -24,17 +24,17 @@ from zoopt_nas.errors import (
     RunInterrupted,
     UnknownNameError,
 )
-from zoopt_nas.nas import retrain
-from zoopt_nas.nas.config import TrainConfig
 from zoopt_nas.nas.exports import formats as export_formats
 from zoopt_nas.nas.exports import run as export
 from zoopt_nas.nas.exports import standalone
 from zoopt_nas.nas.exports.source import NetworkFacts, source_of
-from zoopt_nas.nas.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.network import Network
-from zoopt_nas.nas.operations import OPERATIONS
-from zoopt_nas.nas.runs import RunFolder
+from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
+from zoopt_nas.nas.networks.network import Network
+from zoopt_nas.nas.networks.operations import OPERATIONS
+from zoopt_nas.nas.retraining import retrain
+from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.settings.config import TrainConfig
 
 PIXELS = torch.randint(0, 256, (5, 1, 8, 8), generator=torch.Generator().manual_seed(7)) / 255
 # Two sums of at most a few thousand float32 terms of size 1, in another order.

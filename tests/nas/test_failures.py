@@ -9,14 +9,14 @@ import torch
 from tiny_supernets import setup
 
 from zoopt_nas.errors import DivergedError, RunInterrupted
-from zoopt_nas.nas.bilevel import BilevelObjective
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.methods import darts, random_search
-from zoopt_nas.nas.methods.darts import GradientUpdater
-from zoopt_nas.nas.runs import RunFolder
-from zoopt_nas.nas.search import resume_search, run_search
-from zoopt_nas.nas.updaters import N_FAILED, N_TRIED, ZeroOrderUpdater, config_solver
+from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.search.algorithm import resume_search, run_search
+from zoopt_nas.nas.search.methods import darts, random_search
+from zoopt_nas.nas.search.methods.darts import GradientUpdater
+from zoopt_nas.nas.search.objective import BilevelObjective
+from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, ZeroOrderUpdater, config_solver
+from zoopt_nas.nas.settings.config import SearchConfig
 
 # With N = 2: samples, pairs, radii and x itself; in two steps an epoch.
 PER_EPOCH = {"mgs": 4, "rs": 8, "gld": 6, "lizo": 10}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError, ZooptNasError
-from zoopt_nas.nas.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.operations import OPERATIONS
+from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
+from zoopt_nas.nas.networks.operations import OPERATIONS
 
 # As printed by Liu et al. (2019), with their spelling of the concatenated nodes.
 PUBLISHED_V2 = (

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError, ZooptNasError
-from zoopt_nas.nas.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.operations import OPERATIONS
+from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
+from zoopt_nas.nas.networks.operations import OPERATIONS
 
 V1, V2 = GENOTYPES["DARTS_V1"], GENOTYPES["DARTS_V2"]
 

@@ -9,8 +9,13 @@ import torch
 from tiny_supernets import NOISY, TINY, setup
 from torch import Tensor
 
-from zoopt_nas.nas.hessian import TOLERANCE, dominant_eigenvalue, full_hessian, hessian_product
-from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.search.hessian import (
+    TOLERANCE,
+    dominant_eigenvalue,
+    full_hessian,
+    hessian_product,
+)
 
 
 def symmetric(dim: int, seed: int = 0) -> Tensor:

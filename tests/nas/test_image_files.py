@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from zoopt_nas.errors import DataError
-from zoopt_nas.nas.data import load_dataset
-from zoopt_nas.nas.image_files import (
+from zoopt_nas.nas.data.image_files import (
     decode_image,
     files_fingerprint,
     image_mode,
     list_images,
 )
+from zoopt_nas.nas.data.image_sets import load_dataset
 
 # Values around the steps of both roundings: by the high byte 255 is 0, to the nearest it is 1.
 DEEP = np.array([[0, 128, 129, 255], [385, 386, 256 * 77 + 200, 65535]], np.uint16)
@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     def refuse(path: Path) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("zoopt_nas.nas.image_files.os.scandir", refuse)
+    monkeypatch.setattr("zoopt_nas.nas.data.image_files.os.scandir", refuse)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
         list_images(tmp_path)
 

@@ -11,15 +11,15 @@ import torch
 
 from zoopt_nas import nas
 from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted, UnknownNameError
-from zoopt_nas.nas.analyses import landscape_run
-from zoopt_nas.nas.analyses.landscape import Landscape, LandscapeSettings, Plane, Track
-from zoopt_nas.nas.analyses.landscape_plot import draw_landscape
-from zoopt_nas.nas.analyses.landscape_run import compute_landscape, follow
-from zoopt_nas.nas.analyses.pinned import PinnedSearch
-from zoopt_nas.nas.data_record import DataRecord
-from zoopt_nas.nas.loop import load_run_dataset
-from zoopt_nas.nas.runs import RunFolder
-from zoopt_nas.nas.updaters import AlphaUpdater
+from zoopt_nas.nas.analyses.landscape import compute as landscape_run
+from zoopt_nas.nas.analyses.landscape.compute import compute_landscape, follow
+from zoopt_nas.nas.analyses.landscape.figure import draw_landscape
+from zoopt_nas.nas.analyses.landscape.plane import Landscape, LandscapeSettings, Plane, Track
+from zoopt_nas.nas.analyses.snapshot import PinnedSearch
+from zoopt_nas.nas.data.record import DataRecord
+from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.runs.loop import load_run_dataset
+from zoopt_nas.nas.search.updater import AlphaUpdater
 
 SMALL = LandscapeSettings(
     inner=("first", "second", "2"), step=1.0, val_batches=2, paths=(), n_updates=2

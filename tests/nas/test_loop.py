@@ -10,11 +10,11 @@ import torch
 from stopping import StopAt
 
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
-from zoopt_nas.nas.loop import EpochLoop, Observer
-from zoopt_nas.nas.retrain import resume_training, run_training
-from zoopt_nas.nas.runs import RunFolder
-from zoopt_nas.nas.search import resume_search, run_search
-from zoopt_nas.nas.training import Meter
+from zoopt_nas.nas.retraining.retrain import resume_training, run_training
+from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.runs.loop import EpochLoop, Observer
+from zoopt_nas.nas.search.algorithm import resume_search, run_search
+from zoopt_nas.nas.steps.schedules import Meter
 
 # 3 epochs of 2 steps, the first of them warm-up, alpha updates before every step after it.
 SEARCHES = {

@@ -12,23 +12,26 @@ import torch
 from torch.nn import functional as F
 
 from zoopt_nas.errors import NotEnoughMemoryError, RunInterrupted
-from zoopt_nas.nas import memory, retrain, search, stacked
-from zoopt_nas.nas.data import HostImageSet, load_dataset
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.memory import (
+from zoopt_nas.nas.data.image_sets import HostImageSet, load_dataset
+from zoopt_nas.nas.kernels.library import library
+from zoopt_nas.nas.networks import joined_edges as stacked
+from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.retraining import retrain
+from zoopt_nas.nas.retraining.memory import estimate_training
+from zoopt_nas.nas.retraining.retrain import run_training
+from zoopt_nas.nas.runs import memory
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.runs.memory import (
     MemoryEstimate,
     check_fits,
-    estimate_search,
-    estimate_training,
     in_words,
     peak_bytes,
 )
-from zoopt_nas.nas.native.library import library
-from zoopt_nas.nas.operations import use_native
-from zoopt_nas.nas.retrain import run_training
-from zoopt_nas.nas.search import resume_search, run_search
-from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.search import algorithm as search
+from zoopt_nas.nas.search.algorithm import resume_search, run_search
+from zoopt_nas.nas.search.memory import estimate_search
 
 CPU = torch.device("cpu")
 GB = 10**9
@@ -223,8 +226,10 @@ def test_images_that_stay_on_the_host_take_no_device_memory(search_config):
 _CHILD = """
 import sys
 import torch
-from zoopt_nas.nas import loop, retrain, search
-from zoopt_nas.nas.config import SearchConfig
+from zoopt_nas.nas.runs import loop
+from zoopt_nas.nas.retraining import retrain
+from zoopt_nas.nas.search import algorithm as search
+from zoopt_nas.nas.settings.config import SearchConfig
 torch.set_num_threads(1)
 
 def peak():

@@ -11,16 +11,21 @@ import torch
 from tiny_supernets import TINY, setup
 
 from zoopt_nas.errors import InvalidValueError, RunInterrupted
-from zoopt_nas.nas import methods, search
-from zoopt_nas.nas.bilevel import BilevelObjective, Draw
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.methods import METHODS, random_search
-from zoopt_nas.nas.methods.random_search import RandomArchitecture, WeightSharingSearch, one_hot
-from zoopt_nas.nas.methods.robust import EPOCHS_BACK, has_grown
-from zoopt_nas.nas.search import resume_search, run_search
-from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.updaters import EpochEnd
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.search import algorithm as search
+from zoopt_nas.nas.search import methods
+from zoopt_nas.nas.search.algorithm import resume_search, run_search
+from zoopt_nas.nas.search.methods import METHODS, random_search
+from zoopt_nas.nas.search.methods.random_search import (
+    RandomArchitecture,
+    WeightSharingSearch,
+    one_hot,
+)
+from zoopt_nas.nas.search.methods.robust import EPOCHS_BACK, has_grown
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.updater import EpochEnd
+from zoopt_nas.nas.settings.config import SearchConfig
 
 # --- Early stopping and adaptive regularization --------------------------------------------------
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from zoopt_nas import nas
-from zoopt_nas.nas.defaults import BASELINES
-from zoopt_nas.nas.methods import random_search
-from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.search.methods import random_search
+from zoopt_nas.nas.settings.defaults import BASELINES
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas import separable
-from zoopt_nas.nas.native.chain import Settings, Weights, can_chain, separable_chain
-from zoopt_nas.nas.native.library import library
+from zoopt_nas.nas.kernels import separable
+from zoopt_nas.nas.kernels.chain import Settings, Weights, can_chain, separable_chain
+from zoopt_nas.nas.kernels.library import library
 
 pytestmark = pytest.mark.skipif(library(torch.float32) is None, reason="no C compiler")
 

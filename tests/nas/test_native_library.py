@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas import execution
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.execution import Execution
-from zoopt_nas.nas.models import build_supernet
-from zoopt_nas.nas.native import library as own
-from zoopt_nas.nas.operations import Separable
-from zoopt_nas.nas.search import load_run_dataset, run_search
+from zoopt_nas.nas.kernels import library as own
+from zoopt_nas.nas.networks.build import build_supernet
+from zoopt_nas.nas.networks.operations import Separable
+from zoopt_nas.nas.search.algorithm import load_run_dataset, run_search
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.steps import execution
+from zoopt_nas.nas.steps.execution import Execution
 
 CPU = torch.device("cpu")
 
@@ -145,7 +145,7 @@ def test_kernels_and_pytorch_share_their_threads():
     if own.library(torch.float32) is None:
         pytest.skip("no C compiler")
     script = (
-        "import torch; from zoopt_nas.nas.native.library import compiled; "
+        "import torch; from zoopt_nas.nas.kernels.library import compiled; "
         "compiled(torch.float32); compiled(torch.float64); "
         "lines = open('/proc/self/maps').read().splitlines(); "
         "print(len({line.split()[-1] for line in lines if 'libgomp' in line}))"

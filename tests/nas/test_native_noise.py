@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from zoopt_nas.nas.native.drawn import add_noise
-from zoopt_nas.nas.native.library import library
-from zoopt_nas.nas.operations import Noise
+from zoopt_nas.nas.kernels.library import library
+from zoopt_nas.nas.kernels.noise import add_noise
+from zoopt_nas.nas.networks.operations import Noise
 
 pytestmark = pytest.mark.skipif(library(torch.float32) is None, reason="no C compiler")
 

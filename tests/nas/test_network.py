@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas import network as network_module
-from zoopt_nas.nas.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.network import (
+from zoopt_nas.nas.networks import network as network_module
+from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
+from zoopt_nas.nas.networks.network import (
     AuxiliaryHead,
     Network,
     count_multiply_adds,
     count_parameters,
     drop_path,
 )
-from zoopt_nas.nas.operations import FactorizedReduce, Noise
+from zoopt_nas.nas.networks.operations import FactorizedReduce, Noise
 
 SKIPS = Genotype(
     normal=(("skip_connect", 0), ("skip_connect", 1)) * 4,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from zoopt_nas.errors import UnknownNameError
-from zoopt_nas.nas.chains import ReLUConvBN
-from zoopt_nas.nas.memory_order import diagonal_pixels, join_channels
-from zoopt_nas.nas.operations import (
+from zoopt_nas.nas.kernels.channels_last import diagonal_pixels, join_channels
+from zoopt_nas.nas.networks.fused import ReLUConvBN
+from zoopt_nas.nas.networks.operations import (
     OPERATIONS,
     FactorizedReduce,
     Noise,

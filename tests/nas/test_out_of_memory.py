@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from zoopt_nas.errors import NotEnoughMemoryError
-from zoopt_nas.nas import retrain
-from zoopt_nas.nas.retrain import run_training
-from zoopt_nas.nas.runs import RunFolder
-from zoopt_nas.nas.search import Search, resume_search, run_search
+from zoopt_nas.nas.retraining import retrain
+from zoopt_nas.nas.retraining.retrain import run_training
+from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.search.algorithm import Search, resume_search, run_search
 
 REFUSED = (
     "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from zoopt_nas.nas.analyses.landscape import LandscapeSettings
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.figures import label_size
-from zoopt_nas.nas.methods import METHODS
-from zoopt_nas.nas.paper_size import reductions, reductions_of_all
+from zoopt_nas.nas.analyses.landscape.plane import LandscapeSettings
+from zoopt_nas.nas.drawing.figures import label_size
+from zoopt_nas.nas.search.methods import METHODS
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.paper_size import reductions, reductions_of_all
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn", "imagenet"])

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas import stacked
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.operations import Zero, seed_noise, use_native
-from zoopt_nas.nas.partial import merge_parts, split_parts
-from zoopt_nas.nas.search import run_search
-from zoopt_nas.nas.spaces import SPACES, cell_edges
-from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.networks import joined_edges as stacked
+from zoopt_nas.nas.networks.operations import Zero, seed_noise, use_native
+from zoopt_nas.nas.networks.partial_channels import merge_parts, split_parts
+from zoopt_nas.nas.networks.spaces import SPACES, cell_edges
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.search.algorithm import run_search
+from zoopt_nas.nas.settings.config import SearchConfig
 
 
 def shuffled(x: Tensor, n_groups: int) -> Tensor:

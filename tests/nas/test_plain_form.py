@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas import separable, stacked
-from zoopt_nas.nas.genotype import GENOTYPES
-from zoopt_nas.nas.native.library import library
-from zoopt_nas.nas.network import Network
-from zoopt_nas.nas.operations import seed_noise, use_native
-from zoopt_nas.nas.separable import separable_conv2d
-from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.supernet import Supernet
+from zoopt_nas.nas.kernels import separable
+from zoopt_nas.nas.kernels.library import library
+from zoopt_nas.nas.kernels.separable import separable_conv2d
+from zoopt_nas.nas.networks import joined_edges as stacked
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.networks.network import Network
+from zoopt_nas.nas.networks.operations import seed_noise, use_native
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.supernet import Supernet
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

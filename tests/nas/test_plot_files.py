@@ -12,13 +12,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from zoopt_nas.errors import UnknownNameError
-from zoopt_nas.nas import figures, plots
-from zoopt_nas.nas.analyses import landscape_plot
 from zoopt_nas.nas.analyses import plots as analysis_plots
-from zoopt_nas.nas.figures import save
-from zoopt_nas.nas.genotype import GENOTYPES
-from zoopt_nas.nas.plots import draw_alpha, draw_cell, draw_curves, draw_genotype
-from zoopt_nas.nas.spaces import SPACES
+from zoopt_nas.nas.analyses.landscape import figure as landscape_plot
+from zoopt_nas.nas.drawing import figures, plots
+from zoopt_nas.nas.drawing.figures import save
+from zoopt_nas.nas.drawing.plots import draw_alpha, draw_cell, draw_curves, draw_genotype
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.networks.spaces import SPACES
 
 V1, V2 = GENOTYPES["DARTS_V1"], GENOTYPES["DARTS_V2"]
 SMALL = Figure(figsize=(1, 1))

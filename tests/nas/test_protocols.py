@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zoopt_nas.errors import InvalidValueError, ZooptNasError
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 
 @pytest.mark.parametrize("protocol", ["darts", "sdarts"])

@@ -16,14 +16,14 @@ from stopping import StopAt
 from zoopt_nas import nas
 from zoopt_nas.errors import DataError, RunError, RunInterrupted, ZooptNasError
 from zoopt_nas.nas.analyses.diagnose import run_condition_numbers
-from zoopt_nas.nas.analyses.landscape import LandscapeSettings
-from zoopt_nas.nas.analyses.landscape_run import compute_landscape
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.data import load_dataset
-from zoopt_nas.nas.data_record import DataRecord
-from zoopt_nas.nas.retrain import resume_training, run_training
-from zoopt_nas.nas.runs import MAY_CHANGE, RunFolder
-from zoopt_nas.nas.search import resume_search, run_search
+from zoopt_nas.nas.analyses.landscape.compute import compute_landscape
+from zoopt_nas.nas.analyses.landscape.plane import LandscapeSettings
+from zoopt_nas.nas.data.image_sets import load_dataset
+from zoopt_nas.nas.data.record import DataRecord
+from zoopt_nas.nas.retraining.retrain import resume_training, run_training
+from zoopt_nas.nas.runs.folder import MAY_CHANGE, RunFolder
+from zoopt_nas.nas.search.algorithm import resume_search, run_search
+from zoopt_nas.nas.settings.config import SearchConfig
 
 CPU = torch.device("cpu")
 
@@ -175,7 +175,9 @@ def test_the_statistics_of_a_run_stay(train_config, tmp_path, monkeypatch):
     monkeypatch.setattr(
         nas.Dataset, "transform", lambda self, **kw: seen.append(self) or transform(self, **kw)
     )
-    monkeypatch.setattr("zoopt_nas.nas.data.channel_statistics", lambda images: ((0.9,), (9.0,)))
+    monkeypatch.setattr(
+        "zoopt_nas.nas.data.image_sets.channel_statistics", lambda images: ((0.9,), (9.0,))
+    )
     resume_training(run)
     assert {(dataset.mean, dataset.std) for dataset in seen} == {(record.mean, record.std)}
 

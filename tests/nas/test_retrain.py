@@ -18,16 +18,16 @@ from zoopt_nas.errors import (
     RunInterrupted,
     UnknownNameError,
 )
-from zoopt_nas.nas import network as network_module
-from zoopt_nas.nas import retrain
-from zoopt_nas.nas import steps as steps_module
-from zoopt_nas.nas.augmentation import Augmentation
-from zoopt_nas.nas.data import Dataset, ImageSet, load_dataset, sequential_batches
-from zoopt_nas.nas.genotype import GENOTYPES
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.network import Network, count_parameters
-from zoopt_nas.nas.retrain import Training, resume_training, run_training
-from zoopt_nas.nas.training import scheduled_lr
+from zoopt_nas.nas.data.augmentation import Augmentation
+from zoopt_nas.nas.data.image_sets import Dataset, ImageSet, load_dataset, sequential_batches
+from zoopt_nas.nas.networks import network as network_module
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.networks.network import Network, count_parameters
+from zoopt_nas.nas.retraining import retrain
+from zoopt_nas.nas.retraining.retrain import Training, resume_training, run_training
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.steps import weight_step as steps_module
+from zoopt_nas.nas.steps.schedules import scheduled_lr
 
 CPU = torch.device("cpu")
 

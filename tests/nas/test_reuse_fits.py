@@ -20,9 +20,9 @@ from tiny_supernets import (
 from torch import Tensor
 
 from zoopt_nas import GLD, MGS, Solver
-from zoopt_nas.nas.bilevel import BilevelObjective, Draw
-from zoopt_nas.nas.reuse import Fits
-from zoopt_nas.nas.updaters import ZeroOrderUpdater
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.reuse import Fits
+from zoopt_nas.nas.search.updater import ZeroOrderUpdater
 
 GLD_SEARCH = GLD(schedule="search", max_radius=2.0, min_radius=0.5)
 MGS_PAPER = MGS(sigma=0.2, temperature=0.05, n_samples=3)

@@ -12,12 +12,12 @@ from tiny_supernets import FakeStream, fixed_draw, flat_momentum, flat_weights, 
 
 from zoopt_nas import GLD
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas import search as search_module
-from zoopt_nas.nas.bilevel import BilevelObjective
-from zoopt_nas.nas.loop import load_run_dataset
-from zoopt_nas.nas.reuse import check_reuse, renew_statistics
-from zoopt_nas.nas.search import Search, run_search
-from zoopt_nas.nas.updaters import ZeroOrderUpdater
+from zoopt_nas.nas.runs.loop import load_run_dataset
+from zoopt_nas.nas.search import algorithm as search_module
+from zoopt_nas.nas.search.algorithm import Search, run_search
+from zoopt_nas.nas.search.objective import BilevelObjective
+from zoopt_nas.nas.search.reuse import check_reuse, renew_statistics
+from zoopt_nas.nas.search.updater import ZeroOrderUpdater
 
 # --- BatchNorm's running statistics --------------------------------------------------------------
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from zoopt_nas.errors import RunError
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.genotype import GENOTYPES
-from zoopt_nas.nas.runs import ARCHITECTURES, METRICS, RunFolder
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.runs.folder import ARCHITECTURES, METRICS, RunFolder
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 CPU = torch.device("cpu")
 CONFIG = SearchConfig()

@@ -13,15 +13,15 @@ import torch
 
 from zoopt_nas import SOLVERS
 from zoopt_nas.errors import DataError, DivergedError, InvalidValueError, UnknownNameError
-from zoopt_nas.nas import search as search_module
-from zoopt_nas.nas.augmentation import Augmentation
-from zoopt_nas.nas.data import Dataset, ImageSet
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.methods.darts import GradientUpdater
-from zoopt_nas.nas.search import METHODS, Search, resume_search, run_search
-from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.updaters import ZeroOrderUpdater
+from zoopt_nas.nas.data.augmentation import Augmentation
+from zoopt_nas.nas.data.image_sets import Dataset, ImageSet
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.search import algorithm as search_module
+from zoopt_nas.nas.search.algorithm import METHODS, Search, resume_search, run_search
+from zoopt_nas.nas.search.methods.darts import GradientUpdater
+from zoopt_nas.nas.search.updater import ZeroOrderUpdater
 
 ALGOS = ("rs", "mgs", "gld", "darts1", "darts2")
 COLUMNS = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from zoopt_nas.errors import DataError
-from zoopt_nas.nas.analyses.series import retraining_of, search_once, settings_from, train_once
+from zoopt_nas.nas.analyses.run_once import retraining_of, search_once, settings_from, train_once
 from zoopt_nas.nas.analyses.sweep import Sweep, run_sweep
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.genotype import GENOTYPES
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 OF_DATA = {"seed": 7, "data_dir": "here", "download": True, "image_size": 16}
 EXECUTION = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.analyses.sharpness import measure_sharpness
+from zoopt_nas.nas.analyses.landscape.sharpness import measure_sharpness
 
 AXIS = 0.1 * np.arange(-6, 7)
 HESSIAN = np.array([[3.0, 1.0], [1.0, 2.0]])

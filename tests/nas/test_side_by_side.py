@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from zoopt_nas.nas.genotype import Genotype
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.network import Network, count_multiply_adds
-from zoopt_nas.nas.retrain import run_training
-from zoopt_nas.nas.search import run_search
+from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.networks.network import Network, count_multiply_adds
+from zoopt_nas.nas.retraining.retrain import run_training
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.search.algorithm import run_search
 
 NOISY = Genotype((("noise", 0), ("sep_conv_3x3", 1)) * 4, (("noise", 0), ("skip_connect", 1)) * 4)
 

@@ -10,7 +10,7 @@ import torch
 from simulated_device import CUDA, Device, kinds, on
 from torch import Tensor, nn
 
-from zoopt_nas.nas.steps import WeightStep, cross_entropy_of
+from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of
 
 
 def test_its_numbers_are_those_of_the_cpu(device: Device):

@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.models import build_network, build_supernet, check_smallest_batch
-from zoopt_nas.nas.operations import use_native
-from zoopt_nas.nas.retrain import run_training
-from zoopt_nas.nas.search import run_search
+from zoopt_nas.nas.networks.build import build_network, build_supernet, check_smallest_batch
+from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.retraining.retrain import run_training
+from zoopt_nas.nas.search.algorithm import run_search
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 CPU = torch.device("cpu")
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tiny_supernets import TINY, setup
 from torch.nn import functional as F
 
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.methods.smooth import (
+from zoopt_nas.nas.search.methods.smooth import (
     AdversarialSmoothing,
     RandomSmoothing,
     perturbation_radius,
     to_simplex,
 )
+from zoopt_nas.nas.settings.config import SearchConfig
 
 CONFIG = SearchConfig.for_dataset(algo="sdarts_rs")
 
@@ -107,7 +107,7 @@ def test_the_attack_raises_the_loss_more_than_noise_and_leaves_the_supernet_alon
 
 def test_an_attack_that_lowers_the_loss_is_given_up(monkeypatch):
     made, updater, (images, labels) = smooth(AdversarialSmoothing)
-    monkeypatch.setattr("zoopt_nas.nas.methods.smooth.N_ASCENTS", 0)
+    monkeypatch.setattr("zoopt_nas.nas.search.methods.smooth.N_ASCENTS", 0)
     clean = made.net.edge_weights(updater.alpha)
     made.net.train()
     kept = [

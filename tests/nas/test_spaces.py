@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.network import Network
-from zoopt_nas.nas.spaces import SPACES, SearchSpace, cell_edges
+from zoopt_nas.nas.networks.network import Network
+from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace, cell_edges
 
 DIMS = {"s1": 56, "s2": 56, "s3": 84, "s4": 56, "darts": 196, "darts_none": 224}
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from zoopt_nas.errors import RunInterrupted
-from zoopt_nas.nas import steps
-from zoopt_nas.nas.bilevel import BilevelObjective
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.data import load_dataset
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.search import Search, resume_search, run_search
-from zoopt_nas.nas.streams import AheadStream, Peeked, make_streams
+from zoopt_nas.nas.data.image_sets import load_dataset
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.search.algorithm import Search, resume_search, run_search
+from zoopt_nas.nas.search.objective import BilevelObjective
+from zoopt_nas.nas.search.streams import AheadStream, Peeked, make_streams
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.steps import weight_step as steps
 
 SEEDS = {"train": 1, "inner": 2, "val": 3}
 

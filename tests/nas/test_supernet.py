@@ -11,13 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.chains import ReLUConvBN
-from zoopt_nas.nas.network import count_parameters
-from zoopt_nas.nas.operations import OPERATIONS, AfterReLU, FactorizedReduce, Pool, seed_noise
-from zoopt_nas.nas.skeleton import CifarStem, Head, ImageNetStem, plan_cells
-from zoopt_nas.nas.spaces import SPACES, SearchSpace
-from zoopt_nas.nas.stacked import Node, make_fan
-from zoopt_nas.nas.supernet import Source, Supernet
+from zoopt_nas.nas.networks.fused import ReLUConvBN
+from zoopt_nas.nas.networks.joined_edges import Node, make_fan
+from zoopt_nas.nas.networks.network import count_parameters
+from zoopt_nas.nas.networks.operations import (
+    OPERATIONS,
+    AfterReLU,
+    FactorizedReduce,
+    Pool,
+    seed_noise,
+)
+from zoopt_nas.nas.networks.skeleton import CifarStem, Head, ImageNetStem, plan_cells
+from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.networks.supernet import Source, Supernet
 
 RAGGED = SearchSpace(
     "ragged",

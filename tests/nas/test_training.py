@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.training import (
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.steps.schedules import (
     Meter,
     cosine,
     evaluate,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simulated_device import CUDA, simulated_device
 from torch import Tensor
 
-from zoopt_nas.nas.transfer import staging, to_device
+from zoopt_nas.nas.data.transfer import staging, to_device
 
 DTYPES = (torch.uint8, torch.bool, torch.float16, torch.float32, torch.float64, torch.int64)
 SHAPES = st.lists(st.integers(0, 5), min_size=0, max_size=3)

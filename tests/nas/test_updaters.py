@@ -10,9 +10,13 @@ from tiny_supernets import TINY, OnAnotherDevice, build, fixed_draw
 from torch import Tensor
 
 from zoopt_nas import SOLVERS, Solver
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.methods.darts import GradientUpdater, first_order_gradient, second_order_gradient
-from zoopt_nas.nas.updaters import AlphaUpdater, ZeroOrderUpdater
+from zoopt_nas.nas.search.methods.darts import (
+    GradientUpdater,
+    first_order_gradient,
+    second_order_gradient,
+)
+from zoopt_nas.nas.search.updater import AlphaUpdater, ZeroOrderUpdater
+from zoopt_nas.nas.settings.config import SearchConfig
 
 # --- Adam on alpha -------------------------------------------------------------------------------
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas.bilevel import BilevelObjective, Draw
-from zoopt_nas.nas.operations import seed_noise
-from zoopt_nas.nas.spaces import SearchSpace
-from zoopt_nas.nas.supernet import Supernet
-from zoopt_nas.nas.training import Meter, weight_step
+from zoopt_nas.nas.networks.operations import seed_noise
+from zoopt_nas.nas.networks.spaces import SearchSpace
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.steps.schedules import Meter, weight_step
 
 # One intermediate node: the smallest cell that has mixed edges.
 TINY = SearchSpace(

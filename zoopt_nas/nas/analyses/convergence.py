@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.analyses.series import retraining_of, train_once
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.genotype import Genotype
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.retrain import TrainResult
-from zoopt_nas.nas.runs import ARCHITECTURES, METRICS, RunFolder
+from zoopt_nas.nas.analyses.run_once import retraining_of, train_once
+from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.retraining.retrain import TrainResult
+from zoopt_nas.nas.runs.folder import ARCHITECTURES, METRICS, RunFolder
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 EVERY = 25  # paper 5.1: of 200 epochs
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from zoopt_nas.diagnostics import condition_number
 from zoopt_nas.errors import InvalidValueError, RunError
-from zoopt_nas.nas.analyses.pinned import PinnedSearch
-from zoopt_nas.nas.config import SearchConfig
-from zoopt_nas.nas.execution import cpu_threads
-from zoopt_nas.nas.runs import METRICS, RunFolder
+from zoopt_nas.nas.analyses.snapshot import PinnedSearch
+from zoopt_nas.nas.runs.folder import METRICS, RunFolder
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.steps.execution import cpu_threads
 
 COLUMNS = ("n_effective", "effective_ratio", "eigenvalue", "skip_connections")
 N_DIRECTIONS, RADIUS = 50, 0.01  # of the paper's released script

@@ -20,7 +20,7 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.analyses.convergence import ConvergencePoint
 from zoopt_nas.nas.analyses.diagnose import EpochCurves
 from zoopt_nas.nas.analyses.sweep import MeanStd
-from zoopt_nas.nas.figures import STYLE, label_size
+from zoopt_nas.nas.drawing.figures import STYLE, label_size
 
 # Okabe and Ito's colours, darkened as in ``plots``.
 _COLORS = ("#0A66A8", "#B84A00", "#00755A", "#8E3B7A", "#666666")

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoopt_nas.errors import InvalidValueError, RunError, UnknownNameError, ZooptNasError
-from zoopt_nas.nas.analyses.series import retraining_of, search_once, train_once
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.defaults import BASELINES
-from zoopt_nas.nas.genotype import GENOTYPES
-from zoopt_nas.nas.loop import Observer
-from zoopt_nas.nas.methods import METHODS
-from zoopt_nas.nas.paper_size import reductions_of_all
-from zoopt_nas.nas.runs import METRICS, RunFolder
-from zoopt_nas.nas.spaces import SPACES
-from zoopt_nas.nas.updaters import config_solver
+from zoopt_nas.nas.analyses.run_once import retraining_of, search_once, train_once
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.runs.folder import METRICS, RunFolder
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.search.methods import METHODS
+from zoopt_nas.nas.search.updater import config_solver
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.defaults import BASELINES
+from zoopt_nas.nas.settings.paper_size import reductions_of_all
 
 _FILE = "sweep.toml"
 _KIND = "sweep"

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from zoopt_nas.errors import MissingDependencyError
-from zoopt_nas.nas.execution import silenced
 from zoopt_nas.nas.exports.source import NetworkFacts, source_of
 from zoopt_nas.nas.exports.standalone import Network, Normalize
+from zoopt_nas.nas.steps.execution import silenced
 from zoopt_nas.registry import Registry
 
 NAME = "network"  # of the files, before their suffix

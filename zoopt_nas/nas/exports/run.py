@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.errors import ExportError, InvalidValueError, RunError
-from zoopt_nas.nas.augmentation import Transform
-from zoopt_nas.nas.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.data_record import DataRecord
+from zoopt_nas.nas.data.augmentation import Transform
+from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.exports import standalone
 from zoopt_nas.nas.exports.formats import FORMATS
 from zoopt_nas.nas.exports.source import NetworkFacts
-from zoopt_nas.nas.genotype import CELL_KINDS, Genotype
-from zoopt_nas.nas.models import build_network
-from zoopt_nas.nas.network import Network
-from zoopt_nas.nas.runs import RunFolder
-from zoopt_nas.nas.skeleton import plan_cells
-from zoopt_nas.nas.training import generator, stem_for
+from zoopt_nas.nas.networks.build import build_network
+from zoopt_nas.nas.networks.genotype import CELL_KINDS, Genotype
+from zoopt_nas.nas.networks.network import Network
+from zoopt_nas.nas.networks.skeleton import plan_cells
+from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.steps.schedules import generator, stem_for
 
 # Largest difference of two logits, in units of the largest logit (of 1 if that is less). Float32
 # has 6e-8; sums in another order, through 20 cells, lose up to three digits of it (ours).

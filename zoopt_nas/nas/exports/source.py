@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from zoopt_nas.nas.exports import standalone
-from zoopt_nas.nas.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Genotype
+from zoopt_nas.nas.networks.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Genotype
 
 _OPERATIONS = "OPERATIONS"  # the table; the file gets one with its own operations
 

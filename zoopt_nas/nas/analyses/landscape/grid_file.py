@@ -1,0 +1,114 @@
+"""The file of a landscape's arrays: written after every row, read again to go on or to draw.
+
+::
+
+    axis, centre, directions    the grid and its plane, as in ``Landscape`` and ``Plane``
+    values_<panel>              losses (n, n); rows that are not computed yet are NaN
+    path_<method>               coordinates of a path, path_values_<method> the losses there
+    identity, n_rows            JSON: what the losses depend on, and how many rows there are
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoopt_nas.errors import RunError
+from zoopt_nas.nas.analyses.landscape.plane import Track
+from zoopt_nas.nas.analyses.landscape.sharpness import Array
+from zoopt_nas.nas.runs.folder import RunFolder
+
+ARRAYS = "landscape.npz"
+# What np.load raises for bytes that are no archive of its own.
+_UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile)
+
+
+class GridFile:
+    """The grids so far, in ``landscape.npz``; those of panels that are not asked for stay in it.
+
+    Args:
+        out: the folder; None keeps everything in memory.
+        identity: what the losses depend on, beside the arrays and the panel.
+        arrays: what the plane and its grid are, by name; "axis" among them.
+
+    Raises:
+        RunError: the file is of another landscape, or damaged, or the folder cannot be made.
+    """
+
+    def __init__(self, out: Path | None, identity: dict[str, Any], arrays: dict[str, Array]):
+        self._folder = None if out is None else RunFolder(out)
+        self._identity, self._arrays = identity, arrays
+        self._grids: dict[str, Array] = {}
+        self._n_rows: dict[str, int] = {}
+        self._tracks: dict[str, Array] = {}
+        if out is None:
+            return
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make the folder {out}: {error.strerror}") from error
+        if (out / ARRAYS).exists():
+            self._load(out / ARRAYS)
+
+    def __getitem__(self, panel: str) -> Array:
+        """The losses ``(n, n)``; rows that are not known are NaN."""
+        n = len(self._arrays["axis"])
+        return self._grids.setdefault(panel, np.full((n, n), np.nan))
+
+    def has_row(self, panel: str, i: int) -> bool:
+        """Whether row ``i`` is known."""
+        return i < self._n_rows.get(panel, 0)
+
+    def put_row(self, panel: str, i: int, values: Array) -> None:
+        """Takes row ``i``, the one after the last known, and writes the file."""
+        self[panel][i] = values
+        self._n_rows[panel] = i + 1
+        self._save()
+
+    def put_tracks(self, tracks: dict[str, Track]) -> None:
+        """Takes the paths in place of earlier ones, and writes the file."""
+        self._tracks = {}
+        for name, track in tracks.items():
+            self._tracks[f"path_{name}"] = track.coordinates
+            self._tracks[f"path_values_{name}"] = track.values
+        self._save()
+
+    def _save(self) -> None:
+        if self._folder is None:
+            return
+        texts = {"identity": self._identity, "n_rows": self._n_rows}
+        content: dict[str, Any] = {
+            **{name: np.array(json.dumps(value)) for name, value in texts.items()},
+            **self._arrays,
+            **{f"values_{name}": grid for name, grid in self._grids.items()},
+            **self._tracks,
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **content)
+        self._folder.write_bytes(ARRAYS, buffer.getvalue())
+
+    def _load(self, path: Path) -> None:
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                identity = json.loads(str(file["identity"]))
+                n_rows: dict[str, int] = json.loads(str(file["n_rows"]))
+                grids = {name: file[f"values_{name}"] for name in n_rows}
+                same = all(np.array_equal(file[name], own) for name, own in self._arrays.items())
+        except _UNREADABLE as error:
+            raise RunError(f"{path} is damaged, or no landscape of zoopt-nas") from error
+        if identity != self._identity or not same:
+            changed = [
+                f"{name} {identity.get(name)} instead of {own}"
+                for name, own in self._identity.items()
+                if identity.get(name) != own
+            ]
+            raise RunError(
+                f"{path} must be of the same landscape, got one with "
+                f"{', '.join(changed) or 'another alpha'}; name another folder"
+            )
+        self._grids, self._n_rows = grids, n_rows

@@ -1,0 +1,1 @@
+"""Images: files, data sets, augmentation and batches."""

@@ -1,0 +1,346 @@
+"""Augmentation and normalisation of whole batches, on the device where the images are.
+
+The random numbers come from a CPU generator and are moved, so that a seed augments alike on every
+device. What is drawn (`Transform`) is apart from what is then done (the functions below it), which
+is plain arithmetic of the numbers drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.data.transfer import to_device
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done at random to a training batch; the defaults do nothing.
+
+    Attributes:
+        crop_padding: black pixels added on each side before a crop back to the same size.
+        flip: mirror left-right with probability 1/2.
+        cutout: side length in pixels of one square set to zero after normalisation; 0 is none.
+        resized_crop: output side of ImageNet's crop (8-100 % of the area, aspect 3:4 to 4:3),
+            which takes the place of the padded crop; None is off.
+        colour_jitter: strengths of brightness, contrast, saturation (0 or more) and hue
+            (0 to 0.5); used only together with ``resized_crop``.
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+    resized_crop: int | None = None
+    colour_jitter: tuple[float, float, float, float] | None = None
+
+
+class Share(NamedTuple):
+    """Every n-th image of a batch, from the ``first`` on: what one of n processes takes."""
+
+    first: int = 0
+    n: int = 1
+
+    def of(self, draws: Tensor) -> Tensor:
+        """Those of the share, of draws with the images of the whole batch as last dimension."""
+        return draws[..., self.first :: self.n]
+
+
+WHOLE = Share()
+
+
+class Draws(NamedTuple):
+    """What is drawn for a batch.
+
+    Attributes:
+        tensors: in the order in which ``Transform.apply`` takes them; on the host as they are
+            drawn, on the device of the images when they are applied.
+        order: in which the colour jitter does its four things.
+    """
+
+    tensors: tuple[Tensor, ...] = ()
+    order: tuple[int, ...] = ()
+
+
+class Transform:
+    """Turns uint8 batches into network input: augmented, normalised.
+
+    Without augmentation it keeps the middle ``image_size`` square and normalises. With it, in this
+    order: crop (the padding is black, so it is normalised like pixels) and flip, colour jitter,
+    normalisation, cutout.
+
+    Args:
+        mean: per channel, of pixels in 0..1.
+        std: as ``mean``.
+        augmentation: what is done at random; None is nothing.
+        image_size: side of the result.
+        device: where the batches are.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation | None = None,
+        *,
+        image_size: int,
+        device: torch.device,
+    ) -> None:
+        self.augmentation, self.image_size = augmentation, image_size
+        # (x/255 - mean) / std as one multiplication and one addition
+        scale = [1 / (255 * s) for s in std]
+        bias = [-m / s for m, s in zip(mean, std, strict=True)]
+        self._scale = torch.tensor(scale, device=device).view(1, -1, 1, 1)
+        self._bias = torch.tensor(bias, device=device).view(1, -1, 1, 1)
+
+    def __call__(
+        self, images: Tensor, generator: Generator | None = None, share: Share = WHOLE
+    ) -> Tensor:
+        """Returns float32 (b, c, image_size, image_size) from uint8 (b, c, h, w).
+
+        Args:
+            generator: a CPU generator for the draws; may be None without augmentation.
+            share: which share of a batch the images are: the draws are those of the whole batch.
+
+        Raises:
+            InvalidValueError: there is an augmentation and no generator.
+        """
+        height, width = images.shape[-2:]
+        draws = self.draw(len(images), (height, width), generator, share)
+        moved = to_device(draws.tensors, images.device)
+        return self.apply(images, draws._replace(tensors=tuple(moved)))
+
+    def draw(
+        self, n: int, size: tuple[int, int], generator: Generator | None, share: Share = WHOLE
+    ) -> Draws:
+        """Returns the draws for a batch of ``n`` images of ``size``, height and width.
+
+        Args:
+            generator, share: as for a call.
+
+        Raises:
+            InvalidValueError: there is an augmentation and no generator.
+        """
+        todo = self.augmentation
+        if todo is None:
+            return Draws()
+        if generator is None:
+            raise InvalidValueError("generator must be given to a transform that augments")
+        n_drawn, own = n * share.n, share.of
+        drawn: list[Tensor] = []
+        order: tuple[int, ...] = ()
+        if todo.resized_crop is not None:
+            boxes = own(draw_boxes(n_drawn, size[1], generator))
+            flips = own(_draw_flips(n_drawn, todo, generator))
+            drawn.append(crop_maps(boxes, flips, size[1]))
+            if todo.colour_jitter is not None:
+                factors, order = draw_jitter(n_drawn, todo.colour_jitter, generator)
+                drawn.append(own(factors))
+            size = (todo.resized_crop,) * 2
+        elif todo.crop_padding or todo.flip:
+            offsets = torch.randint(0, 2 * todo.crop_padding + 1, (2, n_drawn), generator=generator)
+            flips = _draw_flips(n_drawn, todo, generator)
+            drawn.append(own(torch.cat((offsets, flips[None]))))
+        if todo.cutout:
+            rows = torch.randint(0, size[0], (n_drawn,), generator=generator)
+            columns = torch.randint(0, size[1], (n_drawn,), generator=generator)
+            drawn.append(own(torch.stack((rows, columns))))
+        return Draws(tuple(drawn), order)
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """As a call, with ``draws`` for these images and on their device."""
+        todo, drawn = self.augmentation, iter(draws.tensors)
+        if todo is None:
+            return self._normalise(_centre_crop(images, self.image_size))
+        if todo.resized_crop is not None:
+            images = resized_crop(images, next(drawn), todo.resized_crop)
+            if todo.colour_jitter is not None:
+                images = colour_jitter(images / 255, next(drawn), draws.order) * 255
+        elif todo.crop_padding or todo.flip:
+            grid = next(drawn)
+            images = shift_and_flip(images, grid[:2], grid[2], todo.crop_padding)
+        normalised = self._normalise(images)
+        if todo.cutout:
+            cut_out(normalised, next(drawn), todo.cutout)
+        return normalised
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        # Whole images of constants, written into the copy: a CPU uses its vector instructions only
+        # where nothing is broadcast along the last dimension.
+        shape = (1, *images.shape[1:])
+        scale, bias = (x.expand(shape).contiguous() for x in (self._scale, self._bias))
+        pixels = images.to(torch.float32, copy=True)
+        return torch.addcmul(bias, pixels, scale, out=pixels)
+
+
+def _centre_crop(images: Tensor, size: int) -> Tensor:
+    top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
+    return images[..., top : top + size, left : left + size]
+
+
+def _draw_flips(n_images: int, todo: Augmentation, generator: Generator) -> Tensor:
+    if not todo.flip:
+        return torch.zeros(n_images, dtype=torch.int64)
+    return torch.randint(0, 2, (n_images,), generator=generator)
+
+
+def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
+    """Crops each image out of its black-padded self, then mirrors some, in one gather.
+
+    Args:
+        images: uint8 (b, c, h, w).
+        offsets: (2, b), row and column of the crop in the padded image, 0..2*padding.
+        flips: (b,), 1 where the crop is mirrored left-right.
+    """
+    n, channels, height, width = images.shape
+    top, left, flip = *offsets, flips
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    columns = left[:, None] + torch.where(flip[:, None] == 1, width - 1 - columns, columns)
+    padded = functional.pad(images, (padding,) * 4)
+    pixels = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    pixels = pixels.view(n, 1, -1).expand(n, channels, -1)
+    return padded.view(n, channels, -1).gather(2, pixels).view(images.shape)
+
+
+def cut_out(images: Tensor, centres: Tensor, side: int) -> None:
+    """Zeroes in place one square per image, clipped at the borders (DeVries & Taylor, 2017).
+
+    Args:
+        images: (b, c, h, w).
+        centres: (2, b), row and column; the square covers centre - side//2 ... + side - 1.
+    """
+    row, column = (centres - side // 2)[..., None]
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    in_rows = (rows >= row) & (rows < row + side)
+    in_columns = (columns >= column) & (columns < column + side)
+    images.masked_fill_((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
+
+
+def draw_boxes(n_images: int, side: int, generator: Generator) -> Tensor:
+    """Draws ImageNet's random crops of square images: 8-100 % of the area, aspect 3:4 to 4:3.
+
+    Returns:
+        float32 (4, n_images): top, left, height, width in whole pixels.
+    """
+    # As torchvision: up to ten tries for a box that fits, then the whole image.
+    n_tries = 10
+    area = torch.empty(n_tries, n_images).uniform_(0.08, 1.0, generator=generator)
+    log_aspect = torch.empty(n_tries, n_images)
+    log_aspect.uniform_(math.log(3 / 4), math.log(4 / 3), generator=generator)
+    width = (side * (area * log_aspect.exp()).sqrt()).round()
+    height = (side * (area / log_aspect.exp()).sqrt()).round()
+    fits = (width <= side) & (height <= side)
+    sizes = torch.stack((height, width)).clamp(1, side)
+    first = fits.int().argmax(dim=0)
+    chosen = sizes[:, first, torch.arange(n_images)]
+    chosen = torch.where(fits.any(dim=0), chosen, torch.tensor(float(side)))
+    corner = (torch.rand(2, n_images, generator=generator) * (side - chosen + 1)).floor()
+    return torch.cat((corner, chosen))
+
+
+def crop_maps(boxes: Tensor, flips: Tensor, side: int) -> Tensor:
+    """The affine maps (b, 2, 3) from a crop to the square image that it is taken from.
+
+    Args:
+        boxes: (4, b): top, left, height, width in pixels.
+        flips: (b,), 1 where the crop is mirrored left-right.
+        side: of the image.
+    """
+    top, left, height, width = boxes / side  # now parts of the side
+    maps = torch.zeros(len(flips), 2, 3)
+    maps[:, 0, 0] = width * (1 - 2 * flips)
+    maps[:, 1, 1] = height
+    maps[:, 0, 2] = 2 * left + width - 1  # grid coordinates run over -1..1
+    maps[:, 1, 2] = 2 * top + height - 1
+    return maps
+
+
+def resized_crop(images: Tensor, maps: Tensor, size: int) -> Tensor:
+    """Resizes a box of each image to (size, size), bilinear.
+
+    Unlike a crop followed by a resize, the outermost pixels may blend with what lies half a pixel
+    outside the box.
+
+    Args:
+        images: (b, c, h, w), square.
+        maps: (b, 2, 3), as those of ``crop_maps``.
+        size: side of the result.
+
+    Returns:
+        float32 (b, c, size, size), in the units of the images.
+    """
+    shape = [len(images), images.shape[1], size, size]
+    grid = functional.affine_grid(maps, shape, align_corners=False)
+    return functional.grid_sample(
+        images.to(torch.float32), grid, padding_mode="border", align_corners=False
+    )
+
+
+def draw_jitter(
+    n_images: int, strengths: tuple[float, float, float, float], generator: Generator
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Draws by how much a colour jitter changes each image, and the order of its four changes.
+
+    The order is drawn once per batch (torchvision: once per image).
+
+    Args:
+        n_images: number of images.
+        strengths: of brightness, contrast, saturation and hue.
+        generator: a CPU generator.
+
+    Returns:
+        float32 (4, n_images) in -s..s for each strength s, and a permutation of 0..3.
+    """
+    factors = 2 * torch.rand(4, n_images, generator=generator) - 1
+    factors *= torch.tensor(strengths)[:, None]
+    order = torch.randperm(4, generator=generator).tolist()
+    return factors, tuple(order)
+
+
+def colour_jitter(images: Tensor, factors: Tensor, order: Sequence[int]) -> Tensor:
+    """Changes brightness, contrast, saturation and hue of each image.
+
+    Args:
+        images: float (b, 3, h, w) in 0..1.
+        factors: (4, b): the first three are multiplied by 1 + f, the hue turns by f of a circle.
+        order: of the four, as 0..3.
+    """
+    factors = factors[..., None, None, None]
+    for i in order:
+        if i == 3:
+            images = turn_hue(images, factors[3])
+            continue
+        grey = _grey(images)
+        blend = (torch.zeros_like(grey), grey.mean(dim=(2, 3), keepdim=True), grey)[i]
+        images = torch.lerp(blend.expand_as(images), images, 1 + factors[i]).clamp(0, 1)
+    return images
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
+    return 0.2989 * red + 0.587 * green + 0.114 * blue  # ITU-R 601-2 luma
+
+
+def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turns the hue of HSV by ``turns`` (b, 1, 1, 1) circles; images (b, 3, h, w) in 0..1."""
+    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
+    value = images.amax(dim=1, keepdim=True)
+    chroma = value - images.amin(dim=1, keepdim=True)
+    divisor = torch.where(chroma > 0, chroma, 1.0)  # grey has no hue: any will do
+    sixths = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    # 5, 3, 1; a list would have to be copied to the device.
+    phase = torch.arange(5.0, 0.0, -2.0, device=images.device).view(1, 3, 1, 1)
+    k = torch.remainder(phase + sixths + 6 * turns, 6)
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

@@ -1,0 +1,262 @@
+"""Image files into pixels: which files count, how they are decoded, resized and told apart.
+
+Pixels have 8 bits. Images of 16 bits are scaled from 0..65535 to 0..255 and rounded, and every
+image is turned as its EXIF orientation says. Hidden files and folders are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch.nn import functional
+
+from zoopt_nas.errors import DataError
+from zoopt_nas.nas.data.array_files import Labels, Pixels, one_line
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+# What PIL is known to raise on a broken file, besides its own UnidentifiedImageError (an OSError).
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS_PER_SAMPLE = 258  # the TIFF tag
+# PIL reads colours of 16 bits by their high bytes. Read in the other order of bytes, the same file
+# gives the low ones.
+_NOT_NATIVE = "16B" if sys.byteorder == "little" else "16L"
+_SWAPPED = {
+    f"{mode};{order}": f"{mode};{swapped}"
+    for mode in ("RGB", "RGBA")
+    for order, swapped in (("16B", "16L"), ("16L", "16B"), ("16N", _NOT_NATIVE))
+}
+
+
+def resize_pixels(images: Pixels, size: int) -> Pixels:
+    """Returns images (n, size, size, c): the middle square of each, resized with antialiasing."""
+    _, height, width, _ = images.shape
+    if height == width == size:
+        return images
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = images[:, top : top + side, left : left + side]
+    batch = torch.from_numpy(np.ascontiguousarray(square)).permute(0, 3, 1, 2)
+    resized = functional.interpolate(batch, size=(size, size), mode="bilinear", antialias=True)
+    return cast(Pixels, resized.permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def decode_image(path: Path, mode: str, size: int | None) -> Pixels:
+    """Returns the pixels (h, w, c) of one image file, upright as its EXIF orientation says.
+
+    Args:
+        mode: PIL's name of the pixel format: "L" (c = 1) or "RGB" (c = 3).
+        size: the shorter side is resized to it and the middle square kept; None: as stored.
+
+    Raises:
+        DataError: the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = _eight_bits(image, path)
+            turn = _TURNED.get(_orientation(image))
+            pixels = pixels if turn is None else pixels.transpose(turn)
+            pixels = pixels.convert(mode)
+            if size is not None:
+                pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
+            array = np.asarray(pixels, dtype=np.uint8)
+    except DECODE_ERRORS as error:
+        raise DataError(f"{path}: cannot be read as an image: {one_line(error)}") from error
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except (*DECODE_ERRORS, LookupError, TypeError, ArithmeticError):
+        return None  # the pixels of an image with damaged notes are as good as any
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """The image with 8 bits for each channel; it must not be loaded yet."""
+    raw = _raw_mode(image)  # PIL forgets it when it loads the pixels
+    bits = np.ravel(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 8))
+    image.load()
+    if image.mode.startswith("I"):
+        return Image.fromarray(_scaled(np.asarray(image)))
+    if not (raw.endswith(("16L", "16B", "16N")) or 16 in bits):
+        return image
+    with Image.open(path) as again:
+        if raw == "LA;16B" and image.mode == "RGBA":
+            # Grey and alpha of 16 bits take the four bytes of a pixel with four channels.
+            pair = _with_raw_mode(again, "RGBA")
+            return Image.fromarray(_scaled(pair[..., 0] * 256 + pair[..., 1]))
+        if raw not in _SWAPPED:
+            raise DataError(f"{path}: its 16 bits per channel cannot be read; save it with 8")
+        high = np.asarray(image, dtype=np.uint16)
+        return Image.fromarray(_scaled(high * 256 + _with_raw_mode(again, _SWAPPED[raw])))
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """PIL's name of the form in which the pixels are stored; empty if it has none."""
+    tiles: Sequence[Any] = getattr(image, "tile", ())
+    if not tiles:
+        return ""
+    args = tiles[0][3]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _with_raw_mode(image: Image.Image, raw: str) -> npt.NDArray[np.uint16]:
+    """The pixels of an image that is not loaded yet, read as if they were stored in that form."""
+    tiles: Any = image.tile  # type: ignore[attr-defined]
+    image.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+        for tile in tiles
+    ]
+    return np.asarray(image, dtype=np.uint16)
+
+
+def _scaled(values: npt.NDArray[Any]) -> Pixels:
+    """0..65535 to 0..255, to the nearest: 255 / 65535 = 1 / 257, which has no ties."""
+    return ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
+
+
+def image_mode(paths: Sequence[Path], *, any_size: bool) -> str:
+    """Returns "L" if every file is grey, else "RGB". It reads no pixels.
+
+    Args:
+        any_size: whether the images may differ in size. If not, they are compared as far as that
+            is known before they are turned upright.
+
+    Raises:
+        DataError: a file is no image, its values have no known range, or sizes differ.
+    """
+    grey = True
+    first: tuple[int, int] | None = None
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                size, mode, form = image.size, image.mode, image.format
+        except DECODE_ERRORS as error:
+            raise DataError(f"{path}: cannot be read as an image: {one_line(error)}") from error
+        # PIL's I has 32 bits, of which PNG and PPM use 16.
+        if mode == "F" or (mode == "I" and form not in ("PNG", "PPM")):
+            raise DataError(f"{path}: must have 8 or 16 bits per channel, its PIL mode is {mode}")
+        grey = grey and (mode in ("1", "L") or mode.startswith("I"))
+        first = first or size
+        if not any_size and size != first[::-1]:
+            check_same_size(paths[0], first, path, size)
+    return "L" if grey else "RGB"
+
+
+def check_same_size(
+    first: Path, first_size: tuple[int, ...], other: Path, other_size: tuple[int, ...]
+) -> None:
+    """Refuses two images of different sizes (width, height)."""
+    if other_size != first_size:
+        raise DataError(
+            f"images differ in size: {first} is {first_size[0]}x{first_size[1]}, {other} is "
+            f"{other_size[0]}x{other_size[1]}; give them one size with --image-size"
+        )
+
+
+def stratified_split(labels: Labels) -> tuple[Labels, Labels]:
+    """Returns indices of about 80 % and 20 % of the images, alike in every class, seed 0.
+
+    Every fifth image is taken from the images shuffled and then sorted by class, so that each
+    class gives its share to within one image and keeps at least one if it has two.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    is_test = np.arange(len(order)) % 5 == 0
+    return np.sort(order[~is_test]), np.sort(order[is_test])
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: systems and editors leave such ones behind.
+
+    ``._cat.png``, ``.DS_Store``, ``.ipynb_checkpoints``, ``__MACOSX``.
+    """
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def list_images(root: Path) -> tuple[tuple[Path, ...], Labels, list[str]]:
+    """Returns the image files of ``root/<class>/``, their labels, the class names in order."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; it should hold one folder of images per class")
+    folders = [root / name for name, is_folder in _entries(root) if is_folder]
+    if not folders:
+        raise DataError(f"{root}: must hold one folder of images per class, it holds no folder")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        found = [
+            folder / name
+            for name, is_folder in _entries(folder)
+            if not is_folder and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not found:
+            raise DataError(f"{folder}: the class folder holds no image file (png, jpg, ...)")
+        paths += found
+        labels += [label] * len(found)
+    return tuple(paths), np.array(labels, dtype=np.int64), [folder.name for folder in folders]
+
+
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    """The names in a folder, in order and without hidden ones, and whether each is a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                (entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name)
+            )
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def files_fingerprint(paths: Sequence[Path], *, with_content: bool) -> str:
+    """A digest of image files, the same wherever their folder is.
+
+    Args:
+        paths: of ``<class>/<file>``, in order.
+        with_content: whether every byte counts; otherwise names and sizes stand for the files.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            size = path.stat().st_size
+            digest.update(
+                f"{path.parent.name}/{path.name}\0{size}\0".encode(errors="surrogateescape")
+            )
+            if with_content:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""How operators are computed, never what they compute."""

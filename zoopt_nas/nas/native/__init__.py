@@ -1,1 +1,0 @@
-"""The package's own kernels for a CPU: C that is compiled when it is first needed."""

@@ -1,0 +1,1 @@
+"""The modules, and what alpha means for them."""

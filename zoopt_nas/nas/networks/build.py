@@ -1,0 +1,108 @@
+"""The supernet and the network that a config describes, for a data set and on a device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.data.image_sets import Dataset
+from zoopt_nas.nas.data.record import DataRecord
+from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.networks.network import Network
+from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.steps.execution import Execution
+from zoopt_nas.nas.steps.schedules import seeded_init, stem_for
+
+
+def build_supernet(
+    config: SearchConfig, dataset: Dataset, *, seed: int, device: torch.device
+) -> Supernet:
+    """The supernet of a search, with initial weights from ``seed``."""
+    space = dataclasses.replace(SPACES[config.space], edge_normalization=config.edge_normalization)
+    with seeded_init(seed):
+        supernet = Supernet(
+            space,
+            dataset.n_classes,
+            config.init_channels,
+            config.n_cells,
+            in_channels=dataset.in_channels,
+            stem=stem_for(dataset.image_size),
+            partial_channels=config.partial_channels,
+        ).to(device)
+    execution = Execution.from_config(config, device)
+    supernet.channels_last = execution.channels_last
+    use_native(supernet, execution.native)
+    return supernet
+
+
+def build_network(
+    config: TrainConfig, dataset: Dataset | DataRecord, *, seed: int, device: torch.device
+) -> Network:
+    """The network of a retraining, with initial weights from ``seed``.
+
+    Of ``dataset`` only the shape of an image and the number of classes matter.
+    """
+    with seeded_init(seed):
+        network = Network(
+            Genotype.load(config.genotype),
+            dataset.n_classes,
+            config.init_channels,
+            config.n_cells,
+            in_channels=dataset.in_channels,
+            auxiliary=config.auxiliary,
+            stem=stem_for(dataset.image_size),
+        ).to(device)
+    execution = Execution.from_config(config, device)
+    network.channels_last = execution.channels_last
+    use_native(network, execution.native)
+    return network
+
+
+def check_smallest_batch(
+    config: SearchConfig | TrainConfig, dataset: Dataset, n_images: int
+) -> None:
+    """Refuses a batch of one image if BatchNorm would get a single number of some channel.
+
+    That depends on the size of the images, the cells and the auxiliary head, so one image is sent
+    through the model, on the CPU.
+
+    Args:
+        config: of the run.
+        dataset: its images.
+        n_images: in the smallest batch.
+
+    Raises:
+        InvalidValueError: the batch is too small.
+    """
+    if n_images > 1:
+        return
+    cpu, side = torch.device("cpu"), dataset.image_size
+    image = torch.zeros(1, dataset.in_channels, side, side)
+    what = f"{config.n_cells} cells on {side}x{side} images"
+    fix = "raise --batch-size" if config.batch_size == 1 else "raise --n-train"
+    with seeded_init(0), torch.no_grad():  # a noise operation draws
+        try:
+            if isinstance(config, SearchConfig):
+                supernet = build_supernet(config, dataset, seed=0, device=cpu)
+                use_native(supernet, False)  # which do not count
+                supernet(image, torch.zeros(supernet.space.dim))
+            else:
+                network = build_network(config, dataset, seed=0, device=cpu)
+                use_native(network, False)
+                network(image)
+                if config.auxiliary:
+                    what = f"the auxiliary head on {side}x{side} images"
+                    fix += " or give --no-auxiliary"
+                    network.forward_with_auxiliary(image)
+        except ValueError as error:
+            if isinstance(error, InvalidValueError):
+                raise
+            raise InvalidValueError(
+                f"batches must have at least 2 images with {what}, where BatchNorm gets one number "
+                f"of a channel from one image, got 1: {fix}"
+            ) from error

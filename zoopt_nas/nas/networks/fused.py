@@ -1,0 +1,143 @@
+"""Modules that the package's own kernels compute, and BatchNorm with a scale of its output."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoopt_nas.nas.kernels.chain import Settings, Weights, can_chain, separable_chain
+from zoopt_nas.nas.kernels.library import can_draw
+
+Link = tuple[Settings, Weights]
+"""A stage of a chain, as the kernels take it."""
+
+
+class Chain(nn.Sequential):
+    """ReLU, convolutions, BatchNorm, once or more often: what kernels of our own can compute.
+
+    Attributes:
+        native: whether they may; see ``use_native``.
+    """
+
+    native = True
+
+    def links(self) -> list[Link]:
+        """The stages, each behind a ReLU."""
+        raise NotImplementedError
+
+    def chains(self, x: Tensor) -> bool:
+        """Whether ``chained`` can be used for ``x``; else PyTorch's operators must."""
+        return self.native and can_chain(x)
+
+    def chained(
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        base: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
+        """``base + skip * x`` + the module on ``x``, times ``scale``.
+
+        Args:
+            x: its input, ``(batch, channels, h, w)``.
+            scale: ``()``; only where BatchNorm has no affine parameters.
+            base: of the shape of the output; None = 0. The result may take its memory.
+            skip: ``()``; None = 0. Only where the output has the shape of ``x``.
+        """
+        links = self.links()
+        if scale is not None:
+            settings, weights = links[-1]
+            links[-1] = settings, weights._replace(scale=scale)
+        return separable_chain(x, links, base, skip, overwrite=True)
+
+
+class ReLUConvBN(Chain):
+    """ReLU, convolution, BatchNorm: the 1x1 preprocessing of a cell's inputs."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, *, affine: bool = True
+    ) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+            nn.BatchNorm2d(out_channels, affine=affine),
+        )
+
+    def links(self) -> list[Link]:
+        _, conv, norm = self
+        return [link(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))]
+
+    def chains(self, x: Tensor) -> bool:
+        return cast(nn.Conv2d, self[1]).kernel_size == (1, 1) and super().chains(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.chains(x):
+            return self.chained(x)
+        for module in self:
+            x = module(x)
+        return x
+
+
+def uses_native(model: nn.Module) -> bool:
+    """Whether kernels of our own compute chains of ``model``, where it is now."""
+    parameter = next(model.parameters())
+    may = any(isinstance(module, Chain) and module.native for module in model.modules())
+    return may and can_draw(parameter)
+
+
+def link(conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = None) -> Link:
+    """A stage.
+
+    Args:
+        conv: 1x1, without bias.
+        norm: behind it.
+        depthwise: in front of it, if there is one.
+    """
+    settings = Settings(
+        1 if depthwise is None else depthwise.stride[0],
+        1 if depthwise is None else depthwise.dilation[0],
+        norm.training or norm.running_mean is None,
+        norm.momentum or 0.0,
+        norm.eps,
+        norm.running_mean,
+        norm.running_var,
+        norm.num_batches_tracked,
+    )
+    weight = None if depthwise is None else depthwise.weight
+    return settings, Weights(weight, conv.weight, norm.weight, norm.bias)
+
+
+def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor:
+    """``norm(x) * scale``; without affine parameters the scale costs nothing there.
+
+    Args:
+        scale: ``()`` or ``(channels,)``; None is one.
+    """
+    if scale is None:
+        out: Tensor = norm(x)
+        return out
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    # Contiguous: its gradient is written in the same memory order.
+    scale = scale.expand(x.shape[1]).contiguous()
+    return normalize(x, norm, norm.running_mean, norm.running_var, scale)
+
+
+def normalize(
+    x: Tensor,
+    norm: nn.BatchNorm2d,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    """BatchNorm with the settings of ``norm``, which has no affine parameters.
+
+    Args:
+        mean, variance: running statistics, ``(channels,)``, updated in training; None = those of
+            the batch, always.
+        scale: ``(channels,)``, contiguous; None is one.
+    """
+    training = norm.training or mean is None
+    return F.batch_norm(x, mean, variance, scale, None, training, norm.momentum or 0.0, norm.eps)

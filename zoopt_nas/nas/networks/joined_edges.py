@@ -1,0 +1,351 @@
+"""The operations on all edges from one node together: fewer and wider operators.
+
+Operators of one kind on several edges read the same node. Their weights are joined into one
+depthwise convolution of all channels, one grouped 1x1 convolution and one BatchNorm, which also
+takes the architecture weights as its scale; what pools and skip connections add to each edge is one
+product of matrices. The numbers are those of the operators one by one; what is saved is the time to
+launch each, which on a GPU, and for small images on a CPU, is most of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoopt_nas.nas.kernels.channels_last import diagonal_pixels, is_channels_last
+from zoopt_nas.nas.kernels.separable import separable_conv2d
+from zoopt_nas.nas.networks.fused import normalize
+from zoopt_nas.nas.networks.operations import (
+    FactorizedReduce,
+    Pool,
+    Separable,
+    Stage,
+)
+
+# Above this many numbers in an operator's input a CPU takes longer for the joined form: its grouped
+# convolutions are slower than as many plain ones, and launching no longer counts.
+MAX_NUMBERS_ON_CPU = 2**17
+
+
+class Node:
+    """A node of a cell and what its outgoing edges share, each computed once.
+
+    Args:
+        x: ``(batch, channels, height, width)``.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._repeated: dict[int, Tensor] = {}
+        self._pooled: dict[nn.Module, Tensor] = {}
+
+    @cached_property
+    def relu(self) -> Tensor:
+        return F.relu(self.x)
+
+    @cached_property
+    def diagonal(self) -> tuple[Tensor, Tensor]:
+        """The ``diagonal_pixels`` behind the ReLU."""
+        return diagonal_pixels(self.relu)
+
+    def repeated(self, n: int) -> Tensor:
+        """Behind the ReLU, n times: ``(batch, n * channels, height, width)``."""
+        if n not in self._repeated:
+            self._repeated[n] = _repeat(self.relu, n)
+        return self._repeated[n]
+
+    def pooled(self, pool: nn.Module) -> Tensor:
+        if pool not in self._pooled:
+            self._pooled[pool] = pool(self.x)
+        return self._pooled[pool]
+
+
+class Place(NamedTuple):
+    """Where a candidate stands."""
+
+    edge: int
+    position: int
+
+
+class Stack(Protocol):
+    """Operations of one kind on edges from one node.
+
+    Attributes:
+        places: where each operation stands.
+    """
+
+    places: list[Place]
+
+    def convolutions(self) -> list[list[nn.Conv2d]]:
+        """The convolutions that become one, in the order in which ``apply`` takes their weights."""
+
+    def norms(self) -> list[list[nn.BatchNorm2d]]:
+        """The same for BatchNorms, all without affine parameters."""
+
+    def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
+        """``(batch, n * channels, h, w)``: the outputs of all operations, scaled.
+
+        Args:
+            node: where the edges begin.
+            weights: joined weights, one for each list of ``convolutions``.
+            norms: takes one step for each list of ``norms``.
+            scale: ``(n * channels,)``.
+        """
+
+
+@dataclass
+class ConvStack:
+    """``SepConv`` or ``DilConv`` of one kernel size; ``operations`` has the stages of each."""
+
+    operations: list[list[Stage]]
+    places: list[Place]
+
+    def convolutions(self) -> list[list[nn.Conv2d]]:
+        stages = zip(*self.operations, strict=True)
+        pairs = [([s.depthwise for s in stage], [s.pointwise for s in stage]) for stage in stages]
+        return [convolutions for pair in pairs for convolutions in pair]
+
+    def norms(self) -> list[list[nn.BatchNorm2d]]:
+        return [[part.norm for part in stage] for stage in zip(*self.operations, strict=True)]
+
+    def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
+        x = node.repeated(len(self.places))
+        *first, last = self.operations[0]
+        for stage in first:
+            x = F.relu(norms.apply(_convolve(x, stage, weights), None), inplace=True)  # see SepConv
+        return norms.apply(_convolve(x, last, weights), scale)
+
+
+@dataclass
+class ReduceStack:
+    """Skip connections with stride 2."""
+
+    operations: list[FactorizedReduce]
+    places: list[Place]
+
+    def convolutions(self) -> list[list[nn.Conv2d]]:
+        return [[op.conv_even for op in self.operations], [op.conv_odd for op in self.operations]]
+
+    def norms(self) -> list[list[nn.BatchNorm2d]]:
+        return [[op.norm for op in self.operations]]
+
+    def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
+        n = len(self.places)
+        # Each operation has the channels of its even pixels first.
+        halves = [
+            torch.unflatten(F.conv2d(x, weight), 1, (n, -1))
+            for x, weight in zip(node.diagonal, weights, strict=False)
+        ]
+        return norms.apply(torch.cat(halves, dim=2).flatten(1, 2), scale)
+
+
+@dataclass
+class SharedTerms:
+    """Pools and skip connections, whose output is the same on all edges from a node.
+
+    Attributes:
+        operations: the different ones.
+        places: where each stands.
+    """
+
+    operations: list[nn.Module]
+    places: list[list[Place]]
+
+    @property
+    def edges(self) -> list[int]:
+        return sorted({place.edge for places in self.places for place in places})
+
+    def outputs(self, node: Node, table: Tensor) -> dict[int, Tensor]:
+        """Their sum on each edge; ``table`` has a weight for each edge and operation."""
+        outs = [node.pooled(op) if isinstance(op, Pool) else node.x for op in self.operations]
+        is_last = is_channels_last(node.x)
+        if is_last:
+            outs = [out.permute(0, 2, 3, 1) for out in outs]
+        terms = torch.stack(outs) if len(outs) > 1 else outs[0][None]
+        sums = (table.view(-1, len(outs)) @ terms.flatten(1)).view(-1, *terms.shape[1:])
+        if is_last:
+            sums = sums.permute(0, 1, 4, 2, 3)
+        return dict(zip(self.edges, sums.unbind(), strict=True))
+
+
+class Fan:
+    """The candidates on the edges from a node, as stacks and shared terms.
+
+    Attributes:
+        places: of the candidates that it computes; the others are left to the edges.
+        scale_index: where the numbers that it multiplies by are found in the flat table of
+            architecture weights with a zero behind it: one for each channel of each stack, and
+            for each edge and each shared operation.
+
+    Args:
+        separable: one of the stacked separable convolutions, if there are any.
+    """
+
+    def __init__(
+        self,
+        stacks: Sequence[Stack],
+        shared: SharedTerms,
+        weight_shape: tuple[int, int],
+        separable: Separable | None = None,
+    ) -> None:
+        self._stacks, self._shared, self._separable = stacks, shared, separable
+        places = [list(stack.places) for stack in stacks] + shared.places
+        self.places = {place for group in places for place in group}
+        n_edges, width = weight_shape
+        self.scale_index: list[int] = []
+        self._scale_sizes: list[int] = []
+        for stack in stacks:
+            norms = stack.norms()[-1]
+            own = [
+                place.edge * width + place.position
+                for place, norm in zip(stack.places, norms, strict=True)
+                for _ in range(norm.num_features)
+            ]
+            self.scale_index += own
+            self._scale_sizes.append(len(own))
+        zero = n_edges * width
+        positions = [dict(places) for places in shared.places]
+        table = [
+            edge * width + own[edge] if edge in own else zero
+            for edge in shared.edges
+            for own in positions
+        ]
+        self.scale_index += table
+        self._scale_sizes.append(len(table))
+
+    def pays(self, x: Tensor) -> bool:
+        """Whether to use it for node ``x``, ``(batch, channels, h, w)``."""
+        if x.device.type == "cpu":
+            # The package's own kernels are faster than joined ones of PyTorch.
+            is_chained = self._separable is not None and self._separable.chains(x)
+            if is_chained or x.numel() > MAX_NUMBERS_ON_CPU:
+                return False
+        return bool(self.places)
+
+    def outputs(self, node: Node, scales: Tensor) -> dict[int, Tensor]:
+        """For each edge the weighted sum of its candidates in ``places``.
+
+        Args:
+            node: where the edges begin.
+            scales: the architecture weights at ``scale_index``.
+        """
+        *scale, table = torch.split(scales, self._scale_sizes)
+        result = self._shared.outputs(node, table) if self._shared.places else {}
+        for edges, total in self._convolved(node, scale).items():
+            parts = torch.unflatten(total, 1, (len(edges), -1)).unbind(1)
+            for edge, part in zip(edges, parts, strict=True):
+                result[edge] = result[edge] + part if edge in result else part
+        return result
+
+    def _convolved(self, node: Node, scales: Sequence[Tensor]) -> dict[tuple[int, ...], Tensor]:
+        """For edges of the same stacks the sum of these, ``(batch, n_edges * channels, h, w)``."""
+        if not self._stacks:
+            return {}
+        weights = _join_weights([group for s in self._stacks for group in s.convolutions()])
+        norms = _Norms([group for stack in self._stacks for group in stack.norms()])
+        totals: dict[tuple[int, ...], Tensor] = {}
+        for stack, scale in zip(self._stacks, scales, strict=True):
+            edges = tuple(place.edge for place in stack.places)
+            out = stack.apply(node, weights, norms, scale)
+            totals[edges] = totals[edges] + out if edges in totals else out
+        norms.write_back()
+        return totals
+
+
+def make_fan(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]) -> Fan:
+    """The fan of the candidates on the edges from one node.
+
+    Args:
+        weight_shape: of the architecture weights of the cell, ``(n_edges, n_candidates)``.
+    """
+    stacks: dict[object, ConvStack | ReduceStack] = {}
+    shared: dict[object, tuple[nn.Module, list[Place]]] = {}
+    for place, operation in candidates.items():
+        if isinstance(operation, Separable):
+            stages = operation.stages
+            key = (type(operation), stages[0].depthwise.kernel_size[0])
+            convs = cast(ConvStack, stacks.setdefault(key, ConvStack([], [])))
+            convs.operations.append(stages)
+            convs.places.append(place)
+        elif isinstance(operation, FactorizedReduce):
+            reduces = cast(ReduceStack, stacks.setdefault(FactorizedReduce, ReduceStack([], [])))
+            reduces.operations.append(operation)
+            reduces.places.append(place)
+        elif isinstance(operation, Pool | nn.Identity):
+            # A pool is one module on all edges; all identities are the same.
+            same = operation if isinstance(operation, Pool) else nn.Identity
+            shared.setdefault(same, (operation, []))[1].append(place)
+    terms = SharedTerms([op for op, _ in shared.values()], [own for _, own in shared.values()])
+    separable = next((op for op in candidates.values() if isinstance(op, Separable)), None)
+    return Fan(list(stacks.values()), terms, weight_shape, separable)
+
+
+def _convolve(x: Tensor, stage: Stage, weights: Iterator[Tensor]) -> Tensor:
+    settings = stage.depthwise
+    return separable_conv2d(
+        x, next(weights), next(weights), settings.stride[0], settings.dilation[0]
+    )
+
+
+def _join_weights(groups: Sequence[Sequence[nn.Conv2d]]) -> Iterator[Tensor]:
+    """The weights of each group along the output channels; one copy makes them all."""
+    flat = torch.cat([conv.weight.flatten() for group in groups for conv in group])
+    sizes = [sum(conv.weight.numel() for conv in group) for group in groups]
+    parts = torch.split(flat, sizes)
+    return iter(
+        [
+            part.view(-1, *group[0].weight.shape[1:])
+            for part, group in zip(parts, groups, strict=True)
+        ]
+    )
+
+
+class _Norms:
+    """BatchNorms without affine parameters, group by group, each on its share of the channels.
+
+    The running statistics are joined in one copy and written back in one.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[nn.BatchNorm2d]]) -> None:
+        self._norms = [norm for group in groups for norm in group]
+        self._first = self._norms[0]
+        self._statistics: list[Tensor] = []
+        self._views: Iterator[tuple[Tensor | None, Tensor | None]]
+        if self._first.running_mean is None:
+            self._views = iter([(None, None)] * len(groups))
+            return
+        self._statistics = [cast(Tensor, norm.running_mean) for norm in self._norms]
+        self._statistics += [cast(Tensor, norm.running_var) for norm in self._norms]
+        self._joined = torch.cat(self._statistics)
+        sizes = [sum(norm.num_features for norm in group) for group in groups]
+        means, variances = (torch.split(half, sizes) for half in self._joined.chunk(2))
+        self._views = zip(means, variances, strict=True)
+
+    def apply(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """The next group on ``x``, times ``scale``."""
+        return normalize(x, self._first, *next(self._views), scale)
+
+    def write_back(self) -> None:
+        """Keeps the running statistics, once all groups are through."""
+        if self._statistics and self._first.training:
+            sizes = [statistic.numel() for statistic in self._statistics]
+            with torch.no_grad():
+                torch._foreach_copy_(self._statistics, list(torch.split(self._joined, sizes)))
+                counts = [cast(Tensor, norm.num_batches_tracked) for norm in self._norms]
+                torch._foreach_add_(counts, 1)
+
+
+def _repeat(x: Tensor, n: int) -> Tensor:
+    """``x.repeat(1, n, 1, 1)`` in the memory format of ``x``."""
+    if n == 1:
+        return x
+    if not is_channels_last(x):
+        return x.unsqueeze(1).expand(-1, n, -1, -1, -1).flatten(1, 2)
+    repeated = x.permute(0, 2, 3, 1).unsqueeze(3).expand(-1, -1, -1, n, -1)
+    return repeated.flatten(3).permute(0, 3, 1, 2)

@@ -1,0 +1,282 @@
+"""Candidate operations of the search spaces and the table that names them.
+
+Every operation maps ``(batch, channels, height, width)`` to the same shape, or to half the height
+and width (rounded up) with stride 2, and leaves its input unchanged. Facts: Liu et al. (DARTS,
+2019), Zela et al. (R-DARTS, 2020). No convolution has a bias. During search BatchNorm has no affine
+parameters, since they would let a candidate rescale itself past its architecture weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoopt_nas.nas.kernels.channels_last import diagonal_pixels
+from zoopt_nas.nas.kernels.library import can_draw, can_run
+from zoopt_nas.nas.kernels.noise import add_noise, draw_noise
+from zoopt_nas.nas.kernels.separable import separable_conv2d
+from zoopt_nas.nas.networks.fused import Chain, Link, link, scaled_norm
+from zoopt_nas.registry import Registry
+
+
+class AfterReLU(nn.Module):
+    """An operation that begins with a ReLU, which edges from the same node can share."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after_relu(F.relu(x))
+
+    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """The operation on the positive part of its input, ``(batch, channels, h, w)``.
+
+        Args:
+            scale: ``()``, multiplies the output; only where BatchNorm has no affine parameters.
+        """
+        raise NotImplementedError
+
+
+class FactorizedReduce(AfterReLU):
+    """Halves height and width without losing pixels: two 1x1 convolutions on shifted grids.
+
+    Odd sizes are padded by one row or column of zeros, so that both grids have ceil(size / 2)
+    points; for even sizes this is the published operation to the letter.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool = True) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.conv_even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.conv_odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return self.after_halving(*diagonal_pixels(x), scale)
+
+    def after_halving(self, even: Tensor, odd: Tensor, scale: Tensor | None = None) -> Tensor:
+        """``after_relu``, from the ``diagonal_pixels`` of its input."""
+        convolved = [F.conv2d(even, self.conv_even.weight), F.conv2d(odd, self.conv_odd.weight)]
+        return scaled_norm(torch.cat(convolved, dim=1), self.norm, scale)
+
+
+class Stage(NamedTuple):
+    """A separable convolution of an operation, behind its ReLU."""
+
+    depthwise: nn.Conv2d
+    pointwise: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+
+class Separable(AfterReLU, Chain):
+    """Depthwise separable convolutions, each behind a ReLU."""
+
+    @property
+    def stages(self) -> list[Stage]:
+        modules = list(self)
+        return [Stage(*cast(list[Any], modules[i + 1 : i + 4])) for i in range(0, len(modules), 4)]
+
+    def links(self) -> list[Link]:
+        return [link(stage.pointwise, stage.norm, stage.depthwise) for stage in self.stages]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.chained(x) if self.chains(x) else self.after_relu(F.relu(x))
+
+    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        *first, last = self.stages
+        for stage in first:
+            # In place: BatchNorm keeps its input, and nothing else reads its output.
+            x = F.relu(_apply_stage(x, None, stage), inplace=True)
+        return _apply_stage(x, scale, last)
+
+
+class SepConv(Separable):
+    """Depthwise separable convolution, applied twice; only the first one strides."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
+        nn.Sequential.__init__(
+            self,
+            *_depthwise_separable(channels, kernel_size, stride, 1, affine),
+            *_depthwise_separable(channels, kernel_size, 1, 1, affine),
+        )
+
+
+class DilConv(Separable):
+    """Depthwise separable convolution with dilation 2, applied once."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
+        nn.Sequential.__init__(
+            self, *_depthwise_separable(channels, kernel_size, stride, 2, affine)
+        )
+
+
+def _depthwise_separable(
+    channels: int, kernel_size: int, stride: int, dilation: int, affine: bool
+) -> list[nn.Module]:
+    padding = dilation * (kernel_size // 2)
+    return [
+        nn.ReLU(),  # never called: it keeps the published names of the weights behind it
+        nn.Conv2d(
+            channels,
+            channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=channels,
+            bias=False,
+        ),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    ]
+
+
+def _apply_stage(x: Tensor, scale: Tensor | None, stage: Stage) -> Tensor:
+    """A stage, and a scale of its output."""
+    depthwise, pointwise, norm = stage
+    stride, dilation = depthwise.stride[0], depthwise.dilation[0]
+    # A network trained from scratch, with affine parameters, holds two operations for each node
+    # where a supernet holds all: it has memory to spare.
+    out = separable_conv2d(
+        x, depthwise.weight, pointwise.weight, stride, dilation, keep=norm.affine
+    )
+    return scaled_norm(out, norm, scale)
+
+
+class Pool(nn.Sequential):
+    """3x3 max or average pooling; an average counts no padding.
+
+    During search BatchNorm follows, so that a pooled edge has the scale of a convolved one; the
+    retrained network has none.
+    """
+
+    def __init__(self, pool: nn.Module, channels: int, *, search: bool) -> None:
+        super().__init__(pool, *([nn.BatchNorm2d(channels, affine=False)] if search else []))
+
+
+class Zero(nn.Module):
+    """No connection: zeros. ``MixedOp`` leaves it out of its sum, which is the same number."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class Stochastic(nn.Module):
+    """A module that draws random numbers.
+
+    Attributes:
+        generator: where it draws from, on the device of its input; None means torch's default
+            generator. A search sets it by ``seed_noise``, so that it is reproducible and every
+            candidate of a batch sees the same draws.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator: torch.Generator | None = None
+
+
+class Noise(Stochastic):
+    """Fresh standard normal noise in place of the input, also in evaluation (space S4).
+
+    Attributes:
+        native: whether the package's own kernels may draw it; see ``use_native``.
+    """
+
+    native = True
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        strided = x[:, :, :: self.stride, :: self.stride]
+        # Of a shape, not of a tensor: under torch.vmap all candidates get this one draw.
+        if self.native and can_draw(x):
+            return draw_noise(strided.shape, x.dtype, self._seed())
+        # The same noise in whatever order the memory of the input is, and drawn ten times faster.
+        noise = torch.empty(strided.shape, dtype=x.dtype, device=x.device)
+        noise.normal_(generator=self.generator)
+        return torch.empty_like(strided).copy_(noise)  # a sum of two orders would be slow
+
+    def added(self, x: Tensor, scale: Tensor, base: Tensor | None) -> Tensor:
+        """``base`` + the operation on ``x`` times ``scale``.
+
+        Args:
+            x: its input, ``(batch, channels, h, w)``.
+            scale: ``()``.
+            base: of the shape of the output; None = 0.
+        """
+        if base is not None and self.native and can_run(x):
+            return add_noise(base, scale, self._seed())
+        noise: Tensor = self(x)
+        return noise * scale if base is None else torch.addcmul(base, noise, scale)
+
+    def _seed(self) -> int:
+        # The kernels run on the host, and so does the generator: nothing waits.
+        return int(torch.randint(2**63 - 1, (), generator=self.generator))
+
+
+def _skip_connect(channels: int, stride: int, search: bool) -> nn.Module:
+    if stride == 1:
+        return nn.Identity()
+    return FactorizedReduce(channels, channels, affine=not search)
+
+
+def _max_pool(channels: int, stride: int, search: bool) -> nn.Module:
+    return Pool(nn.MaxPool2d(3, stride, padding=1), channels, search=search)
+
+
+def _avg_pool(channels: int, stride: int, search: bool) -> nn.Module:
+    pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+    return Pool(pool, channels, search=search)
+
+
+def _sep_conv(kernel_size: int) -> OperationBuilder:
+    return lambda channels, stride, search: SepConv(
+        channels, kernel_size, stride, affine=not search
+    )
+
+
+def _dil_conv(kernel_size: int) -> OperationBuilder:
+    return lambda channels, stride, search: DilConv(
+        channels, kernel_size, stride, affine=not search
+    )
+
+
+OperationBuilder = Callable[[int, int, bool], nn.Module]
+"""``(channels, stride, search) -> module``; ``search`` picks the supernet's form."""
+
+OPERATIONS: Registry[OperationBuilder] = Registry(
+    "operation",
+    {
+        "none": lambda channels, stride, search: Zero(stride),
+        "skip_connect": _skip_connect,
+        "max_pool_3x3": _max_pool,
+        "avg_pool_3x3": _avg_pool,
+        "sep_conv_3x3": _sep_conv(3),
+        "sep_conv_5x5": _sep_conv(5),
+        "sep_conv_7x7": _sep_conv(7),
+        "dil_conv_3x3": _dil_conv(3),
+        "dil_conv_5x5": _dil_conv(5),
+        "noise": lambda channels, stride, search: Noise(stride),
+    },
+)
+
+
+def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
+    """Makes ``model`` and everything inside it that draws draw from ``generator``."""
+    for module in model.modules():
+        if isinstance(module, Stochastic):
+            module.generator = generator
+
+
+def use_native(model: nn.Module, is_on: bool) -> None:
+    """Whether the package's own kernels may compute operations of ``model``, where they can."""
+    for module in model.modules():
+        if isinstance(module, Chain | Noise):
+            module.native = is_on

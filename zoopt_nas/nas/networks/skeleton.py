@@ -1,0 +1,159 @@
+"""What supernet and retrained network share: stem, cells' plan, preprocessing, drop path, head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas.networks.fused import ReLUConvBN
+from zoopt_nas.nas.networks.operations import FactorizedReduce
+
+STEM_MULTIPLIER = 3  # the CIFAR stem has 3 times the cells' initial channels
+STEMS = ("cifar", "imagenet")
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """Where a cell stands in the network.
+
+    Attributes:
+        kind: ``"normal"`` or ``"reduce"``.
+        channels: width of the cell's nodes.
+        in_channels: channels of its two inputs, cell k-2 first.
+        halve_first_input: whether the first input still has twice the height and width of the
+            second, because the cell between them was a reduction.
+    """
+
+    kind: str
+    channels: int
+    in_channels: tuple[int, int]
+    halve_first_input: bool
+
+    def stride(self, source: int) -> int:
+        """The stride of an edge from node ``source``: only the cell's inputs are halved."""
+        return 2 if self.kind == "reduce" and source < 2 else 1
+
+
+def plan_cells(
+    n_cells: int, init_channels: int, n_outputs: tuple[int, int], stem: str
+) -> Iterator[CellPlan]:
+    """The cells in order: reductions, which double the width, at one and two thirds of the depth.
+
+    Args:
+        n_cells: number of cells, at least 1.
+        init_channels: width of the first cell.
+        n_outputs: how many nodes a normal and a reduction cell concatenate.
+        stem: ``"cifar"`` (both inputs are the one stem) or ``"imagenet"``.
+    """
+    if stem not in STEMS:
+        raise UnknownNameError("stem", stem, STEMS)
+    for field, value in (("n_cells", n_cells), ("init_channels", init_channels)):
+        if value < 1:
+            raise InvalidValueError(f"{field} must be a positive integer, got {value}")
+    if stem == "imagenet" and init_channels < 2:  # its first convolution has half as many
+        raise InvalidValueError(
+            f"init_channels must be at least 2 with the imagenet stem, got {init_channels}"
+        )
+    # With one or two cells n_cells // 3 is 0: a reduction must not come before any normal cell.
+    reductions = {n_cells // 3, 2 * n_cells // 3} - ({0} if n_cells < 3 else set())
+    width = init_channels if stem == "imagenet" else STEM_MULTIPLIER * init_channels
+    inputs, channels, halve = (width, width), init_channels, stem == "imagenet"
+    for index in range(n_cells):
+        reduction = index in reductions
+        channels *= 2 if reduction else 1
+        yield CellPlan("reduce" if reduction else "normal", channels, inputs, halve)
+        inputs = (inputs[1], n_outputs[reduction] * channels)
+        halve = reduction
+
+
+class Preprocess(nn.Module):
+    """Brings a cell's two inputs to the width of its nodes and to the same height and width."""
+
+    def __init__(self, plan: CellPlan, *, affine: bool) -> None:
+        super().__init__()
+        first = FactorizedReduce if plan.halve_first_input else ReLUConvBN
+        self.first = first(plan.in_channels[0], plan.channels, affine=affine)
+        self.second = ReLUConvBN(plan.in_channels[1], plan.channels, affine=affine)
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(first), self.second(second)
+
+
+class CifarStem(nn.Module):
+    """A 3x3 convolution with BatchNorm, affine also in search; both cell inputs are its output."""
+
+    def __init__(self, in_channels: int, init_channels: int) -> None:
+        super().__init__()
+        width = STEM_MULTIPLIER * init_channels
+        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.norm(self.conv(images))
+        return out, out
+
+
+class ImageNetStem(nn.Module):
+    """Three strided 3x3 convolutions; the cell inputs have a quarter and an eighth of the size."""
+
+    def __init__(self, in_channels: int, init_channels: int) -> None:
+        super().__init__()
+        half, full = init_channels // 2, init_channels
+
+        def conv(n_in: int, n_out: int) -> nn.Conv2d:
+            return nn.Conv2d(n_in, n_out, 3, stride=2, padding=1, bias=False)
+
+        self.quarter = nn.Sequential(
+            conv(in_channels, half),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            conv(half, full),
+            nn.BatchNorm2d(full),
+        )
+        self.eighth = nn.Sequential(nn.ReLU(), conv(full, full), nn.BatchNorm2d(full))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        quarter = self.quarter(images)
+        return quarter, self.eighth(quarter)
+
+
+def build_stem(stem: str, in_channels: int, init_channels: int) -> nn.Module:
+    """The stem by name: a module from images to the two inputs of the first cell."""
+    builder = CifarStem if stem == "cifar" else ImageNetStem
+    return builder(in_channels, init_channels)
+
+
+def drop_path(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    """Zeroes whole samples with ``probability`` and scales the others to keep the mean.
+
+    Larsson et al., FractalNet, 2017, as DARTS uses it: one draw for each sample of an edge.
+
+    Args:
+        x: ``(batch, channels, height, width)``.
+        probability: in [0, 1).
+        generator: on the device of ``x``; None means torch's default generator.
+    """
+    keep = 1.0 - probability
+    mask = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)
+    return x * mask.bernoulli_(keep, generator=generator).div_(keep)
+
+
+class Head(nn.Module):
+    """Global average pooling and one linear layer: ``(batch, channels, h, w)`` to logits."""
+
+    def __init__(self, in_channels: int, n_classes: int) -> None:
+        super().__init__()
+        if n_classes < 1:
+            raise InvalidValueError(f"n_classes must be a positive integer, got {n_classes}")
+        self.classifier = nn.Linear(in_channels, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The mean over all pixels; that of torch.mean has a gradient that is not channels_last.
+        pooled = F.avg_pool2d(x, x.shape[-2:])
+        logits: Tensor = self.classifier(pooled.flatten(1))
+        return logits

@@ -1,0 +1,289 @@
+"""Search spaces: which operations compete on which edge, and what a vector alpha means there.
+
+Alpha is one flat vector: the candidates of edge 0 of the normal cell, of edge 1, ..., then those of
+the reduction cell. Edges are ordered by destination node, then by source node. Every edge may have
+its own list of candidates. With edge normalization one number for each edge of both cells follows.
+Sources: Liu et al. (2019); Zela et al. (2020) for S1-S4; Xu et al. (2020) for edge normalization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas.networks.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Edge, Genotype
+from zoopt_nas.nas.networks.operations import OPERATIONS
+from zoopt_nas.registry import Registry
+
+N_NODES = 4  # intermediate nodes of a cell
+
+
+def cell_edges(n_nodes: int = N_NODES) -> tuple[tuple[int, int], ...]:
+    """The ``(source, destination)`` pairs of a cell, in the order of the edge index."""
+    return tuple(
+        (source, node) for node in range(N_INPUTS, N_INPUTS + n_nodes) for source in range(node)
+    )
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A cell-based search space.
+
+    Attributes:
+        name: key in ``SPACES``.
+        normal: for each edge of the normal cell, the names of its candidate operations.
+        reduce: the same for the reduction cell.
+        n_nodes: intermediate nodes of a cell.
+        edge_normalization: whether alpha also weighs the edges into each node, by a softmax over
+            them (PC-DARTS, Eq. 3); without it every edge counts fully.
+
+    Raises:
+        InvalidValueError: the number of edges is wrong or an edge has nothing to choose.
+        UnknownNameError: a candidate is not in ``OPERATIONS``.
+    """
+
+    name: str
+    normal: tuple[tuple[str, ...], ...]
+    reduce: tuple[tuple[str, ...], ...]
+    n_nodes: int = N_NODES
+    edge_normalization: bool = False
+
+    def __post_init__(self) -> None:
+        n_edges = len(cell_edges(self.n_nodes))
+        for kind in CELL_KINDS:
+            candidates = self.candidates(kind)
+            if len(candidates) != n_edges:
+                raise InvalidValueError(
+                    f"{kind} must list candidates for {n_edges} edges, got {len(candidates)}"
+                )
+            for edge, names in enumerate(candidates):
+                if all(name == "none" for name in names):
+                    raise InvalidValueError(
+                        f"{kind} edge {edge} must have a candidate other than none, got {names}"
+                    )
+                for name in names:
+                    if name not in OPERATIONS:
+                        raise UnknownNameError("operation", name, OPERATIONS)
+
+    def candidates(self, kind: str) -> tuple[tuple[str, ...], ...]:
+        """The candidate operations of each edge of the ``"normal"`` or ``"reduce"`` cell."""
+        candidates: tuple[tuple[str, ...], ...] = getattr(self, kind)
+        return candidates
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of candidates of every edge, normal cell first: how alpha is cut."""
+        return tuple(len(names) for kind in CELL_KINDS for names in self.candidates(kind))
+
+    @property
+    def dim(self) -> int:
+        """The length of alpha."""
+        return sum(self.sizes) + (len(self.sizes) if self.edge_normalization else 0)
+
+    def init_alpha(
+        self,
+        *,
+        rng: int | torch.Generator,
+        scale: float = 1e-3,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Alpha ``(dim,)`` as ``scale`` times standard normal draws (1e-3: Liu et al., 2019).
+
+        Args:
+            rng: a seed, or a CPU generator; the draws are the same on every device.
+        """
+        generator = rng if isinstance(rng, torch.Generator) else torch.Generator().manual_seed(rng)
+        return (scale * torch.randn(self.dim, generator=generator)).to(device)
+
+    def unflatten(self, alpha: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """Alpha ``(dim,)`` as one vector for each edge of each kind of cell.
+
+        What weighs the edges is left out: see ``edge_shares``.
+
+        Raises:
+            InvalidValueError: alpha has another shape.
+        """
+        if alpha.shape != (self.dim,):
+            raise InvalidValueError(
+                f"alpha must have shape ({self.dim},) in space {self.name}, "
+                f"got {tuple(alpha.shape)}"
+            )
+        parts = torch.split(alpha[: sum(self.sizes)], list(self.sizes))
+        n_edges = len(self.normal)
+        return {"normal": tuple(parts[:n_edges]), "reduce": tuple(parts[n_edges:])}
+
+    def flatten(self, parts: dict[str, Sequence[Tensor]]) -> Tensor:
+        """The inverse of ``unflatten``, without edge normalization."""
+        return torch.cat([part for kind in CELL_KINDS for part in parts[kind]])
+
+    def weights(self, alpha: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """The architecture weights of each edge's candidates: the softmax of alpha on the edge.
+
+        With edge normalization, times the share of the edge.
+        """
+        return {
+            kind: tuple(part.exp() for part in parts)
+            for kind, parts in self._log_weights(alpha).items()
+        }
+
+    def edge_shares(self, alpha: Tensor) -> Tensor:
+        """How much each edge counts in its node, ``(2 n_edges,)``, normal cell first; else 1."""
+        return self._log_shares(alpha).exp()
+
+    def _log_shares(self, alpha: Tensor) -> Tensor:
+        if not self.edge_normalization:
+            return alpha.new_zeros(len(self.sizes))
+        # Edges are ordered by their node, which has as many as it has nodes before it.
+        n_incoming = [N_INPUTS + node for node in range(self.n_nodes)] * len(CELL_KINDS)
+        parts = torch.split(alpha[sum(self.sizes) :], n_incoming)
+        return torch.cat([torch.log_softmax(part, dim=0) for part in parts])
+
+    def _log_weights(self, alpha: Tensor) -> dict[str, list[Tensor]]:
+        parts = self.unflatten(alpha)
+        shares = dict(zip(CELL_KINDS, self._log_shares(alpha).chunk(len(CELL_KINDS)), strict=True))
+        return {
+            kind: [
+                torch.log_softmax(part, dim=0) + share
+                for part, share in zip(parts[kind], shares[kind], strict=True)
+            ]
+            for kind in CELL_KINDS
+        }
+
+    def discretize(self, alpha: Tensor) -> Genotype:
+        """The genotype that alpha stands for (Liu et al., 2019, section 2.4).
+
+        An edge is as strong as its best candidate other than ``none`` (times its share, with edge
+        normalization); every node keeps its two strongest edges, from two different nodes, and on
+        each the best candidate other than ``none``. Equal strengths go to the earlier source and
+        the earlier candidate.
+
+        Raises:
+            InvalidValueError: alpha has another shape or is not finite.
+        """
+        alpha = alpha.detach().to("cpu", torch.float64)
+        if not bool(torch.isfinite(alpha).all()):
+            raise InvalidValueError("alpha must be finite to be discretized, got NaN or infinity")
+        # The logarithm ranks alike, and does not underflow to ties where alphas lie far apart.
+        weights = self._log_weights(alpha)
+        cells = {kind: self._discretize_cell(kind, weights[kind]) for kind in CELL_KINDS}
+        concat = tuple(range(N_INPUTS, N_INPUTS + self.n_nodes))
+        return Genotype(cells["normal"], cells["reduce"], concat, concat)
+
+    def edge_table(self, genotype: Genotype) -> Tensor:
+        """The architecture weights that are 1 for the operations of a genotype and 0 for others.
+
+        Args:
+            genotype: of this space.
+
+        Returns:
+            ``(2 n_edges, max candidates)``, a row for each edge, normal cell first.
+
+        Raises:
+            InvalidValueError: it has an operation that is no candidate of its edge.
+        """
+        edges = cell_edges(self.n_nodes)
+        table = torch.zeros(len(self.sizes), max(self.sizes))
+        for k, kind in enumerate(CELL_KINDS):
+            candidates = self.candidates(kind)
+            for position, (name, source) in enumerate(genotype.edges(kind)):
+                node = N_INPUTS + position // EDGES_PER_NODE
+                edge = edges.index((source, node))
+                if name not in candidates[edge]:
+                    raise InvalidValueError(
+                        f"{kind} edge {edge} must be one of {', '.join(candidates[edge])} in space "
+                        f"{self.name}, got {name}"
+                    )
+                table[k * len(edges) + edge, candidates[edge].index(name)] = 1.0
+        return table
+
+    def _discretize_cell(self, kind: str, weights: Sequence[Tensor]) -> tuple[Edge, ...]:
+        incoming: dict[int, list[tuple[float, str, int]]] = {}
+        for (source, node), names, edge_weights in zip(
+            cell_edges(self.n_nodes), self.candidates(kind), weights, strict=True
+        ):
+            choices = [
+                (weight, name)
+                for weight, name in zip(edge_weights.tolist(), names, strict=True)
+                if name != "none"
+            ]
+            weight, name = max(choices, key=lambda choice: choice[0])  # the first of equals
+            incoming.setdefault(node, []).append((weight, name, source))
+        edges: list[Edge] = []
+        for node in sorted(incoming):
+            strongest = sorted(incoming[node], key=lambda edge: -edge[0])[:EDGES_PER_NODE]
+            edges += [(name, source) for _, name, source in strongest]
+        return tuple(edges)
+
+
+def _uniform(name: str, *operations: str) -> SearchSpace:
+    """The same candidates on every edge of both cells."""
+    cell = (operations,) * len(cell_edges())
+    return SearchSpace(name, normal=cell, reduce=cell)
+
+
+def _edges(table: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(line.split()) for line in table.strip().splitlines())
+
+
+_S1 = SearchSpace(
+    "s1",
+    normal=_edges("""
+        skip_connect dil_conv_3x3
+        skip_connect dil_conv_5x5
+        skip_connect dil_conv_5x5
+        skip_connect sep_conv_3x3
+        skip_connect dil_conv_3x3
+        max_pool_3x3 skip_connect
+        skip_connect sep_conv_3x3
+        skip_connect sep_conv_3x3
+        skip_connect dil_conv_3x3
+        skip_connect sep_conv_3x3
+        max_pool_3x3 skip_connect
+        skip_connect dil_conv_3x3
+        dil_conv_3x3 dil_conv_5x5
+        dil_conv_3x3 dil_conv_5x5
+    """),
+    reduce=_edges("""
+        max_pool_3x3 avg_pool_3x3
+        max_pool_3x3 dil_conv_3x3
+        max_pool_3x3 avg_pool_3x3
+        max_pool_3x3 avg_pool_3x3
+        skip_connect dil_conv_5x5
+        max_pool_3x3 avg_pool_3x3
+        max_pool_3x3 sep_conv_3x3
+        skip_connect dil_conv_3x3
+        skip_connect dil_conv_5x5
+        max_pool_3x3 avg_pool_3x3
+        max_pool_3x3 avg_pool_3x3
+        skip_connect dil_conv_5x5
+        skip_connect dil_conv_5x5
+        skip_connect dil_conv_5x5
+    """),
+)
+
+_DARTS_OPERATIONS = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+
+SPACES: Registry[SearchSpace] = Registry(
+    "space",
+    {
+        "s1": _S1,
+        "s2": _uniform("s2", "skip_connect", "sep_conv_3x3"),
+        "s3": _uniform("s3", "none", "skip_connect", "sep_conv_3x3"),
+        "s4": _uniform("s4", "noise", "sep_conv_3x3"),
+        "darts": _uniform("darts", *_DARTS_OPERATIONS),
+        "darts_none": _uniform("darts_none", "none", *_DARTS_OPERATIONS),
+    },
+)

@@ -1,0 +1,326 @@
+"""The weight-sharing supernet: every candidate operation of a space at once, weighted by alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.kernels.channels_last import channels_last, join_channels
+from zoopt_nas.nas.networks.genotype import CELL_KINDS, N_INPUTS
+from zoopt_nas.nas.networks.joined_edges import Fan, Node, Place, make_fan
+from zoopt_nas.nas.networks.operations import (
+    OPERATIONS,
+    AfterReLU,
+    FactorizedReduce,
+    Noise,
+    Pool,
+    Separable,
+    Stochastic,
+    Zero,
+)
+from zoopt_nas.nas.networks.partial_channels import merge_parts, part_width, split_parts
+from zoopt_nas.nas.networks.skeleton import (
+    CellPlan,
+    Head,
+    Preprocess,
+    build_stem,
+    drop_path,
+    plan_cells,
+)
+from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
+
+
+class Source:
+    """A node of a cell as its outgoing edges see it.
+
+    Args:
+        node: where the edges begin.
+        fan: what it has in common on all edges.
+        weights: architecture weights of the cell, ``(n_edges, n_candidates)``.
+        scales: the same at ``fan.scale_index``.
+    """
+
+    def __init__(self, node: Node, fan: Fan, weights: Tensor, scales: Tensor) -> None:
+        self._node, self._weights = node, weights
+        joins = fan.pays(node.x)
+        self._joined = fan.outputs(node, scales) if joins else {}
+        self._done = fan.places if joins else set()
+
+    def add_edge(self, total: Tensor | None, index: int, candidates: Sequence[nn.Module]) -> Tensor:
+        """``total`` + the edge's candidates, each times its architecture weight.
+
+        Args:
+            total: of the shape of the edge's output; None = 0. The result may take its memory.
+        """
+        x, joined = self._node.x, self._joined.get(index)
+        if joined is not None:
+            total = joined if total is None else total + joined
+        chained, noisy = [], []
+        identity: Tensor | None = None
+        for position, operation in enumerate(candidates):
+            # `none` adds zeros, so it is not computed; its weight still counts in the softmax.
+            if (index, position) in self._done or isinstance(operation, Zero):
+                continue
+            weight = self._weights[index, position]
+            if isinstance(operation, Separable) and operation.chains(x):
+                chained.append((operation, weight))
+            elif isinstance(operation, Noise):
+                noisy.append((operation, weight))
+            elif isinstance(operation, nn.Identity):
+                identity = weight
+            elif isinstance(operation, AfterReLU):
+                out = self._after_relu(operation, weight)
+                total = out if total is None else total + out
+            else:
+                out = self._node.pooled(operation) if isinstance(operation, Pool) else operation(x)
+                total = _add_product(total, out, weight)
+        if identity is not None and not chained:
+            total = _add_product(total, x, identity)
+        for separable, weight in chained:  # which add what they get, at no cost
+            total = separable.chained(x, weight, total, identity)
+            identity = None
+        for noise, weight in noisy:
+            total = noise.added(x, weight, total)
+        return cast(Tensor, total)
+
+    def _after_relu(self, operation: AfterReLU, weight: Tensor) -> Tensor:
+        if isinstance(operation, FactorizedReduce):
+            return operation.after_halving(*self._node.diagonal, weight)
+        out = operation.after_relu(self._node.relu, weight)
+        # A sum of edges is overwritten, and an operation of someone else may keep what it puts out.
+        return out if isinstance(operation, Separable) else out.clone()
+
+
+def _add_product(total: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
+    return x * weight if total is None else torch.addcmul(total, x, weight)
+
+
+def _weighted_sum(terms: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    total: Tensor | None = None
+    for term, weight in zip(terms, weights, strict=True):
+        total = _add_product(total, term, weight)
+    return cast(Tensor, total)
+
+
+class MixedOp(nn.Module):
+    """The candidates of one edge. ``Source`` computes them, together with those of other edges."""
+
+    def __init__(self, candidates: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.candidates = nn.ModuleList(candidates)
+
+
+class SearchCell(nn.Module):
+    """A cell with all its edges; a node is the sum of its edges, the output joins all nodes."""
+
+    def __init__(self, space: SearchSpace, plan: CellPlan, n_parts: int = 1) -> None:
+        super().__init__()
+        self.kind = plan.kind
+        self._edges = cell_edges(space.n_nodes)
+        self._n_nodes, self._n_parts = space.n_nodes, n_parts
+        self._weighs_edges = space.edge_normalization
+        self._strides = [plan.stride(node) for node in range(N_INPUTS + space.n_nodes)]
+        width = part_width(plan.channels, n_parts)
+        self.preprocess = Preprocess(plan, affine=False)
+        # A pool has no weights: one module serves all edges from a node.
+        pools: dict[tuple[int, str], nn.Module] = {}
+        self.edges = nn.ModuleList()
+        for (source, _), names in zip(self._edges, space.candidates(plan.kind), strict=True):
+            built = [OPERATIONS[name](width, plan.stride(source), True) for name in names]
+            shared = [
+                pools.setdefault((source, name), op) if isinstance(op, Pool) else op
+                for name, op in zip(names, built, strict=True)
+            ]
+            self.edges.append(MixedOp(shared))
+        # Not modules: their operations are those of the edges.
+        self._fans = [
+            make_fan(self._outgoing(node), (len(self._edges), max(space.sizes)))
+            for node in range(N_INPUTS + space.n_nodes)
+        ]
+        index = [i for fan in self._fans for i in fan.scale_index]
+        self._scale_index: Tensor
+        self.register_buffer("_scale_index", torch.tensor(index), persistent=False)
+
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor,
+        weights: Tensor,
+        drop: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The joined nodes of the cell.
+
+        Args:
+            first, second: its inputs.
+            weights: ``(n_edges, n_candidates)``, row e belongs to edge e. With edge normalization
+                its sum is the share of the edge, which also weighs the channels that pass by the
+                operations.
+            drop: what is done to the sum of each edge.
+        """
+        nodes: list[Tensor] = list(self.preprocess(first, second))
+        # One gathering for all scales of the cell.
+        table = F.pad(weights.flatten(), (0, 1))[self._scale_index]
+        scales = torch.split(table, [len(fan.scale_index) for fan in self._fans])
+        sources: list[Source] = []
+        passing: list[Tensor] = []  # of each node the channels that pass by the operations
+        shares = weights.sum(dim=1).unbind() if self._weighs_edges and self._n_parts > 1 else None
+        others: Tensor | None = None  # their sum
+        edge = 0
+        for node in range(N_INPUTS, N_INPUTS + self._n_nodes):
+            for source in range(len(sources), node):
+                x = nodes[source]
+                if self._n_parts > 1:
+                    x, aside = split_parts(x, self._n_parts, self._strides[source])
+                    if shares is not None:
+                        passing.append(aside)
+                    else:
+                        others = aside if others is None else others + aside
+                sources.append(Source(Node(x), self._fans[source], weights, scales[source]))
+            if shares is not None:
+                others = _weighted_sum(passing, shares[edge : edge + node])
+            total: Tensor | None = None
+            for source_node in sources:
+                own = self._candidates(edge)
+                if drop is None:
+                    total = source_node.add_edge(total, edge, own)
+                else:
+                    out = drop(source_node.add_edge(None, edge, own))
+                    total = out if total is None else total + out
+                edge += 1
+            assert total is not None
+            if others is not None:
+                total = merge_parts(total, others, self._n_parts)
+            nodes.append(total)
+        return join_channels(nodes[N_INPUTS:])
+
+    def _outgoing(self, node: int) -> dict[Place, nn.Module]:
+        return {
+            Place(index, position): operation
+            for index, (source, _) in enumerate(self._edges)
+            if source == node
+            for position, operation in enumerate(self._candidates(index))
+        }
+
+    def _candidates(self, edge: int) -> Sequence[nn.Module]:
+        return cast(Sequence[nn.Module], cast(MixedOp, self.edges[edge]).candidates)
+
+
+class Supernet(Stochastic):
+    """The supernet of a search space. Alpha is an argument of ``forward``, never an attribute.
+
+    Args:
+        space: which operations compete where.
+        n_classes: number of classes.
+        init_channels: width of the first cell (16 in the papers).
+        n_cells: number of cells (8 in the papers).
+        in_channels: channels of the images.
+        stem: ``"cifar"`` or ``"imagenet"``.
+        partial_channels: K: 1/K of the channels goes through the operations (``nas.partial``).
+
+    Attributes:
+        drop_path_probability: in [0, 1), of each sample on each edge (Zela et al., 2020); acts in
+            training mode only. A schedule sets it.
+        stem_channels: how many the stem puts out.
+        channels_last: whether cells compute in that memory order; see ``SearchConfig``.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        n_classes: int,
+        init_channels: int = 16,
+        n_cells: int = 8,
+        *,
+        in_channels: int = 3,
+        stem: str = "cifar",
+        partial_channels: int = 1,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.channels_last = True
+        self.drop_path_probability = 0.0
+        plans = list(plan_cells(n_cells, init_channels, (space.n_nodes,) * 2, stem))
+        self.stem = build_stem(stem, in_channels, init_channels)
+        self.stem_channels = plans[0].in_channels[0]
+        self.cells = nn.ModuleList(SearchCell(space, plan, partial_channels) for plan in plans)
+        self.head = Head(space.n_nodes * plans[-1].channels, n_classes)
+        # Where alpha's entries go in a table with one row an edge, padded to the longest edge.
+        sizes = torch.tensor(space.sizes)
+        columns = torch.arange(max(space.sizes))
+        self._mask: Tensor
+        self._places: Tensor
+        places = [(row, column) for row, size in enumerate(space.sizes) for column in range(size)]
+        self.register_buffer("_mask", columns < sizes[:, None], persistent=False)
+        self.register_buffer("_places", torch.tensor(places).T, persistent=False)
+
+    def forward(self, images: Tensor, alpha: Tensor) -> Tensor:
+        """Logits ``(batch, n_classes)`` of ``images`` (batch, in_channels, h, w).
+
+        Args:
+            images: normalised images.
+            alpha: architecture parameters ``(dim,)``, on the device of the images.
+
+        Raises:
+            InvalidValueError: alpha has another shape.
+        """
+        return self.mix(images, self.edge_weights(alpha))
+
+    def mix(self, images: Tensor, weights: Tensor) -> Tensor:
+        """As ``forward``, from the architecture weights themselves.
+
+        Args:
+            images: normalised images.
+            weights: ``(2 n_edges, max candidates)`` as those of ``edge_weights``; they need not sum
+                to 1 on an edge. With edge normalization their sum is the share of the edge.
+        """
+        cell_weights = dict(zip(CELL_KINDS, weights.chunk(len(CELL_KINDS)), strict=True))
+        if self.channels_last:  # it makes depthwise convolutions and pools faster
+            images = channels_last(images)
+        first, second = self.stem(images)
+        if self.channels_last:  # with one image channel the stem cannot tell
+            first, second = channels_last(first), channels_last(second)
+        drop = None
+        if self.training and self.drop_path_probability > 0:
+            drop = partial(
+                drop_path, probability=self.drop_path_probability, generator=self.generator
+            )
+        for cell in self.cells:
+            kind = cast(SearchCell, cell).kind
+            first, second = second, cell(first, second, cell_weights[kind], drop)
+        logits: Tensor = self.head(second)
+        return logits
+
+    def edge_weights(self, alpha: Tensor) -> Tensor:
+        """The architecture weights, a row for each edge, normal cell first.
+
+        Args:
+            alpha: ``(dim,)``.
+
+        Returns:
+            ``(2 n_edges, max candidates)``; where an edge has fewer candidates, 0.
+
+        Raises:
+            InvalidValueError: alpha has another shape.
+        """
+        weights = self.operation_weights(alpha)
+        if self.space.edge_normalization:
+            weights = weights * self.space.edge_shares(alpha)[:, None]
+        return weights
+
+    def operation_weights(self, alpha: Tensor) -> Tensor:
+        """As ``edge_weights``, without the shares of the edges: each row is a softmax."""
+        if alpha.shape != (self.space.dim,):
+            raise InvalidValueError(
+                f"alpha must have shape ({self.space.dim},) in space {self.space.name}, "
+                f"got {tuple(alpha.shape)}"
+            )
+        table = alpha.new_full(self._mask.shape, -torch.inf)
+        # torch.vmap has no masked_scatter.
+        table = table.index_put(tuple(self._places), alpha[: self._places.shape[1]])
+        return torch.softmax(table, dim=1)

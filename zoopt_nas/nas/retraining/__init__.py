@@ -1,0 +1,1 @@
+"""Training of a found network from scratch, in one process or several."""

@@ -1,0 +1,313 @@
+"""A run folder: everything that a search or a retraining leaves behind, and resumes from.
+
+::
+
+    run/config.toml           the resolved settings
+    run/data.json             shape, statistics and fingerprints of the data set
+    run/metrics.jsonl         one row for each epoch
+    run/architectures.jsonl   genotype and alpha of each epoch (a search)
+    run/discarded.jsonl       rows of epochs that were run again (a search that went back)
+    run/genotype.json         the found architecture (a search)
+    run/checkpoint.pt         where to go on; written after every epoch and on Ctrl-C
+    run/weights.pt, run/result.json   the trained network and its test accuracy (a retraining)
+
+Files are replaced whole: a reader, or a resumed run after a kill at any moment, sees the old one or
+the new one. Rows are appended before the checkpoint of their epoch is written; resuming cuts away
+those that the checkpoint does not know yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import torch
+
+from zoopt_nas.errors import RunError, ZooptNasError
+from zoopt_nas.nas.data.record import DataRecord
+from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.steps.execution import silenced
+
+CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
+# What may differ in the config of a run that is resumed: how it is executed, and where its data
+# are, which `DataRecord` compares. Every other setting would make another run of it.
+MAY_CHANGE = (
+    *("device", "threads", "amp", "compile", "channels_last", "native", "candidates_per_batch"),
+    *("dataset", "data_dir", "download"),
+)
+_TEMPORARY = "-temporary-"  # in the names of files that are not complete yet
+METRICS = "metrics.jsonl"
+ARCHITECTURES = "architectures.jsonl"
+DISCARDED = "discarded.jsonl"
+
+# What torch.load raises for bytes that are no file of its own, found by damaging one at random.
+_UNREADABLE: tuple[type[Exception], ...] = (
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    struct.error,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+)
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run. ``create`` makes a new one, ``open`` finds an existing one."""
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls, path: str | Path, config: RunConfig, data: DataRecord | None = None
+    ) -> RunFolder:
+        """Makes the folder with its config in one step; an existing one is never touched.
+
+        Args:
+            path: the folder.
+            config: the settings.
+            data: of the data set; a run without it cannot be resumed or exported.
+
+        Raises:
+            RunError: something of that name exists, or the folder cannot be made.
+        """
+        path = Path(path)
+        in_the_way = f"{path} exists already; name another run folder, or resume it"
+        if os.path.lexists(path):  # also a link to nowhere
+            raise RunError(in_the_way)
+        text = config.to_toml()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        except OSError as error:
+            raise RunError(f"cannot make the run folder {path}: {error.strerror}") from error
+        try:
+            temporary.chmod(0o755)  # mkdtemp keeps others out
+            cls(temporary).write("config.toml", text)
+            if data is not None:
+                cls(temporary).write("data.json", data.to_json() + "\n")
+            temporary.rename(path)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            there = os.path.lexists(path)
+            reason = in_the_way if there else f"cannot write {path}: {error.strerror}"
+            raise RunError(reason) from error
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            RunError: there is no such folder, or it holds no config.
+        """
+        path = Path(path)
+        if not (path / "config.toml").is_file():
+            raise RunError(f"{path} is not a run folder: it has no config.toml")
+        return cls(path)
+
+    @property
+    def kind(self) -> str:
+        """``"search"`` or ``"train"``.
+
+        Raises:
+            RunError: the config is not a run's.
+        """
+        try:
+            return str(tomllib.loads(self._read("config.toml"))["kind"])
+        except (tomllib.TOMLDecodeError, KeyError) as error:
+            raise RunError(f"{self.path / 'config.toml'} is not the config of a run") from error
+
+    def config(self, cls: type[ConfigT]) -> ConfigT:
+        """The settings that the run was started with.
+
+        Raises:
+            RunError: they are of another kind or damaged.
+        """
+        try:
+            return cls.from_toml(self._read("config.toml"))
+        except ZooptNasError as error:
+            raise RunError(f"{self.path / 'config.toml'}: {error}") from error
+
+    def data(self) -> DataRecord:
+        """What the run keeps of its data set.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        path = self.path / "data.json"
+        if not path.is_file():
+            raise RunError(
+                f"{self.path} has no data.json, which says what its images are; start a new run"
+            )
+        try:
+            return DataRecord.from_json(self._read("data.json"))
+        except ZooptNasError as error:
+            raise RunError(f"{path}: {error}") from error
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a text file, whole or not at all."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file, whole or not at all."""
+        with self._replacing(name) as file:
+            file.write(content)
+
+    def append(self, name: str, row: dict[str, Any]) -> None:
+        """Appends one row of JSON. Non-finite numbers must have been made None."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a JSON-lines file, none if it is absent. A torn last line is left out."""
+        path = self.path / name
+        lines = self._read(name).splitlines() if path.is_file() else []
+        rows: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                if number == len(lines):
+                    break  # a kill in the middle of an append
+                raise RunError(f"{path} is damaged in line {number}") from error
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+                raise RunError(f"{path} is damaged in line {number}: it is not an epoch's row")
+            rows.append(row)
+        return rows
+
+    def cut(self, epoch: int) -> None:
+        """Drops the rows of ``epoch`` and later, which a resumed run writes again.
+
+        Also removes the temporary files that a kill in the middle of a write leaves behind.
+        """
+        for leftover in self.path.glob(f".*{_TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
+        for name in (METRICS, ARCHITECTURES):
+            if (self.path / name).is_file():
+                rows = [row for row in self.rows(name) if row["epoch"] < epoch]
+                self.write(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint by ``state``: tensors and plain values in dicts and lists."""
+        self.save_tensors("checkpoint.pt", state)
+
+    def save_tensors(self, name: str, state: dict[str, Any]) -> None:
+        """Writes tensors and plain values, whole or not at all."""
+        with self._replacing(name) as file:
+            torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """The last checkpoint with its tensors on ``device``; None if there is none yet.
+
+        Raises:
+            RunError: the file is truncated, not a checkpoint, or holds more than tensors and plain
+                values (it is loaded without executing anything); or ``config.toml`` has another
+                setting than the run had, but for those that ``MAY_CHANGE``.
+        """
+        path = self.path / "checkpoint.pt"
+        if not path.is_file():
+            return None
+        try:
+            with silenced():  # of foreign pickles, beside the error below
+                state = torch.load(path, map_location=device, weights_only=True)
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror}") from error
+        except _UNREADABLE as error:
+            raise RunError(f"{path} is truncated or not a checkpoint of zoopt-nas") from error
+        if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+            raise RunError(f"{path} is not a checkpoint of zoopt-nas, or of another version")
+        if "config" in state:
+            self._check_settings(state["config"])
+        return state
+
+    def _check_settings(self, saved: object) -> None:
+        """Refuses a config that is not the one with which the checkpoint was written."""
+        classes: dict[str, type[RunConfig]] = {
+            SearchConfig.kind: SearchConfig,
+            TrainConfig.kind: TrainConfig,
+        }
+        now: RunConfig = self.config(classes.get(self.kind, RunConfig))
+        try:
+            before = type(now).from_toml(str(saved))
+        except ZooptNasError as error:
+            raise RunError(
+                f"the checkpoint in {self.path} does not belong to its config.toml"
+            ) from error
+        for name, value in vars(now).items():
+            kept = getattr(before, name)
+            if name not in MAY_CHANGE and value != kept:
+                raise RunError(
+                    f"the checkpoint in {self.path} does not belong to its config.toml: "
+                    f"{name} must stay {_shown(kept)}, got {_shown(value)}; "
+                    "set it back, or start a new run"
+                )
+
+    def genotype(self) -> Genotype:
+        """The found architecture, or that of the last epoch so far, or the one being trained.
+
+        Raises:
+            RunError: the run has none yet.
+        """
+        if (self.path / "genotype.json").is_file():
+            try:
+                return Genotype.from_json(self._read("genotype.json"))
+            except ZooptNasError as error:
+                raise RunError(f"{self.path / 'genotype.json'}: {error}") from error
+        if self.kind == TrainConfig.kind:
+            return Genotype.load(self.config(TrainConfig).genotype)
+        rows = self.rows(ARCHITECTURES)
+        if not rows:
+            raise RunError(f"{self.path} has no genotype yet: no epoch has ended")
+        try:
+            return Genotype.from_dict(rows[-1].get("genotype"))
+        except ZooptNasError as error:
+            raise RunError(f"{self.path / ARCHITECTURES}: {error}") from error
+
+    def _read(self, name: str) -> str:
+        path = self.path / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise RunError(f"{path} is not text") from error
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[BinaryIO]:
+        """A temporary file beside ``name`` that takes its place if and only if all went well."""
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}{_TEMPORARY}", dir=self.path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp keeps others out
+            os.replace(temporary, self.path / name)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,266 @@
+"""How much memory a run needs, known before it starts.
+
+A step of the model itself is run on two images, and every tensor that has one row for each image is
+counted with the rows that a whole batch has. Peaks are those of the forward pass: when it ends,
+everything that the backward pass needs is there, and what that adds is less than what it frees.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zoopt_nas.errors import NotEnoughMemoryError, ZooptNasError
+from zoopt_nas.nas.data.image_sets import Dataset
+from zoopt_nas.nas.settings.config import RunConfig
+from zoopt_nas.nas.steps.schedules import pick_device
+
+N_IMAGES = 2  # BatchNorm needs two values for each channel
+# How many times the bytes of its tensors a run takes: the C library's allocator leaves gaps, and
+# more where batches of several sizes take turns (1.3 to 2.1); and what PyTorch loads for its first
+# step. Measured on the CPU only (docs/performance.md).
+OVERHEAD = {"cpu": 1.6}
+LIBRARIES = {"cpu": 190_000_000}
+# The options that help, the batch first: evaluation does not depend on it. Those that a config does
+# not have, or that are as low as they can be, are left out.
+LOWER = ("batch_size", "init_channels", "n_cells", "candidates_per_batch", "image_size")
+RAISE = ("partial_channels",)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """The bytes that a run needs on its device at the peak; an estimate.
+
+    Attributes:
+        parameters: weights, gradients and momentum, in a search also those of the copy on which
+            candidates are fitted, of candidates that are fitted at once, and of fits that are kept.
+        activations: what a weight step keeps for its backward pass, and works with; of as many
+            candidates as are fitted at once. CUDA graphs of the supernet's steps and of the
+            candidates' keep theirs side by side.
+        evaluation: the same of an evaluation batch of ``EVAL_BATCH_SIZE`` images; it does not come
+            at the time of a weight step.
+        data: images on the device, those of the data set and of the batches in use.
+        libraries: what PyTorch loads for its first step.
+    """
+
+    parameters: int
+    activations: int
+    evaluation: int
+    data: int
+    libraries: int = 0
+
+    @property
+    def total(self) -> int:
+        at_once = max(self.activations, self.evaluation)
+        return self.parameters + at_once + self.data + self.libraries
+
+
+def estimate(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    forward: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    *,
+    sizes: tuple[int, int],
+    n_copies: int,
+    n_batches: int,
+) -> MemoryEstimate:
+    """The estimate of a run.
+
+    Args:
+        model: what it trains.
+        loss: of images and labels.
+        forward: the logits of images.
+        dataset: what it trains on.
+        sizes: images in a batch of training, and of evaluation.
+        n_copies: how many copies of the model there are.
+        n_batches: how many batches of training images exist at a time.
+    """
+    device = next(model.parameters()).device
+    image = (dataset.in_channels, dataset.image_size, dataset.image_size)
+    images = torch.zeros(N_IMAGES, *image, device=device)
+    labels = torch.zeros(N_IMAGES, dtype=torch.int64, device=device)
+    activations = peak_bytes(lambda: loss(images, labels), sizes[0])
+    model.eval()
+    with torch.no_grad():
+        evaluation = peak_bytes(lambda: forward(images), sizes[1])
+    overhead = OVERHEAD.get(device.type, 1.0)
+    sets = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
+    # A transform works on one batch more.
+    batches = (n_batches + 1) * sizes[0] * math.prod(image) * images.element_size()
+    return MemoryEstimate(
+        parameters=n_copies * _parameter_bytes(model),
+        activations=int(activations * overhead),
+        evaluation=int(evaluation * overhead),
+        data=sum(image_set.nbytes for image_set in sets) + batches,
+        libraries=LIBRARIES.get(device.type, 0),
+    )
+
+
+def _parameter_bytes(model: nn.Module) -> int:
+    """Of weights, gradients, momentum, and what SGD adds up of them; and of the buffers."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return 4 * weights + sum(buffer.nbytes for buffer in model.buffers())
+
+
+def peak_bytes(function: Callable[[], Tensor], batch_size: int) -> int:
+    """The most bytes of activations that exist at a time while ``function`` runs.
+
+    Args:
+        function: runs a model on ``N_IMAGES`` images; what its result holds counts until the end.
+        batch_size: the images to count in their place.
+    """
+    scale = batch_size / N_IMAGES
+    with _AsIfWhole(scale), _Tracker() as tracker:
+        function()
+    return int(tracker.peak * scale)
+
+
+class _AsIfWhole(TorchFunctionMode):
+    """Tensors say that they hold a whole batch, by which a model chooses among its ways."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self._scale = scale
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is Tensor.numel and _is_batch(args[0]):
+            return int(result * self._scale)
+        return result
+
+
+def _is_batch(tensor: Tensor) -> bool:
+    """Whether it has a row for each image; a convolution of as many channels is none."""
+    is_image = tensor.ndim == 4 and tensor.shape[0] == N_IMAGES
+    return is_image and not isinstance(tensor, nn.Parameter)
+
+
+class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors that have a row for each image, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._live = 0
+        self._counted: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.shape[:1] == (N_IMAGES,):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, n_bytes = storage._cdata, storage.nbytes()
+        if key not in self._counted:  # else a view
+            self._counted.add(key)
+            self._live += n_bytes
+            self.peak = max(self.peak, self._live)
+            weakref.finalize(storage, self._forget, key, n_bytes)
+
+    def _forget(self, key: int, n_bytes: int) -> None:
+        self._counted.discard(key)
+        self._live -= n_bytes
+
+
+def check_weights(
+    build: Callable[[], nn.Module], n_copies: int, config: RunConfig, free: int | None
+) -> None:
+    """Refuses a run whose weights alone do not fit, before anything of their size is made.
+
+    Args:
+        build: makes the model on the meta device, which has shapes and no memory.
+        n_copies: how many copies of the model there will be.
+        config: of a search or a retraining.
+        free: bytes; None = unknown.
+
+    Raises:
+        NotEnoughMemoryError: they do not fit.
+    """
+    with torch.device("meta"):
+        parameters = n_copies * _parameter_bytes(build())
+    weights = MemoryEstimate(parameters=parameters, activations=0, evaluation=0, data=0)
+    check_fits(weights, free, config, what="the weights need")
+
+
+def check_fits(
+    estimate: MemoryEstimate, free: int | None, config: RunConfig, what: str = "a step needs"
+) -> None:
+    """Refuses a run that needs more than is free.
+
+    Args:
+        estimate: what it needs.
+        free: bytes; None = unknown, which is no reason to refuse.
+        config: its settings, for advice.
+        what: the subject and verb of the message.
+
+    Raises:
+        NotEnoughMemoryError: it does not fit.
+    """
+    if free is not None and estimate.total > free:
+        names = LOWER if estimate.activations > estimate.evaluation else LOWER[1:]
+        raise NotEnoughMemoryError(
+            f"{what} about {in_words(estimate.total)}, and {in_words(free)} are free on "
+            f"{pick_device(config.device)}: {_advice(config, names)}"
+        )
+
+
+@contextmanager
+def out_of_memory_in_one_line(config: RunConfig, where: Callable[[], str]) -> Iterator[None]:
+    """Inside, an error of an allocator becomes one that names the options which help.
+
+    Raises:
+        NotEnoughMemoryError: the device has no more.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        is_memory = isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY)
+        if isinstance(error, ZooptNasError) or not is_memory:
+            raise
+        raise NotEnoughMemoryError(
+            f"out of memory {where()} on {pick_device(config.device)}: start again and "
+            f"{_advice(config, LOWER)}, or resume where more memory is free"
+        ) from error
+
+
+def _advice(config: RunConfig, lower: tuple[str, ...]) -> str:
+    """``lower --batch-size (64), --init-channels (16) or --n-cells (8)``."""
+    advice = []
+    for verb, names in (("lower", lower), ("raise", RAISE)):
+        values = {name: getattr(config, name, None) for name in names}
+        options = [
+            f"--{name.replace('_', '-')} ({value})"
+            for name, value in values.items()
+            if value is not None and (value > 1 or verb == "raise")
+        ]
+        if options:
+            advice.append(f"{verb} {_either(options)}")
+    return ", or ".join(advice) or "use a device with more"
+
+
+def _either(options: list[str]) -> str:
+    *first, last = options
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def in_words(n_bytes: int) -> str:
+    """``1.9 GB``, or ``12.3 MB`` of less."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"

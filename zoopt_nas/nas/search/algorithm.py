@@ -1,0 +1,387 @@
+"""The search: Algorithm 1 of the paper, alternating weight steps and updates of alpha."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoopt_nas.errors import DivergedError
+from zoopt_nas.nas.data.image_sets import Dataset, sequential_batches, split_indices
+from zoopt_nas.nas.data.record import DataRecord
+from zoopt_nas.nas.networks.build import build_supernet, check_smallest_batch
+from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.networks.operations import seed_noise
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.runs.loop import EpochLoop, Observer, load_run_dataset
+from zoopt_nas.nas.runs.memory import check_weights
+from zoopt_nas.nas.runs.snapshots import Snapshots
+from zoopt_nas.nas.search.hessian import dominant_eigenvalue
+from zoopt_nas.nas.search.memory import N_COPIES, estimate_search
+from zoopt_nas.nas.search.methods import METHODS
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.reuse import STATISTICS_BATCHES, renew_statistics
+from zoopt_nas.nas.search.streams import Peeked, make_streams
+from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.steps.devices import free_memory
+from zoopt_nas.nas.steps.execution import Execution, cpu_threads
+from zoopt_nas.nas.steps.schedules import (
+    EVAL_BATCH_SIZE,
+    cosine,
+    evaluate,
+    generator,
+    make_sgd,
+    pick_device,
+    seeds_for,
+    set_lr,
+)
+from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of
+
+_SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        genotype: the architecture of the last epoch (paper B.5: no selection among epochs).
+        alpha: ``(dim,)`` on the CPU.
+        metrics: one row for each epoch, as in ``metrics.jsonl``.
+        run_dir: the run folder, if one was written.
+    """
+
+    genotype: Genotype
+    alpha: Tensor
+    metrics: list[dict[str, Any]]
+    run_dir: Path | None
+
+
+class Search(EpochLoop):
+    """A search in progress. ``run_search`` is the usual way in."""
+
+    def __init__(
+        self, config: SearchConfig, dataset: Dataset, observer: Observer | None = None
+    ) -> None:
+        device = pick_device(config.device)
+        super().__init__(config, observer, device)
+        self.config, self.data = config, DataRecord.of(dataset)
+        execution = Execution.from_config(config, device)
+        method = METHODS[config.algo]
+        seeds = seeds_for(config.seed, _SEEDED)
+
+        self.supernet = build_supernet(config, dataset, seed=seeds["weights"], device=device)
+        self._noise = generator(seeds["noise"], device)
+        seed_noise(self.supernet, self._noise)
+        self._optimizer = make_sgd(self.supernet, config)
+        self._step = WeightStep(
+            cross_entropy_of(self.supernet.mix),
+            self.supernet,
+            self._optimizer,
+            config.grad_clip,
+            execution=execution,
+            generators=(self._noise,),
+        )
+
+        fit, score = split_indices(
+            len(dataset.train), config.train_portion, generator(seeds["split"])
+        )
+        self._streams = make_streams(config, dataset, fit, score, seeds)
+        self._val_batches = partial(
+            sequential_batches,
+            dataset.train,
+            score,
+            EVAL_BATCH_SIZE,
+            dataset.transform(augment=False),
+        )
+        is_unrolled = (method.inner or config.inner) == "second"  # the next weight step (DARTS)
+        self._objective = BilevelObjective.from_config(
+            self.supernet,
+            self._optimizer,
+            Peeked(self._streams["train"]) if is_unrolled else self._streams["inner"],
+            self._streams["val"],
+            config,
+            seed=seeds["objective"],
+            inner=method.inner,
+            execution=execution,
+        )
+        alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
+        self._updater = method.build(config, alpha, seeds["solver"])
+        self._method = method
+        usual = 1 if method.every_step else max(config.inner_steps, 1)
+        self._period = config.update_period or usual
+        self._updates: list[Metrics] = []  # what this epoch's updates measured
+        self._has_fits = False  # whether reused fits stand for the steps up to the next update
+        self._verdict = Verdict()  # of the last epoch
+        self._is_stopped = False
+        self._snapshots = Snapshots()  # empty unless the method goes back
+
+    @property
+    def alpha(self) -> Tensor:
+        """The current architecture parameters ``(dim,)``."""
+        return self._updater.alpha
+
+    @property
+    def genotype(self) -> Genotype:
+        """The architecture that the current alpha stands for."""
+        return self.supernet.space.discretize(self.alpha)
+
+    @property
+    def n_epochs(self) -> int:
+        if not self._method.trains:
+            return 0
+        return self.epoch if self._is_stopped else self.config.epochs
+
+    @property
+    def n_steps(self) -> int:
+        return self._streams["train"].n_batches
+
+    def begin_epoch(self) -> None:
+        config = self.config
+        set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
+        probability = config.drop_path * self.epoch / max(config.epochs - 1, 1)
+        if probability != self.supernet.drop_path_probability:
+            self.supernet.drop_path_probability = probability
+            self._step.reset()
+        self._objective.set_drop_path(probability)
+        self.supernet.train()
+
+    def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        config = self.config
+        if self.epoch >= config.warmup_epochs and self.step % self._period == 0:
+            passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+            metrics = self._updater.step(self._objective, passed)
+            if config.reuse_fits:
+                self._has_fits = self._take_fits()
+                metrics["fits_taken"] = float(self._has_fits)
+            self._updates.append(metrics)
+        if self._has_fits:
+            return None
+        images, labels = self._streams["train"].next_batch()
+        weights = self._updater.training_weights(
+            self.supernet, images, labels, self.epoch / config.epochs
+        )
+        loss, logits = self._step(images, labels, weights)
+        return loss, logits, labels
+
+    def _take_fits(self) -> bool:
+        """Gives the supernet the fits that the new alpha is made of; False if there are none."""
+        fits, self._objective.fits = self._objective.fits, None  # they need not wait in memory
+        weights = self._updater.candidate_weights
+        if fits is None or weights is None:
+            return False
+        total = weights.sum()
+        if not total > 0:  # waits for the device, once in an update
+            return False
+        self._meter.sums += fits.give(weights / total, self.supernet, self._optimizer)
+        return True
+
+    def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        own = self._judge_epoch() | {"failures": self._count_failures()}
+        alpha = self.alpha
+        if any(update.get("fits_taken") for update in self._updates):
+            # The candidates keep no running statistics, so those of the supernet are behind.
+            n_batches = min(STATISTICS_BATCHES, self.n_steps)
+            batches = (self._streams["train"].next_batch() for _ in range(n_batches))
+            renew_statistics(self.supernet, lambda images: self.supernet(images, alpha), batches)
+        self.supernet.eval()
+        val = evaluate(
+            lambda images: self.supernet(images, alpha), self._val_batches(), self.device
+        )
+        if not math.isfinite(val.loss):
+            raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
+        genotype = self.genotype
+        row = {
+            "val_loss": val.loss,
+            "val_accuracy": val.accuracy,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "sigma": None,
+            "n_effective": None,
+            **mean_metrics(self._updates),
+            "updates": len(self._updates),
+            "evaluations": self._objective.n_evaluations,
+            "skip_connections": genotype.count("skip_connect"),
+            **own,
+        }
+        self._updates = []
+        return row, {"genotype": genotype.to_dict(), "alpha": alpha.tolist()}
+
+    def _judge_epoch(self) -> dict[str, Any]:
+        """Lets the method look at the epoch; returns what it is to know of it."""
+        updater, row = self._updater, {}
+        weight_decay = self._optimizer.param_groups[0]["weight_decay"]
+        eigenvalue = None
+        if updater.wants_eigenvalue or self.config.track_eigenvalue:
+            eigenvalue = row["eigenvalue"] = self._measure_eigenvalue()
+        if updater.goes_back:
+            row["weight_decay"] = weight_decay
+        is_last = self.epoch + 1 == self.config.epochs
+        self._verdict = updater.end_epoch(
+            EpochEnd(self._objective, is_last, weight_decay, eigenvalue, self._val_batches)
+        )
+        return row
+
+    def _count_failures(self) -> int:
+        """How many candidates, or gradients in alpha, of the epoch have failed.
+
+        Raises:
+            DivergedError: all of them, so that the epoch says nothing about alpha.
+        """
+        n_tried, n_failed = count_failures(self._updates, self._verdict)
+        if n_tried and n_failed == n_tried:
+            raise DivergedError(
+                f"all {n_tried} {self._updater.tries} of epoch {self.epoch + 1} failed: none is "
+                "finite; start again with a lower inner_lr (--inner-lr) or lr (--lr)"
+            )
+        return n_failed
+
+    def _measure_eigenvalue(self) -> float:
+        """On the batches that L_val would take next, and will: measuring changes no search."""
+        sources: list[Any] = [self._objective, *self._streams.values()]
+        states = [source.state_dict() for source in sources]
+        draws = [self._objective.draw() for _ in range(self.config.eigenvalue_batches)]
+        network = self._objective.start()
+        for source, state in zip(sources, states, strict=True):
+            source.load_state_dict(state)
+
+        def eigenvalue(draw: Draw) -> float:
+            val_loss = self._objective.val_loss
+            return dominant_eigenvalue(lambda alpha: val_loss(network, alpha, draw), self.alpha)
+
+        return statistics.fmean(map(eigenvalue, draws))
+
+    def after_epoch(self) -> None:
+        verdict, settings = self._verdict, self._optimizer.param_groups[0]
+        self._is_stopped = verdict.stop
+        ended = self.epoch - 1
+        if self._updater.goes_back:
+            oldest = self._updater.oldest_return(ended, settings["weight_decay"])
+            self._snapshots.add(ended, self._trained_state(), oldest)
+        if verdict.go_back:
+            self.epoch -= verdict.go_back
+            self._load_trained_state(self._snapshots.go_back(self.epoch - 1))
+        if verdict.weight_decay is not None:
+            # Loading a state has replaced the settings.
+            self._optimizer.param_groups[0]["weight_decay"] = verdict.weight_decay
+            oldest = self._updater.oldest_return(self.epoch - 1, verdict.weight_decay)
+            self._snapshots.forget(oldest)
+
+    def _trained_state(self) -> dict[str, Any]:
+        return {
+            "supernet": self.supernet.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "updater": self._updater.state_dict(),
+        }
+
+    def _load_trained_state(self, state: dict[str, Any]) -> None:
+        self.supernet.load_state_dict(state["supernet"])
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._updater.load_state_dict(state["updater"])
+
+    def own_state(self) -> dict[str, Any]:
+        return {
+            **self._trained_state(),
+            "objective": self._objective.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
+            "noise": self._noise.get_state(),
+            "has_fits": self._has_fits,
+            "is_stopped": self._is_stopped,
+            "snapshots": self._snapshots.state_dict(),
+            "updates": [
+                {name: float(value) for name, value in update.items()} for update in self._updates
+            ],
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self._load_trained_state(state)
+        self._objective.load_state_dict(state["objective"])
+        for name, stream in self._streams.items():
+            stream.load_state_dict(state["streams"][name])
+        self._noise.set_state(state["noise"].cpu())
+        self._updates = state["updates"]
+        self._has_fits = bool(state["has_fits"])
+        self._is_stopped = bool(state["is_stopped"])
+        self._snapshots.load_state_dict(state["snapshots"])
+
+
+def run_search(
+    config: SearchConfig,
+    *,
+    run_dir: str | Path | None = None,
+    observer: Observer | None = None,
+) -> SearchResult:
+    """Searches from scratch.
+
+    Args:
+        config: all settings; ``SearchConfig.for_dataset`` gives good ones.
+        run_dir: a folder to create and to write the run into; None writes nothing.
+        observer: watches the run and may stop it.
+
+    Raises:
+        UnknownNameError: no such space, method, data set or solver option.
+        DataError: the data set's files are missing or damaged.
+        RunError: ``run_dir`` exists or cannot be written.
+        RunInterrupted: the observer asked to stop; the run is saved.
+        DivergedError: training became non-finite.
+        NotEnoughMemoryError: the device has too little memory, before the run or in it.
+    """
+    with cpu_threads(config.threads):
+        search = _build(config, observer)  # before the folder: a wrong one leaves nothing behind
+        if run_dir is not None:
+            search.folder = RunFolder.create(run_dir, config, search.data)
+        return _finish(search)
+
+
+def resume_search(run_dir: str | Path, *, observer: Observer | None = None) -> SearchResult:
+    """Goes on with the search in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
+
+    A finished search gives its result again. Raises as ``run_search`` does.
+    """
+    folder = RunFolder.open(run_dir)
+    config = folder.config(SearchConfig)
+    with cpu_threads(config.threads):
+        search = _build(config, observer, folder.data())
+        search.folder = folder
+        search.resume()
+        return _finish(search)
+
+
+def _build(
+    config: SearchConfig, observer: Observer | None, record: DataRecord | None = None
+) -> Search:
+    for table, name in ((METHODS, config.algo), (SPACES, config.space)):
+        table[name]  # a wrong name before the data set is read
+    free = free_memory(pick_device(config.device))  # before what the estimate counts
+    dataset = load_run_dataset(config, ("train",), record, check_test=record is None)
+    parts = split_indices(len(dataset.train), config.train_portion, generator(0))
+    check_smallest_batch(config, dataset, min(config.batch_size, *map(len, parts)))
+    check_weights(
+        lambda: build_supernet(config, dataset, seed=0, device=torch.device("meta")),
+        N_COPIES,
+        config,
+        free,
+    )
+    search = Search(config, dataset, observer)
+    search.check_memory(estimate_search(config, dataset), free)
+    return search
+
+
+def _finish(search: Search) -> SearchResult:
+    search.run()
+    if search.folder is not None:
+        search.folder.write("genotype.json", search.genotype.to_json() + "\n")
+    return SearchResult(
+        genotype=search.genotype,
+        alpha=search.alpha.cpu(),
+        metrics=search.rows,
+        run_dir=search.folder.path if search.folder is not None else None,
+    )

@@ -1,0 +1,99 @@
+"""How much memory a search needs, known before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoopt_nas.nas.data.image_sets import Dataset
+from zoopt_nas.nas.networks.build import build_supernet
+from zoopt_nas.nas.networks.operations import seed_noise, use_native
+from zoopt_nas.nas.runs.memory import MemoryEstimate, estimate
+from zoopt_nas.nas.search.candidates import batch_size
+from zoopt_nas.nas.search.methods import METHODS
+from zoopt_nas.nas.search.updater import config_solver
+from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.defaults import GRADIENT_ALGOS
+from zoopt_nas.nas.steps.execution import Execution
+from zoopt_nas.nas.steps.schedules import EVAL_BATCH_SIZE, generator, pick_device
+from zoopt_nas.solvers import SOLVERS
+
+N_COPIES = 2  # the supernet, and the copy on which candidates are fitted
+
+
+def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
+    """The memory of ``run_search(config)`` on a data set that is loaded.
+
+    Where ``candidates_per_batch`` is automatic on a GPU, its batches fit themselves to what is
+    free, and the estimate is that of candidates one by one.
+    """
+    device = pick_device(config.device)
+    execution = Execution.from_config(config, device)
+    supernet = build_supernet(config, dataset, seed=0, device=device)
+    seed_noise(supernet, generator(0, device))
+    updater = METHODS[config.algo].build(config, torch.zeros(supernet.space.dim), 0)
+    has_eigenvalue = config.track_eigenvalue or updater.wants_eigenvalue
+    # Gradients in alpha need every operation's output.
+    in_alpha = has_eigenvalue or config.algo in GRADIENT_ALGOS
+    widest = replace(execution, autocast=None) if _has_plain_steps(config) else execution
+    alpha = torch.zeros(supernet.space.dim, device=device, requires_grad=in_alpha)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        if has_eigenvalue:  # the graph of the gradient stays beside that of the loss
+            value = F.cross_entropy(supernet(images, alpha), labels)
+            (gradient,) = torch.autograd.grad(value, alpha, create_graph=True)
+            return torch.autograd.grad(gradient.sum(), alpha)[0]
+        with widest.precision():
+            return F.cross_entropy(supernet(images, alpha), labels)
+
+    n_fit = int(len(dataset.train) * config.train_portion)
+    n_score = len(dataset.train) - n_fit
+    n_inner = config.inner_steps if config.inner == "sgd" else 1
+    batch = min(config.batch_size, max(n_fit, n_score))
+    n_candidates = _n_candidates(config, supernet.space.dim)
+    n_numbers = supernet.stem_channels * batch * dataset.image_size**2
+    per_batch, native = config.candidates_per_batch, execution.native
+    n_at_once = batch_size(per_batch, n_candidates, n_numbers, device, native)
+    if n_at_once > 1:  # which kernels of our own do not take; PyTorch's operators keep more
+        use_native(supernet, False)
+    is_recorded = execution.compile and device.type == "cuda" and n_candidates > 0
+    found = estimate(
+        supernet,
+        loss,
+        lambda images: supernet(images, alpha),
+        dataset,
+        sizes=(batch, min(EVAL_BATCH_SIZE, n_score)),
+        n_copies=N_COPIES + (n_at_once if n_at_once > 1 else 0),
+        n_batches=1 + n_inner + config.val_batches,
+    )
+    weights = sum(parameter.nbytes for parameter in supernet.parameters())
+    # What stays of fits and of epochs to go back to comes with its momentum.
+    n_kept = n_candidates if config.reuse_fits else 0
+    if updater.goes_back and device.type == "cpu":  # they are on the host
+        last = config.epochs - 1
+        n_kept += max(last - updater.oldest_return(last, config.weight_decay) + 1, 0)
+    return replace(
+        found,
+        parameters=found.parameters + 2 * n_kept * weights,
+        activations=found.activations * (max(n_at_once, 1) + is_recorded),
+    )
+
+
+def _has_plain_steps(config: SearchConfig) -> bool:
+    """Whether a backward pass is computed in float32, whatever the weights' own steps are in."""
+    if config.algo not in SOLVERS:
+        return config.algo in GRADIENT_ALGOS
+    fits = config.inner != "first" and config.inner_amp == "off"
+    return fits or config_solver(config).uses_guide
+
+
+def _n_candidates(config: SearchConfig, dim: int) -> int:
+    """How many an update evaluates; 0 if no solver does it."""
+    if config.algo not in SOLVERS:
+        return 0
+    solver, zeros = config_solver(config), torch.zeros(dim)
+    state = solver.init(zeros, rng=0)
+    return len(solver.ask(state, guide=zeros if solver.uses_guide else None))

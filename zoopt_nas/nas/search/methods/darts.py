@@ -1,0 +1,124 @@
+"""The gradient baselines: DARTS (Liu et al., 2019) of first and of second order."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.search.objective import BilevelObjective
+from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, AlphaUpdater, Metrics
+from zoopt_nas.nas.settings.config import SearchConfig
+
+# Radius of the finite difference in weight space (paper, appendix A.1: epsilon' of Eq. 24).
+DIFFERENCE_RADIUS = 0.01
+
+
+def first_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
+    """The gradient ``(dim,)`` of L_val(omega, alpha), taking omega* = omega (Eq. 3)."""
+    return objective.alpha_gradient(alpha, objective.draw())
+
+
+def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
+    """The gradient ``(dim,)`` of L_val(omega'(alpha), alpha), omega' one SGD step away (Eq. 2).
+
+    By the chain rule it is the gradient in alpha at omega' less xi times a mixed second derivative
+    times v = grad_omega' L_val, which is taken as a central difference along v (Eq. 20). Momentum
+    and weight decay shift omega' but do not depend on alpha, so that the formula stays exact.
+
+    Args:
+        objective: with ``inner="second"``.
+        alpha: ``(dim,)``.
+
+    Raises:
+        InvalidValueError: the objective approximates omega* in another way.
+    """
+    if objective.inner != "second":
+        raise InvalidValueError(
+            f"the second-order gradient needs inner='second', got {objective.inner!r}"
+        )
+    draw = objective.draw()
+    alpha = alpha.detach().requires_grad_()
+    network = objective.fit(alpha.detach(), draw)
+    weights: list[Tensor] = list(network.parameters())
+    loss = objective.val_loss(network, alpha, draw)
+    direct, *v = torch.autograd.grad(loss, [alpha, *weights], materialize_grads=True)
+
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v)))
+    epsilon = DIFFERENCE_RADIUS / norm.clamp_min(1e-12)
+    offset = torch._foreach_mul(v, epsilon)
+    sides = []
+    for sign in (1.0, -1.0):
+        network = objective.start()
+        with torch.no_grad():
+            torch._foreach_add_(weights, offset, alpha=sign)
+        train_loss = objective.train_loss(network, alpha, draw)
+        sides.append(torch.autograd.grad(train_loss, alpha)[0])
+    mixed = (sides[0] - sides[1]) / (2.0 * epsilon)
+    gradient: Tensor = direct - objective.lr * mixed
+    return gradient
+
+
+class GradientUpdater(AlphaUpdater):
+    """Adam on alpha, down the first- or the second-order gradient.
+
+    A gradient that is not finite counts as failed and moves nothing, as a candidate without a loss.
+
+    Args:
+        config: lr, betas and weight decay of Adam (DARTS: 3e-4, (0.5, 0.999), 1e-3).
+        alpha: the starting point ``(dim,)``.
+        second_order: Eq. 2 instead of Eq. 3; needs an objective with ``inner="second"``.
+    """
+
+    tries = "gradients in alpha"
+
+    def __init__(self, config: SearchConfig, alpha: Tensor, *, second_order: bool) -> None:
+        if config.solver:
+            raise InvalidValueError(
+                f"solver must have no options with {config.algo}, which uses none of them, "
+                f"got {', '.join(config.solver)}"
+            )
+        self._gradient = second_order_gradient if second_order else first_order_gradient
+        self._alpha = alpha.detach().clone().requires_grad_()
+        self._adam = torch.optim.Adam(
+            [self._alpha],
+            config.alpha_lr,
+            config.alpha_betas,
+            weight_decay=config.alpha_weight_decay,
+        )
+
+    @property
+    def alpha(self) -> Tensor:
+        return self._alpha.detach()
+
+    def step(self, objective: BilevelObjective, progress: float) -> Metrics:
+        gradient = self._gradient(objective, self.alpha)
+        is_finite = torch.isfinite(gradient).all()  # stays on the device
+        before = self._moving(clone=True)
+        self._alpha.grad = gradient
+        self._adam.step()
+        with torch.no_grad():
+            for name, value in self._moving().items():
+                old = before.get(name, torch.zeros_like(value))  # Adam's first step makes moments
+                value.copy_(torch.where(is_finite, value, old))
+        norm = torch.linalg.vector_norm(gradient)
+        return {"gradient_norm": norm, N_TRIED: 1, N_FAILED: (~is_finite).to(torch.int64)}
+
+    def _moving(self, *, clone: bool = False) -> dict[str, Tensor]:
+        """Alpha and the moments of Adam."""
+        state = self._adam.state[self._alpha]
+        moments = {name: state[name] for name in ("exp_avg", "exp_avg_sq") if name in state}
+        moving = {"alpha": self.alpha, **moments}
+        return {name: value.clone() for name, value in moving.items()} if clone else moving
+
+    def state_dict(self) -> dict[str, Any]:
+        # Copies: Adam writes into its tensors, and takes over those that it loads.
+        return copy.deepcopy({"alpha": self.alpha, "adam": self._adam.state_dict()})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self._alpha.copy_(state["alpha"])
+        self._adam.load_state_dict(copy.deepcopy(state["adam"]))

@@ -1,0 +1,119 @@
+"""RobustDARTS (Zela et al., 2020): what to do when the dominant eigenvalue of the Hessian grows.
+
+The eigenvalue of L_val's Hessian in alpha is measured after every epoch and smoothed over five
+epochs. Where the smoothed value has grown by a third within five epochs, alpha was about to run
+into a sharp minimum: early stopping returns the alpha from before, adaptive regularization goes
+back there with ten times the weight decay (section 4.3 and algorithm 1). The search returns to no
+epoch before ``min_return_epoch``, as in the released code, since the eigenvalue still settles
+there. The released code looks at every second epoch and compares other windows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.search.methods.darts import GradientUpdater
+from zoopt_nas.nas.search.updater import EpochEnd, Verdict
+from zoopt_nas.nas.settings.config import SearchConfig
+
+WINDOW = 5  # epochs that are averaged, and k: how far apart the averages are
+LEAST_RATIO = 0.75  # of the earlier average to the later one
+DECAY_FACTOR = 10.0
+MAX_WEIGHT_DECAY = 0.03
+# The later average ends now, so its middle is two epochs ago; the earlier middle is k before that.
+EPOCHS_BACK = WINDOW // 2 + WINDOW
+
+
+def has_grown(eigenvalues: list[float]) -> bool:
+    """Whether the smoothed eigenvalue has grown too fast up to the last epoch."""
+    if len(eigenvalues) < 2 * WINDOW:
+        return False
+    earlier = sum(eigenvalues[-2 * WINDOW : -WINDOW])
+    later = sum(eigenvalues[-WINDOW:])
+    return later > 0 and earlier < LEAST_RATIO * later
+
+
+def n_raises(weight_decay: float) -> int:
+    """How often the weight decay can still be multiplied by ``DECAY_FACTOR``."""
+    n = 0
+    limit = MAX_WEIGHT_DECAY * (1 + 1e-9)  # rounding: 3e-4 is multiplied twice
+    while weight_decay * DECAY_FACTOR <= limit:
+        weight_decay *= DECAY_FACTOR
+        n += 1
+    return n
+
+
+class EarlyStopping(GradientUpdater):
+    """Second-order DARTS that stops, and gives the alpha from before the eigenvalue grew.
+
+    Args:
+        config: of the search.
+        alpha: the starting point ``(dim,)``.
+    """
+
+    wants_eigenvalue = True
+
+    def __init__(self, config: SearchConfig, alpha: Tensor) -> None:
+        super().__init__(config, alpha, second_order=True)
+        self._first = config.min_return_epoch
+        self._eigenvalues: list[float] = []
+        self._alphas: list[Tensor] = []  # after the last epochs
+
+    def end_epoch(self, end: EpochEnd) -> Verdict:
+        assert end.eigenvalue is not None
+        self._eigenvalues.append(end.eigenvalue)
+        self._alphas = [*self._alphas[-EPOCHS_BACK:], self.alpha.clone()]
+        epoch = len(self._eigenvalues) - 1
+        may_return = epoch - EPOCHS_BACK >= self._first
+        return self._judge(end) if may_return and has_grown(self._eigenvalues) else Verdict()
+
+    def _judge(self, end: EpochEnd) -> Verdict:
+        with torch.no_grad():
+            self._alpha.copy_(self._alphas[0])
+        return Verdict(stop=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"eigenvalues": list(self._eigenvalues), "alphas": list(self._alphas)}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._eigenvalues = list(state["eigenvalues"])
+        self._alphas = [alpha.to(self._alpha.device) for alpha in state["alphas"]]
+
+
+class AdaptiveRegularization(EarlyStopping):
+    """Second-order DARTS that goes back and decays the weights more, up to ``MAX_WEIGHT_DECAY``.
+
+    Args:
+        config: of the search.
+        alpha: the starting point ``(dim,)``.
+
+    Raises:
+        InvalidValueError: the weight decay is 0, which no factor raises.
+    """
+
+    goes_back = True
+
+    def __init__(self, config: SearchConfig, alpha: Tensor) -> None:
+        super().__init__(config, alpha)
+        if not config.weight_decay > 0:
+            raise InvalidValueError(
+                f"weight_decay must be positive with ada, which multiplies it by "
+                f"{DECAY_FACTOR:g}, got {config.weight_decay}"
+            )
+
+    def oldest_return(self, epoch: int, weight_decay: float) -> int:
+        n = n_raises(weight_decay)
+        # Two returns are at least one epoch apart.
+        reach = n * EPOCHS_BACK - (n - 1) if n else -1
+        return max(epoch - reach, self._first)
+
+    def _judge(self, end: EpochEnd) -> Verdict:
+        if not n_raises(end.weight_decay):
+            return Verdict()
+        return Verdict(go_back=EPOCHS_BACK, weight_decay=end.weight_decay * DECAY_FACTOR)

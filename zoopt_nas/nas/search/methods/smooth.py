@@ -1,0 +1,106 @@
+"""SmoothDARTS (Chen and Hsieh, 2020): weights that bear a change of the architecture.
+
+Alpha moves as in first-order DARTS. The weights are trained at perturbed architecture weights A:
+``sdarts_rs`` draws them around A, ``sdarts_adv`` searches those with the largest loss. The radius
+of the perturbation grows over the epochs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.search.methods.darts import GradientUpdater
+from zoopt_nas.nas.settings.config import SearchConfig
+
+# Released code; the paper has 0.03 and 0.3 too.
+FIRST_RADIUS, LAST_RADIUS = 0.03, 0.3
+N_ASCENTS = 7
+
+
+def perturbation_radius(progress: float) -> float:
+    """The largest change of an architecture weight, from 0.03 to 0.3 over the epochs."""
+    return FIRST_RADIUS + (LAST_RADIUS - FIRST_RADIUS) * progress
+
+
+def to_simplex(weights: Tensor, clean: Tensor) -> Tensor:
+    """Weights in [0, 1] whose sum is 1 on each edge, as the released code makes them.
+
+    Args:
+        weights: ``(n_edges, n_candidates)``.
+        clean: those before the perturbation; where they are 0 there is no candidate. Where no
+            weight is left, its largest one is the only one.
+    """
+    weights = torch.where(clean > 0, weights, 0.0).clamp(0.0, 1.0)
+    largest = F.one_hot(clean.argmax(dim=1), clean.shape[1]).to(clean.dtype)
+    total = weights.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, weights / total.clamp_min(1e-30), largest)
+
+
+class RandomSmoothing(GradientUpdater):
+    """``sdarts_rs``: uniform noise on the architecture weights of every weight step.
+
+    Args:
+        config: of the search.
+        alpha: the starting point ``(dim,)``.
+        seed: of the noise.
+    """
+
+    def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None:
+        super().__init__(config, alpha, second_order=False)
+        self._generator = torch.Generator(alpha.device).manual_seed(seed)
+
+    def training_weights(
+        self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
+    ) -> Tensor:
+        clean = supernet.operation_weights(self.alpha)
+        return self._drawn(clean, perturbation_radius(progress)) * self._shares(supernet)
+
+    def _drawn(self, clean: Tensor, radius: float) -> Tensor:
+        noise = torch.empty_like(clean).uniform_(-radius, radius, generator=self._generator)
+        return to_simplex(clean + noise, clean)
+
+    def _shares(self, supernet: Supernet) -> Tensor:
+        """The share of each edge, ``(2 n_edges, 1)``, which is not perturbed."""
+        return supernet.space.edge_shares(self.alpha)[:, None]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"noise": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._generator.set_state(state["noise"].cpu())
+
+
+class AdversarialSmoothing(RandomSmoothing):
+    """``sdarts_adv``: seven steps of sign ascent on the batch's loss, from noise.
+
+    The attack sees the supernet in evaluation mode. If it did not raise the loss, the weights stay
+    unperturbed.
+    """
+
+    def training_weights(
+        self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
+    ) -> Tensor:
+        clean, shares = supernet.operation_weights(self.alpha), self._shares(supernet)
+        radius = perturbation_radius(progress)
+        weights = self._drawn(clean, radius)
+        was_training = supernet.training
+        supernet.eval()
+
+        def loss(weights: Tensor) -> Tensor:
+            return F.cross_entropy(supernet.mix(images, weights * shares), labels)
+
+        for _ in range(N_ASCENTS):
+            weights = weights.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(weights), weights)
+            moved = weights.detach() + 2 * radius / N_ASCENTS * gradient.sign()
+            weights = to_simplex(torch.clamp(moved, clean - radius, clean + radius), clean)
+        with torch.no_grad():
+            is_worse = loss(weights) > loss(clean)  # on the device: nothing waits for it
+        supernet.train(was_training)
+        return torch.where(is_worse, weights, clean) * shares
