@@ -29,7 +29,7 @@ from zoopt_nas.nas.search.algorithm import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps import weight_step as steps
-from zoopt_nas.nas.steps.schedules import weight_step
+from zoopt_nas.nas.steps.weight_step import weight_step
 
 N_SAMPLES = 4
 N_STEPS = 10  # M

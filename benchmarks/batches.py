@@ -32,7 +32,8 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from zoopt_nas.nas.data.augmentation import Augmentation, Transform
-from zoopt_nas.nas.data.image_sets import BatchStream, ImageSet
+from zoopt_nas.nas.data.batches import BatchStream
+from zoopt_nas.nas.data.image_sets import ImageSet
 
 N_IMAGES, SIDE, BATCH = 12_000, 32, 64
 PADDING, CUTOUT = 4, 16

@@ -25,7 +25,7 @@ from zoopt_nas import nas
 from zoopt_nas.nas.runs.loop import load_run_dataset
 from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.reuse import renew_statistics
-from zoopt_nas.nas.steps.schedules import evaluate
+from zoopt_nas.nas.steps.meter import evaluate
 
 COLUMNS = {  # heading, and how a number is shown
     "steps": ("weight steps", "{:.0f}"),

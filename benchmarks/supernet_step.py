@@ -38,7 +38,7 @@ from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.operations import use_native
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.steps.schedules import weight_step
+from zoopt_nas.nas.steps.weight_step import weight_step
 
 # At the paper's size: (time, memory).
 BARS = {"darts": (0.40, 0.60), "s3": (0.50, 0.70), "s1": (0.55, None), "s4": (0.60, None)}

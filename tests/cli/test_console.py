@@ -19,7 +19,7 @@ from zoopt_nas_cli import console
 
 from zoopt_nas.errors import DataError, RunInterrupted
 from zoopt_nas.nas.runs.loop import Progress
-from zoopt_nas.nas.steps.schedules import Meter
+from zoopt_nas.nas.steps.meter import Meter
 
 ROW = {
     "epoch": 4,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from zoopt_nas.errors import DataError
 from zoopt_nas.nas.data.array_files import check_arrays
-from zoopt_nas.nas.data.image_sets import load_dataset
+from zoopt_nas.nas.data.loading import load_dataset
 
 NAMES = ("x_train", "y_train")
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)

@@ -25,7 +25,8 @@ from zoopt_nas.nas.data.augmentation import (
     shift_and_flip,
     turn_hue,
 )
-from zoopt_nas.nas.data.image_sets import BatchStream, ImageSet
+from zoopt_nas.nas.data.batches import BatchStream
+from zoopt_nas.nas.data.image_sets import ImageSet
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)

@@ -10,16 +10,9 @@ import torch
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.data import image_sets as data
-from zoopt_nas.nas.data.image_sets import (
-    BatchStream,
-    Dataset,
-    HostImageSet,
-    ImageSet,
-    Transform,
-    load_dataset,
-    sequential_batches,
-    split_indices,
-)
+from zoopt_nas.nas.data.batches import BatchStream, sequential_batches, split_indices
+from zoopt_nas.nas.data.image_sets import Dataset, HostImageSet, ImageSet, Transform
+from zoopt_nas.nas.data.loading import load_dataset
 
 CPU = torch.device("cpu")
 

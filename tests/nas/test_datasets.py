@@ -17,7 +17,8 @@ from PIL import Image
 
 from zoopt_nas.errors import DataError, MissingDependencyError
 from zoopt_nas.nas.data.datasets import DATASETS
-from zoopt_nas.nas.data.image_sets import Dataset, LazyImageSet, load_dataset
+from zoopt_nas.nas.data.image_sets import Dataset, LazyImageSet
+from zoopt_nas.nas.data.loading import load_dataset
 
 CPU = torch.device("cpu")
 

@@ -18,13 +18,8 @@ from torch.utils._pytree import tree_map
 
 from zoopt_nas import minimize
 from zoopt_nas.nas.data.augmentation import Augmentation, Transform
-from zoopt_nas.nas.data.image_sets import (
-    BatchStream,
-    HostImageSet,
-    ImageSet,
-    LazyImageSet,
-    sequential_batches,
-)
+from zoopt_nas.nas.data.batches import BatchStream, sequential_batches
+from zoopt_nas.nas.data.image_sets import HostImageSet, ImageSet, LazyImageSet
 from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES
@@ -37,7 +32,8 @@ from zoopt_nas.nas.search.methods.darts import first_order_gradient, second_orde
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.updater import config_solver
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.steps.schedules import Meter, evaluate, seeded_init
+from zoopt_nas.nas.steps.meter import Meter, evaluate
+from zoopt_nas.nas.steps.seeds import seeded_init
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of
 from zoopt_nas.solvers import SOLVERS
 

@@ -13,7 +13,8 @@ import torch
 
 from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.data.augmentation import Augmentation, Share, Transform
-from zoopt_nas.nas.data.image_sets import BatchStream, ImageSet
+from zoopt_nas.nas.data.batches import BatchStream
+from zoopt_nas.nas.data.image_sets import ImageSet
 from zoopt_nas.nas.retraining.processes import Processes
 from zoopt_nas.nas.retraining.retrain import _execution, resume_training
 from zoopt_nas.nas.settings.config import TrainConfig

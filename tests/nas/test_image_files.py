@@ -20,7 +20,7 @@ from zoopt_nas.nas.data.image_files import (
     image_mode,
     list_images,
 )
-from zoopt_nas.nas.data.image_sets import load_dataset
+from zoopt_nas.nas.data.loading import load_dataset
 
 # Values around the steps of both roundings: by the high byte 255 is 0, to the nearest it is 1.
 DEEP = np.array([[0, 128, 129, 255], [385, 386, 256 * 77 + 200, 65535]], np.uint16)

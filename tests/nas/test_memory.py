@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from zoopt_nas.errors import NotEnoughMemoryError, RunInterrupted
-from zoopt_nas.nas.data.image_sets import HostImageSet, load_dataset
+from zoopt_nas.nas.data.image_sets import HostImageSet
+from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.kernels.library import library
 from zoopt_nas.nas.networks import joined_edges as stacked
 from zoopt_nas.nas.networks.operations import use_native

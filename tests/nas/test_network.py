@@ -12,14 +12,9 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks import network as network_module
+from zoopt_nas.nas.networks.counting import count_multiply_adds, count_parameters
 from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.networks.network import (
-    AuxiliaryHead,
-    Network,
-    count_multiply_adds,
-    count_parameters,
-    drop_path,
-)
+from zoopt_nas.nas.networks.network import AuxiliaryHead, Network, drop_path
 from zoopt_nas.nas.networks.operations import FactorizedReduce, Noise
 
 SKIPS = Genotype(

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from zoopt_nas.errors import UnknownNameError
 from zoopt_nas.nas.kernels.channels_last import diagonal_pixels, join_channels
-from zoopt_nas.nas.networks.fused import ReLUConvBN
 from zoopt_nas.nas.networks.operations import (
     OPERATIONS,
     FactorizedReduce,
     Noise,
     seed_noise,
 )
+from zoopt_nas.nas.networks.skeleton import ReLUConvBN
 
 PUBLISHED = (
     "none",

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from zoopt_nas.errors import DataError, UnknownNameError
-from zoopt_nas.nas.data.image_sets import Dataset, load_dataset
+from zoopt_nas.nas.data.image_sets import Dataset
+from zoopt_nas.nas.data.loading import load_dataset
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from zoopt_nas.errors import DataError, RunError, RunInterrupted, ZooptNasError
 from zoopt_nas.nas.analyses.diagnose import run_condition_numbers
 from zoopt_nas.nas.analyses.landscape.compute import compute_landscape
 from zoopt_nas.nas.analyses.landscape.plane import LandscapeSettings
-from zoopt_nas.nas.data.image_sets import load_dataset
+from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.retraining.retrain import resume_training, run_training
 from zoopt_nas.nas.runs.folder import MAY_CHANGE, RunFolder

@@ -19,10 +19,13 @@ from zoopt_nas.errors import (
     UnknownNameError,
 )
 from zoopt_nas.nas.data.augmentation import Augmentation
-from zoopt_nas.nas.data.image_sets import Dataset, ImageSet, load_dataset, sequential_batches
+from zoopt_nas.nas.data.batches import sequential_batches
+from zoopt_nas.nas.data.image_sets import Dataset, ImageSet
+from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.networks import network as network_module
+from zoopt_nas.nas.networks.counting import count_parameters
 from zoopt_nas.nas.networks.genotype import GENOTYPES
-from zoopt_nas.nas.networks.network import Network, count_parameters
+from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining import retrain
 from zoopt_nas.nas.retraining.retrain import Training, resume_training, run_training
 from zoopt_nas.nas.runs.loop import Observer

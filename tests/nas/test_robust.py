@@ -14,13 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.data.image_sets import load_dataset
+from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.search import algorithm as search
 from zoopt_nas.nas.search import hessian
 from zoopt_nas.nas.search.algorithm import Search, run_search
 from zoopt_nas.nas.search.methods.robust import has_grown, n_raises
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.steps.schedules import Meter
+from zoopt_nas.nas.steps.meter import Meter
 
 
 @dataclass

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from zoopt_nas.nas.networks.counting import count_multiply_adds
 from zoopt_nas.nas.networks.genotype import Genotype
-from zoopt_nas.nas.networks.network import Network, count_multiply_adds
+from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search.algorithm import run_search

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.schedules import set_lr, weight_step
-from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, cross_entropy_of
+from zoopt_nas.nas.steps.schedules import set_lr
+from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, cross_entropy_of, weight_step
 
 CPU = torch.device("cpu")
 BF16 = Execution(CPU, autocast=torch.bfloat16)

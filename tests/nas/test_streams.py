@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoopt_nas.errors import RunInterrupted
-from zoopt_nas.nas.data.image_sets import load_dataset
+from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search.algorithm import Search, resume_search, run_search
 from zoopt_nas.nas.search.objective import BilevelObjective

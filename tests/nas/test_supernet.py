@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.networks.fused import ReLUConvBN
+from zoopt_nas.nas.networks.counting import count_parameters
 from zoopt_nas.nas.networks.joined_edges import Node, make_fan
-from zoopt_nas.nas.networks.network import count_parameters
 from zoopt_nas.nas.networks.operations import (
     OPERATIONS,
     AfterReLU,
@@ -21,7 +20,7 @@ from zoopt_nas.nas.networks.operations import (
     Pool,
     seed_noise,
 )
-from zoopt_nas.nas.networks.skeleton import CifarStem, Head, ImageNetStem, plan_cells
+from zoopt_nas.nas.networks.skeleton import CifarStem, Head, ImageNetStem, ReLUConvBN, plan_cells
 from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.networks.supernet import Source, Supernet
 

@@ -14,16 +14,11 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.steps.schedules import (
-    Meter,
-    cosine,
-    evaluate,
-    make_sgd,
-    pick_device,
-    seeded_init,
-    set_lr,
-    weight_step,
-)
+from zoopt_nas.nas.steps.devices import pick_device
+from zoopt_nas.nas.steps.meter import Meter, evaluate
+from zoopt_nas.nas.steps.schedules import cosine, set_lr
+from zoopt_nas.nas.steps.seeds import seeded_init
+from zoopt_nas.nas.steps.weight_step import make_sgd, weight_step
 
 CPU = torch.device("cpu")
 

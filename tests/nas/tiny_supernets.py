@@ -14,7 +14,8 @@ from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
-from zoopt_nas.nas.steps.schedules import Meter, weight_step
+from zoopt_nas.nas.steps.meter import Meter
+from zoopt_nas.nas.steps.weight_step import weight_step
 
 # One intermediate node: the smallest cell that has mixed edges.
 TINY = SearchSpace(

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.analyses.landscape.compute import compute_landscape as compute_landscape
     from zoopt_nas.nas.analyses.landscape.plane import Landscape as Landscape
     from zoopt_nas.nas.analyses.landscape.plane import LandscapeSettings as LandscapeSettings
+    from zoopt_nas.nas.data.batches import BatchStream as BatchStream
+    from zoopt_nas.nas.data.batches import split_indices as split_indices
     from zoopt_nas.nas.data.datasets import DATASETS as DATASETS
-    from zoopt_nas.nas.data.image_sets import BatchStream as BatchStream
     from zoopt_nas.nas.data.image_sets import Dataset as Dataset
-    from zoopt_nas.nas.data.image_sets import load_dataset as load_dataset
-    from zoopt_nas.nas.data.image_sets import split_indices as split_indices
+    from zoopt_nas.nas.data.loading import load_dataset as load_dataset
     from zoopt_nas.nas.exports.run import ExportResult as ExportResult
     from zoopt_nas.nas.exports.run import export_network as export_network
+    from zoopt_nas.nas.networks.counting import count_multiply_adds as count_multiply_adds
+    from zoopt_nas.nas.networks.counting import count_parameters as count_parameters
     from zoopt_nas.nas.networks.genotype import GENOTYPES as GENOTYPES
     from zoopt_nas.nas.networks.genotype import Genotype as Genotype
     from zoopt_nas.nas.networks.network import Network as Network
-    from zoopt_nas.nas.networks.network import count_multiply_adds as count_multiply_adds
-    from zoopt_nas.nas.networks.network import count_parameters as count_parameters
     from zoopt_nas.nas.networks.operations import OPERATIONS as OPERATIONS
     from zoopt_nas.nas.networks.spaces import SPACES as SPACES
     from zoopt_nas.nas.networks.spaces import SearchSpace as SearchSpace
@@ -55,29 +55,69 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.steps.devices import free_memory as free_memory
 
 _EXPORTS = {
-    "search.objective": ("BilevelObjective",),
-    "steps.devices": ("free_memory",),
-    "settings.config": ("SearchConfig", "TrainConfig"),
-    "data.image_sets": ("BatchStream", "Dataset", "load_dataset", "split_indices"),
-    "data.datasets": ("DATASETS",),
-    "retraining.processes": ("Processes",),
-    "exports.run": ("ExportResult", "export_network"),
-    "networks.genotype": ("GENOTYPES", "Genotype"),
-    "analyses.landscape.plane": ("Landscape", "LandscapeSettings"),
     "analyses.landscape.compute": ("compute_landscape",),
-    "runs.loop": ("Observer", "Progress", "Start", "StartObserver"),
-    "runs.memory": ("MemoryEstimate",),
-    "search.memory": ("estimate_search",),
-    "retraining.memory": ("estimate_training",),
-    "search.methods": ("METHODS",),
-    "networks.network": ("Network", "count_multiply_adds", "count_parameters"),
+    "analyses.landscape.plane": (
+        "Landscape",
+        "LandscapeSettings",
+    ),
+    "data.batches": (
+        "BatchStream",
+        "split_indices",
+    ),
+    "data.datasets": ("DATASETS",),
+    "data.image_sets": ("Dataset",),
+    "data.loading": ("load_dataset",),
+    "exports.run": (
+        "ExportResult",
+        "export_network",
+    ),
+    "networks.counting": (
+        "count_multiply_adds",
+        "count_parameters",
+    ),
+    "networks.genotype": (
+        "GENOTYPES",
+        "Genotype",
+    ),
+    "networks.network": ("Network",),
     "networks.operations": ("OPERATIONS",),
-    "retraining.retrain": ("TrainResult", "resume_training", "run_training"),
-    "runs.folder": ("RunFolder",),
-    "search.algorithm": ("SearchResult", "resume_search", "run_search"),
-    "networks.spaces": ("SPACES", "SearchSpace"),
+    "networks.spaces": (
+        "SPACES",
+        "SearchSpace",
+    ),
     "networks.supernet": ("Supernet",),
-    "search.updater": ("AlphaUpdater", "ZeroOrderUpdater"),
+    "retraining.memory": ("estimate_training",),
+    "retraining.processes": ("Processes",),
+    "retraining.retrain": (
+        "TrainResult",
+        "resume_training",
+        "run_training",
+    ),
+    "runs.folder": ("RunFolder",),
+    "runs.loop": (
+        "Observer",
+        "Progress",
+        "Start",
+        "StartObserver",
+    ),
+    "runs.memory": ("MemoryEstimate",),
+    "search.algorithm": (
+        "SearchResult",
+        "resume_search",
+        "run_search",
+    ),
+    "search.memory": ("estimate_search",),
+    "search.methods": ("METHODS",),
+    "search.objective": ("BilevelObjective",),
+    "search.updater": (
+        "AlphaUpdater",
+        "ZeroOrderUpdater",
+    ),
+    "settings.config": (
+        "SearchConfig",
+        "TrainConfig",
+    ),
+    "steps.devices": ("free_memory",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -21,10 +21,10 @@ from zoopt_nas.nas.exports.source import NetworkFacts
 from zoopt_nas.nas.networks.build import build_network
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, Genotype
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.skeleton import plan_cells
+from zoopt_nas.nas.networks.skeleton import plan_cells, stem_for
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.steps.schedules import generator, stem_for
+from zoopt_nas.nas.steps.seeds import generator
 
 # Largest difference of two logits, in units of the largest logit (of 1 if that is less). Float32
 # has 6e-8; sums in another order, through 20 cells, lose up to three digits of it (ours).

@@ -12,11 +12,12 @@ from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.networks.skeleton import stem_for
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.schedules import seeded_init, stem_for
+from zoopt_nas.nas.steps.seeds import seeded_init
 
 
 def build_supernet(

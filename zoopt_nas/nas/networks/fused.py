@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,33 +49,6 @@ class Chain(nn.Sequential):
             settings, weights = links[-1]
             links[-1] = settings, weights._replace(scale=scale)
         return separable_chain(x, links, base, skip, overwrite=True)
-
-
-class ReLUConvBN(Chain):
-    """ReLU, convolution, BatchNorm: the 1x1 preprocessing of a cell's inputs."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, *, affine: bool = True
-    ) -> None:
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-            nn.BatchNorm2d(out_channels, affine=affine),
-        )
-
-    def links(self) -> list[Link]:
-        _, conv, norm = self
-        return [link(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))]
-
-    def chains(self, x: Tensor) -> bool:
-        return cast(nn.Conv2d, self[1]).kernel_size == (1, 1) and super().chains(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.chains(x):
-            return self.chained(x)
-        for module in self:
-            x = module(x)
-        return x
 
 
 def uses_native(model: nn.Module) -> bool:

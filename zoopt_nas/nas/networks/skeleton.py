@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.networks.fused import ReLUConvBN
+from zoopt_nas.nas.networks.fused import Chain, Link, link
 from zoopt_nas.nas.networks.operations import FactorizedReduce
 
 STEM_MULTIPLIER = 3  # the CIFAR stem has 3 times the cells' initial channels
@@ -157,3 +158,38 @@ class Head(nn.Module):
         pooled = F.avg_pool2d(x, x.shape[-2:])
         logits: Tensor = self.classifier(pooled.flatten(1))
         return logits
+
+
+IMAGENET_STEM_SIZE = 128  # images at least this large get the ImageNet stem
+
+
+def stem_for(image_size: int) -> str:
+    """The stem for images of a side of ``image_size`` pixels."""
+    return "imagenet" if image_size >= IMAGENET_STEM_SIZE else "cifar"
+
+
+class ReLUConvBN(Chain):
+    """ReLU, convolution, BatchNorm: the 1x1 preprocessing of a cell's inputs."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, *, affine: bool = True
+    ) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+            nn.BatchNorm2d(out_channels, affine=affine),
+        )
+
+    def links(self) -> list[Link]:
+        _, conv, norm = self
+        return [link(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))]
+
+    def chains(self, x: Tensor) -> bool:
+        return cast(nn.Conv2d, self[1]).kernel_size == (1, 1) and super().chains(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.chains(x):
+            return self.chained(x)
+        for module in self:
+            x = module(x)
+        return x

@@ -9,8 +9,10 @@ from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.networks.build import build_network
 from zoopt_nas.nas.runs.memory import MemoryEstimate, estimate
 from zoopt_nas.nas.settings.config import TrainConfig
+from zoopt_nas.nas.steps.devices import pick_device
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.schedules import EVAL_BATCH_SIZE, generator, pick_device
+from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE
+from zoopt_nas.nas.steps.seeds import generator
 
 
 def estimate_training(config: TrainConfig, dataset: Dataset) -> MemoryEstimate:

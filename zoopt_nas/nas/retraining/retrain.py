@@ -22,30 +22,25 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import DivergedError, InvalidValueError, RunError
 from zoopt_nas.nas.data.augmentation import Share
-from zoopt_nas.nas.data.image_sets import BatchStream, Dataset, sequential_batches
+from zoopt_nas.nas.data.batches import BatchStream, sequential_batches
+from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.networks.build import build_network, check_smallest_batch
+from zoopt_nas.nas.networks.counting import count_multiply_adds, count_parameters
 from zoopt_nas.nas.networks.genotype import Genotype
-from zoopt_nas.nas.networks.network import Network, count_multiply_adds, count_parameters
+from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining.memory import estimate_training
 from zoopt_nas.nas.retraining.processes import ALONE, Agreement, Processes
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer, load_run_dataset
 from zoopt_nas.nas.runs.memory import check_weights, out_of_memory_in_one_line
 from zoopt_nas.nas.settings.config import TrainConfig
-from zoopt_nas.nas.steps.devices import free_memory
+from zoopt_nas.nas.steps.devices import free_memory, pick_device
 from zoopt_nas.nas.steps.execution import Execution, cpu_threads
-from zoopt_nas.nas.steps.schedules import (
-    EVAL_BATCH_SIZE,
-    evaluate,
-    generator,
-    make_sgd,
-    pick_device,
-    scheduled_lr,
-    seeds_for,
-    set_lr,
-)
-from zoopt_nas.nas.steps.weight_step import Losses, WeightStep
+from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, evaluate
+from zoopt_nas.nas.steps.schedules import scheduled_lr, set_lr
+from zoopt_nas.nas.steps.seeds import generator, seeds_for
+from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, make_sgd
 
 
 @dataclass(frozen=True)

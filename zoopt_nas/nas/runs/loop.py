@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
-from zoopt_nas.nas.data.image_sets import Dataset, load_dataset
+from zoopt_nas.nas.data.image_sets import Dataset
+from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.runs.folder import ARCHITECTURES, DISCARDED, METRICS, RunFolder
 from zoopt_nas.nas.runs.memory import (
@@ -26,7 +27,8 @@ from zoopt_nas.nas.runs.memory import (
     out_of_memory_in_one_line,
 )
 from zoopt_nas.nas.settings.config import RunConfig
-from zoopt_nas.nas.steps.schedules import Meter, pick_device
+from zoopt_nas.nas.steps.devices import pick_device
+from zoopt_nas.nas.steps.meter import Meter
 
 
 def load_run_dataset(

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoopt_nas.errors import NotEnoughMemoryError, ZooptNasError
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.settings.config import RunConfig
-from zoopt_nas.nas.steps.schedules import pick_device
+from zoopt_nas.nas.steps.devices import pick_device
 
 N_IMAGES = 2  # BatchNorm needs two values for each channel
 # How many times the bytes of its tensors a run takes: the C library's allocator leaves gaps, and

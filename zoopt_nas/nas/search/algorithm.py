@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.errors import DivergedError
-from zoopt_nas.nas.data.image_sets import Dataset, sequential_batches, split_indices
+from zoopt_nas.nas.data.batches import sequential_batches, split_indices
+from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.networks.build import build_supernet, check_smallest_batch
 from zoopt_nas.nas.networks.genotype import Genotype
@@ -32,19 +33,12 @@ from zoopt_nas.nas.search.reuse import STATISTICS_BATCHES, renew_statistics
 from zoopt_nas.nas.search.streams import Peeked, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.steps.devices import free_memory
+from zoopt_nas.nas.steps.devices import free_memory, pick_device
 from zoopt_nas.nas.steps.execution import Execution, cpu_threads
-from zoopt_nas.nas.steps.schedules import (
-    EVAL_BATCH_SIZE,
-    cosine,
-    evaluate,
-    generator,
-    make_sgd,
-    pick_device,
-    seeds_for,
-    set_lr,
-)
-from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of
+from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, evaluate
+from zoopt_nas.nas.steps.schedules import cosine, set_lr
+from zoopt_nas.nas.steps.seeds import generator, seeds_for
+from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, make_sgd
 
 _SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
 

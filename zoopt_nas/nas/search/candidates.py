@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.reuse import Fits
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.schedules import Meter, start_momentum
-from zoopt_nas.nas.steps.weight_step import Losses, WeightStep
+from zoopt_nas.nas.steps.meter import Meter
+from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, start_momentum
 
 # On a CPU joined candidates pay while all that a node holds stays in the cache, and only from so
 # many candidates on (docs/performance.md). The numbers are those of the stem's output.

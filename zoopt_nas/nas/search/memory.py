@@ -17,8 +17,10 @@ from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.search.updater import config_solver
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.defaults import GRADIENT_ALGOS
+from zoopt_nas.nas.steps.devices import pick_device
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.schedules import EVAL_BATCH_SIZE, generator, pick_device
+from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE
+from zoopt_nas.nas.steps.seeds import generator
 from zoopt_nas.solvers import SOLVERS
 
 N_COPIES = 2  # the supernet, and the copy on which candidates are fitted

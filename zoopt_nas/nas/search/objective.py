@@ -30,8 +30,8 @@ from zoopt_nas.nas.search.candidates import CandidateBatches, StackedCandidates
 from zoopt_nas.nas.search.reuse import Fits, flat
 from zoopt_nas.nas.settings.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.schedules import Meter, start_momentum
-from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of
+from zoopt_nas.nas.steps.meter import Meter
+from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
 
 Batch = tuple[Tensor, Tensor]
 """``(images, labels)``."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.steps.schedules import Meter
+from zoopt_nas.nas.steps.meter import Meter
 from zoopt_nas.solvers import SOLVERS, Solver
 
 # The running mean of BatchNorm at its momentum of 0.1 is as exact as that of (2 - 0.1) / 0.1

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from zoopt_nas.nas.data.image_sets import BatchStream, Dataset
+from zoopt_nas.nas.data.batches import BatchStream
+from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.steps.schedules import generator
+from zoopt_nas.nas.steps.seeds import generator
 
 Batch = tuple[Tensor, Tensor]
 """``(images, labels)``."""

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from zoopt_nas.errors import InvalidValueError
+
 
 class _CgroupVersion(NamedTuple):
     """Where a version of Linux control groups says what a group may use, and uses.
@@ -101,3 +103,23 @@ def _lines(path: Path) -> dict[str, int]:
     """A file with a name and a number in each line."""
     words = [line.split() for line in _text(path).splitlines()]
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA, then MPS, then the CPU; any other name is a torch device.
+
+    Raises:
+        InvalidValueError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # "meta" makes tensors, but they hold nothing
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidValueError(
+            f"device must be auto or a device that this machine has, got {name}"
+        ) from error
+    return device

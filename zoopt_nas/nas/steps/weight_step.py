@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.settings.config import RunConfig
 from zoopt_nas.nas.steps.cuda_graph import CapturedStep, CudaRecorder, warn_of_plain_steps
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.schedules import weight_step
 
 
 class Losses(NamedTuple):
@@ -140,3 +140,71 @@ class WeightStep:
         for generator, state in states:
             generator.set_state(state)
         return self._plain(*inputs)
+
+
+def make_sgd(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
+    """SGD with momentum and weight decay over the weights of ``model``."""
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def start_momentum(optimizer: torch.optim.SGD, momenta: Sequence[Tensor | None]) -> None:
+    """Gives each of the optimizer's parameters, as a copy, the momentum that it starts with.
+
+    Args:
+        optimizer: its buffers stay where they are, as a CUDA graph needs it.
+        momenta: one for each parameter, of a shape that expands to its; None is no momentum.
+    """
+    group = optimizer.param_groups[0]
+    parameters = group["params"]
+    pairs = [
+        (parameter, momentum)
+        for parameter, momentum in zip(parameters, momenta, strict=True)
+        if momentum is not None
+    ]
+    if len(pairs) < len(parameters):
+        if group["dampening"]:  # SGD makes a missing buffer from its first gradient
+            optimizer.state.clear()
+        # As does a buffer of zeros without dampening.
+        for state in optimizer.state.values():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].zero_()
+    for parameter, _ in pairs:
+        if optimizer.state[parameter].get("momentum_buffer") is None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
+    if pairs:
+        buffers = [optimizer.state[parameter]["momentum_buffer"] for parameter, _ in pairs]
+        torch._foreach_copy_(buffers, [momentum for _, momentum in pairs])
+
+
+def weight_step(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    grad_clip: float | None,
+    *,
+    by_row: bool = False,
+) -> None:
+    """One step down the gradient of ``loss``.
+
+    Args:
+        loss: ``()``.
+        optimizer: steps its parameters.
+        grad_clip: bound on the gradient's norm; None is no bound.
+        by_row: the bound holds for each row of the one parameter, not for all of it.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    if grad_clip is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if by_row:
+            (rows,) = parameters
+            norms = torch.linalg.vector_norm(rows.grad, dim=1, keepdim=True)
+            # The same formula as that of clip_grad_norm_.
+            rows.grad.mul_((grad_clip / (norms + 1e-6)).clamp(max=1.0))
+        else:
+            nn.utils.clip_grad_norm_(parameters, grad_clip)
+    optimizer.step()

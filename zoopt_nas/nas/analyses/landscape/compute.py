@@ -32,7 +32,7 @@ from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.defaults import solver_options
 from zoopt_nas.nas.settings.paper_size import reductions
 from zoopt_nas.nas.steps.execution import cpu_threads
-from zoopt_nas.nas.steps.schedules import seeds_for
+from zoopt_nas.nas.steps.seeds import seeds_for
 
 SUMMARY = "landscape.json"
 _SEEDED = ("directions", "start", "noise", "solvers")

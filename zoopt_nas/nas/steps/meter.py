@@ -1,0 +1,78 @@
+"""Loss and accuracy over images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EVAL_BATCH_SIZE = 256  # forward only: the result does not depend on it
+
+
+class Meter:
+    """Mean loss and accuracy over images. It sums on the device and syncs only when read.
+
+    Args:
+        device: where the sums are.
+        n_models: measures so many models on the same images, each by itself; None is one.
+
+    Attributes:
+        sums: ``(3,)``: of the losses, of the right answers, and the number of images; of several
+            models ``(n_models, 3)``.
+    """
+
+    def __init__(self, device: torch.device, n_models: int | None = None) -> None:
+        # float64 counts exactly and does not drift.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        shape = (3,) if n_models is None else (n_models, 3)
+        self.sums = torch.zeros(shape, dtype=dtype, device=device)
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            loss: its mean ``()``; of several models ``(n_models,)``.
+            logits: ``(batch, classes)``; of several models ``(n_models, batch, classes)``.
+            labels: ``(batch,)``.
+        """
+        n_images = labels.shape[0]
+        with torch.no_grad():
+            self.sums[..., 0] += loss.detach() * n_images
+            self.sums[..., 1] += (logits.argmax(dim=-1) == labels).sum(dim=-1)
+            self.sums[..., 2] += n_images
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of an image; NaN if none was seen."""
+        return float(self.sums[0] / self.sums[2])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, in [0, 1]; NaN if no image was seen."""
+        return float(self.sums[1] / self.sums[2])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums.copy_(state["sums"])
+
+
+def evaluate(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+) -> Meter:
+    """Cross-entropy and accuracy of ``forward`` (images to logits) over ``batches``.
+
+    The caller puts the model into evaluation mode.
+    """
+    meter = Meter(device)
+    with torch.no_grad():
+        for images, labels in batches:
+            logits = forward(images)
+            meter.update(F.cross_entropy(logits, labels), logits, labels)
+    return meter
