@@ -144,10 +144,6 @@ def search(
             show_default="zero-order: M; gradient methods: 1",
         ),
     ] = None,
-    reuse_fits: Annotated[
-        bool | None,
-        _field("reuse_fits", "Take over candidates' fitted weights: gld, mgs.", ALPHA),
-    ] = None,
     val_batches: Annotated[
         int | None, _field("val_batches", "Batches that score a candidate.", ALPHA)
     ] = None,

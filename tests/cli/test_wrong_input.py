@@ -24,7 +24,6 @@ TINY = ("--n-train", 64, "--epochs", 1, "--init-channels", 2, "--n-cells", 1, "-
         ("search extra", "unexpected extra argument"),
         ("search --seed", "'--seed' requires an argument"),
         ("search --space s33", "unknown space 's33'; did you mean 's3'?"),
-        ("search --algo rs --reuse-fits", "chooses or weighs its candidates (mgs, gld), got rs"),
         ("search --algo mgd", "unknown method 'mgd'; did you mean 'mgs'?"),
         ("search --dataset digts", "unknown dataset 'digts'; did you mean 'digits'?"),
         ("search --dataset my/data.npz", "dataset my/data.npz: no such file or folder"),

@@ -59,7 +59,7 @@ class Event(NamedTuple):
             ``to device``, a copy from pageable memory, or one that is to be waited for; ``pinned``,
             one from pinned memory in the background.
         operator: of PyTorch.
-        place: the innermost line of the package, as ``nas/data.py:next_batch``.
+        place: the innermost line of the package, as ``nas/data/batches.py:next_batch``.
     """
 
     kind: str

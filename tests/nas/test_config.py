@@ -51,7 +51,6 @@ SEARCH = COMMON | {
     "inner_lr": 0.125,
     "inner_momentum": False,
     "inner_amp": "bf16",
-    "reuse_fits": True,
     "val_batches": 3,
     "sigma_schedule": "constant",
     "solver": {"max_radius": 2.0, "direction": "ball", "n_samples": 3},

@@ -23,8 +23,6 @@ SEARCHES = {
     "mgs-s4": {"algo": "mgs", "space": "small_s4"},
     "mgs-m2": {"algo": "mgs", "inner_steps": 2, "val_batches": 2},
     "darts2": {"algo": "darts2"},
-    "gld-reuse": {"algo": "gld", "inner_steps": 2, "reuse_fits": True},
-    "mgs-s4-reuse": {"algo": "mgs", "inner_steps": 2, "reuse_fits": True, "space": "small_s4"},
 }
 
 
@@ -83,8 +81,6 @@ def uninterrupted(tmp_path_factory):
         *(("mgs-m2", stop) for stop in (2, 3)),
         *(("rs", stop) for stop in (3, 5)),
         *(("darts2", stop) for stop in (3, 5)),
-        *(("gld-reuse", stop) for stop in (2, 3, 4)),  # at 3, the fit of 2 steps has been taken
-        *(("mgs-s4-reuse", stop) for stop in (3, 5)),
     ],
 )
 def test_a_stopped_search_goes_on_bit_for_bit(name, stop, search_config, tmp_path, uninterrupted):

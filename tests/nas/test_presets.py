@@ -126,9 +126,3 @@ def test_alpha_moves_at_the_period_that_is_asked_for(search_config):
     assert nas.run_search(every_second).metrics[0]["updates"] == 2
     with pytest.raises(InvalidValueError, match="update_period must be a positive integer, got 0"):
         search_config(update_period=0)
-
-
-def test_reused_fits_stand_for_the_steps_of_a_period(search_config):
-    config = search_config("gld", inner_steps=2, reuse_fits=True, update_period=1)
-    with pytest.raises(InvalidValueError, match="needs an update_period of inner_steps"):
-        nas.run_search(config)

@@ -256,20 +256,6 @@ def test_meter_weighs_batches_by_their_size_and_resumes():
     assert (other.loss, other.accuracy) == (meter.loss, meter.accuracy)
 
 
-def test_a_meter_of_several_models_is_one_for_each():
-    generator = torch.Generator().manual_seed(0)
-    together, alone = Meter(CPU, 2), [Meter(CPU), Meter(CPU)]
-    for n_images in (5, 3):
-        logits = torch.randn(2, n_images, 4, generator=generator)
-        labels = torch.randint(4, (n_images,), generator=generator)
-        losses = torch.rand(2, generator=generator)
-        together.update(losses, logits, labels)
-        for meter, loss, own in zip(alone, losses, logits, strict=True):
-            meter.update(loss, own, labels)
-    assert torch.equal(together.sums, torch.stack([meter.sums for meter in alone]))
-    assert alone[0].loss != alone[1].loss
-
-
 def test_gradients_are_clipped_by_row():
     rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], requires_grad=True)
     before = rows.detach().clone()

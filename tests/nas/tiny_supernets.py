@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,7 +13,6 @@ from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
-from zoopt_nas.nas.steps.meter import Meter
 from zoopt_nas.nas.steps.weight_step import weight_step
 
 # One intermediate node: the smallest cell that has mixed edges.
@@ -134,44 +132,3 @@ def fixed_draw(objective: BilevelObjective, monkeypatch: pytest.MonkeyPatch) -> 
 
 def flat_weights(net: Supernet) -> Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
-
-
-def flat_momentum(net: Supernet, optimizer: torch.optim.SGD) -> Tensor:
-    buffers = [optimizer.state[p]["momentum_buffer"] for p in net.parameters()]
-    return torch.cat([buffer.flatten() for buffer in buffers])
-
-
-@dataclass
-class PlainFit:
-    """A fit by a copy of the network and SGD of its own."""
-
-    net: Supernet
-    optimizer: torch.optim.SGD
-    meter: Meter
-
-    @property
-    def weights(self) -> Tensor:
-        return flat_weights(self.net)
-
-    @property
-    def momentum(self) -> Tensor:
-        return flat_momentum(self.net, self.optimizer)
-
-
-def plain_fit(
-    net: Supernet, optimizer: torch.optim.SGD, alpha: Tensor, draw: Draw, clip: float = 5.0
-) -> PlainFit:
-    """What the training batches of ``draw`` make of the weights at ``alpha``."""
-    noise = torch.Generator().manual_seed(draw.noise_seed)
-    own = {id(m.generator): m.generator for m in net.modules() if hasattr(m, "generator")}
-    network = copy.deepcopy(net, own).train()
-    seed_noise(network, noise)
-    sgd = torch.optim.SGD(network.parameters(), lr=1.0)
-    sgd.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    meter = Meter(torch.device("cpu"))
-    for images, labels in draw.train:
-        logits = network(images, alpha)
-        loss = F.cross_entropy(logits, labels)
-        weight_step(loss, sgd, clip)
-        meter.update(loss, logits, labels)
-    return PlainFit(network, sgd, meter)

@@ -62,10 +62,7 @@ class PinnedSearch(Search):
             self._optimizer,
             self._streams["inner"],
             self._streams["val"],
-            self.config.replace(
-                inner_steps=self.config.inner_steps if is_gradient else int(inner),
-                reuse_fits=False,
-            ),
+            self.config.replace(inner_steps=self.config.inner_steps if is_gradient else int(inner)),
             seed=0,  # of draws, which are pinned
             inner=inner if is_gradient else "sgd",
             execution=Execution.from_config(self.config, self.device),

@@ -162,11 +162,8 @@ class EpochLoop(ABC):
         """Sets what depends on ``self.epoch`` alone: schedules, training mode."""
 
     @abstractmethod
-    def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """One step; returns its loss (), logits (batch, classes) and labels (batch,).
-
-        None if it measured nothing, or has put what it measured into ``self._meter`` itself.
-        """
+    def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
+        """One step; returns its loss (), logits (batch, classes) and labels (batch,)."""
 
     @abstractmethod
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -221,9 +218,7 @@ class EpochLoop(ABC):
                 if self._observer.should_stop():
                     self._elapsed += time.perf_counter() - started
                     self._stop()
-                measured = self.train_step()
-                if measured is not None:
-                    self._meter.update(*measured)
+                self._meter.update(*self.train_step())
                 self.step += 1
                 self._observer.on_step(
                     Progress(self.epoch, self._config.epochs, self.step, self.n_steps, self._meter)

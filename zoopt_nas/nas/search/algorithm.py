@@ -29,7 +29,6 @@ from zoopt_nas.nas.search.hessian import dominant_eigenvalue
 from zoopt_nas.nas.search.memory import N_COPIES, estimate_search
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
-from zoopt_nas.nas.search.reuse import STATISTICS_BATCHES, renew_statistics
 from zoopt_nas.nas.search.streams import Peeked, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 from zoopt_nas.nas.settings.config import SearchConfig
@@ -114,7 +113,6 @@ class Search(EpochLoop):
         usual = 1 if method.every_step else max(config.inner_steps, 1)
         self._period = config.update_period or usual
         self._updates: list[Metrics] = []  # what this epoch's updates measured
-        self._has_fits = False  # whether reused fits stand for the steps up to the next update
         self._verdict = Verdict()  # of the last epoch
         self._is_stopped = False
         self._snapshots = Snapshots()  # empty unless the method goes back
@@ -149,17 +147,11 @@ class Search(EpochLoop):
         self._objective.set_drop_path(probability)
         self.supernet.train()
 
-    def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
+    def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
         if self.epoch >= config.warmup_epochs and self.step % self._period == 0:
             passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-            metrics = self._updater.step(self._objective, passed)
-            if config.reuse_fits:
-                self._has_fits = self._take_fits()
-                metrics["fits_taken"] = float(self._has_fits)
-            self._updates.append(metrics)
-        if self._has_fits:
-            return None
+            self._updates.append(self._updater.step(self._objective, passed))
         images, labels = self._streams["train"].next_batch()
         weights = self._updater.training_weights(
             self.supernet, images, labels, self.epoch / config.epochs
@@ -167,26 +159,9 @@ class Search(EpochLoop):
         loss, logits = self._step(images, labels, weights)
         return loss, logits, labels
 
-    def _take_fits(self) -> bool:
-        """Gives the supernet the fits that the new alpha is made of; False if there are none."""
-        fits, self._objective.fits = self._objective.fits, None  # they need not wait in memory
-        weights = self._updater.candidate_weights
-        if fits is None or weights is None:
-            return False
-        total = weights.sum()
-        if not total > 0:  # waits for the device, once in an update
-            return False
-        self._meter.sums += fits.give(weights / total, self.supernet, self._optimizer)
-        return True
-
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         own = self._judge_epoch() | {"failures": self._count_failures()}
         alpha = self.alpha
-        if any(update.get("fits_taken") for update in self._updates):
-            # The candidates keep no running statistics, so those of the supernet are behind.
-            n_batches = min(STATISTICS_BATCHES, self.n_steps)
-            batches = (self._streams["train"].next_batch() for _ in range(n_batches))
-            renew_statistics(self.supernet, lambda images: self.supernet(images, alpha), batches)
         self.supernet.eval()
         val = evaluate(
             lambda images: self.supernet(images, alpha), self._val_batches(), self.device
@@ -287,7 +262,6 @@ class Search(EpochLoop):
             "objective": self._objective.state_dict(),
             "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
             "noise": self._noise.get_state(),
-            "has_fits": self._has_fits,
             "is_stopped": self._is_stopped,
             "snapshots": self._snapshots.state_dict(),
             "updates": [
@@ -302,7 +276,6 @@ class Search(EpochLoop):
             stream.load_state_dict(state["streams"][name])
         self._noise.set_state(state["noise"].cpu())
         self._updates = state["updates"]
-        self._has_fits = bool(state["has_fits"])
         self._is_stopped = bool(state["is_stopped"])
         self._snapshots.load_state_dict(state["snapshots"])
 

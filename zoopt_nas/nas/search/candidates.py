@@ -17,9 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.reuse import Fits
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.meter import Meter
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, start_momentum
 
 # On a CPU joined candidates pay while all that a node holds stays in the cache, and only from so
@@ -83,8 +81,10 @@ class StackedCandidates:
         alphas: Tensor,
         batches: Sequence[Batch],
         settings: dict[str, Any],
-    ) -> Fits:
-        """All candidates after one step of SGD for each batch; the next call overwrites them.
+    ) -> Tensor:
+        """Returns the weights, ``(n, n_weights)``, after one step of SGD for each batch.
+
+        The next call overwrites them.
 
         Args:
             start: the weights to start from, ``(n_weights,)``.
@@ -101,11 +101,9 @@ class StackedCandidates:
             weights.copy_(start)
         optimizer.param_groups[0].update(settings)
         start_momentum(optimizer, [momentum])
-        meter = Meter(weights.device, n)
         for images, labels in batches:
-            meter.update(*step(images, labels, alphas), labels)
-        buffer = optimizer.state[weights].get("momentum_buffer")
-        return Fits(weights.detach(), buffer, meter.sums)
+            step(images, labels, alphas)
+        return weights.detach()
 
     def mean_losses(self, weights: Tensor, alphas: Tensor, batches: Sequence[Batch]) -> Tensor:
         """The mean cross-entropy ``(n,)`` of the candidates over batches, without a gradient.

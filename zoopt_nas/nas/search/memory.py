@@ -72,11 +72,10 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
         n_batches=1 + n_inner + config.val_batches,
     )
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
-    # What stays of fits and of epochs to go back to comes with its momentum.
-    n_kept = n_candidates if config.reuse_fits else 0
+    n_kept = 0  # epochs to go back to, each with its momentum
     if updater.goes_back and device.type == "cpu":  # they are on the host
         last = config.epochs - 1
-        n_kept += max(last - updater.oldest_return(last, config.weight_decay) + 1, 0)
+        n_kept = max(last - updater.oldest_return(last, config.weight_decay) + 1, 0)
     return replace(
         found,
         parameters=found.parameters + 2 * n_kept * weights,

@@ -15,7 +15,7 @@ supernet itself, its optimizer and its BatchNorm buffers are only read.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -27,10 +27,8 @@ from zoopt_nas.nas.networks.fused import uses_native
 from zoopt_nas.nas.networks.operations import Stochastic, seed_noise
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import CandidateBatches, StackedCandidates
-from zoopt_nas.nas.search.reuse import Fits, flat
 from zoopt_nas.nas.settings.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.meter import Meter
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
 
 Batch = tuple[Tensor, Tensor]
@@ -73,7 +71,6 @@ class BilevelObjective:
         inner_momentum: whether the inner steps start from the optimizer's momentum, or from none.
         grad_clip: bound on the gradient's norm in the M steps.
         val_batches: how many batches make up L_val.
-        keep_fits: whether to keep the fitted weights of each call's candidates.
         execution: of the inner steps. Losses and gradients in alpha are computed plainly: what
             tells candidates apart is smaller than the rounding of bf16. So are inner steps, unless
             this says otherwise.
@@ -83,7 +80,6 @@ class BilevelObjective:
     Attributes:
         inner: as given.
         n_evaluations: candidates evaluated so far.
-        fits: those of the last call's candidates, in their order, with ``keep_fits``; or None.
 
     Raises:
         InvalidValueError: ``inner`` or a count is out of range.
@@ -103,7 +99,6 @@ class BilevelObjective:
         inner_momentum: bool = True,
         grad_clip: float | None = 5.0,
         val_batches: int = 1,
-        keep_fits: bool = False,
         execution: Execution | None = None,
         candidates_per_batch: int | None = None,
     ) -> None:
@@ -121,10 +116,6 @@ class BilevelObjective:
         self.supernet = supernet
         self.inner = inner
         self.n_evaluations = 0
-        self.fits: Fits | None = None
-        self._meter: Meter | None = None  # of the last fit
-        self._kept: list[Fits] = []  # of the current call
-        self._keep_fits = keep_fits
         self._optimizer = optimizer
         self._train_stream = train_stream
         self._val_stream = val_stream
@@ -187,7 +178,6 @@ class BilevelObjective:
             inner_momentum=config.inner_momentum,
             grad_clip=config.grad_clip,
             val_batches=config.val_batches,
-            keep_fits=config.reuse_fits,
             execution=execution,
             candidates_per_batch=config.candidates_per_batch,
         )
@@ -209,13 +199,11 @@ class BilevelObjective:
                 f"got {tuple(alphas.shape)}"
             )
         draw = draw or self.draw()
-        self._kept = []
         images = draw.val[0][0]
         n_numbers = self.supernet.stem_channels * images.shape[0] * images[0, 0].numel()
         values = self._batches.evaluate(
             lambda part: self._values(part, draw), alphas.detach(), n_numbers
         )
-        self.fits, self._kept = Fits.join(self._kept) if self._kept else None, []
         self.n_evaluations += len(values)
         return values
 
@@ -239,15 +227,15 @@ class BilevelObjective:
         self._inner_optimizer.param_groups[0].update(self._settings())
         start_momentum(self._inner_optimizer, self._momenta())
         self._noise.manual_seed(draw.noise_seed)
-        self._meter = Meter(self._noise.device) if self._keep_fits else None
         for images, labels in draw.train:
-            loss, logits = self._step(images, labels, alpha)
-            if self._meter is not None:
-                self._meter.update(loss, logits, labels)
+            self._step(images, labels, alpha)
         return network
 
-    def fit_together(self, alphas: Tensor, draw: Draw) -> Fits:
-        """As ``fit``, for alphas ``(n, dim)`` at once. The next call overwrites it."""
+    def fit_together(self, alphas: Tensor, draw: Draw) -> Tensor:
+        """As ``fit``, for alphas ``(n, dim)`` at once; returns their weights ``(n, n_weights)``.
+
+        The next call overwrites them.
+        """
         with torch.no_grad():
             start = flat(self.supernet.parameters())
         self._noise.manual_seed(draw.noise_seed)
@@ -308,20 +296,15 @@ class BilevelObjective:
         if len(alphas) == 1 or not self._can_stack():
             return torch.stack([self._value(alpha, draw) for alpha in alphas])
         try:
-            fits = self.fit_together(alphas, draw)
+            weights = self.fit_together(alphas, draw)
             self._noise.manual_seed(draw.noise_seed + 1)
-            values = self._stacked.mean_losses(fits.weights, alphas, draw.val)
+            return self._stacked.mean_losses(weights, alphas, draw.val)
         except torch.OutOfMemoryError:
             self._stacked.forget()
             raise
-        if self._keep_fits:
-            self._kept.append(fits.clone())
-        return values
 
     def _value(self, alpha: Tensor, draw: Draw) -> Tensor:
         network = self.fit(alpha, draw)
-        if self._meter is not None:
-            self._kept.append(Fits.of(network, self._inner_optimizer, self._meter))
         with torch.no_grad():
             return self.val_loss(network, alpha, draw)
 
@@ -362,6 +345,11 @@ class BilevelObjective:
             torch.zeros_like(parameter) if momentum is None else momentum
             for momentum, parameter in zip(momenta, self.supernet.parameters(), strict=True)
         )
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """Returns the numbers of all tensors, one after the other."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
 def _scratch_copy(supernet: Supernet) -> Supernet:

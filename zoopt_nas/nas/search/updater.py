@@ -95,14 +95,6 @@ class AlphaUpdater(ABC):
     def alpha(self) -> Tensor:
         """The current architecture parameters ``(dim,)``, without a gradient."""
 
-    @property
-    def candidate_weights(self) -> Tensor | None:
-        """How much of each candidate that the last update evaluated is in alpha, ``(n,)``.
-
-        See ``SolverState.weights``; None where that means nothing.
-        """
-        return None
-
     @abstractmethod
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         """One update of alpha.
@@ -178,10 +170,6 @@ class ZeroOrderUpdater(AlphaUpdater):
     def alpha(self) -> Tensor:
         alpha: Tensor = self._state.x
         return alpha
-
-    @property
-    def candidate_weights(self) -> Tensor | None:
-        return self._state.weights
 
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         factor = cosine(progress, 1.0, 1.0, 0.0) if self._schedule == "cosine" else 1.0

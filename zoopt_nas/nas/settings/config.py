@@ -200,9 +200,6 @@ class SearchConfig(RunConfig):
         inner_amp: precision of the inner steps, by which candidates are compared: ``off``, which is
             float32, or ``bf16`` (ours: the error of bf16 exceeds what tells candidates apart, see
             docs/performance.md).
-        reuse_fits: after an update the weights become the fitted weights of the candidate that the
-            solver chose, or their mean by the solver's weights, in place of the next M weight steps
-            (ours; off: Algorithm 1 throws the fits away). For ``gld`` and ``mgs``.
         val_batches: batches whose mean loss is L_val: 1 (released; the paper does not say).
         sigma_schedule: ``cosine`` decay of the solver's search width over the alpha epochs
             (released scripts) or ``constant`` (released default).
@@ -248,7 +245,6 @@ class SearchConfig(RunConfig):
     inner_lr: float | None = None
     inner_momentum: bool = True
     inner_amp: str = "off"
-    reuse_fits: bool = False
     val_batches: int = 1
     sigma_schedule: str = "cosine"
     solver: dict[str, Any] = field(default_factory=dict)

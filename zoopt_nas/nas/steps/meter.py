@@ -17,32 +17,29 @@ class Meter:
 
     Args:
         device: where the sums are.
-        n_models: measures so many models on the same images, each by itself; None is one.
 
     Attributes:
-        sums: ``(3,)``: of the losses, of the right answers, and the number of images; of several
-            models ``(n_models, 3)``.
+        sums: ``(3,)``: of the losses, of the right answers, and the number of images.
     """
 
-    def __init__(self, device: torch.device, n_models: int | None = None) -> None:
+    def __init__(self, device: torch.device) -> None:
         # float64 counts exactly and does not drift.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        shape = (3,) if n_models is None else (n_models, 3)
-        self.sums = torch.zeros(shape, dtype=dtype, device=device)
+        self.sums = torch.zeros(3, dtype=dtype, device=device)
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds a batch.
 
         Args:
-            loss: its mean ``()``; of several models ``(n_models,)``.
-            logits: ``(batch, classes)``; of several models ``(n_models, batch, classes)``.
+            loss: its mean ``()``.
+            logits: ``(batch, classes)``.
             labels: ``(batch,)``.
         """
         n_images = labels.shape[0]
         with torch.no_grad():
-            self.sums[..., 0] += loss.detach() * n_images
-            self.sums[..., 1] += (logits.argmax(dim=-1) == labels).sum(dim=-1)
-            self.sums[..., 2] += n_images
+            self.sums[0] += loss.detach() * n_images
+            self.sums[1] += (logits.argmax(dim=-1) == labels).sum()
+            self.sums[2] += n_images
 
     @property
     def loss(self) -> float:

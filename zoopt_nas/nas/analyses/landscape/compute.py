@@ -43,7 +43,7 @@ def _updater(search: PinnedSearch, method: str, path_lr: float, seed: int) -> Al
     own = solver_options(method, search.config.space)
     if method == search.config.algo:
         own = dict(search.config.solver)
-    config = search.config.replace(algo=method, solver=own, alpha_lr=path_lr, reuse_fits=False)
+    config = search.config.replace(algo=method, solver=own, alpha_lr=path_lr)
     return METHODS[method].build(config, search.alpha, seed)
 
 

@@ -12,7 +12,6 @@ from zoopt_nas.nas.search.methods.darts import GradientUpdater
 from zoopt_nas.nas.search.methods.random_search import RandomArchitecture, WeightSharingSearch
 from zoopt_nas.nas.search.methods.robust import AdaptiveRegularization, EarlyStopping
 from zoopt_nas.nas.search.methods.smooth import AdversarialSmoothing, RandomSmoothing
-from zoopt_nas.nas.search.reuse import check_reuse
 from zoopt_nas.nas.search.updater import AlphaUpdater, ZeroOrderUpdater, config_solver
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.registry import Registry
@@ -45,24 +44,13 @@ class Method:
 def _zero_order(name: str) -> Method:
     def build(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
         solver = config_solver(config)
-        check_reuse(config, solver)
         return ZeroOrderUpdater(solver, alpha, seed=seed, schedule=config.sigma_schedule)
 
     return Method(f"zero-order: the solver {name} on alpha (paper, Alg. 1)", build)
 
 
-def _without_fits(build: Build) -> Build:
-    """``build``, for methods that fit no candidates."""
-
-    def checked(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
-        check_reuse(config, None)
-        return build(config, alpha, seed)
-
-    return checked
-
-
 def _gradient(description: str, build: Build, inner: str) -> Method:
-    return Method(description, _without_fits(build), inner, every_step=True)
+    return Method(description, build, inner, every_step=True)
 
 
 def _first(config: SearchConfig, alpha: Tensor, seed: int) -> AlphaUpdater:
@@ -101,12 +89,10 @@ _BASELINES: dict[str, Method] = {
     ),
     "random": Method(
         "baseline: a random architecture, nothing is trained",
-        _without_fits(RandomArchitecture),
+        (RandomArchitecture),
         trains=False,
     ),
-    "random_ws": Method(
-        "baseline: random search with weight sharing", _without_fits(WeightSharingSearch)
-    ),
+    "random_ws": Method("baseline: random search with weight sharing", (WeightSharingSearch)),
 }
 
 
