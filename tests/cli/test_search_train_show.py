@@ -201,7 +201,7 @@ def test_a_search_whose_candidates_all_fail_is_one_line(cli, npz, tmp_path):
         assert ended.code == 2
         assert ended.err == (
             "error: all 6 candidates of epoch 2 failed: none is finite; start again with a lower "
-            "inner_lr (--inner-lr) or lr (--lr)\n"
+            "inner_lr or lr\n"
         )
         assert [row["epoch"] for row in rows_of(run)] == [0]
     assert not (run / "genotype.json").exists()

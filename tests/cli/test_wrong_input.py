@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from zoopt_nas.nas.networks.genotype import GENOTYPES
-from zoopt_nas.nas.retraining import retrain
-from zoopt_nas.nas.search import algorithm as search
+from zoopt_nas.nas.runs import setup
 
 TINY = ("--n-train", 64, "--epochs", 1, "--init-channels", 2, "--n-cells", 1, "--batch-size", 32)
 
@@ -131,19 +130,18 @@ def test_an_npz_that_lacks_something_is_named(refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "command", "advice"),
+    ("command", "advice"),
     [
         (
-            search,
             "search",
-            "lower --batch-size (32) or --init-channels (2), or raise --partial-channels (1)",
+            "lower batch_size (32) or init_channels (2), or raise partial_channels (1)",
         ),
         # The test has batches of 256 images, which count for more.
-        (retrain, "train DARTS_V2", "lower --init-channels (2)"),
+        ("train DARTS_V2", "lower init_channels (2)"),
     ],
 )
-def test_a_run_that_does_not_fit_is_one_line(module, command, advice, refused, monkeypatch):
-    monkeypatch.setattr(module, "free_memory", lambda device: 100_000_000)
+def test_a_run_that_does_not_fit_is_one_line(command, advice, refused, monkeypatch):
+    monkeypatch.setattr(setup, "free_memory", lambda device: 100_000_000)
     assert refused(*command.split(), "--dataset", "digits", "--device", "cpu", *TINY) == (
         f"a step needs about 0.2 GB, and 0.1 GB are free on cpu: {advice}"
     )

@@ -24,8 +24,8 @@ from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.retraining.retrain import Training
-from zoopt_nas.nas.runs.loop import load_run_dataset
+from zoopt_nas.nas.retraining.training import Training
+from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.methods import METHODS, random_search
 from zoopt_nas.nas.search.methods.darts import first_order_gradient, second_order_gradient
@@ -296,7 +296,7 @@ def search_of(algo: str, search_config: Any, **options: Any) -> Search:
     # PC-DARTS has four parts of the channels.
     config = search_config(algo, space="small_s4", init_channels=4, **ON_A_GPU, **options)
     config = config.replace(epochs=2, warmup_epochs=1, inner_steps=2, cutout=2, batch_size=8)
-    return Search(config, load_run_dataset(config, ("train",)))
+    return Search(config, prepare(config))
 
 
 def take_step(search: Search) -> None:
@@ -368,7 +368,7 @@ def test_a_retraining_waits_in_no_step(genotype, train_config, device: Device):
         cutout=2,
         label_smoothing=0.1,
     )
-    training = Training(config, load_run_dataset(config, ("train", "test")))
+    training = Training(config, prepare(config, ("train", "test")))
     training.epoch = 1
     training.begin_epoch()
     device.forget()

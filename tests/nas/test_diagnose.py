@@ -10,7 +10,7 @@ from zoopt_nas._arrays import as_generator
 from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.analyses.diagnose import epoch_curves, run_condition_numbers
 from zoopt_nas.nas.analyses.plots import draw_diagnostics
-from zoopt_nas.nas.analyses.snapshot import PinnedSearch
+from zoopt_nas.nas.analyses.snapshot import Snapshot
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_condition_numbers_are_those_of_losses_fitted_alike(searched):
     found = run_condition_numbers(searched, n_directions=3, radius=0.1, seed=1)
     assert {path: path.read_bytes() for path in searched.path.iterdir()} == before
     assert list(found) == ["sgd", "second", "first"]
-    search = PinnedSearch(searched)
+    search = Snapshot(searched)
     draw = search.draw_once(search.config.inner_steps, 1, 1)
     alpha = search.alpha
     losses = []

@@ -16,7 +16,7 @@ from zoopt_nas.nas.data.augmentation import Augmentation, Share, Transform
 from zoopt_nas.nas.data.batches import BatchStream
 from zoopt_nas.nas.data.image_sets import ImageSet
 from zoopt_nas.nas.retraining.processes import Processes
-from zoopt_nas.nas.retraining.retrain import _execution, resume_training
+from zoopt_nas.nas.retraining.retrain import _shared, resume_training
 from zoopt_nas.nas.settings.config import TrainConfig
 
 TRANSFORMS = {
@@ -38,8 +38,10 @@ from zoopt_nas.errors import RunInterrupted
 from zoopt_nas.nas.retraining import retrain
 from zoopt_nas.nas.settings.config import TrainConfig
 from zoopt_nas.nas.retraining.processes import Processes
-from zoopt_nas.nas.retraining.retrain import _execution, resume_training
+from zoopt_nas.nas.retraining import training as training_module
+from zoopt_nas.nas.retraining.retrain import resume_training
 from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.steps.execution import Execution
 
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -65,7 +67,7 @@ class StopAt(Observer):
         return self.n == 0
 
 # As a run of one process, but for the statistics of BatchNorm, which are held.
-build = retrain.build_network
+build = training_module.build_network
 def held(*args, **more):
     network = build(*args, **more)
     for module in network.modules():
@@ -73,12 +75,12 @@ def held(*args, **more):
             module.eval()
             module.train = lambda mode=True: None
     return network
-retrain.build_network = held
+training_module.build_network = held
 plain = config.replace(drop_path=0.0)
 retrain.run_training(plain, run_dir=folder + "/held", processes=meet())
 if rank == 0:
     retrain.run_training(plain, run_dir=folder + "/held-alone")
-retrain.build_network = build
+training_module.build_network = build
 
 class Weights(Observer):
     def on_epoch(self, row):
@@ -253,9 +255,10 @@ def test_a_run_of_two_is_not_resumed_by_one(two):
 
 def test_steps_of_several_processes_are_not_recorded(train_config):
     cpu = torch.device("cpu")
+    execution = Execution(cpu, compile=True)
     with pytest.raises(InvalidValueError, match="compile must be auto or off in 2 processes"):
-        _execution(train_config(compile="on"), cpu, Processes(0, 2))
-    assert _execution(train_config(compile="on"), cpu, Processes()).compile
+        _shared(execution, train_config(compile="on"), Processes(0, 2))
+    assert _shared(execution, train_config(compile="on"), Processes()).compile
     assert Processes(3, 8, 1).device(torch.device("cuda")) == torch.device("cuda", 1)
     assert Processes().device(cpu) == cpu
 

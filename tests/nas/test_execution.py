@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.retraining.retrain import Training, run_training
-from zoopt_nas.nas.runs.loop import EpochLoop, load_run_dataset
+from zoopt_nas.nas.retraining.retrain import run_training
+from zoopt_nas.nas.retraining.training import Training
+from zoopt_nas.nas.runs.loop import EpochLoop
+from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search, run_search
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.execution import Execution, cpu_threads, silenced
@@ -97,7 +99,7 @@ def test_what_compares_candidates_is_float32(algo, per_batch, search_config):
     seen = {}
     for inner_amp in ("off", "bf16"):
         config = search_config(algo, inner_amp=inner_amp, **options)
-        search = Search(config, load_run_dataset(config, ("train",)))
+        search = Search(config, prepare(config))
         search.begin_epoch()
         with Products() as weight_step:
             search.train_step()  # of the warm-up, or with its update
@@ -128,7 +130,7 @@ def test_inner_steps_in_float32_give_the_losses_of_a_search_in_float32(search_co
     losses = {}
     for amp, inner_amp in (("off", "off"), ("bf16", "off"), ("bf16", "bf16")):
         config = search_config("gld", amp=amp, inner_amp=inner_amp, inner_steps=3)
-        search = Search(config, load_run_dataset(config, ("train",)))
+        search = Search(config, prepare(config))
         search.begin_epoch()
         alphas = torch.stack([search.alpha, search.alpha + 0.1])
         losses[amp, inner_amp] = search._objective(alphas)
@@ -233,7 +235,7 @@ def test_the_memory_order_reaches_the_cells(setting, search_config, train_config
         (Training, train_config(channels_last=setting), "network"),
     )
     for cls, config, name in configs:
-        loop = cls(config, load_run_dataset(config, ("train",)))
+        loop = cls(config, prepare(config))
         seen = []
         net = getattr(loop, name)
         net.cells[0].register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))  # noqa: B023
@@ -294,7 +296,7 @@ def test_a_weight_step_of_a_search_waits_for_no_value(algo, search_config):
     config = search_config(algo, inner_steps=3, warmup_epochs=1, batch_size=8)
     if algo.startswith("darts"):
         config = dataclasses.replace(config, inner_steps=3)
-    search = Search(config, load_run_dataset(config, ("train",)))
+    search = Search(config, prepare(config))
     search.begin_epoch()
     assert [waits_of_a_step(search) for _ in range(2)] == [0, 0]  # the warm-up: no update
     search.epoch, search.step = 1, 0
@@ -306,7 +308,7 @@ def test_a_weight_step_of_a_search_waits_for_no_value(algo, search_config):
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_a_step_of_a_retraining_waits_for_no_value(auxiliary, train_config):
     config = train_config(auxiliary=auxiliary, drop_path=0.3, cutout=2, label_smoothing=0.1)
-    training = Training(config, load_run_dataset(config, ("train",)))
+    training = Training(config, prepare(config))
     training.epoch = 1
     training.begin_epoch()
     assert training.network.drop_path_probability > 0

@@ -15,10 +15,10 @@ from zoopt_nas.nas.analyses.landscape import compute as landscape_run
 from zoopt_nas.nas.analyses.landscape.compute import compute_landscape, follow
 from zoopt_nas.nas.analyses.landscape.figure import draw_landscape
 from zoopt_nas.nas.analyses.landscape.plane import Landscape, LandscapeSettings, Plane, Track
-from zoopt_nas.nas.analyses.snapshot import PinnedSearch
+from zoopt_nas.nas.analyses.snapshot import Snapshot
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.runs.folder import RunFolder
-from zoopt_nas.nas.runs.loop import load_run_dataset
+from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.updater import AlphaUpdater
 
 SMALL = LandscapeSettings(
@@ -121,7 +121,7 @@ def test_values_are_those_of_the_objective_with_x_along_the_first_index(run):
     found = compute_landscape(run, SMALL)
     assert found.epoch == 3
     assert found.axis.tolist() == [-1.0, 0.0, 1.0]
-    search = PinnedSearch(RunFolder.open(run))
+    search = Snapshot(RunFolder.open(run))
     centre = search.alpha.double().numpy()
     assert np.array_equal(found.plane.centre, centre)
     # Recomputed with the batches that the search would draw next.
@@ -141,7 +141,7 @@ def test_values_are_those_of_the_objective_with_x_along_the_first_index(run):
 
 
 def test_the_first_order_panel_is_the_plain_loss_on_the_common_batches(run):
-    search = PinnedSearch(RunFolder.open(run))
+    search = Snapshot(RunFolder.open(run))
     draw = search.draw_once(1, 2, 0)
     value = search.objective("first", draw)(search.alpha[None]).item()
     search.supernet.train()  # BatchNorm on batch statistics
@@ -154,7 +154,7 @@ def test_the_first_order_panel_is_the_plain_loss_on_the_common_batches(run):
 
 
 def test_panels_share_their_draw(run):
-    search = PinnedSearch(RunFolder.open(run))
+    search = Snapshot(RunFolder.open(run))
     draw = search.draw_once(3, None, 7)
     assert len(draw.val) == 2  # 32 images score alpha, in batches of 16
     draws = {name: search.objective(name, draw).draw() for name in ("first", "second", "2", "3")}
@@ -219,7 +219,7 @@ def test_the_paths_of_all_methods(run):
     step = found.tracks["darts1"].coordinates[1] - found.tracks["darts1"].coordinates[0]
     assert (np.abs(step) <= 0.05 * np.abs(found.plane.directions).sum(axis=1) + 1e-6).all()
     # The losses beside a path are those of the panel that it is drawn on.
-    search = PinnedSearch(RunFolder.open(run))
+    search = Snapshot(RunFolder.open(run))
     noise_seed = nas.search.seeds_for(0, landscape_run._SEEDED)["noise"]
     objective = search.objective("1", search.draw_once(1, 2, noise_seed))
     points = torch.from_numpy(found.plane.points(found.tracks["gld"].coordinates)).float()
@@ -280,7 +280,7 @@ def test_another_landscape_is_not_mixed_in(run, tmp_path):
 
 def test_a_run_without_a_checkpoint(search_config, tmp_path):
     config = search_config("gld")
-    record = DataRecord.of(load_run_dataset(config, ("train",)))
+    record = DataRecord.of(prepare(config).dataset)
     RunFolder.create(tmp_path / "new", config, record)
     with pytest.raises(RunError, match="new has no checkpoint yet, so there are no weights"):
         compute_landscape(tmp_path / "new", SMALL)

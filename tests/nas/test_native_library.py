@@ -13,7 +13,8 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels import library as own
 from zoopt_nas.nas.networks.build import build_supernet
 from zoopt_nas.nas.networks.operations import Separable
-from zoopt_nas.nas.search.algorithm import load_run_dataset, run_search
+from zoopt_nas.nas.runs.setup import prepare
+from zoopt_nas.nas.search.algorithm import run_search
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps import execution
 from zoopt_nas.nas.steps.execution import Execution
@@ -134,7 +135,8 @@ def test_a_run_with_and_without_them(search_config):
 def test_the_setting_reaches_the_operations(search_config):
     for setting in ("auto", "off"):
         config = search_config(native=setting)
-        supernet = build_supernet(config, load_run_dataset(config, ("train",)), seed=0, device=CPU)
+        setup = prepare(config)
+        supernet = build_supernet(config, setup.dataset, seed=0, execution=setup.execution)
         found = {op.native for op in supernet.modules() if isinstance(op, Separable)}
         expected = setting != "off" and own.library(torch.float32) is not None
         assert found == {expected}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoopt_nas.errors import NotEnoughMemoryError
-from zoopt_nas.nas.retraining import retrain
+from zoopt_nas.nas.retraining import retrain, training
 from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.search.algorithm import Search, resume_search, run_search
@@ -43,8 +43,8 @@ def test_a_failed_allocation_is_one_line_and_the_run_can_go_on(
         with pytest.raises(NotEnoughMemoryError) as caught:
             run_search(search_config(), run_dir=path)
     assert str(caught.value) == (
-        "out of memory in epoch 2 on cpu: start again and lower --batch-size (16) or "
-        "--init-channels (2), or raise --partial-channels (1), or resume where more memory is free"
+        "out of memory in epoch 2 on cpu: start again and lower batch_size (16) or "
+        "init_channels (2), or raise partial_channels (1), or resume where more memory is free"
     )
     assert caught.value.__cause__ is error
     assert RunFolder(path).load_checkpoint(torch.device("cpu"))["epoch"] == 1
@@ -56,7 +56,7 @@ def test_a_failed_allocation_of_the_test_is_one_line(train_config, tmp_path, mon
         raise RuntimeError(REFUSED)
 
     with monkeypatch.context() as patch:
-        patch.setattr(retrain, "evaluate", failing)
+        patch.setattr(training, "evaluate", failing)
         with pytest.raises(NotEnoughMemoryError, match=r"^out of memory in the test on cpu: "):
             run_training(train_config(epochs=1), run_dir=tmp_path / "run")
     assert retrain.resume_training(tmp_path / "run").test_loss > 0

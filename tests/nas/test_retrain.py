@@ -27,12 +27,19 @@ from zoopt_nas.nas.networks.counting import count_parameters
 from zoopt_nas.nas.networks.genotype import GENOTYPES
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining import retrain
-from zoopt_nas.nas.retraining.retrain import Training, resume_training, run_training
+from zoopt_nas.nas.retraining.retrain import resume_training, run_training
+from zoopt_nas.nas.retraining.training import Training
+from zoopt_nas.nas.runs import setup
 from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.steps import weight_step as steps_module
 from zoopt_nas.nas.steps.schedules import scheduled_lr
 
 CPU = torch.device("cpu")
+
+
+def training_on(config, dataset, *more):
+    return Training(config, prepare(config, dataset=dataset), *more)
 
 
 class Recorded(ImageSet):
@@ -58,7 +65,7 @@ def numbered(n: int = 64, n_test: int = 24) -> Dataset:
 @pytest.fixture
 def dataset(monkeypatch):
     data = numbered()
-    monkeypatch.setattr(retrain, "load_run_dataset", lambda *args, **kwargs: data)
+    monkeypatch.setattr(setup, "load_dataset", lambda *args, **kwargs: data)
     return data
 
 
@@ -88,8 +95,8 @@ def test_the_last_epoch_counts_even_if_an_earlier_one_was_better(dataset, train_
             if (progress.epoch, progress.step) == (2, 4):
                 training.network.head.classifier.bias.data = torch.tensor([0.0, 0.0, 1e6])
 
-    training = Training(train_config(), dataset, Spoil())
-    result = retrain._finish(training, dataset)
+    training = training_on(train_config(), dataset, Spoil())
+    result = retrain._finish(training)
     assert result.test_accuracy == 8 / 24
     assert result.test_loss == pytest.approx(1e6 * 2 / 3, rel=1e-3)
 
@@ -105,9 +112,9 @@ def test_the_best_epoch_counts_only_when_asked_and_is_labelled(dataset, train_co
                 training.network.head.classifier.bias.data = bias
 
     dataset.test.labels = torch.tensor([0] * 6 + [1] * 10 + [2] * 8)
-    training = Training(train_config(report="best"), dataset, Scripted())
+    training = training_on(train_config(report="best"), dataset, Scripted())
     training.folder = retrain.RunFolder.create(tmp_path / "run", training.config)
-    result = retrain._finish(training, dataset)
+    result = retrain._finish(training)
     assert (result.test_accuracy, result.epoch, result.last_test_accuracy) == (10 / 24, 1, 8 / 24)
     assert result.selected_on_test_set
     assert [row["test_accuracy"] for row in training.rows] == [6 / 24, 10 / 24, 8 / 24]
@@ -116,7 +123,7 @@ def test_the_best_epoch_counts_only_when_asked_and_is_labelled(dataset, train_co
     assert saved["head.classifier.bias"].argmax() == 1  # the weights of the reported epoch
     assert json.loads((tmp_path / "run" / "result.json").read_text())["selected_on_test_set"]
 
-    last = retrain._finish(Training(train_config(), dataset), dataset)
+    last = retrain._finish(training_on(train_config(), dataset))
     assert (last.selected_on_test_set, last.epoch) == (False, 2)
     assert last.test_accuracy == last.last_test_accuracy
 
@@ -168,7 +175,7 @@ def test_linear_decay_of_the_published_length_ends_flatter(train_config):
 
 def test_linear_decay_after_a_warm_up(dataset, train_config):
     config = train_config(epochs=5, schedule="linear", warmup_epochs=2, lr=0.5, lr_min=0.1)
-    training = Training(config, dataset)
+    training = training_on(config, dataset)
     training.run()
     # Grows to lr; then falls along the line from lr at epoch 0 to lr_min at epoch 5.
     expected = [0.25, 0.5, 0.34, 0.26, 0.18]
@@ -177,7 +184,7 @@ def test_linear_decay_after_a_warm_up(dataset, train_config):
 
 def test_rows_and_schedules(dataset, train_config):
     config = train_config(epochs=4, drop_path=0.3, lr=0.1, lr_min=0.0)
-    training = Training(config, dataset)
+    training = training_on(config, dataset)
     training.run()
     assert all(
         row.keys() == {"epoch", "train_loss", "train_accuracy", "lr", "drop_path", "seconds"}
@@ -200,8 +207,8 @@ def test_drop_path_is_applied_with_the_schedule_and_in_training_only(
         return original(x, probability, generator)
 
     monkeypatch.setattr(network_module, "drop_path", recording)
-    training = Training(train_config(drop_path=0.3, n_cells=1), dataset)
-    retrain._finish(training, dataset)
+    training = training_on(train_config(drop_path=0.3, n_cells=1), dataset)
+    retrain._finish(training)
     # DARTS_V2's normal cell has 6 edges that are no identity; epoch 0 drops nothing.
     assert used == pytest.approx([0.1] * 6 * 4 + [0.2] * 6 * 4)
 
@@ -214,7 +221,7 @@ def test_the_auxiliary_loss_is_added_with_its_weight_and_not_reported(
         steps_module, "weight_step", lambda loss, *args, **more: steps.append(float(loss.detach()))
     )
     config = train_config(auxiliary=True, auxiliary_weight=0.25, label_smoothing=0.1)
-    training = Training(config, dataset)
+    training = training_on(config, dataset)
     training.begin_epoch()
     seen = []
     forward = training.network.forward_with_auxiliary
@@ -296,7 +303,7 @@ def test_a_genotype_comes_as_name_string_or_file(train_config, tmp_path, dataset
     (tmp_path / "g.txt").write_text(str(genotype))
     sources = ["DARTS_V1", str(genotype), str(tmp_path / "g.json"), str(tmp_path / "g.txt")]
     for source in sources:
-        training = Training(train_config(genotype=source, n_cells=1), dataset)
+        training = training_on(train_config(genotype=source, n_cells=1), dataset)
         assert training.network.genotype == genotype
 
 
@@ -332,10 +339,10 @@ def test_divergence_keeps_the_last_checkpoint_and_writes_no_result(dataset, trai
 
     path = tmp_path / "run"
     saved: list[bytes] = []
-    training = Training(train_config(), dataset, Explode())
+    training = training_on(train_config(), dataset, Explode())
     training.folder = retrain.RunFolder.create(path, training.config)
     with pytest.raises(DivergedError, match="not finite in epoch 2"):
-        retrain._finish(training, dataset)
+        retrain._finish(training)
     assert (path / "checkpoint.pt").read_bytes() == saved[0]
     assert dataset.test.fetched == []
     assert sorted(entry.name for entry in path.iterdir()) == [
@@ -349,14 +356,14 @@ def test_divergence_in_the_very_last_step_is_noticed_too(dataset, train_config, 
             if (progress.epoch, progress.step) == (2, 4):
                 training.network.head.classifier.weight.data.fill_(math.nan)
 
-    training = Training(train_config(n_cells=1), dataset, Explode())
+    training = training_on(train_config(n_cells=1), dataset, Explode())
     training.folder = retrain.RunFolder.create(tmp_path / "run", training.config)
     with pytest.raises(DivergedError, match="the test loss is not finite"):
-        retrain._finish(training, dataset)
+        retrain._finish(training)
     assert not (tmp_path / "run" / "result.json").exists()  # JSON has no NaN
 
 
 def test_a_network_is_built_with_the_stem_for_its_images(train_config):
     data = numbered(8)
-    assert type(Training(train_config(), data).network.stem).__name__ == "CifarStem"
-    assert isinstance(Training(train_config(), data).network, Network)
+    assert type(training_on(train_config(), data).network.stem).__name__ == "CifarStem"
+    assert isinstance(training_on(train_config(), data).network, Network)

@@ -18,6 +18,7 @@ from zoopt_nas.nas.data.image_sets import Dataset, ImageSet
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search import algorithm as search_module
 from zoopt_nas.nas.search.algorithm import METHODS, Search, resume_search, run_search
 from zoopt_nas.nas.search.methods.darts import GradientUpdater
@@ -37,6 +38,10 @@ EXTRA_COLUMNS = {
 }
 # With N = 2: pairs, samples, radii and x itself. A gradient is no evaluation of a candidate.
 EVALUATIONS_PER_UPDATE = {"rs": 4, "mgs": 2, "gld": 3, "darts1": 0, "darts2": 0}
+
+
+def search_on(config, dataset, *more):
+    return Search(config, prepare(config, dataset=dataset), *more)
 
 
 class Alphas(Observer):
@@ -251,9 +256,9 @@ def test_images_of_at_least_128_pixels_get_the_imagenet_stem(search_config):
         image_size=128,
         train=ImageSet(torch.zeros(16, 1, 128, 128, dtype=torch.uint8), small.train.labels[:16]),
     )
-    search = Search(search_config(), large)
+    search = search_on(search_config(), large)
     assert type(search.supernet.stem).__name__ == "ImageNetStem"
-    assert type(Search(search_config(), small).supernet.stem).__name__ == "CifarStem"
+    assert type(search_on(search_config(), small).supernet.stem).__name__ == "CifarStem"
 
 
 def test_every_solver_is_a_method():

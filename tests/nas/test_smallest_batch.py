@@ -14,6 +14,7 @@ from zoopt_nas.nas.networks.operations import use_native
 from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.search.algorithm import run_search
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.steps.execution import Execution
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def test_a_retraining_is_refused_exactly_where_a_step_fails(genotype, auxiliary,
     config = TrainConfig(
         genotype=genotype, auxiliary=auxiliary, n_cells=n_cells, init_channels=2, batch_size=1
     )
-    network = build_network(config, images_of(side), seed=0, device=CPU)
+    network = build_network(config, images_of(side), seed=0, execution=Execution(CPU))
     use_native(network, False)
 
     def step():
@@ -68,7 +69,7 @@ def test_a_retraining_is_refused_exactly_where_a_step_fails(genotype, auxiliary,
 @pytest.mark.parametrize("space", ["s2", "s4"])
 def test_a_search_is_refused_exactly_where_a_step_fails(space, n_cells, side):
     config = SearchConfig(space=space, n_cells=n_cells, init_channels=2, batch_size=1)
-    supernet = build_supernet(config, images_of(side), seed=0, device=CPU)
+    supernet = build_supernet(config, images_of(side), seed=0, execution=Execution(CPU))
     use_native(supernet, False)
     alpha = torch.zeros(supernet.space.dim)
     assert refuses(config, side) is fails(lambda: supernet(torch.randn(1, 1, side, side), alpha))
@@ -86,16 +87,16 @@ def test_a_refusal_is_one_line_and_leaves_no_folder(train_config, search_config,
         run_training(config, run_dir=tmp_path / "run")
     assert str(caught.value) == (
         "batches must have at least 2 images with the auxiliary head on 8x8 images, where "
-        "BatchNorm gets one number of a channel from one image, got 1: raise --batch-size or give "
-        "--no-auxiliary"
+        "BatchNorm gets one number of a channel from one image, got 1: raise batch_size or train "
+        "without auxiliary"
     )
-    with pytest.raises(InvalidValueError, match="got 1: raise --n-train or give --no-auxiliary"):
+    with pytest.raises(InvalidValueError, match="got 1: raise n_train or train without auxiliary"):
         run_training(config.replace(batch_size=8, n_train=1))
     deep = search_config(n_cells=3, image_size=4)
     for changes, fix in (
-        ({"batch_size": 1}, "--batch-size"),
-        ({"n_train": 2}, "--n-train"),
-        ({"n_train": 4, "train_portion": 0.75}, "--n-train"),  # three fit weights, one scores
+        ({"batch_size": 1}, "batch_size"),
+        ({"n_train": 2}, "n_train"),
+        ({"n_train": 4, "train_portion": 0.75}, "n_train"),  # three fit weights, one scores
     ):
         with pytest.raises(InvalidValueError, match=f"3 cells on 4x4 images, .* raise {fix}$"):
             run_search(deep.replace(**changes), run_dir=tmp_path / "run")

@@ -8,6 +8,7 @@ import torch
 from zoopt_nas.errors import RunInterrupted
 from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search, resume_search, run_search
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.streams import AheadStream, Peeked, make_streams
@@ -15,6 +16,10 @@ from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps import weight_step as steps
 
 SEEDS = {"train": 1, "inner": 2, "val": 3}
+
+
+def search_on(config, dataset, *more):
+    return Search(config, prepare(config, dataset=dataset), *more)
 
 
 def train_stream(batch_size: int = 4) -> AheadStream:
@@ -90,7 +95,7 @@ def test_the_unrolled_step_is_the_next_weight_step(algo, search_config, monkeypa
     config = search_config(algo, n_train=40, batch_size=8, epochs=3, warmup_epochs=0)
     data = load_dataset(config.dataset, data_dir=None, device=torch.device("cpu"), n_train=40)
     seen = Batches(monkeypatch)
-    seen.search = search = Search(config, data)
+    seen.search = search = search_on(config, data)
     search.run()
     pairs = seen.pairs()
     assert len(pairs) == 9
@@ -112,7 +117,7 @@ def test_candidates_unrolled_by_a_solver_see_it_too(search_config, monkeypatch):
     config = search_config("gld", inner="second", update_period=1, warmup_epochs=0, epochs=2)
     data = load_dataset(config.dataset, data_dir=None, device=torch.device("cpu"))
     seen = Batches(monkeypatch)
-    seen.search = search = Search(config, data)
+    seen.search = search = search_on(config, data)
     search.run()
     assert len(seen.pairs()) == 4
     assert all(torch.equal(unrolled, weights) for (_, unrolled), (_, weights) in seen.pairs())

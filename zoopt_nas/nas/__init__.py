@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.networks.spaces import SPACES as SPACES
     from zoopt_nas.nas.networks.spaces import SearchSpace as SearchSpace
     from zoopt_nas.nas.networks.supernet import Supernet as Supernet
-    from zoopt_nas.nas.retraining.memory import estimate_training as estimate_training
     from zoopt_nas.nas.retraining.processes import Processes as Processes
     from zoopt_nas.nas.retraining.retrain import TrainResult as TrainResult
+    from zoopt_nas.nas.retraining.retrain import estimate_training as estimate_training
     from zoopt_nas.nas.retraining.retrain import resume_training as resume_training
     from zoopt_nas.nas.retraining.retrain import run_training as run_training
     from zoopt_nas.nas.runs.folder import RunFolder as RunFolder
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.runs.loop import StartObserver as StartObserver
     from zoopt_nas.nas.runs.memory import MemoryEstimate as MemoryEstimate
     from zoopt_nas.nas.search.algorithm import SearchResult as SearchResult
+    from zoopt_nas.nas.search.algorithm import estimate_search as estimate_search
     from zoopt_nas.nas.search.algorithm import resume_search as resume_search
     from zoopt_nas.nas.search.algorithm import run_search as run_search
-    from zoopt_nas.nas.search.memory import estimate_search as estimate_search
     from zoopt_nas.nas.search.methods import METHODS as METHODS
     from zoopt_nas.nas.search.objective import BilevelObjective as BilevelObjective
     from zoopt_nas.nas.search.updater import AlphaUpdater as AlphaUpdater
@@ -86,13 +86,13 @@ _EXPORTS = {
         "SearchSpace",
     ),
     "networks.supernet": ("Supernet",),
-    "retraining.memory": ("estimate_training",),
-    "retraining.processes": ("Processes",),
     "retraining.retrain": (
+        "estimate_training",
         "TrainResult",
         "resume_training",
         "run_training",
     ),
+    "retraining.processes": ("Processes",),
     "runs.folder": ("RunFolder",),
     "runs.loop": (
         "Observer",
@@ -105,8 +105,8 @@ _EXPORTS = {
         "SearchResult",
         "resume_search",
         "run_search",
+        "estimate_search",
     ),
-    "search.memory": ("estimate_search",),
     "search.methods": ("METHODS",),
     "search.objective": ("BilevelObjective",),
     "search.updater": (

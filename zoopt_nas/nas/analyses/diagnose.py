@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from zoopt_nas.diagnostics import condition_number
 from zoopt_nas.errors import InvalidValueError, RunError
-from zoopt_nas.nas.analyses.snapshot import PinnedSearch
+from zoopt_nas.nas.analyses.snapshot import Snapshot
 from zoopt_nas.nas.runs.folder import METRICS, RunFolder
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.execution import cpu_threads
@@ -74,7 +74,7 @@ def run_condition_numbers(
         )
     config = folder.config(SearchConfig)
     with cpu_threads(config.threads):
-        search = PinnedSearch(folder)
+        search = Snapshot(folder)
         n_steps = max(config.inner_steps, 1)
         draw = search.draw_once(n_steps, config.val_batches, seed)
         return {

@@ -12,12 +12,15 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from zoopt_nas.errors import InvalidValueError, MissingDataError, RunError
 from zoopt_nas.nas.data.datasets import DATASETS
 from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.retraining.retrain import TrainResult, resume_training, run_training
 from zoopt_nas.nas.runs.folder import RunFolder
-from zoopt_nas.nas.runs.loop import Observer, load_run_dataset
+from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.runs.setup import load_images
 from zoopt_nas.nas.search.algorithm import resume_search, run_search
 from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 
@@ -135,4 +138,5 @@ def _check_data(folder: RunFolder, config: RunConfig) -> None:
     """
     splits = ("train",) if isinstance(config, SearchConfig) else ("train", "test")
     with contextlib.suppress(MissingDataError):
-        load_run_dataset(config.replace(device="cpu"), splits, folder.data())
+        images = load_images(config, torch.device("cpu"), splits)
+        folder.data().restore(images, config.dataset)

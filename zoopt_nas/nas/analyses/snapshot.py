@@ -1,30 +1,19 @@
-"""A search to be looked at: its last checkpoint, and the bilevel loss on batches that stay."""
+"""A search to be looked at: its last checkpoint, and the bilevel loss on fixed batches."""
 
 from __future__ import annotations
 
 from zoopt_nas.errors import RunError
 from zoopt_nas.nas.runs.folder import RunFolder
-from zoopt_nas.nas.runs.loop import load_run_dataset
+from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.steps.execution import Execution
 
 GRADIENT_INNER = ("first", "second")  # the other approximations are numbers of inner steps
 MAX_VAL_BATCHES = 16
 
 
-class PinnedObjective(BilevelObjective):
-    """A bilevel objective that sees the same batches and the same noise in every call."""
-
-    pinned: Draw
-
-    def draw(self) -> Draw:
-        """The pinned batches, as many training batches as there are inner steps."""
-        return self.pinned._replace(train=self.pinned.train[: self._n_train])
-
-
-class PinnedSearch(Search):
+class Snapshot(Search):
     """A search at its last checkpoint, to be looked at; it does not go on.
 
     Raises:
@@ -33,14 +22,14 @@ class PinnedSearch(Search):
 
     def __init__(self, folder: RunFolder) -> None:
         config = folder.config(SearchConfig)
-        super().__init__(config, load_run_dataset(config, ("train",), folder.data()))
+        super().__init__(config, prepare(config, record=folder.data()))
         self.folder = folder
         if not self.load_checkpoint():
             raise RunError(f"{folder.path} has no checkpoint yet, so there are no weights")
         self.supernet.train()
 
     def draw_once(self, n_train: int, n_val: int | None, noise_seed: int) -> Draw:
-        """The next batches of the search; ``n_val`` None = all of a pass, at most 16."""
+        """Returns the next batches of the search; ``n_val`` None = all of a pass, at most 16."""
         if n_val is None:
             n_val = min(self._streams["val"].n_batches, MAX_VAL_BATCHES)
         return Draw(
@@ -49,23 +38,23 @@ class PinnedSearch(Search):
             noise_seed=noise_seed,
         )
 
-    def objective(self, inner: str, draw: Draw) -> PinnedObjective:
-        """L_val on the batches of ``draw``.
+    def objective(self, inner: str, draw: Draw) -> BilevelObjective:
+        """Returns L_val on the batches of ``draw``.
 
         Args:
             inner: the approximation of omega*: ``first``, ``second``, or a number of inner steps.
             draw: with as many training batches as that takes, or more.
         """
         is_gradient = inner in GRADIENT_INNER
-        objective = PinnedObjective.from_config(
+        config = self.config if is_gradient else self.config.replace(inner_steps=int(inner))
+        return BilevelObjective.from_config(
             self.supernet,
             self._optimizer,
             self._streams["inner"],
             self._streams["val"],
-            self.config.replace(inner_steps=self.config.inner_steps if is_gradient else int(inner)),
-            seed=0,  # of draws, which are pinned
+            config,
+            seed=0,  # of draws, which are fixed
             inner=inner if is_gradient else "sgd",
-            execution=Execution.from_config(self.config, self.device),
+            execution=self.setup.execution,
+            fixed=draw,
         )
-        objective.pinned = draw
-        return objective

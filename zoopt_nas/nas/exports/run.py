@@ -24,6 +24,7 @@ from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.skeleton import plan_cells, stem_for
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.seeds import generator
 
 # Largest difference of two logits, in units of the largest logit (of 1 if that is less). Float32
@@ -89,7 +90,9 @@ def export_network(
     _check_operations(genotype)
     images = folder.data()
     plain_config = config.replace(auxiliary=False)  # training alone has the head
-    network = build_network(plain_config, images, seed=config.seed, device=_CPU).eval()
+    network = build_network(
+        plain_config, images, seed=config.seed, execution=Execution(_CPU)
+    ).eval()
     epochs = _load_weights(network, folder) if is_trained else 0
     facts = _facts(config, genotype, images, epochs, include_normalization)
     plain = _plain(network, facts)

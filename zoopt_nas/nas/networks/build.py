@@ -13,7 +13,7 @@ from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.operations import use_native
 from zoopt_nas.nas.networks.skeleton import stem_for
-from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import Execution
@@ -21,10 +21,25 @@ from zoopt_nas.nas.steps.seeds import seeded_init
 
 
 def build_supernet(
-    config: SearchConfig, dataset: Dataset, *, seed: int, device: torch.device
+    config: SearchConfig,
+    dataset: Dataset,
+    *,
+    seed: int,
+    execution: Execution,
+    space: SearchSpace | None = None,
 ) -> Supernet:
-    """The supernet of a search, with initial weights from ``seed``."""
-    space = dataclasses.replace(SPACES[config.space], edge_normalization=config.edge_normalization)
+    """Builds the supernet of a search, with initial weights from ``seed``.
+
+    Args:
+        config: the settings.
+        dataset: only the shape of an image and the number of classes matter.
+        seed: of the initial weights.
+        execution: where and how it runs.
+        space: in place of the space that ``config`` names.
+    """
+    space = dataclasses.replace(
+        space or SPACES[config.space], edge_normalization=config.edge_normalization
+    )
     with seeded_init(seed):
         supernet = Supernet(
             space,
@@ -34,19 +49,22 @@ def build_supernet(
             in_channels=dataset.in_channels,
             stem=stem_for(dataset.image_size),
             partial_channels=config.partial_channels,
-        ).to(device)
-    execution = Execution.from_config(config, device)
+        ).to(execution.device)
     supernet.channels_last = execution.channels_last
     use_native(supernet, execution.native)
     return supernet
 
 
 def build_network(
-    config: TrainConfig, dataset: Dataset | DataRecord, *, seed: int, device: torch.device
+    config: TrainConfig, dataset: Dataset | DataRecord, *, seed: int, execution: Execution
 ) -> Network:
-    """The network of a retraining, with initial weights from ``seed``.
+    """Builds the network of a retraining, with initial weights from ``seed``.
 
-    Of ``dataset`` only the shape of an image and the number of classes matter.
+    Args:
+        config: the settings.
+        dataset: only the shape of an image and the number of classes matter.
+        seed: of the initial weights.
+        execution: where and how it runs.
     """
     with seeded_init(seed):
         network = Network(
@@ -57,15 +75,17 @@ def build_network(
             in_channels=dataset.in_channels,
             auxiliary=config.auxiliary,
             stem=stem_for(dataset.image_size),
-        ).to(device)
-    execution = Execution.from_config(config, device)
+        ).to(execution.device)
     network.channels_last = execution.channels_last
     use_native(network, execution.native)
     return network
 
 
 def check_smallest_batch(
-    config: SearchConfig | TrainConfig, dataset: Dataset, n_images: int
+    config: SearchConfig | TrainConfig,
+    dataset: Dataset,
+    n_images: int,
+    space: SearchSpace | None = None,
 ) -> None:
     """Refuses a batch of one image if BatchNorm would get a single number of some channel.
 
@@ -76,29 +96,28 @@ def check_smallest_batch(
         config: of the run.
         dataset: its images.
         n_images: in the smallest batch.
+        space: of a search, in place of the space that ``config`` names.
 
     Raises:
         InvalidValueError: the batch is too small.
     """
     if n_images > 1:
         return
-    cpu, side = torch.device("cpu"), dataset.image_size
+    on_cpu, side = Execution(torch.device("cpu")), dataset.image_size
     image = torch.zeros(1, dataset.in_channels, side, side)
     what = f"{config.n_cells} cells on {side}x{side} images"
-    fix = "raise --batch-size" if config.batch_size == 1 else "raise --n-train"
+    fix = "raise batch_size" if config.batch_size == 1 else "raise n_train"
     with seeded_init(0), torch.no_grad():  # a noise operation draws
         try:
             if isinstance(config, SearchConfig):
-                supernet = build_supernet(config, dataset, seed=0, device=cpu)
-                use_native(supernet, False)  # which do not count
+                supernet = build_supernet(config, dataset, seed=0, execution=on_cpu, space=space)
                 supernet(image, torch.zeros(supernet.space.dim))
             else:
-                network = build_network(config, dataset, seed=0, device=cpu)
-                use_native(network, False)
+                network = build_network(config, dataset, seed=0, execution=on_cpu)
                 network(image)
                 if config.auxiliary:
                     what = f"the auxiliary head on {side}x{side} images"
-                    fix += " or give --no-auxiliary"
+                    fix += " or train without auxiliary"
                     network.forward_with_auxiliary(image)
         except ValueError as error:
             if isinstance(error, InvalidValueError):

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas.data.image_sets import Dataset
-from zoopt_nas.nas.networks.build import build_network
+from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.runs.memory import MemoryEstimate, estimate
+from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.settings.config import TrainConfig
-from zoopt_nas.nas.steps.devices import pick_device
-from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE
-from zoopt_nas.nas.steps.seeds import generator
 
 
-def estimate_training(config: TrainConfig, dataset: Dataset) -> MemoryEstimate:
-    """The memory of ``run_training(config)`` on a data set that is loaded."""
-    device = pick_device(config.device)
-    network = build_network(config, dataset, seed=0, device=device)
-    network.set_generator(generator(0, device))
-    network.drop_path_probability = config.drop_path
-    execution = Execution.from_config(config, device)
+def memory_of(
+    config: TrainConfig,
+    setup: Setup,
+    network: Network,
+    batch_size: int,
+    drop_path: torch.Generator,
+) -> MemoryEstimate:
+    """Estimates the memory of a retraining whose network is built; it stays as it is.
+
+    Args:
+        config: the settings.
+        setup: device, execution and images.
+        network: the model.
+        batch_size: images that this process has of a batch.
+        drop_path: what the network draws from.
+    """
+    execution, dataset = setup.execution, setup.dataset
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         with execution.precision():
@@ -31,5 +39,19 @@ def estimate_training(config: TrainConfig, dataset: Dataset) -> MemoryEstimate:
             return F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)
 
     n_test = len(dataset.test or dataset.train)
-    sizes = min(config.batch_size, len(dataset.train)), min(EVAL_BATCH_SIZE, n_test)
-    return estimate(network, loss, network, dataset, sizes=sizes, n_copies=1, n_batches=1)
+    sizes = min(batch_size, len(dataset.train)), min(EVAL_BATCH_SIZE, n_test)
+    before = network.drop_path_probability
+    network.drop_path_probability = config.drop_path
+    try:
+        return estimate(
+            network,
+            loss,
+            network,
+            dataset,
+            sizes=sizes,
+            n_copies=1,
+            n_batches=1,
+            generators=[drop_path],
+        )
+    finally:
+        network.drop_path_probability = before

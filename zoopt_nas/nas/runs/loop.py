@@ -9,16 +9,12 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
-from zoopt_nas.nas.data.image_sets import Dataset
-from zoopt_nas.nas.data.loading import load_dataset
-from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.runs.folder import ARCHITECTURES, DISCARDED, METRICS, RunFolder
 from zoopt_nas.nas.runs.memory import (
     MemoryEstimate,
@@ -27,33 +23,7 @@ from zoopt_nas.nas.runs.memory import (
     out_of_memory_in_one_line,
 )
 from zoopt_nas.nas.settings.config import RunConfig
-from zoopt_nas.nas.steps.devices import pick_device
 from zoopt_nas.nas.steps.meter import Meter
-
-
-def load_run_dataset(
-    config: RunConfig,
-    splits: tuple[str, ...],
-    record: DataRecord | None = None,
-    *,
-    check_test: bool = False,
-) -> Dataset:
-    """The data set that a config names, on the device that it names; see ``load_dataset``.
-
-    Args:
-        record: of a run that goes on: its statistics are used, and other data are refused.
-    """
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=Path(config.data_dir),
-        device=pick_device(config.device),
-        download=config.download,
-        splits=splits,
-        image_size=config.image_size,
-        n_train=config.n_train,
-        check_test=check_test,
-    )
-    return dataset if record is None else record.restore(dataset, config.dataset)
 
 
 class Progress(NamedTuple):
@@ -194,7 +164,7 @@ class EpochLoop(ABC):
         Raises:
             NotEnoughMemoryError: it needs more.
         """
-        check_fits(estimate, free, self._config)
+        check_fits(estimate, free, self._config, self.device)
         self._start = Start(self.device, estimate, free)
 
     def run(self) -> None:
@@ -207,7 +177,9 @@ class EpochLoop(ABC):
         """
         if self._start is not None and isinstance(self._observer, StartObserver):
             self._observer.on_start(self._start)
-        with out_of_memory_in_one_line(self._config, lambda: f"in epoch {self.epoch + 1}"):
+        with out_of_memory_in_one_line(
+            self._config, self.device, lambda: f"in epoch {self.epoch + 1}"
+        ):
             self._run()
 
     def _run(self) -> None:
@@ -288,7 +260,7 @@ class EpochLoop(ABC):
         if not math.isfinite(self._meter.loss):
             raise DivergedError(
                 f"the training loss is not finite in epoch {self.epoch + 1}; "
-                "start again with a lower lr (--lr), or resume on other hardware"
+                "start again with a lower lr, or resume on other hardware"
             )
         own, architecture = self.end_epoch()
         row = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoopt_nas.errors import NotEnoughMemoryError, ZooptNasError
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.settings.config import RunConfig
-from zoopt_nas.nas.steps.devices import pick_device
 
 N_IMAGES = 2  # BatchNorm needs two values for each channel
 # How many times the bytes of its tensors a run takes: the C library's allocator leaves gaps, and
@@ -30,8 +29,8 @@ N_IMAGES = 2  # BatchNorm needs two values for each channel
 # step. Measured on the CPU only (docs/performance.md).
 OVERHEAD = {"cpu": 1.6}
 LIBRARIES = {"cpu": 190_000_000}
-# The options that help, the batch first: evaluation does not depend on it. Those that a config does
-# not have, or that are as low as they can be, are left out.
+# The settings that help, the batch first, since an evaluation does not depend on it. Settings
+# that a config does not have, or that are as low as they can be, are left out.
 LOWER = ("batch_size", "init_channels", "n_cells", "candidates_per_batch", "image_size")
 RAISE = ("partial_channels",)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -74,8 +73,9 @@ def estimate(
     sizes: tuple[int, int],
     n_copies: int,
     n_batches: int,
+    generators: Sequence[torch.Generator],
 ) -> MemoryEstimate:
-    """The estimate of a run.
+    """Counts what a step and an evaluation of ``model`` take; the model stays as it is.
 
     Args:
         model: what it trains.
@@ -85,15 +85,17 @@ def estimate(
         sizes: images in a batch of training, and of evaluation.
         n_copies: how many copies of the model there are.
         n_batches: how many batches of training images exist at a time.
+        generators: what the model draws from.
     """
     device = next(model.parameters()).device
     image = (dataset.in_channels, dataset.image_size, dataset.image_size)
     images = torch.zeros(N_IMAGES, *image, device=device)
     labels = torch.zeros(N_IMAGES, dtype=torch.int64, device=device)
-    activations = peak_bytes(lambda: loss(images, labels), sizes[0])
-    model.eval()
-    with torch.no_grad():
-        evaluation = peak_bytes(lambda: forward(images), sizes[1])
+    with _left_as_it_was(model, generators):
+        activations = peak_bytes(lambda: loss(images, labels), sizes[0])
+        model.eval()
+        with torch.no_grad():
+            evaluation = peak_bytes(lambda: forward(images), sizes[1])
     overhead = OVERHEAD.get(device.type, 1.0)
     sets = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
     # A transform works on one batch more.
@@ -107,10 +109,30 @@ def estimate(
     )
 
 
+def _bytes_of_weights(n_bytes: int) -> int:
+    """Returns the bytes of weights, gradients, momentum, and what SGD adds up of them."""
+    return 4 * n_bytes
+
+
 def _parameter_bytes(model: nn.Module) -> int:
-    """Of weights, gradients, momentum, and what SGD adds up of them; and of the buffers."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return 4 * weights + sum(buffer.nbytes for buffer in model.buffers())
+    return _bytes_of_weights(weights) + sum(buffer.nbytes for buffer in model.buffers())
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module, generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Takes back what measuring does to buffers, modes and generators."""
+    was_training = model.training
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    states = [(generator, generator.get_state()) for generator in generators]
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def peak_bytes(function: Callable[[], Tensor], batch_size: int) -> int:
@@ -179,28 +201,52 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live -= n_bytes
 
 
-def check_weights(
-    build: Callable[[], nn.Module], n_copies: int, config: RunConfig, free: int | None
-) -> None:
-    """Refuses a run whose weights alone do not fit, before anything of their size is made.
+@contextmanager
+def weights_within(
+    free: int | None, n_copies: int, config: RunConfig, device: torch.device
+) -> Iterator[None]:
+    """Inside, refuses a model whose weights do not fit, before much of them is made.
 
     Args:
-        build: makes the model on the meta device, which has shapes and no memory.
+        free: bytes; None if unknown, which is no reason to refuse.
         n_copies: how many copies of the model there will be.
-        config: of a search or a retraining.
-        free: bytes; None = unknown.
+        config: of the run, for advice.
+        device: where the model goes.
 
     Raises:
         NotEnoughMemoryError: they do not fit.
     """
-    with torch.device("meta"):
-        parameters = n_copies * _parameter_bytes(build())
-    weights = MemoryEstimate(parameters=parameters, activations=0, evaluation=0, data=0)
-    check_fits(weights, free, config, what="the weights need")
+
+    def check(n_bytes: int) -> None:
+        if free is not None and _bytes_of_weights(n_copies * n_bytes) > free:
+            raise NotEnoughMemoryError(
+                f"the weights need more than the {in_words(free)} that are free on {device}: "
+                f"{_advice(config, LOWER[1:])}"
+            )
+
+    with _Allocations(check):
+        yield
+
+
+class _Allocations(TorchFunctionMode):
+    """Calls ``check`` with the bytes of all parameters so far, which ``torch.empty`` makes."""
+
+    def __init__(self, check: Callable[[int], None]) -> None:
+        super().__init__()
+        self._check, self._n_bytes = check, 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.empty:
+            self._n_bytes += function(*args, **kwargs | {"device": "meta"}).nbytes
+            self._check(self._n_bytes)
+        return function(*args, **kwargs)
 
 
 def check_fits(
-    estimate: MemoryEstimate, free: int | None, config: RunConfig, what: str = "a step needs"
+    estimate: MemoryEstimate, free: int | None, config: RunConfig, device: torch.device
 ) -> None:
     """Refuses a run that needs more than is free.
 
@@ -208,7 +254,7 @@ def check_fits(
         estimate: what it needs.
         free: bytes; None = unknown, which is no reason to refuse.
         config: its settings, for advice.
-        what: the subject and verb of the message.
+        device: where it runs.
 
     Raises:
         NotEnoughMemoryError: it does not fit.
@@ -216,14 +262,16 @@ def check_fits(
     if free is not None and estimate.total > free:
         names = LOWER if estimate.activations > estimate.evaluation else LOWER[1:]
         raise NotEnoughMemoryError(
-            f"{what} about {in_words(estimate.total)}, and {in_words(free)} are free on "
-            f"{pick_device(config.device)}: {_advice(config, names)}"
+            f"a step needs about {in_words(estimate.total)}, and {in_words(free)} are free on "
+            f"{device}: {_advice(config, names)}"
         )
 
 
 @contextmanager
-def out_of_memory_in_one_line(config: RunConfig, where: Callable[[], str]) -> Iterator[None]:
-    """Inside, an error of an allocator becomes one that names the options which help.
+def out_of_memory_in_one_line(
+    config: RunConfig, device: torch.device, where: Callable[[], str]
+) -> Iterator[None]:
+    """Inside, an error of an allocator becomes one that names the settings which help.
 
     Raises:
         NotEnoughMemoryError: the device has no more.
@@ -236,18 +284,18 @@ def out_of_memory_in_one_line(config: RunConfig, where: Callable[[], str]) -> It
         if isinstance(error, ZooptNasError) or not is_memory:
             raise
         raise NotEnoughMemoryError(
-            f"out of memory {where()} on {pick_device(config.device)}: start again and "
+            f"out of memory {where()} on {device}: start again and "
             f"{_advice(config, LOWER)}, or resume where more memory is free"
         ) from error
 
 
 def _advice(config: RunConfig, lower: tuple[str, ...]) -> str:
-    """``lower --batch-size (64), --init-channels (16) or --n-cells (8)``."""
+    """``lower batch_size (64), init_channels (16) or n_cells (8)``."""
     advice = []
     for verb, names in (("lower", lower), ("raise", RAISE)):
         values = {name: getattr(config, name, None) for name in names}
         options = [
-            f"--{name.replace('_', '-')} ({value})"
+            f"{name} ({value})"
             for name, value in values.items()
             if value is not None and (value > 1 or verb == "raise")
         ]

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zoopt_nas.errors import DivergedError
@@ -20,20 +19,20 @@ from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.networks.build import build_supernet, check_smallest_batch
 from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.operations import seed_noise
-from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.runs.folder import RunFolder
-from zoopt_nas.nas.runs.loop import EpochLoop, Observer, load_run_dataset
-from zoopt_nas.nas.runs.memory import check_weights
+from zoopt_nas.nas.runs.loop import EpochLoop, Observer
+from zoopt_nas.nas.runs.memory import MemoryEstimate, weights_within
+from zoopt_nas.nas.runs.setup import Setup, prepare
 from zoopt_nas.nas.runs.snapshots import Snapshots
 from zoopt_nas.nas.search.hessian import dominant_eigenvalue
-from zoopt_nas.nas.search.memory import N_COPIES, estimate_search
+from zoopt_nas.nas.search.memory import N_COPIES, memory_of
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.streams import Peeked, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.steps.devices import free_memory, pick_device
-from zoopt_nas.nas.steps.execution import Execution, cpu_threads
+from zoopt_nas.nas.steps.execution import cpu_threads
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, evaluate
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
 from zoopt_nas.nas.steps.seeds import generator, seeds_for
@@ -63,16 +62,22 @@ class Search(EpochLoop):
     """A search in progress. ``run_search`` is the usual way in."""
 
     def __init__(
-        self, config: SearchConfig, dataset: Dataset, observer: Observer | None = None
+        self,
+        config: SearchConfig,
+        setup: Setup,
+        observer: Observer | None = None,
+        space: SearchSpace | None = None,
     ) -> None:
-        device = pick_device(config.device)
-        super().__init__(config, observer, device)
-        self.config, self.data = config, DataRecord.of(dataset)
-        execution = Execution.from_config(config, device)
+        super().__init__(config, observer, setup.device)
+        self.config, self.setup = config, setup
+        device, execution, dataset = setup.device, setup.execution, setup.dataset
         method = METHODS[config.algo]
         seeds = seeds_for(config.seed, _SEEDED)
 
-        self.supernet = build_supernet(config, dataset, seed=seeds["weights"], device=device)
+        with weights_within(setup.free, N_COPIES, config, device):
+            self.supernet = build_supernet(
+                config, dataset, seed=seeds["weights"], execution=execution, space=space
+            )
         self._noise = generator(seeds["noise"], device)
         seed_noise(self.supernet, self._noise)
         self._optimizer = make_sgd(self.supernet, config)
@@ -116,6 +121,10 @@ class Search(EpochLoop):
         self._verdict = Verdict()  # of the last epoch
         self._is_stopped = False
         self._snapshots = Snapshots()  # empty unless the method goes back
+
+    def estimate_memory(self) -> MemoryEstimate:
+        """Estimates the memory of the whole search; nothing of it changes."""
+        return memory_of(self.config, self.setup, self.supernet, self._updater, self._noise)
 
     @property
     def alpha(self) -> Tensor:
@@ -209,7 +218,7 @@ class Search(EpochLoop):
         if n_tried and n_failed == n_tried:
             raise DivergedError(
                 f"all {n_tried} {self._updater.tries} of epoch {self.epoch + 1} failed: none is "
-                "finite; start again with a lower inner_lr (--inner-lr) or lr (--lr)"
+                "finite; start again with a lower inner_lr or lr"
             )
         return n_failed
 
@@ -304,7 +313,7 @@ def run_search(
     with cpu_threads(config.threads):
         search = _build(config, observer)  # before the folder: a wrong one leaves nothing behind
         if run_dir is not None:
-            search.folder = RunFolder.create(run_dir, config, search.data)
+            search.folder = RunFolder.create(run_dir, config, DataRecord.of(search.setup.dataset))
         return _finish(search)
 
 
@@ -327,19 +336,18 @@ def _build(
 ) -> Search:
     for table, name in ((METHODS, config.algo), (SPACES, config.space)):
         table[name]  # a wrong name before the data set is read
-    free = free_memory(pick_device(config.device))  # before what the estimate counts
-    dataset = load_run_dataset(config, ("train",), record, check_test=record is None)
-    parts = split_indices(len(dataset.train), config.train_portion, generator(0))
-    check_smallest_batch(config, dataset, min(config.batch_size, *map(len, parts)))
-    check_weights(
-        lambda: build_supernet(config, dataset, seed=0, device=torch.device("meta")),
-        N_COPIES,
-        config,
-        free,
-    )
-    search = Search(config, dataset, observer)
-    search.check_memory(estimate_search(config, dataset), free)
+    setup = prepare(config, record=record, check_test=record is None)
+    n_images = len(setup.dataset.train)
+    parts = split_indices(n_images, config.train_portion, generator(0))
+    check_smallest_batch(config, setup.dataset, min(config.batch_size, *map(len, parts)))
+    search = Search(config, setup, observer)
+    search.check_memory(search.estimate_memory(), setup.free)
     return search
+
+
+def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
+    """Estimates the memory of ``run_search(config)`` on a data set that is loaded."""
+    return Search(config, prepare(config, dataset=dataset)).estimate_memory()
 
 
 def _finish(search: Search) -> SearchResult:

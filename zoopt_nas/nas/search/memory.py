@@ -8,39 +8,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas.data.image_sets import Dataset
-from zoopt_nas.nas.networks.build import build_supernet
-from zoopt_nas.nas.networks.operations import seed_noise, use_native
+from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.runs.memory import MemoryEstimate, estimate
+from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.search.candidates import batch_size
-from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.search.updater import config_solver
+from zoopt_nas.nas.search.updater import AlphaUpdater
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.defaults import GRADIENT_ALGOS
-from zoopt_nas.nas.steps.devices import pick_device
-from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE
-from zoopt_nas.nas.steps.seeds import generator
-from zoopt_nas.solvers import SOLVERS
 
 N_COPIES = 2  # the supernet, and the copy on which candidates are fitted
 
 
-def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
-    """The memory of ``run_search(config)`` on a data set that is loaded.
+def memory_of(
+    config: SearchConfig,
+    setup: Setup,
+    supernet: Supernet,
+    updater: AlphaUpdater,
+    noise: torch.Generator,
+) -> MemoryEstimate:
+    """Estimates the memory of a search whose parts are built; they stay as they are.
 
     Where ``candidates_per_batch`` is automatic on a GPU, its batches fit themselves to what is
     free, and the estimate is that of candidates one by one.
+
+    Args:
+        config: the settings.
+        setup: device, execution and images.
+        supernet: the model.
+        updater: moves alpha.
+        noise: what the supernet draws from.
     """
-    device = pick_device(config.device)
-    execution = Execution.from_config(config, device)
-    supernet = build_supernet(config, dataset, seed=0, device=device)
-    seed_noise(supernet, generator(0, device))
-    updater = METHODS[config.algo].build(config, torch.zeros(supernet.space.dim), 0)
+    device, execution, dataset = setup.device, setup.execution, setup.dataset
+    is_gradient = config.algo in GRADIENT_ALGOS
     has_eigenvalue = config.track_eigenvalue or updater.wants_eigenvalue
+    # A backward pass in float32, whatever the weights' own steps are in.
+    has_inner_steps = config.inner != "first" and config.inner_amp == "off"
+    n_candidates = updater.n_candidates
+    is_plain = is_gradient or (n_candidates > 0 and (has_inner_steps or updater.is_guided))
+    widest = replace(execution, autocast=None) if is_plain else execution
     # Gradients in alpha need every operation's output.
-    in_alpha = has_eigenvalue or config.algo in GRADIENT_ALGOS
-    widest = replace(execution, autocast=None) if _has_plain_steps(config) else execution
+    in_alpha = has_eigenvalue or is_gradient
     alpha = torch.zeros(supernet.space.dim, device=device, requires_grad=in_alpha)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
@@ -55,7 +64,6 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
     n_score = len(dataset.train) - n_fit
     n_inner = config.inner_steps if config.inner == "sgd" else 1
     batch = min(config.batch_size, max(n_fit, n_score))
-    n_candidates = _n_candidates(config, supernet.space.dim)
     n_numbers = supernet.stem_channels * batch * dataset.image_size**2
     per_batch, native = config.candidates_per_batch, execution.native
     n_at_once = batch_size(per_batch, n_candidates, n_numbers, device, native)
@@ -70,7 +78,9 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
         sizes=(batch, min(EVAL_BATCH_SIZE, n_score)),
         n_copies=N_COPIES + (n_at_once if n_at_once > 1 else 0),
         n_batches=1 + n_inner + config.val_batches,
+        generators=[noise],
     )
+    use_native(supernet, execution.native)
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
     n_kept = 0  # epochs to go back to, each with its momentum
     if updater.goes_back and device.type == "cpu":  # they are on the host
@@ -81,20 +91,3 @@ def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
         parameters=found.parameters + 2 * n_kept * weights,
         activations=found.activations * (max(n_at_once, 1) + is_recorded),
     )
-
-
-def _has_plain_steps(config: SearchConfig) -> bool:
-    """Whether a backward pass is computed in float32, whatever the weights' own steps are in."""
-    if config.algo not in SOLVERS:
-        return config.algo in GRADIENT_ALGOS
-    fits = config.inner != "first" and config.inner_amp == "off"
-    return fits or config_solver(config).uses_guide
-
-
-def _n_candidates(config: SearchConfig, dim: int) -> int:
-    """How many an update evaluates; 0 if no solver does it."""
-    if config.algo not in SOLVERS:
-        return 0
-    solver, zeros = config_solver(config), torch.zeros(dim)
-    state = solver.init(zeros, rng=0)
-    return len(solver.ask(state, guide=zeros if solver.uses_guide else None))

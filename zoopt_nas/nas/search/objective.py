@@ -76,6 +76,8 @@ class BilevelObjective:
             this says otherwise.
         candidates_per_batch: how many candidates to evaluate at once; None = automatic, see
             ``CandidateBatches``. A loss depends on it only by rounding.
+        fixed: batches that every call sees, in place of fresh ones of the streams. It has at least
+            as many training batches as there are inner steps; the first are used.
 
     Attributes:
         inner: as given.
@@ -101,6 +103,7 @@ class BilevelObjective:
         val_batches: int = 1,
         execution: Execution | None = None,
         candidates_per_batch: int | None = None,
+        fixed: Draw | None = None,
     ) -> None:
         if inner not in INNER_MODES:
             raise InvalidValueError(f"inner must be one of {', '.join(INNER_MODES)}, got {inner}")
@@ -121,6 +124,7 @@ class BilevelObjective:
         self._val_stream = val_stream
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
         self._n_val = val_batches
+        self._fixed = fixed
         self._inner_lr = inner_lr
         self._inner_momentum = inner_momentum
         self._grad_clip = grad_clip if inner == "sgd" else None
@@ -155,6 +159,7 @@ class BilevelObjective:
         seed: int,
         inner: str | None = None,
         execution: Execution | None = None,
+        fixed: Draw | None = None,
     ) -> Self:
         """The objective that a search config describes.
 
@@ -163,6 +168,7 @@ class BilevelObjective:
             config: of the search.
             inner: in place of the config's.
             execution: of the weights' own steps. The inner ones have the config's ``inner_amp``.
+            fixed: as for the class.
         """
         if execution is not None:
             execution = execution.of_inner_steps(config.inner_amp)
@@ -180,6 +186,7 @@ class BilevelObjective:
             val_batches=config.val_batches,
             execution=execution,
             candidates_per_batch=config.candidates_per_batch,
+            fixed=fixed,
         )
 
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
@@ -208,7 +215,9 @@ class BilevelObjective:
         return values
 
     def draw(self) -> Draw:
-        """Takes the next batches from both streams."""
+        """Returns the next batches of both streams, or the fixed ones."""
+        if self._fixed is not None:
+            return self._fixed._replace(train=self._fixed.train[: self._n_train])
         return Draw(
             train=[self._train_stream.next_batch() for _ in range(self._n_train)],
             val=[self._val_stream.next_batch() for _ in range(self._n_val)],

@@ -95,6 +95,20 @@ class AlphaUpdater(ABC):
     def alpha(self) -> Tensor:
         """The current architecture parameters ``(dim,)``, without a gradient."""
 
+    @property
+    def n_candidates(self) -> int:
+        """How many candidates an update evaluates; 0 if it evaluates none."""
+        return 0
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether candidates are drawn around the gradient of L_val (Eq. 26)."""
+        return False
+
+    @abstractmethod
+    def move_to(self, alpha: Tensor) -> None:
+        """Puts alpha elsewhere, ``(dim,)``, and leaves everything else as it is."""
+
     @abstractmethod
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         """One update of alpha.
@@ -170,6 +184,19 @@ class ZeroOrderUpdater(AlphaUpdater):
     def alpha(self) -> Tensor:
         alpha: Tensor = self._state.x
         return alpha
+
+    @property
+    def n_candidates(self) -> int:
+        zeros = torch.zeros(len(self.alpha))
+        state = self._solver.init(zeros, rng=0)
+        return len(self._solver.ask(state, guide=zeros if self.is_guided else None))
+
+    @property
+    def is_guided(self) -> bool:
+        return self._solver.uses_guide
+
+    def move_to(self, alpha: Tensor) -> None:
+        self._state.x = alpha.to(self._state.x, copy=True)
 
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         factor = cosine(progress, 1.0, 1.0, 0.0) if self._schedule == "cosine" else 1.0

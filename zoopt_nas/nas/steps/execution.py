@@ -5,7 +5,6 @@ Runs in several threads share the process: what they change of it is changed her
 
 from __future__ import annotations
 
-import functools
 import threading
 import warnings
 from collections.abc import Iterator
@@ -96,14 +95,9 @@ def _uses_native(setting: str, device: torch.device) -> bool:
     except NativeError as error:
         if setting == "on":
             raise
-        _warn_once(f"{error}; PyTorch's are used, which take longer")
+        warnings.warn(f"{error}; PyTorch's are used, which take longer", stacklevel=4)
         return False
     return True
-
-
-@functools.cache  # the settings of a run are decided more than once
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
 
 
 _SILENCING = threading.RLock()

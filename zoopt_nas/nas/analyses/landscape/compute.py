@@ -23,7 +23,7 @@ from zoopt_nas.nas.analyses.landscape.plane import (
     Track,
 )
 from zoopt_nas.nas.analyses.landscape.sharpness import Array
-from zoopt_nas.nas.analyses.snapshot import PinnedSearch
+from zoopt_nas.nas.analyses.snapshot import Snapshot
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
@@ -38,7 +38,7 @@ SUMMARY = "landscape.json"
 _SEEDED = ("directions", "start", "noise", "solvers")
 
 
-def _updater(search: PinnedSearch, method: str, path_lr: float, seed: int) -> AlphaUpdater:
+def _updater(search: Snapshot, method: str, path_lr: float, seed: int) -> AlphaUpdater:
     """A method as a search of its own would have it, but for the learning rate of DARTS."""
     own = solver_options(method, search.config.space)
     if method == search.config.algo:
@@ -76,7 +76,7 @@ def compute_landscape(
     settings = settings or LandscapeSettings.for_dataset(config.dataset)
     with cpu_threads(config.threads):
         try:
-            search = PinnedSearch(folder)
+            search = Snapshot(folder)
             ticker = _Ticker(settings, on_progress, should_stop, out)
             return _compute(search, settings, None if out is None else Path(out), ticker)
         except torch.OutOfMemoryError as error:
@@ -116,7 +116,7 @@ class _Ticker:
 
 
 def _compute(
-    search: PinnedSearch,
+    search: Snapshot,
     settings: LandscapeSettings,
     out: Path | None,
     ticker: _Ticker,
@@ -161,7 +161,7 @@ def _compute(
 
 
 def _tracks(
-    search: PinnedSearch,
+    search: Snapshot,
     settings: LandscapeSettings,
     plane: Plane,
     draw: Draw,
@@ -207,20 +207,11 @@ def follow(
     coordinates = np.tile(start, (n_updates + 1, 1))
     for i in range(n_updates):
         alpha = plane.points(coordinates[i])
-        _place(updater, alpha)
+        updater.move_to(torch.from_numpy(alpha))
         before = _to_host(updater.alpha)  # alpha, rounded to the precision of the weights
         updater.step(objective, progress=0.0)
         coordinates[i + 1] = coordinates[i] + plane.project(_to_host(updater.alpha) - before)
     return coordinates
-
-
-def _place(updater: AlphaUpdater, alpha: Array) -> None:
-    """Puts the alpha of an updater somewhere else, and leaves its other state as it is."""
-    state = updater.state_dict()
-    # A solver's state is a dict of arrays; DARTS's is alpha beside Adam's.
-    holder, name = (state["arrays"], "x") if "arrays" in state else (state, "alpha")
-    holder[name] = torch.from_numpy(alpha).to(holder[name])
-    updater.load_state_dict(state)
 
 
 def _losses(objective: BilevelObjective, alphas: Array) -> Array:

@@ -94,6 +94,10 @@ class GradientUpdater(AlphaUpdater):
     def alpha(self) -> Tensor:
         return self._alpha.detach()
 
+    def move_to(self, alpha: Tensor) -> None:
+        with torch.no_grad():
+            self._alpha.copy_(alpha)
+
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         gradient = self._gradient(objective, self.alpha)
         is_finite = torch.isfinite(gradient).all()  # stays on the device

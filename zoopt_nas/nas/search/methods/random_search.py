@@ -46,6 +46,9 @@ class RandomArchitecture(AlphaUpdater):
     def alpha(self) -> Tensor:
         return self._alpha
 
+    def move_to(self, alpha: Tensor) -> None:
+        self._alpha = alpha.to(self._alpha, copy=True)
+
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         return {}
 
