@@ -10,13 +10,13 @@ from simulated_device import Device, simulated_device
 from stopping import StopAt
 
 from zoopt_nas.errors import RunInterrupted
-from zoopt_nas.nas.data import image_sets as data
+from zoopt_nas.nas.data import loading
 from zoopt_nas.nas.search.algorithm import run_search
 
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[Device]:
-    monkeypatch.setattr(data, "free_memory", lambda device: None)  # only a driver knows
+    monkeypatch.setattr(loading, "free_memory", lambda device: None)  # only a driver knows
     with simulated_device() as device:
         yield device
 

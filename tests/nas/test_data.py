@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.data import image_sets as data
+from zoopt_nas.nas.data import loading
 from zoopt_nas.nas.data.batches import BatchStream, sequential_batches, split_indices
 from zoopt_nas.nas.data.image_sets import Dataset, HostImageSet, ImageSet, Transform
 from zoopt_nas.nas.data.loading import load_dataset
@@ -81,13 +81,13 @@ def test_images_on_the_host_come_to_the_device(digits):
 
 @pytest.mark.parametrize(("free", "stays"), [(None, False), (4000, False), (3999, True), (0, True)])
 def test_large_images_stay_on_the_host(free, stays, monkeypatch):
-    monkeypatch.setattr(data, "free_memory", lambda device: free)
-    assert data._stays_on_host(1000, torch.device("cuda")) == stays
-    assert not data._stays_on_host(1000, CPU)  # where the host is the device
+    monkeypatch.setattr(loading, "free_memory", lambda device: free)
+    assert loading._stays_on_host(1000, torch.device("cuda")) == stays
+    assert not loading._stays_on_host(1000, CPU)  # where the host is the device
 
 
 def test_a_data_set_stays_on_the_host_as_a_whole(digits, monkeypatch):
-    monkeypatch.setattr(data, "_stays_on_host", lambda n_bytes, device: n_bytes == 1437 * 64)
+    monkeypatch.setattr(loading, "_stays_on_host", lambda n_bytes, device: n_bytes == 1437 * 64)
     loaded = load_dataset("digits", data_dir=Path("unused"), device=CPU)
     assert type(loaded.train) is HostImageSet
     assert type(loaded.test) is ImageSet

@@ -18,6 +18,7 @@ from zoopt_nas.nas.data.image_sets import ImageSet
 from zoopt_nas.nas.retraining.processes import Processes
 from zoopt_nas.nas.retraining.retrain import _shared, resume_training
 from zoopt_nas.nas.settings.config import TrainConfig
+from zoopt_nas.nas.steps.execution import Execution
 
 TRANSFORMS = {
     "cifar": (Augmentation(crop_padding=2, flip=True, cutout=3), 8),

@@ -16,7 +16,6 @@ from zoopt_nas.nas.networks.operations import Separable
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import run_search
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.steps import execution
 from zoopt_nas.nas.steps.execution import Execution
 
 CPU = torch.device("cpu")
@@ -25,12 +24,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def afresh():
     """Asks for a compiler again, and forgets the answer afterwards."""
-    caches = (own._compiled, execution._warn_once)
-    for function in caches:
-        function.cache_clear()
+    own._compiled.cache_clear()
     yield
-    for function in caches:
-        function.cache_clear()
+    own._compiled.cache_clear()
 
 
 def compiler(tmp_path, monkeypatch, script: str) -> None:

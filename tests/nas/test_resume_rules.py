@@ -176,7 +176,7 @@ def test_the_statistics_of_a_run_stay(train_config, tmp_path, monkeypatch):
         nas.Dataset, "transform", lambda self, **kw: seen.append(self) or transform(self, **kw)
     )
     monkeypatch.setattr(
-        "zoopt_nas.nas.data.image_sets.channel_statistics", lambda images: ((0.9,), (9.0,))
+        "zoopt_nas.nas.data.loading.channel_statistics", lambda images: ((0.9,), (9.0,))
     )
     resume_training(run)
     assert {(dataset.mean, dataset.std) for dataset in seen} == {(record.mean, record.std)}
