@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from zoopt_nas.nas.kernels import separable
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace, cell_edges
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 torch.set_num_threads(1)  # results are compared bit for bit, and tests share two cores
@@ -37,13 +36,30 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(separable, "has_slow_kernels", lambda x: False)
 
 
+SMALL_SPACES = Path(__file__).parent / "small_spaces"
+"""Where an installed package of the tests brings ``small_s3`` and ``small_s4``."""
+
+
 @pytest.fixture
 def small_spaces(monkeypatch):
     """S3 and S4 with two nodes instead of four: a third of the time, the same code."""
-    for name in ("s3", "s4"):
-        cell = SPACES[name].normal[:1] * len(cell_edges(2))
-        space = SearchSpace(f"small_{name}", normal=cell, reduce=cell, n_nodes=2)
-        monkeypatch.setitem(SPACES._table, space.name, space)
+    monkeypatch.syspath_prepend(SMALL_SPACES)
+
+
+@pytest.fixture
+def third_party(tmp_path, monkeypatch):
+    """``third_party("zoopt_nas.solvers", walk="module:Class")`` installs a package with entries."""
+
+    def install(group: str, **entries: str) -> None:
+        site = tmp_path / f"site-{group}"
+        info = site / f"{group}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {group}\nVersion: 1.0\n")
+        lines = [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        monkeypatch.syspath_prepend(site)
+
+    return install
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,10 @@ class UnknownNameError(ZooptNasError, KeyError):
         return type(self), (self.kind, self.name, self.known), self.__dict__
 
 
+class EntryPointError(ZooptNasError):
+    """What an installed package registers cannot be imported, or is not what it should be."""
+
+
 class MissingDependencyError(ZooptNasError, ImportError):
     """An optional package is not installed. The message says which extra brings it."""
 

@@ -2,56 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
-from typing import TypeVar
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
 
-from zoopt_nas.errors import UnknownNameError
+from zoopt_nas.errors import EntryPointError, UnknownNameError
 
 T = TypeVar("T")
+
+
+def installed(group: str) -> Mapping[str, EntryPoint]:
+    """Return the entry points of a group by name, without importing anything.
+
+    They are read once, and again when ``sys.path`` has changed.
+    """
+    return _installed(group, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=64)
+def _installed(group: str, path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
+    return {point.name: point for point in sorted(entry_points(group=group))}
 
 
 class Registry(Mapping[str, T]):
     """A read-only mapping from a name to the thing it names.
 
-    The package's own entries are given in ``table`` and always win. Entries of other installed
-    packages are found in the entry-point group ``group``; they are listed by name at the first
-    look-up and imported only when asked for.
+    The package's own entries always win. Entries of other installed packages are found by name at
+    the first look-up, and imported only when asked for.
 
     Args:
         kind: what an entry is, as it reads in an error ("solver").
-        table: the package's own entries, in the order in which they are listed.
+        table: the package's own entries, in the order in which they are listed. An ``EntryPoint``
+            is imported when it is asked for.
         group: the entry-point group of third-party entries; None if there is none.
+        check: whether a third-party entry is what it should be.
     """
 
-    def __init__(self, kind: str, table: Mapping[str, T], group: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        table: Mapping[str, T | EntryPoint],
+        group: str | None = None,
+        check: Callable[[Any], bool] = lambda entry: True,
+    ) -> None:
         self.kind = kind
         self._table = dict(table)
         self._group = group
+        self._check = check
 
-    def _third_party(self) -> dict[str, object]:
-        if self._group is None:
-            return {}
-        found = entry_points(group=self._group)
-        return {point.name: point for point in found if point.name not in self._table}
+    def _third_party(self) -> Mapping[str, EntryPoint]:
+        return installed(self._group) if self._group is not None else {}
+
+    def is_built_in(self, name: str) -> bool:
+        """Whether ``name`` is one of the package's own entries."""
+        return name in self._table
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table or name in self._third_party()
 
     def __getitem__(self, name: str) -> T:
-        """Returns the entry ``name``.
+        """Return the entry ``name``.
 
         Raises:
             UnknownNameError: nothing has that name; the message suggests the nearest one.
+            EntryPointError: the entry of another package cannot be used.
         """
         if name in self._table:
-            return self._table[name]
+            entry = self._table[name]
+            return entry.load() if isinstance(entry, EntryPoint) else entry
         others = self._third_party()
         if name not in others:
-            raise UnknownNameError(self.kind, name, [*self._table, *others])
-        loaded: T = others[name].load()  # type: ignore[attr-defined]
-        return loaded
+            raise UnknownNameError(self.kind, name, self)
+        return self._load(others[name])
+
+    def _load(self, point: EntryPoint) -> T:
+        where = f"{self.kind} {point.name!r} of another package ({point.value})"
+        try:
+            entry: T = point.load()
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise EntryPointError(
+                f"{where} cannot be loaded: {type(error).__name__}: {reason}"
+            ) from error
+        if not self._check(entry):
+            raise EntryPointError(f"{where} must be a {self.kind}, got {entry!r}")
+        return entry
 
     def __iter__(self) -> Iterator[str]:
         yield from self._table
-        yield from sorted(self._third_party())
+        yield from sorted(self._third_party().keys() - self._table.keys())
 
     def __len__(self) -> int:
-        return len(self._table) + len(self._third_party())
+        return len(self._table.keys() | self._third_party().keys())

@@ -15,13 +15,7 @@ from pathlib import Path
 import pytest
 from zoopt_nas_cli.main import run
 
-# Makes S3 and S4 with two nodes: as tests/conftest.py does, for other processes.
-_SMALL_SPACES = """
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace, cell_edges
-for name in ("s3", "s4"):
-    cell = SPACES[name].normal[:1] * len(cell_edges(2))
-    SPACES._table[f"small_{name}"] = SearchSpace(f"small_{name}", cell, cell, n_nodes=2)
-"""
+SMALL_SPACES = Path(__file__).parents[1] / "small_spaces"
 
 # A process that has torch imported already and forks one child for each command: a child is a real
 # process that runs the real main(), but it starts in milliseconds. With "at_write": [(n, signal)]
@@ -167,13 +161,18 @@ class Process:
 
 
 class Server:
-    """Starts commands in processes of their own, quickly."""
+    """Starts commands in processes of their own, quickly.
 
-    small_spaces = _SMALL_SPACES
+    Attributes:
+        environment: of processes that have the spaces ``small_s3`` and ``small_s4``.
+    """
 
     def __init__(self) -> None:
+        path = [str(SMALL_SPACES), os.environ.get("PYTHONPATH", "")]
+        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SMALL_SPACES + _SERVER],
+            [sys.executable, "-c", _SERVER],
+            env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

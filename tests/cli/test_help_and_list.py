@@ -10,6 +10,7 @@ import pytest
 
 import zoopt_nas
 from zoopt_nas.nas.data.datasets import DATASETS
+from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.algorithm import METHODS
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
@@ -145,6 +146,7 @@ def test_the_installed_command_runs():
 LISTS = {
     "solvers": ["rs", "mgs", "gld", "lizo", "cma", "nelder_mead", "bfgs", "auto"],
     "spaces": list(SPACES),
+    "operations": list(OPERATIONS),
     "datasets": list(DATASETS),
     "methods": list(METHODS),
 }

@@ -188,9 +188,12 @@ def test_a_process_of_the_installed_command_is_killed_and_goes_on(
     server, searching, whole_search, tmp_path, wait_until
 ):
     """As above, but each time in a fresh Python, as a shell would start it."""
-    command = [sys.executable, "-c", server.small_spaces + MAIN]
+    command = [sys.executable, "-c", MAIN]
     process = subprocess.Popen(
-        [*command, *map(str, searching)], cwd=tmp_path, stdout=subprocess.DEVNULL
+        [*command, *map(str, searching)],
+        cwd=tmp_path,
+        env=server.environment,
+        stdout=subprocess.DEVNULL,
     )
     wait_until(lambda: rows_written(tmp_path) >= 1)
     process.kill()
@@ -198,6 +201,7 @@ def test_a_process_of_the_installed_command_is_killed_and_goes_on(
     done = subprocess.run(
         [*command, "search", "--resume", "run"],
         cwd=tmp_path,
+        env=server.environment,
         capture_output=True,
         text=True,
         check=False,

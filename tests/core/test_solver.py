@@ -209,17 +209,13 @@ def test_registry_lists_its_own_first_and_suggests():
         Registry("thing", {"a": 1, "b": 2})["zzz"]
 
 
-def test_registry_finds_entry_points(monkeypatch):
-    from importlib.metadata import EntryPoint
-
-    from zoopt_nas import registry
-
-    points = [
-        EntryPoint("walk", "zoopt_nas.solvers:RS", "zoopt_nas.solvers"),
-        EntryPoint("gld", "zoopt_nas.solvers:RS", "zoopt_nas.solvers"),  # the own entry wins
-        EntryPoint("broken", "no_such_module:X", "zoopt_nas.solvers"),  # listed, never imported
-    ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+def test_registry_finds_entry_points(third_party):
+    third_party(
+        "zoopt_nas.solvers",
+        walk="zoopt_nas.solvers:RS",
+        gld="zoopt_nas.solvers:RS",  # the built-in entry wins
+        broken="no_such_module:X",  # listed, never imported
+    )
     assert list(SOLVERS)[-2:] == ["broken", "walk"]
     assert list(SOLVERS).count("gld") == 1
     assert len(SOLVERS) == len(list(SOLVERS))

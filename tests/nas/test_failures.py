@@ -13,7 +13,7 @@ from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search.algorithm import resume_search, run_search
 from zoopt_nas.nas.search.methods import darts, random_search
-from zoopt_nas.nas.search.methods.darts import GradientUpdater
+from zoopt_nas.nas.search.methods.darts import FirstOrder
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, ZeroOrderUpdater, config_solver
 from zoopt_nas.nas.settings.config import SearchConfig
@@ -118,10 +118,10 @@ def test_a_guide_that_is_not_finite_does_not_spoil_the_candidates(monkeypatch):
 def test_a_gradient_that_is_not_finite_moves_nothing(bad, at, monkeypatch):
     made = setup()
     config = SearchConfig.for_dataset(algo="darts1", alpha_lr=0.1)
-    updater = GradientUpdater(config, made.alphas(1)[0], second_order=False)
+    updater = FirstOrder(config, made.alphas(1)[0])
     gradients = list(made.alphas(3, seed=1))
     gradients[at][2] = bad
-    monkeypatch.setattr(updater, "_gradient", lambda objective, alpha: gradients[step])
+    monkeypatch.setattr(updater, "gradient", lambda objective: gradients[step])
     for step in range(3):
         before = {name: value.clone() for name, value in updater._moving().items()}
         metrics = updater.step(None, 0.0)

@@ -26,6 +26,7 @@ from zoopt_nas.nas.search.methods.robust import EPOCHS_BACK, has_grown
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.updater import EpochEnd
 from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.methods import kind_of
 
 # --- Early stopping and adaptive regularization --------------------------------------------------
 
@@ -336,7 +337,15 @@ def test_solver_options_are_refused(algo, search_config):
 def test_every_method_says_what_it_is():
     names = ["dp", "l2", "es", "ada", "pc", "sdarts_rs", "sdarts_adv", "random", "random_ws"]
     assert list(METHODS)[-9:] == names
-    assert len({METHODS[name].description for name in METHODS}) == len(METHODS)
+    texts = [methods.describe_method(name) for name in METHODS]
+    assert len(set(texts)) == len(METHODS)
+    assert methods.describe_method("gld") == "zero-order: the solver gld on alpha (paper, Alg. 1)"
+    assert methods.describe_method("random") == "random: A random architecture; nothing is trained."
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_class_of_a_method_is_of_the_kind_that_its_line_says(name):
+    assert METHODS[name].kind == kind_of(name)
 
 
 def test_what_methods_are_defined_with():
@@ -354,12 +363,11 @@ def test_what_methods_are_defined_with():
     assert config("darts2") == config("es").replace(algo="darts2")
 
 
-def test_a_baseline_says_that_it_hides_a_solver(search_config):
-    config = search_config("es")
-    table = methods._table(["gld", "es"])
-    assert list(table) == ["gld", "es", *(name for name in methods._BASELINES if name != "es")]
+def test_a_baseline_says_that_it_hides_a_solver(search_config, third_party):
     alpha = torch.zeros(SPACES["small_s3"].dim)
+    third_party("zoopt_nas.solvers", es="zoopt_nas.solvers:RS")
+    assert list(METHODS).count("es") == 1
     with pytest.warns(UserWarning, match="es is the baseline of that name, not the solver es of"):
-        updater = table["es"].build(config, alpha, 0)
-    assert updater.wants_eigenvalue
-    table["ada"].build(config, alpha, 0)  # warnings are errors here
+        method = METHODS["es"]
+    assert method.build(search_config("es"), alpha, 0).wants_eigenvalue
+    METHODS["ada"].build(search_config("ada"), alpha, 0)  # warnings are errors here

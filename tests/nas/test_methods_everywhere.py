@@ -7,7 +7,7 @@ import pytest
 from zoopt_nas import nas
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.methods import random_search
-from zoopt_nas.nas.settings.defaults import BASELINES
+from zoopt_nas.nas.settings.methods import BASELINES
 
 
 @pytest.mark.parametrize("space", SPACES)

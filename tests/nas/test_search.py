@@ -21,6 +21,7 @@ from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search import algorithm as search_module
 from zoopt_nas.nas.search.algorithm import METHODS, Search, resume_search, run_search
+from zoopt_nas.nas.search.methods import describe_method
 from zoopt_nas.nas.search.methods.darts import GradientUpdater
 from zoopt_nas.nas.search.updater import ZeroOrderUpdater
 
@@ -263,7 +264,7 @@ def test_images_of_at_least_128_pixels_get_the_imagenet_stem(search_config):
 
 def test_every_solver_is_a_method():
     assert list(METHODS)[: len(SOLVERS) + 2] == [*SOLVERS, "darts1", "darts2"]
-    assert all("\n" not in METHODS[name].description for name in METHODS)
+    assert all("\n" not in describe_method(name) for name in METHODS)
 
 
 @pytest.mark.parametrize(

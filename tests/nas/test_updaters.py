@@ -11,7 +11,8 @@ from torch import Tensor
 
 from zoopt_nas import SOLVERS, Solver
 from zoopt_nas.nas.search.methods.darts import (
-    GradientUpdater,
+    FirstOrder,
+    SecondOrder,
     first_order_gradient,
     second_order_gradient,
 )
@@ -31,7 +32,7 @@ def test_gradient_updater_is_adam_with_weight_decay(
     config = SearchConfig(
         algo="darts1", alpha_lr=lr, alpha_betas=(beta1, beta2), alpha_weight_decay=decay
     )
-    updater = GradientUpdater(config, start, second_order=second_order)
+    updater = (SecondOrder if second_order else FirstOrder)(config, start)
     gradient_of = second_order_gradient if second_order else first_order_gradient
     alpha, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for t in range(1, 4):
@@ -53,9 +54,7 @@ def quadratic_updaters(name: str) -> tuple[AlphaUpdater, AlphaUpdater]:
     if name == "adam":
         config = SearchConfig(algo="darts1", alpha_lr=0.1)
         made = [
-            GradientUpdater(
-                config, torch.full((TINY.dim,), value, dtype=torch.float64), second_order=False
-            )
+            FirstOrder(config, torch.full((TINY.dim,), value, dtype=torch.float64))
             for value in (0.1, 9.0)
         ]
         return made[0], made[1]

@@ -28,7 +28,12 @@ _TABLE: dict[str, type[Solver]] = {
     "bfgs": BFGS,
     "auto": Auto,
 }
-SOLVERS: Registry[type[Solver]] = Registry("solver", _TABLE, group="zoopt_nas.solvers")
+SOLVERS: Registry[type[Solver]] = Registry(
+    "solver",
+    _TABLE,
+    group="zoopt_nas.solvers",
+    check=lambda entry: isinstance(entry, type) and issubclass(entry, Solver),
+)
 
 
 def make_solver(method: str | Solver, options: Mapping[str, Any] | None = None) -> Solver:

@@ -27,9 +27,8 @@ from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.folder import METRICS, RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.search.updater import config_solver
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
-from zoopt_nas.nas.settings.defaults import BASELINES
+from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.settings.paper_size import reductions_of_all
 
 _FILE = "sweep.toml"
@@ -236,11 +235,10 @@ def _config(settings: Mapping[str, Any], point: Mapping[str, Any]) -> SearchConf
     if options:
         chosen["solver"] = {**chosen.get("solver", {}), **options}
     config = SearchConfig.for_dataset(**chosen)
-    METHODS[config.algo], SPACES[config.space]
-    if config.algo not in BASELINES:
-        config_solver(config)
-    elif options:
+    method, _ = METHODS[config.algo], SPACES[config.space]
+    if options and method.kind != ZERO_ORDER:
         raise UnknownNameError(f"setting of {config.algo}", next(iter(options)), names)
+    method.check(config)
     return config
 
 

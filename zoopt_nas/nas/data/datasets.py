@@ -259,4 +259,6 @@ DATASETS: Registry[DatasetSpec] = Registry(
             load=_load_imagenet,
         ),
     },
+    group="zoopt_nas.datasets",
+    check=lambda entry: isinstance(entry, DatasetSpec),
 )

@@ -265,6 +265,8 @@ OPERATIONS: Registry[OperationBuilder] = Registry(
         "dil_conv_5x5": _dil_conv(5),
         "noise": lambda channels, stride, search: Noise(stride),
     },
+    group="zoopt_nas.operations",
+    check=callable,
 )
 
 

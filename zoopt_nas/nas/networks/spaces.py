@@ -286,4 +286,6 @@ SPACES: Registry[SearchSpace] = Registry(
         "darts": _uniform("darts", *_DARTS_OPERATIONS),
         "darts_none": _uniform("darts_none", "none", *_DARTS_OPERATIONS),
     },
+    group="zoopt_nas.spaces",
+    check=lambda entry: isinstance(entry, SearchSpace),
 )

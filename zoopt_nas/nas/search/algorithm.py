@@ -32,6 +32,7 @@ from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.streams import Peeked, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.methods import GRADIENT
 from zoopt_nas.nas.steps.execution import cpu_threads
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, evaluate
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
@@ -115,7 +116,7 @@ class Search(EpochLoop):
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         self._updater = method.build(config, alpha, seeds["solver"])
         self._method = method
-        usual = 1 if method.every_step else max(config.inner_steps, 1)
+        usual = 1 if method.kind == GRADIENT else max(config.inner_steps, 1)
         self._period = config.update_period or usual
         self._updates: list[Metrics] = []  # what this epoch's updates measured
         self._verdict = Verdict()  # of the last epoch

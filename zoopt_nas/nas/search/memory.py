@@ -15,7 +15,7 @@ from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.search.candidates import batch_size
 from zoopt_nas.nas.search.updater import AlphaUpdater
 from zoopt_nas.nas.settings.config import SearchConfig
-from zoopt_nas.nas.settings.defaults import GRADIENT_ALGOS
+from zoopt_nas.nas.settings.methods import GRADIENT
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE
 
 N_COPIES = 2  # the supernet, and the copy on which candidates are fitted
@@ -41,7 +41,7 @@ def memory_of(
         noise: what the supernet draws from.
     """
     device, execution, dataset = setup.device, setup.execution, setup.dataset
-    is_gradient = config.algo in GRADIENT_ALGOS
+    is_gradient = updater.kind == GRADIENT
     has_eigenvalue = config.track_eigenvalue or updater.wants_eigenvalue
     # A backward pass in float32, whatever the weights' own steps are in.
     has_inner_steps = config.inner != "first" and config.inner_amp == "off"

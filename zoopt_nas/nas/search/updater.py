@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from zoopt_nas import Solver, SolverState
+from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.objective import Batch, BilevelObjective
 from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.steps.schedules import cosine
 from zoopt_nas.solvers import make_solver
 
@@ -80,15 +82,49 @@ def count_failures(updates: Sequence[Metrics], verdict: Verdict) -> tuple[int, i
 class AlphaUpdater(ABC):
     """Holds alpha and moves it downhill on a bilevel objective.
 
+    Args:
+        config: of the search.
+        alpha: the starting point ``(dim,)``.
+        seed: of what the method draws.
+
     Attributes:
+        kind: one of ``KINDS``; a gradient method updates alpha at every weight step unless the
+            settings say otherwise.
+        inner: the approximation of omega* that the method is defined with; None = the config's.
+        trains: whether the supernet is trained at all.
         wants_eigenvalue: whether ``end_epoch`` is given the dominant eigenvalue.
         goes_back: whether a verdict may send the search back to an earlier epoch.
         tries: what it counts as ``N_TRIED``, for messages.
     """
 
+    kind: ClassVar[str]
+    inner: ClassVar[str | None] = None
+    trains: ClassVar[bool] = True
     wants_eigenvalue: ClassVar[bool] = False
     goes_back: ClassVar[bool] = False
     tries: ClassVar[str] = "candidates"
+
+    @abstractmethod
+    def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None: ...
+
+    @classmethod
+    def build(cls, config: SearchConfig, alpha: Tensor, seed: int) -> Self:
+        """Return the updater of a search, from settings that it can use."""
+        cls.check(config)
+        return cls(config, alpha, seed)
+
+    @classmethod
+    def check(cls, config: SearchConfig) -> None:
+        """Refuse settings that the method cannot use: by default all options of a solver.
+
+        Raises:
+            InvalidValueError: there is one.
+        """
+        if config.solver:
+            raise InvalidValueError(
+                f"solver must have no options with {config.algo}, which uses none of them, "
+                f"got {', '.join(config.solver)}"
+            )
 
     @property
     @abstractmethod
@@ -175,10 +211,20 @@ class ZeroOrderUpdater(AlphaUpdater):
             ``progress`` (released scripts: sigma of MGS); ``"constant"`` leaves them.
     """
 
+    kind = ZERO_ORDER
+
     def __init__(self, solver: Solver, alpha: Tensor, *, seed: int, schedule: str) -> None:
         self._solver = solver
         self._schedule = schedule
         self._state = solver.init(alpha, rng=seed)
+
+    @classmethod
+    def build(cls, config: SearchConfig, alpha: Tensor, seed: int) -> Self:
+        return cls(config_solver(config), alpha, seed=seed, schedule=config.sigma_schedule)
+
+    @classmethod
+    def check(cls, config: SearchConfig) -> None:
+        config_solver(config)
 
     @property
     def alpha(self) -> Tensor:

@@ -9,13 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-
-GRADIENT_ALGOS = (
-    *("darts1", "darts2", "dp", "l2", "es", "ada", "pc"),
-    *("sdarts_rs", "sdarts_adv"),
-)
-RANDOM_ALGOS = ("random", "random_ws")
-BASELINES = (*GRADIENT_ALGOS, *RANDOM_ALGOS)  # every other method is a zero-order solver
+from zoopt_nas.nas.settings.methods import ZERO_ORDER, kind_of
 
 # The image data sets' own sizes are the papers'; the embedded digits get what two CPU cores manage
 # in three minutes (ours, measured by `make demo`).
@@ -182,7 +176,7 @@ def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
         return {}
     if preset not in _PRESETS:
         raise UnknownNameError("preset", preset, _PRESETS)
-    if algo in BASELINES:
+    if kind_of(algo) != ZERO_ORDER:
         return dict(_PC_PUBLISHED) if algo == "pc" else {}
     return dict(_PRESETS[preset])
 
@@ -199,7 +193,7 @@ def warmup_epochs(algo: str, epochs: int, dataset: str = "", preset: str | None 
     """Epochs in which alpha is frozen, of ``epochs``."""
     if algo == "pc":
         return int(_PC_WARMUP * epochs)
-    if algo in BASELINES or preset == "paper":
+    if kind_of(algo) != ZERO_ORDER or preset == "paper":
         return 0
     share = _RELEASED_WARMUP.get(dataset, 0.2) if preset == "released" else 0.2
     return int(share * epochs)

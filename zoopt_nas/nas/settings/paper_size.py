@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
-from zoopt_nas.nas.settings.defaults import BASELINES, GRADIENT_ALGOS, RDARTS_SIZES
+from zoopt_nas.nas.settings.defaults import RDARTS_SIZES
+from zoopt_nas.nas.settings.methods import GRADIENT, RANDOM, ZERO_ORDER, kind_of
+from zoopt_nas.registry import installed
 from zoopt_nas.solvers import GLD, SOLVERS, make_solver
 
 # Batches and rates follow the data.
@@ -24,7 +26,8 @@ def reductions(*configs: RunConfig) -> list[str]:
 
     The paper's sizes are the defaults of the config's class for its data set, and those that the
     protocol of R-DARTS has for it; in a search also N, M and the period of the updates, and the
-    whole width of the supernet. Empty at full size.
+    whole width of the supernet. A data set that an installed package names counts as whole; the
+    digits, a file or a folder may be any part of one. Empty at full size.
 
     Args:
         *configs: of one run, or of a search and its retraining, whose sizes are then told apart.
@@ -51,7 +54,7 @@ def reductions_of_all(runs: Iterable[Sequence[RunConfig]]) -> list[str]:
 def _reductions(configs: Sequence[RunConfig], largest: Largest) -> list[str]:
     found: dict[str, None] = {}
     for config in configs:
-        if config.dataset not in _IMAGE_SIZES:
+        if config.dataset not in {*_IMAGE_SIZES, *installed("zoopt_nas.datasets")} - {"digits"}:
             found[f"dataset {config.dataset}"] = None
     for config in configs:
         kind = f"{_NAMES[config.kind]} " if len(configs) > 1 else ""
@@ -79,16 +82,16 @@ def _paper_sizes(config: RunConfig) -> dict[str, int]:
 
 
 def _search_reductions(config: SearchConfig, largest: Largest) -> list[str]:
+    kind = kind_of(config.algo)
     own = [
         f"{name} {value} of {usual}"
         for name, value, usual in _update_sizes(config)
         if largest.get((config.algo, name), value) < usual
     ]
-    if config.algo in SOLVERS and config.algo not in BASELINES and config.inner != "sgd":
+    if kind == ZERO_ORDER and config.inner != "sgd":
         own.append(f"inner {config.inner}, not sgd")
-    is_gradient = config.algo in GRADIENT_ALGOS
-    period = 1 if is_gradient else max(config.inner_steps, 1)
-    if config.algo not in ("random", "random_ws") and (config.update_period or 0) > period:
+    period = 1 if kind == GRADIENT else max(config.inner_steps, 1)
+    if kind != RANDOM and (config.update_period or 0) > period:
         own.append(f"update_period {config.update_period}, not {period}")
     parts = _PC_CHANNELS if config.algo == "pc" else 1
     if config.partial_channels > parts:
@@ -98,7 +101,7 @@ def _search_reductions(config: SearchConfig, largest: Largest) -> list[str]:
 
 def _update_sizes(config: SearchConfig) -> list[tuple[str, int, int]]:
     """M and N of a zero-order search: name, value, and the paper's; nothing for a baseline."""
-    if config.algo in BASELINES:
+    if kind_of(config.algo) != ZERO_ORDER:
         return []
     sizes = [("inner_steps", config.inner_steps, _M)] if config.inner == "sgd" else []
     n_samples = _n_samples(config)

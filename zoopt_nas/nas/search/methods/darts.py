@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, AlphaUpdater, Metrics
 from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.methods import GRADIENT
 
 # Radius of the finite difference in weight space (paper, appendix A.1: epsilon' of Eq. 24).
 DIFFERENCE_RADIUS = 0.01
@@ -63,25 +65,20 @@ def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
 
 
 class GradientUpdater(AlphaUpdater):
-    """Adam on alpha, down the first- or the second-order gradient.
+    """Adam on alpha, down the gradient that ``gradient`` gives.
 
     A gradient that is not finite counts as failed and moves nothing, as a candidate without a loss.
 
     Args:
         config: lr, betas and weight decay of Adam (DARTS: 3e-4, (0.5, 0.999), 1e-3).
         alpha: the starting point ``(dim,)``.
-        second_order: Eq. 2 instead of Eq. 3; needs an objective with ``inner="second"``.
+        seed: not used here.
     """
 
+    kind = GRADIENT
     tries = "gradients in alpha"
 
-    def __init__(self, config: SearchConfig, alpha: Tensor, *, second_order: bool) -> None:
-        if config.solver:
-            raise InvalidValueError(
-                f"solver must have no options with {config.algo}, which uses none of them, "
-                f"got {', '.join(config.solver)}"
-            )
-        self._gradient = second_order_gradient if second_order else first_order_gradient
+    def __init__(self, config: SearchConfig, alpha: Tensor, seed: int = 0) -> None:
         self._alpha = alpha.detach().clone().requires_grad_()
         self._adam = torch.optim.Adam(
             [self._alpha],
@@ -89,6 +86,10 @@ class GradientUpdater(AlphaUpdater):
             config.alpha_betas,
             weight_decay=config.alpha_weight_decay,
         )
+
+    @abstractmethod
+    def gradient(self, objective: BilevelObjective) -> Tensor:
+        """Return the gradient ``(dim,)`` at alpha, on the objective's next draw."""
 
     @property
     def alpha(self) -> Tensor:
@@ -99,7 +100,7 @@ class GradientUpdater(AlphaUpdater):
             self._alpha.copy_(alpha)
 
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
-        gradient = self._gradient(objective, self.alpha)
+        gradient = self.gradient(objective)
         is_finite = torch.isfinite(gradient).all()  # stays on the device
         before = self._moving(clone=True)
         self._alpha.grad = gradient
@@ -126,3 +127,25 @@ class GradientUpdater(AlphaUpdater):
         with torch.no_grad():
             self._alpha.copy_(state["alpha"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))
+
+
+class FirstOrder(GradientUpdater):
+    """DARTS of first order (Eq. 3)."""
+
+    inner = "first"
+
+    def gradient(self, objective: BilevelObjective) -> Tensor:
+        return first_order_gradient(objective, self.alpha)
+
+
+class SecondOrder(GradientUpdater):
+    """DARTS of second order (Eq. 2)."""
+
+    inner = "second"
+
+    def gradient(self, objective: BilevelObjective) -> Tensor:
+        return second_order_gradient(objective, self.alpha)
+
+
+class PartialChannels(FirstOrder):
+    """PC-DARTS: darts1 on partial channels, edges normalized."""

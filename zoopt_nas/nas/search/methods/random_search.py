@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.data.transfer import to_device
 from zoopt_nas.nas.networks.spaces import SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import AlphaUpdater, EpochEnd, Metrics, Verdict
 from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.methods import RANDOM
 
 # Li and Talwalkar: 1000 architectures on one batch, the best 10 on the whole validation part.
 N_SAMPLES, N_FINALISTS = 1000, 10
@@ -22,8 +22,9 @@ N_SAMPLES_IN_BETWEEN, N_BATCHES_IN_BETWEEN = 10, 10
 
 
 class RandomArchitecture(AlphaUpdater):
-    """A random alpha, standard normal, that never moves: the architecture that it stands for.
+    """A random architecture; nothing is trained.
 
+    Alpha is standard normal and never moves.
     Every operation other than ``none`` and every pair of edges into a node is as likely where all
     edges have as many candidates, as in all published spaces.
 
@@ -33,12 +34,10 @@ class RandomArchitecture(AlphaUpdater):
         seed: of the draw.
     """
 
+    kind = RANDOM
+    trains = False
+
     def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None:
-        if config.solver:
-            raise InvalidValueError(
-                f"solver must have no options with {config.algo}, which uses none of them, "
-                f"got {', '.join(config.solver)}"
-            )
         self._draws = torch.Generator().manual_seed(seed)
         self._alpha = self._draw(alpha).to(alpha.device)
 
@@ -65,12 +64,14 @@ class RandomArchitecture(AlphaUpdater):
 
 
 class WeightSharingSearch(RandomArchitecture):
-    """Random search with weight sharing (Li and Talwalkar, 2019, section 3.2).
+    """Random search with weight sharing (Li and Talwalkar, 2019).
 
     Every weight step trains the weights of one random architecture; at the end random
-    architectures are compared with the shared weights. All operations are computed, those outside
-    the architecture with weight 0.
+    architectures are compared with the shared weights (section 3.2). All operations are computed,
+    those outside the architecture with weight 0.
     """
+
+    trains = True
 
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.search.methods.darts import GradientUpdater
+from zoopt_nas.nas.search.methods.darts import SecondOrder
 from zoopt_nas.nas.search.updater import EpochEnd, Verdict
 from zoopt_nas.nas.settings.config import SearchConfig
 
@@ -47,18 +47,24 @@ def n_raises(weight_decay: float) -> int:
     return n
 
 
-class EarlyStopping(GradientUpdater):
-    """Second-order DARTS that stops, and gives the alpha from before the eigenvalue grew.
+class DropPath(SecondOrder):
+    """R-DARTS: darts2 with drop path and cutout in search."""
 
-    Args:
-        config: of the search.
-        alpha: the starting point ``(dim,)``.
+
+class MoreWeightDecay(SecondOrder):
+    """R-DARTS: darts2 with more weight decay."""
+
+
+class EarlyStopping(SecondOrder):
+    """R-DARTS: darts2, stopped where the Hessian's eigenvalue grows.
+
+    It gives the alpha from before.
     """
 
     wants_eigenvalue = True
 
-    def __init__(self, config: SearchConfig, alpha: Tensor) -> None:
-        super().__init__(config, alpha, second_order=True)
+    def __init__(self, config: SearchConfig, alpha: Tensor, seed: int = 0) -> None:
+        super().__init__(config, alpha, seed)
         self._first = config.min_return_epoch
         self._eigenvalues: list[float] = []
         self._alphas: list[Tensor] = []  # after the last epochs
@@ -87,11 +93,9 @@ class EarlyStopping(GradientUpdater):
 
 
 class AdaptiveRegularization(EarlyStopping):
-    """Second-order DARTS that goes back and decays the weights more, up to ``MAX_WEIGHT_DECAY``.
+    """R-DARTS: darts2, sent back with more weight decay where the eigenvalue grows.
 
-    Args:
-        config: of the search.
-        alpha: the starting point ``(dim,)``.
+    The weight decay is at most ``MAX_WEIGHT_DECAY``.
 
     Raises:
         InvalidValueError: the weight decay is 0, which no factor raises.
@@ -99,8 +103,8 @@ class AdaptiveRegularization(EarlyStopping):
 
     goes_back = True
 
-    def __init__(self, config: SearchConfig, alpha: Tensor) -> None:
-        super().__init__(config, alpha)
+    def __init__(self, config: SearchConfig, alpha: Tensor, seed: int = 0) -> None:
+        super().__init__(config, alpha, seed)
         if not config.weight_decay > 0:
             raise InvalidValueError(
                 f"weight_decay must be positive with ada, which multiplies it by "

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.methods.darts import GradientUpdater
+from zoopt_nas.nas.search.methods.darts import FirstOrder
 from zoopt_nas.nas.settings.config import SearchConfig
 
 # Released code; the paper has 0.03 and 0.3 too.
@@ -41,8 +41,10 @@ def to_simplex(weights: Tensor, clean: Tensor) -> Tensor:
     return torch.where(total > 0, weights / total.clamp_min(1e-30), largest)
 
 
-class RandomSmoothing(GradientUpdater):
-    """``sdarts_rs``: uniform noise on the architecture weights of every weight step.
+class RandomSmoothing(FirstOrder):
+    """SmoothDARTS: darts1, weights trained at a random perturbation.
+
+    Every weight step sees uniform noise on the architecture weights.
 
     Args:
         config: of the search.
@@ -51,7 +53,7 @@ class RandomSmoothing(GradientUpdater):
     """
 
     def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None:
-        super().__init__(config, alpha, second_order=False)
+        super().__init__(config, alpha, seed)
         self._generator = torch.Generator(alpha.device).manual_seed(seed)
 
     def training_weights(
@@ -77,10 +79,10 @@ class RandomSmoothing(GradientUpdater):
 
 
 class AdversarialSmoothing(RandomSmoothing):
-    """``sdarts_adv``: seven steps of sign ascent on the batch's loss, from noise.
+    """SmoothDARTS: darts1, weights trained at the worst perturbation.
 
-    The attack sees the supernet in evaluation mode. If it did not raise the loss, the weights stay
-    unperturbed.
+    It is found by seven steps of sign ascent on the batch's loss, from noise, and sees the supernet
+    in evaluation mode. If it did not raise the loss, the weights stay unperturbed.
     """
 
     def training_weights(

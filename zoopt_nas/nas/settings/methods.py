@@ -1,0 +1,58 @@
+"""The search methods by name: of what kind each is, and where its class is. Without torch.
+
+A method is a solver of ``SOLVERS`` or an entry of ``BASELINES``. Its kind decides on defaults.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from typing import Any
+
+from zoopt_nas.registry import Registry
+from zoopt_nas.solvers import SOLVERS
+
+# By losses alone; by the gradient of the validation loss; by no step at all.
+ZERO_ORDER, GRADIENT, RANDOM = KINDS = ("zero-order", "gradient", "random")
+
+# The kind, and the class in `zoopt_nas.nas.search.methods`.
+_TABLE = {
+    "darts1": (GRADIENT, "darts:FirstOrder"),
+    "darts2": (GRADIENT, "darts:SecondOrder"),
+    "dp": (GRADIENT, "robust:DropPath"),
+    "l2": (GRADIENT, "robust:MoreWeightDecay"),
+    "es": (GRADIENT, "robust:EarlyStopping"),
+    "ada": (GRADIENT, "robust:AdaptiveRegularization"),
+    "pc": (GRADIENT, "darts:PartialChannels"),
+    "sdarts_rs": (GRADIENT, "smooth:RandomSmoothing"),
+    "sdarts_adv": (GRADIENT, "smooth:AdversarialSmoothing"),
+    "random": (RANDOM, "random_search:RandomArchitecture"),
+    "random_ws": (RANDOM, "random_search:WeightSharingSearch"),
+}
+_GROUP = "zoopt_nas.methods"
+
+BASELINES: Registry[Any] = Registry(
+    "method",
+    {
+        name: EntryPoint(name, f"zoopt_nas.nas.search.methods.{target}", _GROUP)
+        for name, (_, target) in _TABLE.items()
+    },
+    group=_GROUP,
+    check=lambda method: getattr(method, "kind", None) in KINDS,
+)
+"""The methods that are no solvers; classes of updaters, imported when they are asked for."""
+
+
+def kind_of(method: str) -> str:
+    """Return the kind of a method, one of ``KINDS``; ``"zero-order"`` for a name that nobody has.
+
+    Only a method of another package is imported, since its class says what it is.
+
+    Raises:
+        EntryPointError: the method of another package cannot be used.
+    """
+    if method in _TABLE:
+        return _TABLE[method][0]
+    if method in SOLVERS or method not in BASELINES:
+        return ZERO_ORDER
+    kind: str = BASELINES[method].kind
+    return kind
