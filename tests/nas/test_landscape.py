@@ -20,6 +20,7 @@ from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.updater import AlphaUpdater
+from zoopt_nas.nas.steps.seeds import seeds_for
 
 SMALL = LandscapeSettings(
     inner=("first", "second", "2"), step=1.0, val_batches=2, paths=(), n_updates=2
@@ -125,7 +126,7 @@ def test_values_are_those_of_the_objective_with_x_along_the_first_index(run):
     centre = search.alpha.double().numpy()
     assert np.array_equal(found.plane.centre, centre)
     # Recomputed with the batches that the search would draw next.
-    noise_seed = nas.search.seeds_for(0, landscape_run._SEEDED)["noise"]
+    noise_seed = seeds_for(0, landscape_run._SEEDED)["noise"]
     draw = search.draw_once(2, 2, noise_seed)
     assert list(found.panels) == ["first", "second", "2"]
     for name, grid in found.panels.items():
@@ -181,6 +182,9 @@ class Drift(AlphaUpdater):
     def alpha(self):
         return self._alpha
 
+    def move_to(self, alpha):
+        self._alpha = alpha.clone()
+
     def step(self, objective, progress):
         self.seen.append(self._alpha.numpy().copy())
         self._alpha = self._alpha + self._by
@@ -220,7 +224,7 @@ def test_the_paths_of_all_methods(run):
     assert (np.abs(step) <= 0.05 * np.abs(found.plane.directions).sum(axis=1) + 1e-6).all()
     # The losses beside a path are those of the panel that it is drawn on.
     search = Snapshot(RunFolder.open(run))
-    noise_seed = nas.search.seeds_for(0, landscape_run._SEEDED)["noise"]
+    noise_seed = seeds_for(0, landscape_run._SEEDED)["noise"]
     objective = search.objective("1", search.draw_once(1, 2, noise_seed))
     points = torch.from_numpy(found.plane.points(found.tracks["gld"].coordinates)).float()
     assert found.tracks["gld"].values == pytest.approx(objective(points).numpy(), abs=1e-6)

@@ -67,7 +67,7 @@ def numbered(n: int = 64, test: int = 4) -> Dataset:
 
 
 def searched(config, observer=None) -> Search:
-    search = Search(config, numbered(), observer)
+    search = search_on(config, numbered(), observer)
     search.run()
     return search
 
@@ -122,7 +122,7 @@ def test_each_method_searches_the_digits_and_records_the_documented_columns(algo
 def test_alpha_is_frozen_in_warm_up_and_moves_after_it(algo, search_config):
     config = search_config(algo, solver={"smoothing": 0.5} if algo == "rs" else {})
     observer = Alphas()
-    observer.search = search = Search(config, numbered(), observer)
+    observer.search = search = search_on(config, numbered(), observer)
     start = search.alpha.clone()
     search.run()
     assert [len(observer.seen[epoch]) for epoch in range(3)] == [2, 2, 2]
@@ -185,7 +185,7 @@ def test_weights_and_inner_steps_see_one_half_of_the_images_and_scores_the_other
         return mix(network, images, weights)
 
     monkeypatch.setattr(Supernet, "mix", recording)
-    search = Search(search_config("gld", epochs=4), numbered())
+    search = search_on(search_config("gld", epochs=4), numbered())
     search.run()
 
     used = {role: set(torch.cat(batches).tolist()) for role, batches in seen.items()}
@@ -227,7 +227,7 @@ def test_an_update_of_alpha_leaves_weights_and_optimizer_bitwise_alone(
         return metrics
 
     monkeypatch.setattr(updater, "step", checking)
-    search = Search(search_config(algo, epochs=2), numbered())
+    search = search_on(search_config(algo, epochs=2), numbered())
     search.run()
     assert checked == [True, True]
 
@@ -303,7 +303,7 @@ def test_divergence_is_an_error_and_keeps_the_last_checkpoint(algo, search_confi
                     search.supernet.head.classifier.weight.fill_(math.inf)
 
     checkpoint: list[bytes] = []
-    search = Search(search_config(algo), numbered(), Explode())
+    search = search_on(search_config(algo), numbered(), Explode())
     search.folder = search_module.RunFolder.create(tmp_path / "run", search.config)
     with pytest.raises(DivergedError, match="not finite in epoch 2"):
         search.run()
