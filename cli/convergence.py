@@ -13,7 +13,7 @@ from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.paper_size import reductions_of_all
 
 from . import console
-from .options import Json, let_threads_sleep, make_folder, parse_pairs
+from .options import RETRAININGS, Json, let_threads_sleep, make_folder, option, parse_pairs
 
 _PAPER = "Every 25 epochs of 200 in the paper (section 5.1)."
 
@@ -26,13 +26,7 @@ def convergence(
         int | None,
         typer.Option(help=f"Epochs between two genotypes. {_PAPER}", show_default="25"),
     ] = None,
-    train_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=VALUE of the retrainings, for example epochs=600; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    train_option: Annotated[list[str] | None, option(RETRAININGS, None, False)] = None,
     name: Annotated[
         str, typer.Option(help="Folder in each RUN that the retrainings go into.")
     ] = "convergence",

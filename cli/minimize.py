@@ -20,9 +20,10 @@ import zoopt_nas
 from zoopt_nas import Status
 from zoopt_nas._minimize import MAXFEV_PER_DIM
 from zoopt_nas.errors import InvalidValueError, RunInterrupted, UnknownNameError, ZooptNasError
+from zoopt_nas.nas.settings.setting import WHAT
 
 from . import console
-from .options import WHAT, Json, parse_pairs
+from .options import Json, parse_pairs
 
 _STOP, _EVALUATIONS = "When to stop", "Evaluations"
 _DEFAULT_METHOD = inspect.signature(zoopt_nas.minimize).parameters["method"].default
