@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import typer
+from zoopt_nas_cli.options import given, with_settings
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.genotype import GENOTYPES
@@ -15,7 +16,6 @@ from zoopt_nas.nas.search import algorithm
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.settings.setting import BELOW_1, GROUPS, MACHINE, setting, settings_of
-from zoopt_nas_cli.options import given, with_settings
 
 DATA_SETS = ("digits", "cifar10", "imagenet", "mine.npz")
 
