@@ -24,13 +24,19 @@ Command = Callable[..., Any]
 
 
 def option(
-    text: str, panel: str | None = None, shown: str | bool = True, *flags: str, **more: Any
+    text: str,
+    panel: str | None = None,
+    shown: str | bool = True,
+    *,
+    flag: str | None = None,
+    **more: Any,
 ) -> Any:
-    """Return an option with its help, its panel, and its default in words, or False for none."""
+    """Return an option; ``shown`` is its default in words, or False to show none."""
+    flags = [flag] if flag else []
     return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=shown, **more)
 
 
-Json = Annotated[bool, option("Print the result as JSON only.", None, True, "--json")]
+Json = Annotated[bool, option("Print the result as JSON only.", flag="--json")]
 ConfigFile = Annotated[Path | None, option("TOML file with settings; options override it.", WHAT)]
 RETRAININGS = "NAME=VALUE of the retrainings, for example epochs=600; may be repeated."
 
@@ -64,7 +70,7 @@ def with_settings(
                 known.help,
                 network if known.group == NETWORK else known.group,
                 not is_table and shown.get(name, cls.shown_default(name)),
-                *([known.option] if known.option else []),
+                flag=known.option,
             )
             annotation = Annotated[value | None, declared]
             parameters.append(

@@ -73,11 +73,10 @@ def search(
     done = nas.RunFolder.open(str(result.run_dir)).config(SearchConfig)
     reduced = reductions(done) if last else []
     if json:
-        genotype = result.genotype.to_dict()
-        run = str(result.run_dir)
-        console.say_json({"run_dir": run, "genotype": genotype, "reduced": reduced, **last})
+        found = {"run_dir": result.run_dir, "genotype": result.genotype.to_dict()}
+        console.say_json({**found, "reduced": reduced, **last})
         return
-    console.say(str(result.genotype))
+    console.say(result.genotype)
     if last:
         console.say(
             f"supernet validation accuracy {last['val_accuracy']:.2%}, "

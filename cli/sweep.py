@@ -47,7 +47,7 @@ def sweep(
     ctx: typer.Context,
     vary: Annotated[list[str] | None, option(_VARY, WHAT, False)] = None,
     seeds: Annotated[str | None, option("K,K,...: each is run.", WHAT, "0,1,2 (paper B.3)")] = None,
-    retrain: Annotated[bool, option("Retrain each result.", WHAT, True, "--retrain")] = False,
+    retrain: Annotated[bool, option("Retrain each result.", WHAT, flag="--retrain")] = False,
     train_option: Annotated[list[str] | None, option(RETRAININGS, WHAT, False)] = None,
     run_dir: Annotated[Path | None, option(_FOLDER, RUN, "runs/<date>-sweep")] = None,
     resume: Annotated[
@@ -98,7 +98,7 @@ def sweep(
     if json:
         console.say_json(
             {
-                "run_dir": str(run_dir),
+                "run_dir": run_dir,
                 "command": command,
                 "seeds": list(asked.seeds),
                 "reduced": reduced,
@@ -107,7 +107,7 @@ def sweep(
                     for point, numbers in rows
                 ],
                 "runs": [asdict(result) for result in results],
-                "pictures": [str(path) for path in pictures],
+                "pictures": pictures,
             }
         )
         return

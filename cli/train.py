@@ -95,7 +95,7 @@ def train(
     folder = nas.RunFolder.open(str(resume or run_dir))
     reduced = reductions(folder.config(TrainConfig))
     if json:
-        console.say_json({"run_dir": str(folder.path), **asdict(result), "reduced": reduced})
+        console.say_json({"run_dir": folder.path, **asdict(result), "reduced": reduced})
     else:
         _say_result(result, reduced, _on_other_images(searched, folder), folder.path)
 
