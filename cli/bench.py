@@ -16,7 +16,7 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers import make_solver
 
 from . import console
-from .options import Json, make_folder
+from .options import Json, make_folder, option
 
 if TYPE_CHECKING:
     from zoopt_nas.bbob import BBOBResult
@@ -39,19 +39,18 @@ def _group() -> None:
 
 @app.command("bbob")
 def bbob(
-    algo: Annotated[list[str], typer.Option(help="A solver; give it once for each.")],
-    dims: Annotated[str, typer.Option(help="Dimensions, such as 2,5,10.")] = "2,5,10",
-    instances: Annotated[str, typer.Option(help="Instances, such as 1-3.")] = "1-3",
-    functions: Annotated[str, typer.Option(help="Functions of the 24, such as 1,8,15.")] = "1-24",
-    evals_per_dim: Annotated[int, typer.Option(help="Evaluations for each dimension.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds starts, solvers and noise.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes; -1 is one for each core.")] = 1,
-    noise: Annotated[float, typer.Option(help="Strength of noise in the values.")] = 0.0,
-    noise_kind: Annotated[NoiseKind, typer.Option(help="What noise is.")] = NoiseKind.ADDITIVE,
-    bounded: Annotated[bool, typer.Option("--bounded", help="Give the bounds [-5, 5].")] = False,
+    algo: Annotated[list[str], option("A solver; give it once for each.")],
+    dims: Annotated[str, option("Dimensions, such as 2,5,10.")] = "2,5,10",
+    instances: Annotated[str, option("Instances, such as 1-3.")] = "1-3",
+    functions: Annotated[str, option("Functions of the 24, such as 1,8,15.")] = "1-24",
+    evals_per_dim: Annotated[int, option("Evaluations for each dimension.")] = 300,
+    seed: Annotated[int, option("Seeds starts, solvers and noise.", min=0)] = 0,
+    workers: Annotated[int, option("Processes; -1 is one for each core.")] = 1,
+    noise: Annotated[float, option("Strength of noise in the values.")] = 0.0,
+    noise_kind: Annotated[NoiseKind, option("What noise is.")] = NoiseKind.ADDITIVE,
+    bounded: Annotated[bool, option("Give the bounds [-5, 5].", flag="--bounded")] = False,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for results.json and ecdf.png.", show_default="write nothing"),
+        Path | None, option("Folder for results.json and ecdf.png.", shown="write nothing")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -94,8 +93,7 @@ def bbob(
         return
     _say_scores(results, seconds)
     if out is not None:
-        console.say(str(out / "results.json"))
-        console.say(str(out / "ecdf.png"))
+        console.say(out / "results.json", out / "ecdf.png")
 
 
 @contextmanager
@@ -123,21 +121,10 @@ def _summary(result: BBOBResult) -> dict[str, Any]:
 def _say_scores(results: list[BBOBResult], seconds: list[float]) -> None:
     suite = results[0].suite
     columns = ["solver", "score", *(f"{dim}-D" for dim in suite.dims), *results[0].by_group()]
-    rows = [
-        [
-            result.method,
-            *(
-                f"{score:.3f}"
-                for score in (
-                    result.score,
-                    *result.by_dim().values(),
-                    *result.by_group().values(),
-                )
-            ),
-            f"{duration:.1f}",
-        ]
-        for result, duration in zip(results, seconds, strict=True)
-    ]
+    rows = []
+    for result, duration in zip(results, seconds, strict=True):
+        scores = [result.score, *result.by_dim().values(), *result.by_group().values()]
+        rows.append([result.method, *(f"{score:.3f}" for score in scores), f"{duration:.1f}"])
     title = f"area under the ECDF, {len(suite.problems)} problems, seed {results[0].seed}"
     console.say_table(title, [*columns, "seconds"], rows)
 

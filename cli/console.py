@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,9 +30,10 @@ USAGE_ERROR = 2  # a wrong name, path or value
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 
-def say(line: str) -> None:
-    """Prints one line as it is."""
-    out.print(line, markup=False)
+def say(*lines: object) -> None:
+    """Print each line as it is."""
+    for line in lines:
+        out.print(str(line), markup=False)
 
 
 def say_reduced(reduced: Sequence[str]) -> None:
@@ -46,18 +48,20 @@ def be_silent() -> None:
 
 
 def say_json(value: object) -> None:
-    """Prints a value as one line of JSON, for programs; what is not finite becomes null."""
-    sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
+    """Print a value as one line of JSON, for programs; what is not finite becomes null."""
+    sys.stdout.write(json.dumps(_as_json(value), allow_nan=False) + "\n")
 
 
-def _finite(value: object) -> object:
-    """The value with None for NaN and the infinities, which are no JSON."""
+def _as_json(value: object) -> object:
+    """Return the value with None for NaN and the infinities, and paths as strings."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: _as_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [_as_json(entry) for entry in value]
     return value
 
 
@@ -79,9 +83,13 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:
     """Prints one line of error and gives the exit code back."""
-    one_line = " ".join(message.split())
-    err.print(f"[bold red]error:[/bold red] {escape(one_line)}")
+    _complain("error", "red", message)
     return code
+
+
+def _complain(what: str, color: str, message: object) -> None:
+    one_line = " ".join(str(message).split())
+    err.print(f"[bold {color}]{what}:[/bold {color}] {escape(one_line)}")
 
 
 @contextmanager
@@ -89,8 +97,7 @@ def one_line_warnings() -> Iterator[None]:
     """Inside, a warning is one line on stderr, without the place in the code that gave it."""
 
     def show(message: Warning | str, *args: object, **kwargs: object) -> None:
-        one_line = " ".join(str(message).split())
-        err.print(f"[bold yellow]warning:[/bold yellow] {escape(one_line)}")
+        _complain("warning", "yellow", message)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -13,32 +13,21 @@ from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.paper_size import reductions_of_all
 
 from . import console
-from .options import Json, let_threads_sleep, make_folder, parse_pairs
+from .options import RETRAININGS, Json, let_threads_sleep, make_folder, option, parse_pairs
 
-_PAPER = "Every 25 epochs of 200 in the paper (section 5.1)."
+_NAME = "Folder in each RUN that the retrainings go into."
+_EVERY = "Epochs between two genotypes. Every 25 epochs of 200 in the paper (section 5.1)."
 
 
 def convergence(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Run folders of searches to compare.")
     ],
-    every: Annotated[
-        int | None,
-        typer.Option(help=f"Epochs between two genotypes. {_PAPER}", show_default="25"),
-    ] = None,
-    train_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=VALUE of the retrainings, for example epochs=600; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    name: Annotated[
-        str, typer.Option(help="Folder in each RUN that the retrainings go into.")
-    ] = "convergence",
+    every: Annotated[int | None, option(_EVERY, shown="25")] = None,
+    train_option: Annotated[list[str] | None, option(RETRAININGS, shown=False)] = None,
+    name: Annotated[str, option(_NAME)] = "convergence",
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the figure.", show_default="pictures of the first RUN"),
+        Path | None, option("Folder of the figure.", shown="pictures of the first RUN")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -83,13 +72,8 @@ def convergence(
     make_folder(out)
     pictures = figures.save(plots.draw_convergence(points, reduced), out / "convergence")
     if json:
-        result = {
-            run: [asdict(point) | {"run_dir": str(point.run_dir)} for point in there]
-            for run, there in points.items()
-        }
-        console.say_json(
-            {"runs": result, "reduced": reduced, "pictures": [str(path) for path in pictures]}
-        )
+        result = {run: [asdict(point) for point in there] for run, there in points.items()}
+        console.say_json({"runs": result, "reduced": reduced, "pictures": pictures})
         return
     columns = ["run", "epoch", "test accuracy", "parameters", "supernet val. accuracy", "skips"]
     rows = [
@@ -106,5 +90,4 @@ def convergence(
     ]
     console.say_table("convergence", columns, rows)
     console.say_reduced(reduced)
-    for path in pictures:
-        console.say(str(path))
+    console.say(*pictures)

@@ -13,7 +13,7 @@ from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.paper_size import reductions_of_all
 
 from . import console
-from .options import Json, let_threads_sleep, make_folder
+from .options import Json, let_threads_sleep, make_folder, option
 
 _FORMS = {
     "n_effective": ("N_e", "{:.3f}"),
@@ -22,34 +22,23 @@ _FORMS = {
     "skip_connections": ("skips", "{}"),
 }
 
+_Q = "Measure Q (Eq. 11) at the end of each run, over K directions."
+_TOY = "Compare steps with the gradient of a toy (Eq. 13-19)."
+
 
 def diagnose(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="RUN...", help="Run folders of searches.")
     ] = None,
     every: Annotated[
-        int | None,
-        typer.Option(help="Epochs between rows of the table.", show_default="about ten rows a run"),
+        int | None, option("Epochs between rows of the table.", shown="about ten rows a run")
     ] = None,
-    condition_number: Annotated[
-        int,
-        typer.Option(
-            metavar="K",
-            help="Measure Q (Eq. 11) at the end of each run, over K directions.",
-            show_default="not measured",
-        ),
-    ] = 0,
-    radius: Annotated[
-        float | None, typer.Option(help="Norm of its perturbations.", show_default="0.01")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seeds the directions, or the toy.")] = 0,
-    toy: Annotated[
-        bool,
-        typer.Option("--toy", help="Compare steps with the gradient of a toy (Eq. 13-19)."),
-    ] = False,
+    condition_number: Annotated[int, option(_Q, shown="not measured", metavar="K")] = 0,
+    radius: Annotated[float | None, option("Norm of its perturbations.", shown="0.01")] = None,
+    seed: Annotated[int, option("Seeds the directions, or the toy.")] = 0,
+    toy: Annotated[bool, option(_TOY, flag="--toy")] = False,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the figure.", show_default="pictures of the first RUN"),
+        Path | None, option("Folder of the figure.", shown="pictures of the first RUN")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -86,15 +75,8 @@ def diagnose(
             name: {"n_samples": there.n_samples, "epochs": there.epochs, **there.columns}
             for name, there in curves.items()
         }
-        paths = [str(path) for path in pictures]
-        console.say_json(
-            {
-                "runs": shown,
-                "condition_numbers": numbers,
-                "reduced": reduced,
-                "pictures": paths,
-            }
-        )
+        found = {"runs": shown, "condition_numbers": numbers}
+        console.say_json({**found, "reduced": reduced, "pictures": pictures})
         return
     header = ["run", "N", "epoch", *(title for title, _ in _FORMS.values())]
     rows = [row for name, there in curves.items() for row in _rows(name, there, every)]
@@ -105,8 +87,7 @@ def diagnose(
         values = [[name, *(f"{q[kind]:.4g}" for kind in kinds)] for name, q in numbers.items()]
         console.say_table(title, ["run", "fitted (sgd)", "one step (second)", "first"], values)
     console.say_reduced(reduced)
-    for path in pictures:
-        console.say(str(path))
+    console.say(*pictures)
 
 
 def _rows(name: str, curves: Any, every: int | None) -> list[list[str]]:

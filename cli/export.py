@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import console
-from .options import Json, let_threads_sleep
+from .options import Json, let_threads_sleep, option
 
 
 def export(
@@ -16,13 +16,11 @@ def export(
         str,
         typer.Argument(metavar="RUN", help="Run folder of a retraining; python: or of a search."),
     ],
-    format: Annotated[str, typer.Option(help="onnx, torchscript or python.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the files.", show_default="RUN/export")
-    ] = None,
+    format: Annotated[str, option("onnx, torchscript or python.")],
+    out: Annotated[Path | None, option("Folder for the files.", shown="RUN/export")] = None,
     include_normalization: Annotated[
         bool,
-        typer.Option("--include-normalization", help="Take pixels in 0..1, not normalised images."),
+        option("Take pixels in 0..1, not normalised images.", flag="--include-normalization"),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -38,7 +36,7 @@ def export(
         console.say_json(
             {
                 "format": result.format,
-                "files": [str(path) for path in result.files],
+                "files": result.files,
                 "largest_difference": result.largest_difference,
                 "tolerance": result.tolerance,
                 "network": result.facts.to_dict(),
@@ -55,5 +53,4 @@ def export(
         f"logits differ by at most {result.largest_difference:.1e} of the largest one "
         f"(allowed: {result.tolerance:.0e})"
     )
-    for path in result.files:
-        console.say(str(path))
+    console.say(*result.files)

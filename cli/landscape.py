@@ -10,56 +10,29 @@ import typer
 from zoopt_nas.nas.settings.config import SearchConfig
 
 from . import console
-from .options import Json, let_threads_sleep
+from .options import Json, let_threads_sleep, option
 
 _GRID, _PATHS = "Grid", "Paths"
+_INNER = "Panels: first, second, or M, a number of inner steps; with commas."
+_STEP = "0.02 (paper); digits: 0.25"
+_METHODS = "Methods whose paths are drawn: darts1, darts2, rs, mgs, gld; or none."
 
 
 def landscape(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a search.")],
-    inner: Annotated[
-        str,
-        typer.Option(
-            help="Panels: first, second, or M, a number of inner steps; with commas.",
-            rich_help_panel=_GRID,
-        ),
-    ] = "first,second,10",
-    radius: Annotated[
-        float, typer.Option(help="Half of the square's side.", rich_help_panel=_GRID)
-    ] = 1.0,
-    step: Annotated[
-        float | None,
-        typer.Option(
-            help="Distance of grid points.",
-            rich_help_panel=_GRID,
-            show_default="0.02 (paper); digits: 0.25",
-        ),
-    ] = None,
+    inner: Annotated[str, option(_INNER, _GRID)] = "first,second,10",
+    radius: Annotated[float, option("Half of the square's side.", _GRID)] = 1.0,
+    step: Annotated[float | None, option("Distance of grid points.", _GRID, _STEP)] = None,
     val_batches: Annotated[
         int | None,
-        typer.Option(
-            help="Batches whose mean loss is drawn.",
-            rich_help_panel=_GRID,
-            show_default="those that score alpha, at most 16",
-        ),
+        option("Batches whose mean loss is drawn.", _GRID, "those that score alpha, at most 16"),
     ] = None,
-    paths: Annotated[
-        str,
-        typer.Option(
-            help="Methods whose paths are drawn: darts1, darts2, rs, mgs, gld; or none.",
-            rich_help_panel=_PATHS,
-        ),
-    ] = "darts1,rs,mgs,gld",
-    n_updates: Annotated[
-        int, typer.Option(help="Updates of each path.", rich_help_panel=_PATHS)
-    ] = 10,
-    path_lr: Annotated[
-        float, typer.Option(help="Adam's learning rate in DARTS's paths.", rich_help_panel=_PATHS)
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of directions, start and solvers.")] = 0,
+    paths: Annotated[str, option(_METHODS, _PATHS)] = "darts1,rs,mgs,gld",
+    n_updates: Annotated[int, option("Updates of each path.", _PATHS)] = 10,
+    path_lr: Annotated[float, option("Adam's learning rate in DARTS's paths.", _PATHS)] = 0.1,
+    seed: Annotated[int, option("Of directions, start and solvers.")] = 0,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for arrays and pictures.", show_default="RUN/landscape"),
+        Path | None, option("Folder for arrays and pictures.", shown="RUN/landscape")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -96,14 +69,13 @@ def landscape(
         )
     summary = found.summary()
     figure = landscape_plot.draw_landscape(found)
-    pictures = [str(path) for path in figures.save(figure, out / "landscape", ("png", "pdf"))]
+    pictures = figures.save(figure, out / "landscape", ("png", "pdf"))
     if json:
-        console.say_json({"out": str(out), **summary, "pictures": pictures})
+        console.say_json({"out": out, **summary, "pictures": pictures})
         return
     _say_tables(summary)
     console.say_reduced(summary["reduced"])
-    for path in (str(out / "landscape.npz"), str(out / "landscape.json"), *pictures):
-        console.say(path)
+    console.say(out / "landscape.npz", out / "landscape.json", *pictures)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -112,40 +84,40 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _say_tables(summary: dict[str, Any]) -> None:
     reference = summary["reference"]
+    panels = [
+        [
+            name,
+            _shown(panel["mean_gradient_norm"]),
+            ", ".join(map(_shown, panel["eigenvalues"])),
+            _point(panel["minimum"]) + (", on the border" if panel["is_on_border"] else ""),
+            _shown(panel["minimum_value"]),
+            _shown(panel["distance_to_reference"]),
+        ]
+        for name, panel in summary["panels"].items()
+    ]
+    header = ["inner", "mean gradient", "curvatures at the minimum", "minimum", "loss"]
     console.say_table(
         f"BatchNorm on batch statistics, {summary['settings']['val_batches']} validation batches",
-        [
-            *("inner", "mean gradient", "curvatures at the minimum", "minimum", "loss"),
-            f"distance to that of {reference}",
-        ],
-        [
-            [
-                name,
-                _shown(panel["mean_gradient_norm"]),
-                ", ".join(map(_shown, panel["eigenvalues"])),
-                _point(panel["minimum"]) + (", on the border" if panel["is_on_border"] else ""),
-                _shown(panel["minimum_value"]),
-                _shown(panel["distance_to_reference"]),
-            ]
-            for name, panel in summary["panels"].items()
-        ],
+        [*header, f"distance to that of {reference}"],
+        panels,
     )
     if not summary["paths"]:
         return
+    ends = [
+        [
+            name,
+            _point(path["start"]),
+            _point(path["end"]),
+            _shown(path["start_value"]),
+            _shown(path["end_value"]),
+            _shown(path["distance_to_minimum"]),
+        ]
+        for name, path in summary["paths"].items()
+    ]
     console.say_table(
         f"Paths of {summary['settings']['n_updates']} updates, losses of {reference} inner steps",
         ["method", "start", "end", "loss before", "after", "distance to the minimum"],
-        [
-            [
-                name,
-                _point(path["start"]),
-                _point(path["end"]),
-                _shown(path["start_value"]),
-                _shown(path["end_value"]),
-                _shown(path["distance_to_minimum"]),
-            ]
-            for name, path in summary["paths"].items()
-        ],
+        ends,
     )
 
 

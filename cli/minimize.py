@@ -20,21 +20,21 @@ import zoopt_nas
 from zoopt_nas import Status
 from zoopt_nas._minimize import MAXFEV_PER_DIM
 from zoopt_nas.errors import InvalidValueError, RunInterrupted, UnknownNameError, ZooptNasError
+from zoopt_nas.nas.settings.setting import WHAT
 
 from . import console
-from .options import WHAT, Json, parse_pairs
+from .options import Json, option, parse_pairs
 
 _STOP, _EVALUATIONS = "When to stop", "Evaluations"
 _DEFAULT_METHOD = inspect.signature(zoopt_nas.minimize).parameters["method"].default
 _FIELDS = ("x", "fun", "x_iterate", "fun_iterate", "nfev", "nit", "n_failed", "success")
+_X_SCALE = "Size of a sensible first step: one number for all, or one each: 1000,1e-3."
+_MAXFEV = f"{MAXFEV_PER_DIM} a coordinate, if there is no other limit"
+_ON_ERROR = "What an exception does: raise, or fail, which costs the one point."
 _FAILED = 1  # the function raised, or never returned a finite value
 _SHORT_LIST = 20  # names that fit on a line
 
 Value = Callable[[str], Any]
-
-
-def _option(help_text: str, panel: str, *flags: str, **more: Any) -> Any:
-    return typer.Option(*flags, help=help_text, rich_help_panel=panel, **more)
 
 
 def minimize(
@@ -45,68 +45,42 @@ def minimize(
             help="Takes a point (dim,) and returns a number. The current folder is searched first.",
         ),
     ],
-    x0: Annotated[
-        str, _option("The start: 1,-2.5 or 0*10 (ten zeros) or @list.json.", WHAT, "--x0")
-    ],
+    x0: Annotated[str, option("The start: 1,-2.5 or 0*10 (ten zeros) or @list.json.", WHAT)],
     algo: Annotated[
-        str | None,
-        _option("Solver; see zoopt-nas list solvers.", WHAT, show_default=str(_DEFAULT_METHOD)),
+        str | None, option("Solver; see zoopt-nas list solvers.", WHAT, str(_DEFAULT_METHOD))
     ] = None,
-    option: Annotated[
+    solver_option: Annotated[
         list[str] | None,
-        _option("NAME=VALUE of the solver; may be repeated.", WHAT, show_default=False),
+        option("NAME=VALUE of the solver; may be repeated.", WHAT, False, flag="--option"),
     ] = None,
     bounds: Annotated[
-        str | None,
-        _option("LOW:HIGH for all coordinates, or one each: 0:1,-5:,:2*8.", WHAT),
+        str | None, option("LOW:HIGH for all coordinates, or one each: 0:1,-5:,:2*8.", WHAT)
     ] = None,
-    x_scale: Annotated[
-        str | None,
-        _option(
-            "Size of a sensible first step: one number for all, or one each: 1000,1e-3.",
-            WHAT,
-            show_default="from the bounds and x0",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, _option("Seeds the solver.", WHAT, min=0, show_default="from the system")
-    ] = None,
+    x_scale: Annotated[str | None, option(_X_SCALE, WHAT, "from the bounds and x0")] = None,
+    seed: Annotated[int | None, option("Seeds the solver.", WHAT, "from the system", min=0)] = None,
     json: Json = False,
-    maxfev: Annotated[
-        int | None,
-        _option(
-            "Evaluations.",
-            _STOP,
-            show_default=f"{MAXFEV_PER_DIM} a coordinate, if there is no other limit",
-        ),
-    ] = None,
-    maxiter: Annotated[int | None, _option("Iterations.", _STOP)] = None,
-    maxtime: Annotated[float | None, _option("Seconds.", _STOP)] = None,
-    maxstall: Annotated[int | None, _option("Evaluations without a better value.", _STOP)] = None,
-    target: Annotated[float | None, _option("A value that is good enough.", _STOP)] = None,
-    workers: Annotated[
-        int, _option("Processes; -1: one for each core.", _EVALUATIONS, show_default=True)
-    ] = 1,
+    maxfev: Annotated[int | None, option("Evaluations.", _STOP, _MAXFEV)] = None,
+    maxiter: Annotated[int | None, option("Iterations.", _STOP)] = None,
+    maxtime: Annotated[float | None, option("Seconds.", _STOP)] = None,
+    maxstall: Annotated[int | None, option("Evaluations without a better value.", _STOP)] = None,
+    target: Annotated[float | None, option("A value that is good enough.", _STOP)] = None,
+    workers: Annotated[int, option("Processes; -1: one for each core.", _EVALUATIONS)] = 1,
     timeout: Annotated[
-        float | None, _option("Seconds after which an evaluation has failed.", _EVALUATIONS)
+        float | None, option("Seconds after which an evaluation has failed.", _EVALUATIONS)
     ] = None,
     vectorized: Annotated[
         bool,
-        _option("FUNCTION takes (n, dim) and returns (n,).", _EVALUATIONS, "--vectorized"),
+        option("FUNCTION takes (n, dim) and returns (n,).", _EVALUATIONS, flag="--vectorized"),
     ] = False,
     on_error: Annotated[
-        str | None,
-        _option(
-            "What an exception does: raise, or fail, which costs the one point.",
-            _EVALUATIONS,
-            show_default="raise; with workers: fail",
-        ),
+        str | None, option(_ON_ERROR, _EVALUATIONS, "raise; with workers: fail")
     ] = None,
     noisy: Annotated[
-        bool, _option("The value of a point differs from call to call.", _EVALUATIONS, "--noisy")
+        bool,
+        option("The value of a point differs from call to call.", _EVALUATIONS, flag="--noisy"),
     ] = False,
     checkpoint: Annotated[
-        Path | None, _option("File to save the run in and to resume it from.", _EVALUATIONS)
+        Path | None, option("File to save the run in and to resume it from.", _EVALUATIONS)
     ] = None,
 ) -> int:
     """Minimize a function of a Python module; Ctrl-C ends it with the best point so far."""
@@ -126,7 +100,7 @@ def minimize(
         "on_error": on_error,
         "vectorized": vectorized,
         "checkpoint": checkpoint,
-        "options": parse_pairs(option or [], "--option"),
+        "options": parse_pairs(solver_option or [], "--option"),
     }
     if algo is not None:
         arguments["method"] = algo
@@ -265,15 +239,19 @@ def _numbers(text: str) -> list[float]:
 
 
 def _x_scale(text: str) -> float | list[float]:
-    """``0.5``, for all coordinates, or ``1000,1e-3*2``, one for each."""
+    """Parse ``0.5``, for all coordinates, or ``1000,1e-3*2``, one for each."""
     steps = _entries("--x-scale", text, float, "numbers such as 0.5 or 1000,1e-3*2")
-    return steps[0] if "," not in text and "*" not in text else steps
+    return steps if _is_one_each(text) else steps[0]
 
 
 def _bounds(text: str) -> Any:
-    """``-5:5``, for all coordinates, or ``0:1,:3*2``, one for each."""
+    """Parse ``-5:5``, for all coordinates, or ``0:1,:3*2``, one for each."""
     pairs = _entries("--bounds", text, _pair, "LOW:HIGH, such as -5:5, or 0:1,-5:,:2*8")
-    return zoopt_nas.Box(*pairs[0]) if "," not in text and "*" not in text else pairs
+    return pairs if _is_one_each(text) else zoopt_nas.Box(*pairs[0])
+
+
+def _is_one_each(text: str) -> bool:
+    return "," in text or "*" in text
 
 
 def _pair(text: str) -> tuple[float | None, float | None]:

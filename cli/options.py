@@ -1,87 +1,105 @@
-"""What the commands' options have in common: how defaults are shown, and who overrides whom."""
+"""What the commands' options have in common: settings as options, and who overrides whom."""
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import os
 import tomllib
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.settings.config import RunConfig
+from zoopt_nas.nas.settings.setting import GROUPS, NETWORK, WHAT, settings_of
 
-# The panels of --help.
-WHAT, RUN, SUPERNET, NETWORK, WEIGHTS, ALPHA, DATA, MACHINE = (
-    "What to do",
-    "Run folder",
-    "Supernet",
-    "Network",
-    "Weights",
-    "Alpha",
-    "Data",
-    "Machine",
-)
+RUN, SUPERNET = "Run folder", "Supernet"
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_PANELS = (WHAT, RUN, SUPERNET, *GROUPS[1:])
+
+Command = Callable[..., Any]
 
 
-def setting(cls: type[RunConfig], name: str, help_text: str, panel: str, **more: Any) -> Any:
-    """The option of a config's field: left out, it means what the config says for the data set.
+def option(
+    text: str,
+    panel: str | None = None,
+    shown: str | bool = True,
+    *,
+    flag: str | None = None,
+    **more: Any,
+) -> Any:
+    """Return an option; ``shown`` is its default in words, or False to show none."""
+    flags = [flag] if flag else []
+    return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=shown, **more)
 
-    The default shown is that of the config, with the one for the embedded digits if it differs.
+
+Json = Annotated[bool, option("Print the result as JSON only.", flag="--json")]
+ConfigFile = Annotated[Path | None, option("TOML file with settings; options override it.", WHAT)]
+RETRAININGS = "NAME=VALUE of the retrainings, for example epochs=600; may be repeated."
+
+
+def with_settings(
+    cls: type[RunConfig], *, first: Sequence[str], network: str = NETWORK, **shown: str
+) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command the options of ``cls``, one for each setting.
+
+    The command takes its own options alone; ``given`` returns the settings on the command line. A
+    setting that is left out takes the config's default for the data set and method.
+
+    Args:
+        cls: the config.
+        first: options that lead their panel in ``--help``. The others follow: the command's own,
+            then the settings in the order of their fields.
+        network: the panel of the network's settings.
+        **shown: defaults in words that are the command's and not the config's.
     """
-    usual = {spec.name: spec.default for spec in dataclasses.fields(cls)}[name]
-    shown = "none" if usual is None else _shown(usual)
-    digits = cls.defaults_for("digits").get(name, usual)
-    if digits != usual:
-        shown += f"; digits: {_shown(digits)}"
-    return typer.Option(help=help_text, rich_help_panel=panel, show_default=shown, **more)
 
+    def decorate(command: Command) -> Command:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        hints = get_type_hints(cls)
+        parameters = [one.replace(kind=_KEYWORD) for one in own]
+        for name, known in settings_of(cls).items():
+            if not known.has_option:
+                continue
+            is_table = hints[name] == dict[str, Any]
+            value: Any = list[str] if is_table else hints[name]
+            declared = option(
+                known.help,
+                network if known.group == NETWORK else known.group,
+                not is_table and shown.get(name, cls.shown_default(name)),
+                flag=known.option,
+            )
+            annotation = Annotated[value | None, declared]
+            parameters.append(
+                inspect.Parameter(name, _KEYWORD, default=None, annotation=annotation)
+            )
 
-def _shown(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+        def place(parameter: inspect.Parameter) -> tuple[int, int]:
+            (info,) = getattr(parameter.annotation, "__metadata__", (None,))
+            panel = getattr(info, "rich_help_panel", None)
+            name = parameter.name
+            return (
+                _PANELS.index(panel) if panel in _PANELS else -1,
+                first.index(name) if name in first else len(first),
+            )
 
+        def run(**arguments: Any) -> Any:
+            return command(**{one.name: arguments[one.name] for one in own})
 
-def _common(name: str, help_text: str, panel: str) -> Any:
-    return setting(RunConfig, name, help_text, panel)
+        parameters.sort(key=place)
+        run.__doc__ = command.__doc__
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
 
-
-# The options that search and train have alike.
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(help="TOML file with settings; options override it.", rich_help_panel=WHAT),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")]
-Seed = Annotated[int | None, _common("seed", "Seeds everything.", WHAT)]
-LearningRate = Annotated[float | None, _common("lr", "Learning rate at the start.", WEIGHTS)]
-WeightDecay = Annotated[float | None, _common("weight_decay", "Weight decay.", WEIGHTS)]
-DataDir = Annotated[str | None, _common("data_dir", "Folder of the data sets' files.", DATA)]
-Download = Annotated[bool | None, _common("download", "Fetch missing files into it.", DATA)]
-NTrain = Annotated[int | None, _common("n_train", "Use only so many training images.", DATA)]
-ImageSize = Annotated[int | None, _common("image_size", "Resize images to this side.", DATA)]
-Device = Annotated[str | None, _common("device", "auto, cpu, cuda, mps.", MACHINE)]
-Threads = Annotated[int | None, _common("threads", "CPU threads; none: torch's choice.", MACHINE)]
-Amp = Annotated[
-    str | None,
-    _common("amp", "Precision of the weights' steps: bf16, off; auto: bf16 on CUDA.", MACHINE),
-]
-Compile = Annotated[
-    str | None,
-    _common("compile", "Weight steps as CUDA graphs, or compiled: on, off; auto: CUDA.", MACHINE),
-]
-ChannelsLast = Annotated[
-    str | None, _common("channels_last", "Memory order: on, off; auto: CPU and CUDA.", MACHINE)
-]
-
-Native = Annotated[
-    str | None, _common("native", "Own CPU kernels: on, off; auto: with a C compiler.", MACHINE)
-]
+    return decorate
 
 
 def let_threads_sleep() -> None:
-    """Makes OpenMP threads that wait sleep instead of spin, unless the user has said otherwise.
+    """Make OpenMP threads that wait sleep instead of spin, unless the user has said otherwise.
 
     Call it before torch is imported, which is when OpenMP reads it. A spinning thread takes its
     core from other processes: with one of them on a core, making batches took 80 times as long.
@@ -90,15 +108,19 @@ def let_threads_sleep() -> None:
 
 
 def given(ctx: typer.Context, cls: type[RunConfig]) -> dict[str, Any]:
-    """The config fields that were set on the command line."""
-    names = {spec.name for spec in dataclasses.fields(cls)}
-    return {
-        name: value for name, value in ctx.params.items() if name in names and value is not None
-    }
+    """Return the settings that the command line sets; the config file's come before them."""
+    found = {}
+    for name, known in settings_of(cls).items():
+        value = ctx.params.get(name) if known.has_option else None
+        if isinstance(value, list | tuple):
+            value = parse_pairs(value, known.option or "") or None
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def read_config_file(path: Path | None, cls: type[RunConfig]) -> dict[str, Any]:
-    """The settings in a ``--config`` file, none if there is no file."""
+    """Return the settings in a ``--config`` file, none if there is no file."""
     if path is None:
         return {}
     try:
@@ -109,47 +131,51 @@ def read_config_file(path: Path | None, cls: type[RunConfig]) -> dict[str, Any]:
         raise RunError(f"cannot read --config {path}: it is not text") from error
 
 
-def parse_pairs(pairs: list[str], flag: str = "--solver-option") -> dict[str, Any]:
-    """``["sigma=0.2", "weighting=exact"]`` as a mapping; values are TOML, or else strings."""
+def parse_pairs(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """Parse ``["sigma=0.2", "weighting=exact"]``; values are TOML, or else strings."""
     parsed: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise InvalidValueError(f"{flag} must read NAME=VALUE, got {pair}")
-        try:
-            parsed[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed[key] = value
+        parsed[key] = _value(value)
     return parsed
 
 
-def parse_values(pairs: list[str], flag: str = "--vary") -> dict[str, list[Any]]:
-    """``["n_samples=2,4"]`` as ``{"n_samples": [2, 4]}``; values as in ``parse_pairs``."""
-    parsed: dict[str, list[Any]] = {}
+def parse_values(pairs: Sequence[str], flag: str) -> dict[str, tuple[Any, ...]]:
+    """Parse ``["n_samples=2,4"]`` as ``{"n_samples": (2, 4)}``; values as in ``parse_pairs``."""
+    parsed: dict[str, tuple[Any, ...]] = {}
     for pair in pairs:
         name, equals, values = pair.partition("=")
         if not equals or not name or name in parsed:
             raise InvalidValueError(f"{flag} must read NAME=VALUE,VALUE,... once, got {pair}")
-        parsed[name] = [
-            parse_pairs([f"{name}={value}"])[name] for value in values.split(",") if value
-        ]
+        parsed[name] = tuple(_value(value) for value in values.split(",") if value)
     return parsed
 
 
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
 def resume_alone(ctx: typer.Context) -> None:
-    """A resumed run has its settings already; another one beside ``--resume`` is a mistake."""
+    """Refuse other options beside ``--resume``: a resumed run has its settings already."""
+    flags = {param.name: param.opts[0] for param in ctx.command.params}
     others = [
-        name
+        flags[name]
         for name, value in ctx.params.items()
         if name not in ("resume", "json") and value not in (None, [], ())
     ]
     if others:
-        flags = ", ".join("--" + name.replace("_", "-") for name in others)
-        raise InvalidValueError(f"--resume takes every setting from the run; leave out {flags}")
+        raise InvalidValueError(
+            f"--resume takes every setting from the run; leave out {', '.join(others)}"
+        )
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder for results, if it is not there.
+    """Make a folder for results, if it is not there.
 
     Raises:
         RunError: it cannot be made.
@@ -161,6 +187,6 @@ def make_folder(path: Path) -> None:
 
 
 def dated(*parts: object) -> str:
-    """A name for a run folder: date, time and what it is about."""
+    """Return a name for a run folder: date, time and what it is about."""
     names = [Path(str(part)).stem for part in parts]
     return "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *names])

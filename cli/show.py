@@ -11,7 +11,7 @@ import typer
 from zoopt_nas.nas.settings.config import SearchConfig
 
 from . import console
-from .options import Json, make_folder
+from .options import Json, make_folder, option
 
 
 def show(
@@ -23,8 +23,7 @@ def show(
         ),
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the pictures.", show_default="RUN/pictures, or pictures"),
+        Path | None, option("Folder for the pictures.", shown="RUN/pictures, or pictures")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -61,7 +60,7 @@ def show(
                 "sizes": sizes,
                 "last_epoch": rows[-1] if rows else None,
                 "failures": {row["epoch"]: row["failures"] for row in rows if row.get("failures")},
-                "pictures": [str(path) for path in pictures],
+                "pictures": pictures,
             }
         )
         return
@@ -78,8 +77,7 @@ def show(
             f"{side}x{side}: {size['n_parameters'] / 1e6:.2f} M parameters, "
             f"{size['n_multiply_adds'] / 1e6:.1f} M multiply-adds"
         )
-    for path in pictures:
-        console.say(str(path))
+    console.say(*pictures)
 
 
 # The networks by which papers compare genotypes: on CIFAR-10 and on ImageNet (DARTS).

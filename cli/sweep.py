@@ -11,9 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.settings.setting import WHAT
 
 from . import console, search
-from .options import RUN, WHAT, Json, dated, let_threads_sleep, parse_pairs, parse_values
+from .options import (
+    RETRAININGS,
+    RUN,
+    Json,
+    dated,
+    let_threads_sleep,
+    option,
+    parse_pairs,
+    parse_values,
+)
 
 # Of a retraining's errors 0.01 points would be noise; a mean has a digit more than a run.
 _COLUMNS = {
@@ -26,46 +36,22 @@ _COLUMNS = {
     "seconds": ("search s", 1.0, "{:.0f}"),
 }
 
+_VARY = (
+    "NAME=VALUE,VALUE,... of a search setting or solver option, for example n_samples=2,4,6,8; "
+    "repeated, all combinations."
+)
+_FOLDER = "Folder of the sweep. One of the same sweep goes on."
+
 
 def sweep(
     ctx: typer.Context,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=VALUE,VALUE,... of a search setting or solver option, for example "
-            "n_samples=2,4,6,8; repeated, all combinations.",
-            rich_help_panel=WHAT,
-            show_default=False,
-        ),
-    ] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            help="K,K,...: each is run.", rich_help_panel=WHAT, show_default="0,1,2 (paper B.3)"
-        ),
-    ] = None,
-    retrain: Annotated[
-        bool, typer.Option("--retrain", help="Retrain each result.", rich_help_panel=WHAT)
-    ] = False,
-    train_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=VALUE of the retrainings, for example epochs=600; may be repeated.",
-            rich_help_panel=WHAT,
-            show_default=False,
-        ),
-    ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the sweep. One of the same sweep goes on.",
-            rich_help_panel=RUN,
-            show_default="runs/<date>-sweep",
-        ),
-    ] = None,
+    vary: Annotated[list[str] | None, option(_VARY, WHAT, False)] = None,
+    seeds: Annotated[str | None, option("K,K,...: each is run.", WHAT, "0,1,2 (paper B.3)")] = None,
+    retrain: Annotated[bool, option("Retrain each result.", WHAT, flag="--retrain")] = False,
+    train_option: Annotated[list[str] | None, option(RETRAININGS, WHAT, False)] = None,
+    run_dir: Annotated[Path | None, option(_FOLDER, RUN, "runs/<date>-sweep")] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(help="Go on with this sweep; needs no other option.", rich_help_panel=RUN),
+        Path | None, option("Go on with this sweep; needs no other option.", RUN)
     ] = None,
     json: Json = False,
 ) -> None:
@@ -88,9 +74,9 @@ def sweep(
     else:
         settings = parse_pairs(train_option or [], "--train-option")
         asked = Sweep(
-            vary={name: tuple(values) for name, values in parse_values(vary or []).items()},
+            vary=parse_values(vary or [], "--vary"),
             seeds=_whole_numbers(seeds or "0,1,2"),
-            search=search.parse_fields(ctx.args),
+            search=search.parse_settings(ctx.args),
             train=settings if retrain or settings else None,
             command=_command(ctx),
         )
@@ -112,7 +98,7 @@ def sweep(
     if json:
         console.say_json(
             {
-                "run_dir": str(run_dir),
+                "run_dir": run_dir,
                 "command": command,
                 "seeds": list(asked.seeds),
                 "reduced": reduced,
@@ -121,7 +107,7 @@ def sweep(
                     for point, numbers in rows
                 ],
                 "runs": [asdict(result) for result in results],
-                "pictures": [str(path) for path in pictures],
+                "pictures": pictures,
             }
         )
         return

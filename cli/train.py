@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,135 +13,44 @@ import typer
 from zoopt_nas.errors import InvalidValueError, RunError
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.settings.paper_size import reductions
+from zoopt_nas.nas.settings.setting import WHAT
 
 from . import console
 from .options import (
-    DATA,
-    NETWORK,
     RUN,
-    WEIGHTS,
-    WHAT,
-    Amp,
-    ChannelsLast,
-    Compile,
     ConfigFile,
-    DataDir,
-    Device,
-    Download,
-    ImageSize,
     Json,
-    LearningRate,
-    Native,
-    NTrain,
-    Seed,
-    Threads,
-    WeightDecay,
     dated,
     given,
     let_threads_sleep,
+    option,
     read_config_file,
     resume_alone,
-    setting,
+    with_settings,
 )
 
+_SOURCE = "Run folder of a search, file with a genotype, its published string, or DARTS_V2."
+_PROTOCOL = "Published settings: rdarts, sdarts, darts, imagenet. Other options override it."
+_SPACE = "Where the genotype was found; rdarts has its sizes by it."
+_FIRST = (
+    "dataset", "protocol", "space", "seed", "config",
+    "epochs", "batch_size", "lr", "schedule", "warmup_epochs",
+)  # fmt: skip
+_FOLDER = "RUN/train-<date>-seed<k>, or runs/<date>-train-..."
 
-def _field(name: str, help_text: str, panel: str, **more: Any) -> Any:
-    return setting(TrainConfig, name, help_text, panel, **more)
 
-
+@with_settings(TrainConfig, first=_FIRST, dataset="that of the search, or digits")
 def train(
     ctx: typer.Context,
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN_OR_GENOTYPE",
-            help="Run folder of a search, file with a genotype, its published string, or DARTS_V2.",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Data set: a name, an .npz file or a folder of class folders.",
-            rich_help_panel=WHAT,
-            show_default="that of the search, or digits",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="Published settings: rdarts, sdarts, darts, imagenet. Other options override it.",
-            rich_help_panel=WHAT,
-            show_default="those of the data set",
-        ),
-    ] = None,
-    space: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the genotype was found; rdarts has its sizes by it.",
-            rich_help_panel=WHAT,
-            show_default="that of the search",
-        ),
-    ] = None,
-    seed: Seed = None,
+    source: Annotated[str | None, typer.Argument(metavar="RUN_OR_GENOTYPE", help=_SOURCE)] = None,
+    protocol: Annotated[str | None, option(_PROTOCOL, WHAT, "those of the data set")] = None,
+    space: Annotated[str | None, option(_SPACE, WHAT, "that of the search")] = None,
     config: ConfigFile = None,
-    report: Annotated[
-        str | None,
-        _field(
-            "report",
-            "Which epoch's test accuracy: last; best, which selects on the test set.",
-            WHAT,
-        ),
-    ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to create.",
-            rich_help_panel=RUN,
-            show_default="RUN/train-<date>-seed<k>, or runs/<date>-train-...",
-        ),
-    ] = None,
+    run_dir: Annotated[Path | None, option("Folder to create.", RUN, _FOLDER)] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(help="Go on with this retraining; needs no other.", rich_help_panel=RUN),
+        Path | None, option("Go on with this retraining; needs no other.", RUN)
     ] = None,
     json: Json = False,
-    init_channels: Annotated[
-        int | None, _field("init_channels", "Width of the first cell.", NETWORK)
-    ] = None,
-    n_cells: Annotated[int | None, _field("n_cells", "Number of cells.", NETWORK)] = None,
-    auxiliary: Annotated[bool | None, _field("auxiliary", "Auxiliary head.", NETWORK)] = None,
-    auxiliary_weight: Annotated[
-        float | None, _field("auxiliary_weight", "Weight of its loss.", NETWORK)
-    ] = None,
-    drop_path: Annotated[
-        float | None, _field("drop_path", "Drop-path probability at the end.", NETWORK)
-    ] = None,
-    epochs: Annotated[int | None, _field("epochs", "Epochs.", WEIGHTS)] = None,
-    batch_size: Annotated[int | None, _field("batch_size", "Images in a batch.", WEIGHTS)] = None,
-    lr: LearningRate = None,
-    schedule: Annotated[
-        str | None, _field("schedule", "Decay of the learning rate: cosine, linear.", WEIGHTS)
-    ] = None,
-    warmup_epochs: Annotated[
-        int | None, _field("warmup_epochs", "Epochs of growing learning rate.", WEIGHTS)
-    ] = None,
-    weight_decay: WeightDecay = None,
-    label_smoothing: Annotated[
-        float | None, _field("label_smoothing", "Label smoothing.", WEIGHTS)
-    ] = None,
-    cutout: Annotated[
-        int | None, _field("cutout", "Side of the square cut out of images.", DATA)
-    ] = None,
-    data_dir: DataDir = None,
-    download: Download = None,
-    n_train: NTrain = None,
-    image_size: ImageSize = None,
-    device: Device = None,
-    threads: Threads = None,
-    amp: Amp = None,
-    compile: Compile = None,
-    channels_last: ChannelsLast = None,
-    native: Native = None,
 ) -> None:
     """Train the network of a genotype on the full training set, and test it at the end."""
     let_threads_sleep()
@@ -186,7 +95,7 @@ def train(
     folder = nas.RunFolder.open(str(resume or run_dir))
     reduced = reductions(folder.config(TrainConfig))
     if json:
-        console.say_json({"run_dir": str(folder.path), **asdict(result), "reduced": reduced})
+        console.say_json({"run_dir": folder.path, **asdict(result), "reduced": reduced})
     else:
         _say_result(result, reduced, _on_other_images(searched, folder), folder.path)
 
@@ -243,7 +152,7 @@ def _find(source: str, dataset: str | None) -> tuple[Any, dict[str, Any], Path |
 
 def _in_words(run: Path, config: TrainConfig, taken: dict[str, Any], own: dict[str, Any]) -> str:
     """A line on what is taken from a run: what is not a default there, and not set anew here."""
-    usual = {spec.name: spec.default for spec in fields(TrainConfig)}
+    usual = TrainConfig.usual()
     parts = [
         f"{name} {value}"
         for name, value in taken.items()

@@ -61,5 +61,5 @@ def test_what_export_refuses(refused, trained, search_config, tmp_path):
     line = refused("export", tmp_path / "search", "--format", "onnx")
     assert line == (
         f"{tmp_path / 'search'} is a search, which leaves no trained network: "
-        "train it first (zoopt-nas train), or export it untrained as python"
+        "train it first, or export it untrained as python"
     )

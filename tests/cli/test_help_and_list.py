@@ -99,7 +99,7 @@ def test_help_of_search_shows_the_defaults_of_its_config(cli):
 
 def test_help_of_train_shows_the_defaults_of_its_config(cli):
     text = cli("train", "--help").out
-    digits, others = TrainConfig.defaults_for("digits"), TrainConfig()
+    digits, others = TrainConfig.defaults_for("digits"), TrainConfig(dataset="cifar10")
     for flag, name in {
         "--epochs": "epochs",
         "--init-channels": "init_channels",

@@ -337,7 +337,7 @@ def test_train_follows_a_protocol_and_the_space_of_its_search(cli, npz, tmp_path
     assert "space must be" not in no_files
     assert "cifar-10" in no_files
     assert refused("train", "DARTS_V1", "--protocol", "rdarts", "--dataset", "cifar10") == (
-        "space must be one of s1, s2, s3, s4 for protocol rdarts (--space), got none"
+        "space must be one of s1, s2, s3, s4 for protocol rdarts, got none"
     )
     size = ("--init-channels", 2, "--n-cells", 1, "--no-auxiliary")
     train = ("--dataset", npz, *few, *size, "--run-dir", tmp_path / "train")

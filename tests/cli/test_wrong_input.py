@@ -118,7 +118,7 @@ def test_svhn_without_files_says_which_where_and_what_to_do(refused, tmp_path):
     line = refused("search", "--space", "s3", "--dataset", "svhn", "--algo", "gld")
     assert line == (
         "svhn: no file train_32x32.mat in data; "
-        "say where the data is with --data-dir DIR, or fetch it with --download"
+        "set data_dir to the folder of the data, or download to fetch it"
     )
     line = refused("search", "--dataset", "svhn", "--data-dir", tmp_path / "else")
     assert f"no file train_32x32.mat in {tmp_path / 'else'};" in line

@@ -185,7 +185,7 @@ def test_a_missing_file_says_where_and_what_to_do(tmp_path):
     message = str(caught.value)
     assert message == (
         f"cifar10: no file data_batch_4 in {tmp_path / 'cifar-10-batches-py'}; "
-        "say where the data is with --data-dir DIR, or fetch it with --download"
+        "set data_dir to the folder of the data, or download to fetch it"
     )
 
 
@@ -300,7 +300,7 @@ def test_imagenet_is_decoded_when_fetched(tmp_path):
     first.parent.rmdir()
     with pytest.raises(DataError, match="must hold 1000 class folders, it holds 999"):
         load("imagenet", tmp_path)
-    with pytest.raises(DataError, match="--data-dir"):
+    with pytest.raises(DataError, match="set data_dir to the folder"):
         load("imagenet", tmp_path / "elsewhere")
 
 

@@ -191,7 +191,7 @@ def test_images_of_one_size_on_disk_and_two_when_upright_are_refused(tmp_path):
     root = tmp_path / "mixed"
     for i, name in enumerate(("a", "a", "b", "b")):
         save_with_orientation(root / "train" / name / f"{i}.png", UPRIGHT, 6 if i == 3 else 1)
-    with pytest.raises(DataError, match=r"a/0\.png is 4x3, .*b/3\.png is 3x4; .*--image-size"):
+    with pytest.raises(DataError, match=r"a/0\.png is 4x3, .*b/3\.png is 3x4; .*image_size"):
         load(root, splits=("train",))
     assert load(root, splits=("train",), image_size=8).train.images.shape == (4, 1, 8, 8)
 

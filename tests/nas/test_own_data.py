@@ -57,7 +57,7 @@ def test_own_npz_of_grey_images_resized(tmp_path):
     flat = np.full((6, 20, 30), 7, np.uint8)
     arrays = own_arrays(x_train=flat, x_test=flat[:3])
     np.savez(tmp_path / "grey.npz", **arrays)
-    with pytest.raises(DataError, match=r"must be square, got 30x20.*--image-size"):
+    with pytest.raises(DataError, match=r"must be square, got 30x20.*image_size"):
         load(tmp_path / "grey.npz", tmp_path)
     dataset = load(tmp_path / "grey.npz", tmp_path, image_size=8)
     assert dataset.train.images.shape == (6, 1, 8, 8)
@@ -163,7 +163,7 @@ def test_own_folder_resizes_the_middle_square(tmp_path):
             pixels = np.zeros((16, width), np.uint8)
             pixels[:, width // 2 - 8 : width // 2 + 8] = 50
             Image.fromarray(pixels).save(root / "train" / name / f"{i}.png")
-    with pytest.raises(DataError, match=r"a/0\.png is 32x16, .*a/1\.png is 64x16.*--image-size"):
+    with pytest.raises(DataError, match=r"a/0\.png is 32x16, .*a/1\.png is 64x16.*image_size"):
         load(root, tmp_path, splits=("train",))
     with pytest.raises(DataError, match="no folder test or val beside train"):
         load(root, tmp_path, image_size=8)

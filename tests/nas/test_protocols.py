@@ -12,8 +12,8 @@ from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 def test_the_darts_protocol_is_the_default_of_a_retraining(protocol: str):
     for dataset in ("cifar10", "svhn", "digits"):  # it replaces the digits' own defaults
         config = TrainConfig.for_dataset(dataset, "DARTS_V2", protocol=protocol)
-        assert config == TrainConfig(dataset=dataset)
-    assert TrainConfig().batch_size == 96
+        assert config == TrainConfig(dataset="cifar10").replace(dataset=dataset)
+    assert TrainConfig(dataset="cifar10").batch_size == 96
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_a_protocol_gives_way_to_what_is_asked_for():
         ({"protocol": "rdart", "dataset": "cifar10"}, "unknown protocol 'rdart'; did you mean"),
         (
             {"protocol": "rdarts", "dataset": "cifar10"},
-            r"space must be one of s1, s2, s3, s4 for protocol rdarts \(--space\), got none",
+            "space must be one of s1, s2, s3, s4 for protocol rdarts, got none",
         ),
         (
             {"protocol": "rdarts", "dataset": "svhn", "space": "darts"},
-            "for protocol rdarts .*, got darts",
+            "for protocol rdarts, got darts",
         ),
         (
             {"protocol": "rdarts", "dataset": "digits", "space": "s1"},

@@ -73,7 +73,7 @@ def _require(
     if missing:
         raise MissingDataError(
             f"{name}: no file {missing[0].name} in {missing[0].parent}; "
-            "say where the data is with --data-dir DIR, or fetch it with --download"
+            "set data_dir to the folder of the data, or download to fetch it"
         )
 
 
@@ -184,7 +184,7 @@ def _load_imagenet(data_dir: Path, split: Split, download: bool) -> Loaded:
     if not root.is_dir():
         raise MissingDataError(
             f"imagenet: no folder {root}; it cannot be downloaded from here, "
-            "say where the folder imagenet is with --data-dir DIR"
+            "set data_dir to the folder that holds imagenet"
         )
     paths, labels, classes = list_images(root)
     if len(classes) != 1000:

@@ -180,7 +180,7 @@ def check_same_size(
     if other_size != first_size:
         raise DataError(
             f"images differ in size: {first} is {first_size[0]}x{first_size[1]}, {other} is "
-            f"{other_size[0]}x{other_size[1]}; give them one size with --image-size"
+            f"{other_size[0]}x{other_size[1]}; give them one size with image_size"
         )
 
 

@@ -118,7 +118,7 @@ def user_spec(path: Path, image_size: int | None) -> DatasetSpec:
     _, height, width, channels = images.shape
     if height != width:
         raise DataError(
-            f"{path}: images must be square, got {width}x{height}; crop them with --image-size"
+            f"{path}: images must be square, got {width}x{height}; crop them with image_size"
         )
 
     def load(data_dir: Path, split: Split, download: bool) -> Loaded:

@@ -112,7 +112,7 @@ def _training_of(folder: RunFolder, format: str) -> tuple[TrainConfig, bool]:
     if format != "python":
         raise RunError(
             f"{folder.path} is a search, which leaves no trained network: "
-            "train it first (zoopt-nas train), or export it untrained as python"
+            "train it first, or export it untrained as python"
         )
     search = folder.config(SearchConfig)
     fields = {name: getattr(search, name) for name in ("data_dir", "download", "image_size")}

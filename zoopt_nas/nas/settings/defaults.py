@@ -11,9 +11,17 @@ from typing import Any
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.settings.methods import ZERO_ORDER, kind_of
 
-# The image data sets' own sizes are the papers'; the embedded digits get what two CPU cores manage
-# in three minutes (ours, measured by `make demo`).
-SEARCH_BY_DATASET: dict[str, dict[str, Any]] = {
+# DARTS; paper B.2. The embedded digits get what two CPU cores manage in three minutes (ours,
+# measured by `make demo`).
+_SEARCH: dict[str, Any] = {
+    "epochs": 50,
+    "batch_size": 64,
+    "init_channels": 16,
+    "n_cells": 8,
+    "lr_min": 0.001,
+    "cutout": 0,
+}
+_SEARCH_BY_DATASET: dict[str, dict[str, Any]] = {
     "digits": {
         "epochs": 10,
         "batch_size": 64,
@@ -141,7 +149,7 @@ RDARTS_SIZES: dict[str, dict[str, tuple[int, int]]] = {
     "cifar100": _SMALL,
     "svhn": _SMALL,
 }
-TRAIN_BY_DATASET: dict[str, dict[str, Any]] = {
+_TRAIN_BY_DATASET: dict[str, dict[str, Any]] = {
     "digits": {
         "epochs": 20,
         "batch_size": 64,
@@ -156,9 +164,10 @@ TRAIN_BY_DATASET: dict[str, dict[str, Any]] = {
 
 
 def search_defaults(dataset: str, algo: str) -> dict[str, Any]:
-    """The settings of a search that differ for a data set and a method."""
+    """Return the settings of a search whose default depends on the data set or the method."""
     own = _DIGITS_BY_ALGO.get(algo, {}) if dataset == "digits" else {}
-    return {**SEARCH_BY_DATASET.get(dataset, {}), **_SEARCH_BY_ALGO.get(algo, {}), **own}
+    by_dataset = _SEARCH_BY_DATASET.get(dataset, {})
+    return {**_SEARCH, **by_dataset, **_SEARCH_BY_ALGO.get(algo, {}), **own}
 
 
 def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
@@ -212,7 +221,7 @@ def train_defaults(dataset: str, protocol: str | None, space: str | None) -> dic
         InvalidValueError: ``rdarts`` has no size for this data set and space.
     """
     if protocol is None:
-        return dict(TRAIN_BY_DATASET.get(dataset, {}))
+        return {**_CIFAR, **_TRAIN_BY_DATASET.get(dataset, {})}
     if protocol not in TRAIN_PROTOCOLS:
         raise UnknownNameError("protocol", protocol, TRAIN_PROTOCOLS)
     fields = dict(TRAIN_PROTOCOLS[protocol])
@@ -226,7 +235,7 @@ def train_defaults(dataset: str, protocol: str | None, space: str | None) -> dic
         if space not in sizes:
             got = "none" if space is None else space
             raise InvalidValueError(
-                f"space must be one of {', '.join(sizes)} for protocol rdarts (--space), got {got}"
+                f"space must be one of {', '.join(sizes)} for protocol rdarts, got {got}"
             )
         fields["n_cells"], fields["init_channels"] = sizes[space]
     return fields

@@ -70,9 +70,8 @@ def _reductions(configs: Sequence[RunConfig], largest: Largest) -> list[str]:
 
 
 def _paper_sizes(config: RunConfig) -> dict[str, int]:
-    cls = type(config)
-    known = cls.defaults_for(config.dataset) if config.dataset in _IMAGE_SIZES else {}
-    sizes = {name: known.get(name, getattr(cls(), name)) for name in _SIZES}
+    usual = config.defaults_for(config.dataset if config.dataset in _IMAGE_SIZES else "")
+    sizes = {name: usual[name] for name in _SIZES}
     published = RDARTS_SIZES.get(config.dataset, {}).values()
     if isinstance(config, TrainConfig) and (config.n_cells, config.init_channels) in published:
         sizes["n_cells"], sizes["init_channels"] = config.n_cells, config.init_channels
