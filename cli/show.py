@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from zoopt_nas.nas.settings.config import SearchConfig
-
 from . import console
 from .options import Json, make_folder, option
 
@@ -47,7 +45,7 @@ def show(
             figures["curves"] = plots.draw_curves(rows)
         architectures = folder.rows(ARCHITECTURES)
         if architectures:
-            space = nas.SPACES[folder.config(SearchConfig).space]
+            space = folder.space()
             figures["alpha"] = plots.draw_alpha(space, architectures)
 
     make_folder(out)

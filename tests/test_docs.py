@@ -2,10 +2,13 @@
 
 A block after the line ``<!-- not run: reason -->`` is not run. A ``text`` block right after a
 ``python`` block is what that block prints, unless ``<!-- varies: reason -->`` stands between them.
+A block whose first line is ``# path/of/a/file`` is that file of a package, which is installed for
+the other blocks of the page.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from page_package import FILE, install, write_package
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -35,6 +40,8 @@ def examples(text: str) -> list[Example]:
     for k, fence in enumerate(fences):
         if fence["language"] != "python" or NOT_RUN.search(text[: fence.start()]):
             continue
+        if FILE.match(fence[0]):
+            continue
         printed = None
         if k + 1 < len(fences) and fences[k + 1]["language"] == "text":
             between = text[fence.end() : fences[k + 1].start()]
@@ -44,14 +51,25 @@ def examples(text: str) -> list[Example]:
     return found
 
 
-def run(blocks: list[Example], folder: Path) -> list[str]:
-    """Runs the blocks of a page in one interpreter; returns what each printed."""
+def run(blocks: list[Example], folder: Path, site: Path | None = None) -> list[str]:
+    """Runs the blocks of a page in one interpreter; returns what each printed.
+
+    Args:
+        blocks: of the page.
+        folder: in which they run.
+        site: where the package of the page is installed.
+    """
     script = "".join(f"{block.code}\nprint({END!r}, end='')\n" for block in blocks)
     # Processes that the examples start import the page as a module: it must be a file.
     page = folder / "page.py"
     page.write_text(script, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, str(page)], cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, str(page)],
+        cwd=folder,
+        env=os.environ if site is None else {**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split(END)[:-1]
@@ -63,8 +81,13 @@ def run(blocks: list[Example], folder: Path) -> list[str]:
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_the_examples_of_a_page_run(page, tmp_path):
-    blocks = examples(page.read_text(encoding="utf-8"))
-    outputs = run(blocks, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    blocks = examples(text)
+    site = None
+    if FILE.search(text):
+        write_package(text, tmp_path / "package")
+        site = install(tmp_path / "package")
+    outputs = run(blocks, tmp_path, site)
     assert len(outputs) == len(blocks)
     for block, output in zip(blocks, outputs, strict=True):
         if block.printed is not None:

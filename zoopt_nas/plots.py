@@ -32,7 +32,7 @@ def plot_history(results: Any, *, ax: Axes | None = None, fun_opt: float | None 
         ...     for name in ("mgs", "gld")
         ... }
         >>> ax = plot_history(runs, fun_opt=0.0)
-        >>> ax.figure.savefig("history.svg")  # doctest: +SKIP
+        >>> ax.figure.savefig("history.svg")
 
     Args:
         results: a result of ``minimize(..., history=True)``, or several by label:

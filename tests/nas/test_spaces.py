@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import random
 
@@ -286,3 +288,32 @@ def test_discretize_agrees_on_permuted_candidates():
         alpha = torch.tensor([draws.gauss(0, 1) for _ in range(84)], dtype=torch.float64)
         moved = alpha.view(28, 3)[:, columns].flatten()
         assert permuted.discretize(moved) == SPACES["s3"].discretize(alpha)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_comes_back_from_json(name):
+    space = dataclasses.replace(SPACES[name], edge_normalization=name == "s1")
+    assert SearchSpace.from_json(space.to_json()) == space
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n_nodes": 2}, InvalidValueError, "normal must list candidates for 5 edges, got 14"),
+        ({"n_nodes": True}, InvalidValueError, "a whole n_nodes"),
+        ({"name": 3}, InvalidValueError, "must have a name"),
+        ({"normal": [["none"], "x"]}, InvalidValueError, "normal must list the names"),
+        ({"normal": [["skip"]] * 14}, UnknownNameError, "unknown operation 'skip'"),
+        ({"more": 1}, InvalidValueError, "space must have the fields name, normal, reduce"),
+    ],
+)
+def test_json_that_is_no_space_is_refused(change, error, message):
+    fields = json.loads(SPACES["s2"].to_json()) | change
+    with pytest.raises(error, match=message):
+        SearchSpace.from_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "{"])
+def test_text_that_is_no_space_is_refused(text):
+    with pytest.raises(InvalidValueError, match="space"):
+        SearchSpace.from_json(text)

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.analyses.landscape.compute import compute_landscape as compute_landscape
     from zoopt_nas.nas.analyses.landscape.plane import Landscape as Landscape
     from zoopt_nas.nas.analyses.landscape.plane import LandscapeSettings as LandscapeSettings
+    from zoopt_nas.nas.data.augmentation import Augmentation as Augmentation
     from zoopt_nas.nas.data.batches import BatchStream as BatchStream
     from zoopt_nas.nas.data.batches import split_indices as split_indices
     from zoopt_nas.nas.data.datasets import DATASETS as DATASETS
+    from zoopt_nas.nas.data.datasets import DatasetSpec as DatasetSpec
     from zoopt_nas.nas.data.image_sets import Dataset as Dataset
     from zoopt_nas.nas.data.loading import load_dataset as load_dataset
     from zoopt_nas.nas.exports.run import ExportResult as ExportResult
@@ -60,11 +62,12 @@ _EXPORTS = {
         "Landscape",
         "LandscapeSettings",
     ),
+    "data.augmentation": ("Augmentation",),
     "data.batches": (
         "BatchStream",
         "split_indices",
     ),
-    "data.datasets": ("DATASETS",),
+    "data.datasets": ("DATASETS", "DatasetSpec"),
     "data.image_sets": ("Dataset",),
     "data.loading": ("load_dataset",),
     "exports.run": (

@@ -1,11 +1,13 @@
 """The contract of a solver as test classes. Subclass them in your own tests with one fixture::
 
+    import pytest
+    from zoopt_nas import CMA
     from zoopt_nas.testing import SolverConformance, SolverRobustness
 
-    class TestMySolver(SolverConformance, SolverRobustness):
+    class TestCMA(SolverConformance, SolverRobustness):
         @pytest.fixture
         def solver(self):
-            return MySolver(step=0.1)
+            return CMA()
 
 `SolverConformance` holds for every solver. `SolverRobustness` is for solvers that find the lengths
 of their steps by themselves (``adapts_steps``). Both need ``pip install 'zoopt-nas[test]'``.

@@ -12,7 +12,13 @@ import torch
 
 from zoopt_nas._checks import check_positive_int
 from zoopt_nas.errors import InvalidValueError, MissingDataError
-from zoopt_nas.nas.data.array_files import Pixels, Split, arrays_fingerprint, channel_statistics
+from zoopt_nas.nas.data.array_files import (
+    Labels,
+    Pixels,
+    Split,
+    arrays_fingerprint,
+    channel_statistics,
+)
 from zoopt_nas.nas.data.augmentation import Augmentation
 from zoopt_nas.nas.data.datasets import DatasetSpec, Loaded
 from zoopt_nas.nas.data.image_files import files_fingerprint, resize_pixels
@@ -30,7 +36,7 @@ MAX_SHARE_OF_DEVICE = 0.25
 
 
 def load_dataset(
-    name_or_path: str,
+    source: str | DatasetSpec,
     *,
     data_dir: Path,
     device: torch.device,
@@ -43,7 +49,8 @@ def load_dataset(
     """Loads a dataset of `DATASETS`, or a person's own ``.npz`` file or image folder.
 
     Args:
-        name_or_path: a registered name wins over a path; ``./digits`` is always a path.
+        source: a registered name, which wins over a path; a path, which ``./digits`` always is; or
+            a spec.
         data_dir: the folder that holds the files of the registered datasets.
         download: fetch missing files into ``data_dir`` where that is possible.
         splits: ("train", "test"), or ("train",) to leave the test images alone.
@@ -62,7 +69,7 @@ def load_dataset(
         raise InvalidValueError(f"splits must be ('train', 'test') or ('train',), got {splits!r}")
     if image_size is not None:
         check_positive_int("image_size", image_size)
-    spec = find_spec(name_or_path, image_size)
+    spec = source if isinstance(source, DatasetSpec) else find_spec(source, image_size)
     size = image_size or spec.image_size
     loaded = spec.load(data_dir, "train", download)
     fingerprints = {"train": _fingerprint(spec, "train", loaded)}
@@ -101,10 +108,24 @@ def load_dataset(
     )
 
 
+def with_fingerprints(dataset: Dataset) -> Dataset:
+    """Return the data set with a fingerprint of each split, also where it was made by hand."""
+    prints = dict(dataset.fingerprints)
+    for split, images in (("train", dataset.train), ("test", dataset.test)):
+        if images is not None and split not in prints:
+            labels = images.labels.cpu().numpy()
+            if isinstance(images, LazyImageSet):
+                prints[split] = _digest(tuple(images.paths), labels)
+            else:
+                prints[split] = _digest(images.images.permute(0, 2, 3, 1).cpu().numpy(), labels)
+    return replace(dataset, fingerprints=prints)
+
+
 def _fingerprint(spec: DatasetSpec, split: Split, loaded: Loaded) -> str:
-    images, labels = loaded
-    if spec.fingerprint is not None:
-        return spec.fingerprint(split)
+    return _digest(*loaded) if spec.fingerprint is None else spec.fingerprint(split)
+
+
+def _digest(images: Pixels | tuple[Path, ...], labels: Labels) -> str:
     if isinstance(images, tuple):
         return files_fingerprint(images, with_content=False)  # reading them would take hours
     return arrays_fingerprint(images, labels)

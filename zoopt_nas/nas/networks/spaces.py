@@ -8,9 +8,11 @@ Sources: Liu et al. (2019); Zela et al. (2020) for S1-S4; Xu et al. (2020) for e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +71,33 @@ class SearchSpace:
                 for name in names:
                     if name not in OPERATIONS:
                         raise UnknownNameError("operation", name, OPERATIONS)
+
+    def to_json(self) -> str:
+        """Return one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SearchSpace:
+        """Read what ``to_json`` has written.
+
+        Raises:
+            InvalidValueError: the text is not JSON, or not a space.
+            UnknownNameError: a candidate is not in ``OPERATIONS``.
+        """
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidValueError(f"space is not valid JSON: {error}") from error
+        names = [spec.name for spec in fields(cls)]
+        if not isinstance(found, dict) or set(found) != set(names):
+            raise InvalidValueError(f"space must have the fields {', '.join(names)}")
+        if not (
+            isinstance(found["name"], str)
+            and type(found["n_nodes"]) is int
+            and isinstance(found["edge_normalization"], bool)
+        ):
+            raise InvalidValueError("space must have a name, a whole n_nodes and a switch")
+        return cls(**{**found, **{kind: _read_edges(kind, found[kind]) for kind in CELL_KINDS}})
 
     def candidates(self, kind: str) -> tuple[tuple[str, ...], ...]:
         """The candidate operations of each edge of the ``"normal"`` or ``"reduce"`` cell."""
@@ -218,6 +247,14 @@ class SearchSpace:
             strongest = sorted(incoming[node], key=lambda edge: -edge[0])[:EDGES_PER_NODE]
             edges += [(name, source) for _, name, source in strongest]
         return tuple(edges)
+
+
+def _read_edges(kind: str, edges: Any) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(edges, list) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in edges
+    ):
+        raise InvalidValueError(f"{kind} must list the names of the candidates of each edge")
+    return tuple(map(tuple, edges))
 
 
 def _uniform(name: str, *operations: str) -> SearchSpace:

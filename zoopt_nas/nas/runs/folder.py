@@ -4,6 +4,7 @@
 
     run/config.toml           the resolved settings
     run/data.json             shape, statistics and fingerprints of the data set
+    run/space.json            the search space (a search in one that was given as an object)
     run/metrics.jsonl         one row for each epoch
     run/architectures.jsonl   genotype and alpha of each epoch (a search)
     run/discarded.jsonl       rows of epochs that were run again (a search that went back)
@@ -36,6 +37,7 @@ import torch
 from zoopt_nas.errors import RunError, ZooptNasError
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import silenced
 
@@ -50,6 +52,7 @@ _TEMPORARY = "-temporary-"  # in the names of files that are not complete yet
 METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"
 DISCARDED = "discarded.jsonl"
+SPACE = "space.json"
 
 # What torch.load raises for bytes that are no file of its own, found by damaging one at random.
 _UNREADABLE: tuple[type[Exception], ...] = (
@@ -76,7 +79,11 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: str | Path, config: RunConfig, data: DataRecord | None = None
+        cls,
+        path: str | Path,
+        config: RunConfig,
+        data: DataRecord | None = None,
+        space: SearchSpace | None = None,
     ) -> RunFolder:
         """Makes the folder with its config in one step; an existing one is never touched.
 
@@ -84,6 +91,7 @@ class RunFolder:
             path: the folder.
             config: the settings.
             data: of the data set; a run without it cannot be resumed or exported.
+            space: of a search, if ``config`` does not name it.
 
         Raises:
             RunError: something of that name exists, or the folder cannot be made.
@@ -103,6 +111,8 @@ class RunFolder:
             cls(temporary).write("config.toml", text)
             if data is not None:
                 cls(temporary).write("data.json", data.to_json() + "\n")
+            if space is not None:
+                cls(temporary).write(SPACE, space.to_json() + "\n")
             temporary.rename(path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -162,6 +172,21 @@ class RunFolder:
             )
         try:
             return DataRecord.from_json(self._read("data.json"))
+        except ZooptNasError as error:
+            raise RunError(f"{path}: {error}") from error
+
+    def space(self) -> SearchSpace:
+        """Return the space of a search: the one in the folder, or else the one of that name.
+
+        Raises:
+            RunError: its file is damaged.
+            UnknownNameError: there is no space of that name.
+        """
+        path = self.path / SPACE
+        if not path.is_file():
+            return SPACES[self.config(SearchConfig).space]
+        try:
+            return SearchSpace.from_json(self._read(SPACE))
         except ZooptNasError as error:
             raise RunError(f"{path}: {error}") from error
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.errors import DataError, InvalidValueError, UnknownNameError
+from zoopt_nas.nas.data.datasets import DatasetSpec
 from zoopt_nas.nas.data.image_sets import Dataset
-from zoopt_nas.nas.data.loading import load_dataset
+from zoopt_nas.nas.data.loading import load_dataset, with_fingerprints
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.settings.config import RunConfig
 from zoopt_nas.nas.steps.devices import free_memory, pick_device
@@ -42,10 +43,11 @@ def load_images(
     splits: tuple[str, ...] = ("train",),
     *,
     check_test: bool = False,
+    spec: DatasetSpec | None = None,
 ) -> Dataset:
-    """Loads the data set that the settings of a run name; see ``load_dataset``."""
+    """Loads ``spec``, or the data set that the settings of a run name; see ``load_dataset``."""
     return load_dataset(
-        config.dataset,
+        spec or config.dataset,
         data_dir=Path(config.data_dir),
         device=device,
         download=config.download,
@@ -60,7 +62,7 @@ def prepare(
     config: RunConfig,
     splits: tuple[str, ...] = ("train",),
     *,
-    dataset: Dataset | None = None,
+    dataset: Dataset | DatasetSpec | None = None,
     record: DataRecord | None = None,
     device: torch.device | None = None,
     check_test: bool = False,
@@ -70,7 +72,7 @@ def prepare(
     Args:
         config: the settings.
         splits: the parts of the data set to load.
-        dataset: loaded images, in place of the data set that ``config`` names.
+        dataset: loaded images, or what loads them, in place of the data set that ``config`` names.
         record: the data of an earlier part of the run. Its statistics are used, and other images
             are refused.
         device: where the run computes; None picks the device that ``config`` names.
@@ -79,18 +81,47 @@ def prepare(
     Raises:
         UnknownNameError: no such data set.
         DataError: files of the data set are missing or damaged.
-        InvalidValueError: a setting does not suit the device, or ``dataset`` is on another one.
+        InvalidValueError: a setting does not suit the device, or ``dataset`` does not suit it or
+            the settings.
     """
     device = device or pick_device(config.device)
     execution = Execution.from_config(config, device)
     free = free_memory(device)  # before the images, which an estimate counts
-    if dataset is None:
-        dataset = load_images(config, device, splits, check_test=check_test)
-    elif dataset.train.labels.device.type != device.type:
-        raise InvalidValueError(
-            f"dataset must be on {device}, where the run computes, "
-            f"got one on {dataset.train.labels.device}"
-        )
+    if isinstance(dataset, Dataset):
+        _check_loaded(dataset, config, device, splits)
+        dataset = with_fingerprints(dataset)
+    else:
+        try:
+            dataset = load_images(config, device, splits, check_test=check_test, spec=dataset)
+        except UnknownNameError as error:
+            if record is None:
+                raise
+            raise DataError(
+                f"dataset {config.dataset} of the run has no loader here: install the package that "
+                "brings it, or go on from Python with dataset=..."
+            ) from error
     if record is not None:
         dataset = record.restore(dataset, config.dataset)
     return Setup(execution, dataset, free)
+
+
+def _check_loaded(
+    dataset: Dataset, config: RunConfig, device: torch.device, splits: tuple[str, ...]
+) -> None:
+    """Refuse loaded images that are not where or what the settings say."""
+    where = dataset.train.labels.device
+    if where.type != device.type:
+        raise InvalidValueError(
+            f"dataset must be on {device}, where the run computes, got one on {where}"
+        )
+    if config.n_train is not None and config.n_train != len(dataset.train):
+        raise InvalidValueError(
+            f"n_train must be left out with loaded images, got {config.n_train}"
+        )
+    if config.image_size not in (None, dataset.image_size):
+        raise InvalidValueError(
+            f"image_size must be {dataset.image_size}, that of the loaded images, "
+            f"got {config.image_size}"
+        )
+    if "test" in splits and dataset.test is None:
+        raise InvalidValueError("dataset must have test images, got none")
