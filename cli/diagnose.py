@@ -24,9 +24,7 @@ _FORMS = {
 
 
 def diagnose(
-    runs: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN...", help="Run folders of searches.")
-    ] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders of searches.")],
     every: Annotated[
         int | None,
         typer.Option(help="Epochs between rows of the table.", show_default="about ten rows a run"),
@@ -42,11 +40,7 @@ def diagnose(
     radius: Annotated[
         float | None, typer.Option(help="Norm of its perturbations.", show_default="0.01")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seeds the directions, or the toy.")] = 0,
-    toy: Annotated[
-        bool,
-        typer.Option("--toy", help="Compare steps with the gradient of a toy (Eq. 13-19)."),
-    ] = False,
+    seed: Annotated[int, typer.Option(help="Seeds the directions.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the figure.", show_default="pictures of the first RUN"),
@@ -54,11 +48,6 @@ def diagnose(
     json: Json = False,
 ) -> None:
     """Show N_e, R_e, eigenvalue and skip connections of searches by epoch (Fig. 4), and Q."""
-    if toy == bool(runs):
-        raise InvalidValueError("give either RUN... or --toy")
-    if toy:
-        _say_toy(seed, json)
-        return
     let_threads_sleep()
     from zoopt_nas import nas
     from zoopt_nas.nas import figures
@@ -67,8 +56,8 @@ def diagnose(
 
     if every is not None and every < 1:
         raise InvalidValueError(f"every must be a positive integer, got {every}")
-    names = console.short_names(runs or [])
-    folders = [nas.RunFolder.open(run) for run in runs or []]
+    names = console.short_names(runs)
+    folders = [nas.RunFolder.open(run) for run in runs]
     curves = {name: epoch_curves(run) for name, run in zip(names, folders, strict=True)}
     numbers = {}
     if condition_number:
@@ -119,28 +108,3 @@ def _rows(name: str, curves: Any, every: int | None) -> list[list[str]]:
             cells = ["-" if value is None else form.format(value) for form, value in values]
             rows.append([name, str(curves.n_samples or "-"), str(epoch), *cells])
     return rows
-
-
-def _say_toy(seed: int, json: bool) -> None:
-    from zoopt_nas.agreement import agreement_table
-
-    rows = list(agreement_table(seed=seed))
-    if json:
-        console.say_json([row._asdict() | {"measured": row.measured._asdict()} for row in rows])
-        return
-    table = [
-        [
-            row.method,
-            f"{row.width:g}",
-            str(row.n_samples),
-            f"{row.measured.cosine:.3f} ± {row.measured.cosine_error:.3f}",
-            f"{row.measured_theory:.3f}",
-            f"{row.theory:.3f}",
-        ]
-        for row in rows
-    ]
-    header = ["method", "width", "N", "cosine with -gradient", "measured", "theory"]
-    console.say_table("steps and the gradient of a toy", header, table)
-    console.say(
-        "measured and theory: relative error (rs), mean step over the radius (mgs), cosine (gld)"
-    )

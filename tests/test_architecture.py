@@ -24,10 +24,9 @@ ORDER = [
     *("solvers.cma", "solvers.restarting", "solvers.nelder_mead", "solvers.inversion"),
     *("solvers.line_search", "solvers.bfgs", "solvers.auto"),
     *("solvers.__init__", "checkpoint", "progress", "_run", "_minimize", "diagnostics"),
-    "agreement",
     *("plots", "integrations.__init__", "integrations.scipy", "integrations.spares"),
     *("integrations.optuna",),
-    *("integrations.nevergrad", "integrations.torch", "bbob", "bbob_plot"),
+    *("integrations.nevergrad", "integrations.torch"),
     "__init__",
     *("testing.cases", "testing.contract", "testing.robustness", "testing.__init__"),
     *(
@@ -152,7 +151,7 @@ def test_who_imports_what():
     }
     assert importers["zoopt_nas_cli"] == set()  # inside cli/ imports are relative
     assert importers["matplotlib"] <= {
-        *("zoopt_nas.plots", "zoopt_nas.bbob_plot", "zoopt_nas.nas.plots"),
+        *("zoopt_nas.plots", "zoopt_nas.nas.plots"),
         *("zoopt_nas.nas.figures", "zoopt_nas.nas.analyses.landscape_plot"),
         "zoopt_nas.nas.analyses.plots",
     }

@@ -25,7 +25,6 @@ COMMANDS = (
     "sweep",
     "minimize",
     "list",
-    "bench",
 )
 PANELS = {
     "search": ["What to do", "Run folder", "Supernet", "Weights", "Alpha", "Data", "Machine"],
