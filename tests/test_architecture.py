@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # Each file imports only from files above it.
 ORDER = [
     *("errors", "registry", "_checks", "_arrays", "sampling", "bounds", "coordinates"),
-    *("_calls", "parallel", "objective", "problems"),
+    *("_calls", "_processes", "parallel", "objective", "problems"),
     *("solvers.state", "solvers.widening"),
     *("solvers.base", "solvers.comparison_descent", "solvers.gld"),
     *("solvers.adaptation", "solvers.quadratic_model", "solvers.mgs"),
