@@ -1,13 +1,16 @@
 """Scores of solvers and of other packages' optimizers on the BBOB functions, over several seeds.
 
     python benchmarks/bbob.py [METHOD ...] [--dims 2 5 10] [--instances 1 2 3] [--seeds 0]
-        [--evals-per-dim 300] [--noise 0] [--noise-kind additive] [--workers 1] [--functions-too]
-        [--out FILE.json]
+        [--evals-per-dim 300] [--noise 0] [--noise-kind additive] [--bounded] [--workers 1]
+        [--functions-too] [--out FOLDER]
 
 METHOD is a name from ``SOLVERS`` or ``PEERS``; default: all solvers. Prints a Markdown table: the
 mean score (area under the runtime ECDF, larger is better) with the standard deviation over seeds,
 the mean scores of each dimension and each group of functions, and the seconds of one seed. A new
 seed means new starts, so that the deviation has them in it; the problems are the same.
+
+``--out`` writes ``results.json``, with all results so far after each method, and ``ecdf.png``, the
+curves of the first seed.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bbob_plot import draw_ecdf
+from bbob_suite import NOISE_KINDS, BBOBResult, Method, Suite, run, save_results
 from peers import PEERS
 
-from zoopt_nas import SOLVERS
-from zoopt_nas.bbob import NOISE_KINDS, BBOBResult, Method, Suite, run, save_results
+from zoopt_nas import SOLVERS, ZooptNasError
+from zoopt_nas.solvers import make_solver
 
 
 def mean_scores(
@@ -44,7 +49,7 @@ def row(results: Sequence[BBOBResult], seconds: float) -> str:
     return "| " + " | ".join([*cells, *(f"{s:.3f}" for s in parts), f"{seconds:.0f}"]) + " |"
 
 
-def main() -> None:
+def parser_of_arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", metavar="METHOD", default=list(SOLVERS))
     parser.add_argument("--dims", nargs="+", type=int, default=[2, 5, 10])
@@ -54,18 +59,25 @@ def main() -> None:
     parser.add_argument("--evals-per-dim", type=int, default=300)
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--noise-kind", choices=NOISE_KINDS, default="additive")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--bounded", action="store_true", help="give solvers the bounds [-5, 5]")
+    parser.add_argument("--workers", type=int, default=1, help="processes; -1 is one a core")
     parser.add_argument("--functions-too", action="store_true", help="a line for each function")
-    parser.add_argument("--out", type=Path, help="a JSON file for all results")
-    args = parser.parse_args()
-    suite = Suite(
-        dims=args.dims,
-        instances=args.instances,
-        functions=args.functions,
-        evals_per_dim=args.evals_per_dim,
-        noise=args.noise,
-        noise_kind=args.noise_kind,
-    )
+    parser.add_argument("--out", type=Path, help="a folder for results.json and ecdf.png")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of_arguments()
+    args = parser.parse_args(arguments)
+    names = ("dims", "instances", "functions", "evals_per_dim", "noise", "noise_kind", "bounded")
+    try:
+        suite = Suite(**{name: getattr(args, name) for name in names})
+        for name in set(args.methods) - set(PEERS):  # a mistake shows before the minutes of a run
+            make_solver(name)
+    except ZooptNasError as error:
+        parser.error(str(error))
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
     print(f"{suite}, seeds {args.seeds}\n", flush=True)
     every: list[BBOBResult] = []
     for name in args.methods:
@@ -83,7 +95,10 @@ def main() -> None:
             print("  ", "  ".join(f"f{f} {score:.3f}" for f, score in by_function.items()))
         every += results
         if args.out is not None:
-            save_results(args.out, every)
+            save_results(args.out / "results.json", every)
+    if args.out is not None:
+        first = [result for result in every if result.seed == args.seeds[0]]
+        draw_ecdf(first).savefig(args.out / "ecdf.png", dpi=150, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Optimizers of other packages, as methods of ``zoopt_nas.bbob``: `benchmarks/bbob.py` runs them.
+"""Optimizers of other packages, as methods of ``bbob_suite``: `bbob.py` runs them.
 
 Each goes on for ever, and starts anew where it ends: the suite ends it when its evaluations are
 spent. A new start is uniform in [-4, 4]^D, as the first one is.

@@ -23,31 +23,22 @@ _FORMS = {
 }
 
 _Q = "Measure Q (Eq. 11) at the end of each run, over K directions."
-_TOY = "Compare steps with the gradient of a toy (Eq. 13-19)."
 
 
 def diagnose(
-    runs: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN...", help="Run folders of searches.")
-    ] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders of searches.")],
     every: Annotated[
         int | None, option("Epochs between rows of the table.", shown="about ten rows a run")
     ] = None,
     condition_number: Annotated[int, option(_Q, shown="not measured", metavar="K")] = 0,
     radius: Annotated[float | None, option("Norm of its perturbations.", shown="0.01")] = None,
-    seed: Annotated[int, option("Seeds the directions, or the toy.")] = 0,
-    toy: Annotated[bool, option(_TOY, flag="--toy")] = False,
+    seed: Annotated[int, option("Seeds the directions.")] = 0,
     out: Annotated[
         Path | None, option("Folder of the figure.", shown="pictures of the first RUN")
     ] = None,
     json: Json = False,
 ) -> None:
     """Show N_e, R_e, eigenvalue and skip connections of searches by epoch (Fig. 4), and Q."""
-    if toy == bool(runs):
-        raise InvalidValueError("give either RUN... or --toy")
-    if toy:
-        _say_toy(seed, json)
-        return
     let_threads_sleep()
     from zoopt_nas import nas
     from zoopt_nas.nas.analyses import plots
@@ -56,8 +47,8 @@ def diagnose(
 
     if every is not None and every < 1:
         raise InvalidValueError(f"every must be a positive integer, got {every}")
-    names = console.short_names(runs or [])
-    folders = [nas.RunFolder.open(run) for run in runs or []]
+    names = console.short_names(runs)
+    folders = [nas.RunFolder.open(run) for run in runs]
     curves = {name: epoch_curves(run) for name, run in zip(names, folders, strict=True)}
     numbers = {}
     if condition_number:
@@ -100,28 +91,3 @@ def _rows(name: str, curves: Any, every: int | None) -> list[list[str]]:
             cells = ["-" if value is None else form.format(value) for form, value in values]
             rows.append([name, str(curves.n_samples or "-"), str(epoch), *cells])
     return rows
-
-
-def _say_toy(seed: int, json: bool) -> None:
-    from zoopt_nas.agreement import agreement_table
-
-    rows = list(agreement_table(seed=seed))
-    if json:
-        console.say_json([row._asdict() | {"measured": row.measured._asdict()} for row in rows])
-        return
-    table = [
-        [
-            row.method,
-            f"{row.width:g}",
-            str(row.n_samples),
-            f"{row.measured.cosine:.3f} ± {row.measured.cosine_error:.3f}",
-            f"{row.measured_theory:.3f}",
-            f"{row.theory:.3f}",
-        ]
-        for row in rows
-    ]
-    header = ["method", "width", "N", "cosine with -gradient", "measured", "theory"]
-    console.say_table("steps and the gradient of a toy", header, table)
-    console.say(
-        "measured and theory: relative error (rs), mean step over the radius (mgs), cosine (gld)"
-    )

@@ -11,7 +11,6 @@ from typer.exceptions import TyperException
 import zoopt_nas
 
 from . import (
-    bench,
     console,
     convergence,
     diagnose,
@@ -45,7 +44,6 @@ app.command("sweep", context_settings=_HANDS_ON)(sweep.sweep)
 app.command("export")(export.export)
 app.command("minimize")(minimize.minimize)
 app.command("list")(tables.list_names)
-app.add_typer(bench.app, name="bench")
 
 
 def _version(value: bool) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Each file of the core imports only from files above it.
 ORDER = [
     *("errors", "registry", "_checks", "_arrays", "sampling", "bounds", "coordinates"),
-    *("_calls", "parallel", "objective", "problems"),
+    *("_calls", "_processes", "parallel", "objective", "problems"),
     *("solvers.state", "solvers.widening"),
     *("solvers.base", "solvers.comparison_descent", "solvers.gld"),
     *("solvers.adaptation", "solvers.quadratic_model", "solvers.mgs"),
@@ -25,10 +25,9 @@ ORDER = [
     *("solvers.cma", "solvers.restarting", "solvers.nelder_mead", "solvers.inversion"),
     *("solvers.line_search", "solvers.bfgs", "solvers.auto"),
     *("solvers.__init__", "checkpoint", "progress", "_run", "_minimize", "diagnostics"),
-    "agreement",
     *("plots", "integrations.__init__", "integrations.scipy", "integrations.spares"),
     *("integrations.optuna",),
-    *("integrations.nevergrad", "integrations.torch", "bbob", "bbob_plot"),
+    *("integrations.nevergrad", "integrations.torch"),
     "__init__",
     *("testing.cases", "testing.contract", "testing.robustness", "testing.__init__"),
 ]
@@ -144,7 +143,7 @@ def test_who_imports_what():
     }
     assert importers["zoopt_nas_cli"] == set()  # inside cli/ imports are relative
     assert importers["matplotlib"] <= {
-        *("zoopt_nas.plots", "zoopt_nas.bbob_plot", "zoopt_nas.nas.drawing.plots"),
+        *("zoopt_nas.plots", "zoopt_nas.nas.drawing.plots"),
         *("zoopt_nas.nas.drawing.figures", "zoopt_nas.nas.analyses.landscape.figure"),
         "zoopt_nas.nas.analyses.plots",
     }

@@ -7,21 +7,24 @@ so that the order in which calls happen to end changes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import pickle
+import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoopt_nas._calls import Call, Raised
 from zoopt_nas._checks import check_positive
 from zoopt_nas.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from zoopt_nas._processes import Process
 
 Function = Callable[[Any], Any]
 
@@ -109,7 +112,73 @@ class _MapWorkers(Workers):
         return iter(enumerate(values))
 
 
-class _ExecutorWorkers(Workers):
+_LOST = object()  # in place of the value of a call whose process died
+
+
+class _Dispatch(Workers):
+    """Hands out calls, at most ``limit`` at a time, and watches the clock.
+
+    A subclass says how a call begins and ends. A handle stands for a call that has begun.
+    """
+
+    def __init__(self, limit: float, timeout: float | None) -> None:
+        self._limit = limit
+        self._timeout = math.inf if timeout is None else timeout
+
+    @abstractmethod
+    def _begin(self, fun: Function, point: Any) -> Any:
+        """Begins a call, or puts it in a queue."""
+
+    @abstractmethod
+    def _wait(self, handles: Collection[Any], seconds: float | None) -> Collection[Any]:
+        """Returns the calls that have ended; waits for the first, or for some seconds."""
+
+    @abstractmethod
+    def _result(self, fun: Function, handle: Any) -> Any:
+        """Returns or raises what a call that has ended returned or raised."""
+
+    @abstractmethod
+    def _give_up(self, handle: Any) -> None:
+        """Ends a call, as far as that is possible."""
+
+    def _take_back(self, handle: Any) -> bool:
+        """Takes a call out of the queue; returns whether it was there."""
+        return False
+
+    def map(
+        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
+    ) -> Iterator[tuple[int, Any]]:
+        waiting = deque(range(len(points)))
+        running: dict[Any, tuple[int, float]] = {}  # row, and when it is late
+        try:
+            while waiting or running:
+                while waiting and len(running) < self._limit:
+                    row = waiting.popleft()
+                    late_at = time.monotonic() + self._timeout
+                    running[self._begin(fun, points[row])] = (row, late_at)
+                now = time.monotonic()
+                until = min(late_at for _, late_at in running.values())
+                until = min(until, deadline) if now < deadline else until
+                ended = self._wait(running, None if math.isinf(until) else max(0.0, until - now))
+                now = time.monotonic()
+                if now >= deadline:
+                    waiting.clear()
+                for handle, (row, late_at) in list(running.items()):
+                    if handle in ended:
+                        del running[handle]
+                        yield row, self._result(fun, handle)
+                    elif late_at <= now:
+                        del running[handle]
+                        self._give_up(handle)
+                        yield row, math.nan
+                    elif now >= deadline and self._take_back(handle):
+                        del running[handle]
+        finally:  # an exception may have come between
+            for handle in running:
+                self._give_up(handle)
+
+
+class _ExecutorWorkers(_Dispatch):
     """An executor of the caller's.
 
     It gets as many calls at a time as it has workers, so that none waits in a queue while its clock
@@ -120,14 +189,12 @@ class _ExecutorWorkers(Workers):
     """
 
     def __init__(self, executor: Executor, timeout: float | None) -> None:
-        self._executor = executor
-        self._timeout = timeout
         n_workers = getattr(executor, "_max_workers", None)
-        self._n_workers = n_workers if isinstance(n_workers, int) else None
-        # The class itself would load multiprocessing. Loky's has the same name, but takes functions
-        # that `pickle` does not, which processes of our own could not run.
-        names = [f"{cls.__module__}.{cls.__name__}" for cls in type(executor).__mro__]
-        self._uses_processes = "concurrent.futures.process.ProcessPoolExecutor" in names
+        super().__init__(n_workers if isinstance(n_workers, int) else math.inf, timeout)
+        self._executor = executor
+        # To import it would load multiprocessing.
+        process = sys.modules.get("concurrent.futures.process")
+        self._uses_processes = process and isinstance(executor, process.ProcessPoolExecutor)
         self._has_checked = False
         self._has_worked = False
         self._successor: _ProcessWorkers | None = None
@@ -141,7 +208,7 @@ class _ExecutorWorkers(Workers):
         rest = set(range(len(points)))
         if self._successor is None:
             try:
-                for row, value in self._map_executor(fun, points, deadline):
+                for row, value in super().map(fun, points, deadline):
                     rest.discard(row)
                     yield row, value
                 return
@@ -155,196 +222,106 @@ class _ExecutorWorkers(Workers):
         if self._successor is not None:
             self._successor.close()
 
-    def _map_executor(
-        self, fun: Function, points: Sequence[Any], deadline: float
-    ) -> Iterator[tuple[int, Any]]:
-        limit = self._n_workers or len(points)
-        waiting = deque(range(len(points)))
-        running = _Running(self._timeout)
-        try:
-            while waiting or running:
-                while waiting and len(running) < limit:
-                    row = waiting.popleft()
-                    running.add(row, self._executor.submit(fun, points[row]))
-                done, late = running.wait(deadline)
-                if time.monotonic() >= deadline:
-                    waiting.clear()
-                    running.drop_queued()
-                for row, future in done:
-                    yield row, self._result(fun, future)
-                    self._has_worked = True
-                for row in late:  # a thread cannot be stopped: the call is given up
-                    yield row, math.nan
-        finally:
-            running.cancel()
+    def _begin(self, fun: Function, point: Any) -> Future[Any]:
+        return self._executor.submit(fun, point)
 
-    def _result(self, fun: Function, future: Future[Any]) -> Any:
-        error = future.exception()
+    def _wait(
+        self, handles: Collection[Future[Any]], seconds: float | None
+    ) -> Collection[Future[Any]]:
+        return wait(handles, seconds, FIRST_COMPLETED).done
+
+    def _result(self, fun: Function, handle: Future[Any]) -> Any:
+        error = handle.exception()
         # A function that catches its own exceptions has none: a cluster lost the call's worker. A
         # pool that is broken stays so.
         catches = isinstance(fun, Call) and fun.catches
         if catches and isinstance(error, Exception) and not isinstance(error, BrokenExecutor):
             return Raised(error)
-        return future.result()
+        value = handle.result()
+        self._has_worked = True
+        return value
+
+    def _give_up(self, handle: Future[Any]) -> None:
+        handle.cancel()  # but a thread that runs cannot be stopped
+
+    def _take_back(self, handle: Future[Any]) -> bool:
+        return handle.cancel()
 
     def _replace_pool(self, error: BrokenExecutor) -> _ProcessWorkers:
         """Returns processes like those of the broken pool, or raises ``error``."""
         # Private, for want of public ones.
-        initializer = getattr(self._executor, "_initializer", None)
-        # One that fails breaks the pool at its first call, and would break ours.
-        is_to_blame = initializer is not None and not self._has_worked
+        names = ("_mp_context", "_initializer", "_initargs")
+        setup = [getattr(self._executor, name, None) for name in names]
+        # An initializer that fails breaks the pool at its first call, and would break ours.
+        is_to_blame = setup[1] is not None and not self._has_worked
         if not self._uses_processes or is_to_blame:
             raise error
-        options = {
-            "mp_context": getattr(self._executor, "_mp_context", None),
-            "initializer": initializer,
-            "initargs": getattr(self._executor, "_initargs", ()),
-        }
-        n_workers = self._n_workers or _n_cores()
         warnings.warn(
-            f"a process of the executor given as workers died; {n_workers} new ones go on",
+            f"a process of the executor given as workers died; {self._limit} new ones go on",
             RuntimeWarning,
             stacklevel=2,
         )
-        return _ProcessWorkers(n_workers, self._timeout, options)
+        return _ProcessWorkers(self._limit, self._timeout, *setup)
 
 
-class _ProcessWorkers(Workers):
-    """Processes of our own, started at the first call and replaced when one dies or hangs."""
+class _ProcessWorkers(_Dispatch):
+    """Processes of our own, started when they are needed and replaced when one dies or hangs."""
 
-    def __init__(
-        self, n_workers: int, timeout: float | None, options: dict[str, Any] | None = None
-    ) -> None:
-        self._n_workers = n_workers
-        self._timeout = timeout
-        self._options = options or {}  # of ProcessPoolExecutor
-        self._pool: Any = None
-        self._is_busy = False
+    def __init__(self, n_workers: float, timeout: float | None, *setup: Any) -> None:
+        super().__init__(n_workers, timeout)
+        from zoopt_nas import _processes  # loads multiprocessing
+
+        self._processes = _processes
+        self._setup = setup  # of `Process`
+        self._idle: list[Process] = []
+        _processes.stop_with(self, self._idle)
 
     def map(
         self, fun: Function, points: Sequence[Any], deadline: float = math.inf
     ) -> Iterator[tuple[int, Any]]:
-        self._is_busy = True
-        # When a process dies, the pool gives up every call that runs. Which of them was to blame
-        # shows only when each is made again with no other beside it.
-        suspects: list[int] = []
-        yield from self._map_together(fun, points, suspects, deadline)
-        for row in suspects:
+        lost = []
+        for row, value in super().map(fun, points, deadline):
+            if value is not _LOST:
+                yield row, value
+            else:
+                lost.append(row)
+        # A process may have died of what ran beside it, as where the memory was full.
+        for row in lost:
             if time.monotonic() >= deadline:
-                break
-            yield row, self._call_alone(fun, points[row])
-        self._is_busy = False
+                return
+            for _, value in super().map(fun, [points[row]], deadline):
+                yield row, math.nan if value is _LOST else value
 
     def close(self) -> None:
-        if self._is_busy:  # an exception came between, and calls may still run
-            self._kill()
-        elif self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        self._processes.stop(self._idle)
 
-    def _map_together(
-        self, fun: Function, points: Sequence[Any], suspects: list[int], deadline: float
-    ) -> Iterator[tuple[int, Any]]:
-        """As ``map``, but appends to ``suspects`` the rows that ran when a process died."""
-        waiting = deque(range(len(points)))
-        running = _Running(self._timeout)
-        while waiting or running:
-            while waiting and len(running) < self._n_workers:
-                row = waiting.popleft()
-                running.add(row, self._submit(fun, points[row]))
-            done, late = running.wait(deadline)
-            if time.monotonic() >= deadline:
-                waiting.clear()
-            is_broken = False
-            for row, future in done:
-                if isinstance(future.exception(), BrokenExecutor):
-                    is_broken = True
-                    suspects.append(row)
-                else:
-                    yield row, future.result()
-            for row in late:
-                yield row, math.nan
-            if is_broken:
-                suspects.extend(running.cancel())
-                self._kill()
-            elif late:
-                waiting.extendleft(reversed(running.cancel()))  # they did nothing wrong
-                self._kill()
-
-    def _call_alone(self, fun: Function, point: Any) -> Any:
-        future = self._submit(fun, point)
-        wait([future], self._timeout)
-        if future.done() and not isinstance(future.exception(), BrokenExecutor):
-            return future.result()
-        self._kill()
-        return math.nan
-
-    def _submit(self, fun: Function, point: Any) -> Future[Any]:
-        if self._pool is not None:
-            with contextlib.suppress(BrokenExecutor):  # a process died since the last call
-                return self._pool.submit(fun, point)  # type: ignore[no-any-return]
-            self._kill()
+    def _begin(self, fun: Function, point: Any) -> Process:
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_alive() and process.send((fun, point)):
+                return process
+            process.kill()  # it has died since its last call
         _check_picklable(fun)
-        from concurrent.futures import ProcessPoolExecutor  # loads multiprocessing
+        process = self._processes.Process(*self._setup)
+        process.send((fun, point))
+        return process
 
-        self._pool = ProcessPoolExecutor(self._n_workers, **self._options)
-        return self._pool.submit(fun, point)  # type: ignore[no-any-return]
+    def _wait(self, handles: Collection[Process], seconds: float | None) -> Collection[Process]:
+        return self._processes.wait(handles, seconds)
 
-    def _kill(self) -> None:
-        """Ends the processes whatever they do; the next call starts new ones."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        # `kill_workers` of Python 3.14. Before, only the private table knows the processes.
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        pool.shutdown(cancel_futures=True)
+    def _result(self, fun: Function, handle: Process) -> Any:
+        answer = handle.receive()
+        if answer is None:
+            handle.kill()
+            return _LOST
+        self._idle.append(handle)
+        value, error = answer
+        if error is not None:
+            raise error
+        return value
 
-
-class _Running:
-    """The calls that run, and since when."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self._timeout = math.inf if timeout is None else timeout
-        self._calls: dict[Future[Any], tuple[int, float]] = {}  # row, and when it is late
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    def add(self, row: int, future: Future[Any]) -> None:
-        self._calls[future] = (row, time.monotonic() + self._timeout)
-
-    def wait(self, deadline: float) -> tuple[list[tuple[int, Future[Any]]], list[int]]:
-        """Waits until a call has ended or is late; returns those that have and the late rows.
-
-        It also returns when ``deadline`` comes while it waits.
-        """
-        if not self._calls:
-            return [], []
-        now = time.monotonic()
-        until = min(late_at for _, late_at in self._calls.values())
-        until = min(until, deadline) if now < deadline else until
-        patience = None if math.isinf(until) else max(0.0, until - now)
-        ended = wait(self._calls, patience, FIRST_COMPLETED).done
-        now = time.monotonic()
-        done = sorted((self._calls.pop(future)[0], future) for future in ended)
-        late = [future for future, (_, late_at) in self._calls.items() if late_at <= now]
-        for future in late:
-            future.cancel()
-        return done, sorted(self._calls.pop(future)[0] for future in late)
-
-    def drop_queued(self) -> None:
-        """Forgets the calls that an executor holds in a queue and has not started."""
-        for future in [future for future in self._calls if future.cancel()]:
-            del self._calls[future]
-
-    def cancel(self) -> list[int]:
-        """Forgets the calls that run, and returns their rows."""
-        rows = sorted(row for row, _ in self._calls.values())
-        for future in self._calls:
-            future.cancel()
-        self._calls.clear()
-        return rows
+    def _give_up(self, handle: Process) -> None:
+        handle.kill()
 
 
 def _check_picklable(fun: Function) -> None:

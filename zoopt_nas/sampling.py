@@ -8,8 +8,6 @@ dimensions should, because nothing here needs more memory than the rows themselv
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from zoopt_nas._arrays import Array, Generator, array_namespace, import_torch, is_torch_array
@@ -18,9 +16,6 @@ from zoopt_nas._arrays import Array, Generator, array_namespace, import_torch, i
 # many. Below, the memory does not matter and Householder QR is as fast.
 _LEAN_SIZE = 2**16
 _LEAN_RATIO = 8
-# From this many numbers on, and in blocks of so many, float64 normal numbers of torch's CPU
-# generator are made by vectorized operations: in 2/3 of the time of randn, whose loop is scalar.
-_BLOCK_SIZE = 2**14
 
 
 def gaussian(rng: Generator, n: int, like: Array) -> Array:
@@ -124,35 +119,7 @@ def _normalized(rows: Array) -> Array:
 
 def _normal(rng: Generator, shape: tuple[int, int], like: Array) -> Array:
     if is_torch_array(like):
-        torch = import_torch()
-        is_slow = like.dtype is torch.float64 and like.device.type == "cpu"
-        if is_slow and math.prod(shape) >= _BLOCK_SIZE:
-            return _normal_blocks(rng, shape)
-        return torch.randn(shape, generator=rng, dtype=like.dtype, device=like.device)
+        return import_torch().randn(shape, generator=rng, dtype=like.dtype, device=like.device)
     if like.dtype in (np.float64, np.float32):
         return rng.standard_normal(shape, dtype=like.dtype)
     return rng.standard_normal(shape).astype(like.dtype)  # NumPy draws in no other precision
-
-
-def _normal_blocks(rng: Generator, shape: tuple[int, int]) -> Array:
-    """Draws float64 numbers ~ N(0, 1) on the CPU."""
-    torch = import_torch()
-    rows = torch.empty(shape, dtype=torch.float64)
-    numbers = rows.view(-1)
-    n_paired = numbers.shape[0] // 2 * 2
-    for start in range(0, n_paired, _BLOCK_SIZE):
-        _box_muller(rng, numbers[start : min(start + _BLOCK_SIZE, n_paired)])
-    numbers[n_paired:].normal_(generator=rng)
-    return rows
-
-
-def _box_muller(rng: Generator, block: Array) -> None:
-    """Fills a vector of even length with normal numbers, as randn does (Box & Muller 1958)."""
-    torch = import_torch()
-    first, second = block.uniform_(generator=rng).chunk(2)
-    radius = first.neg().log1p_().mul_(-2).sqrt_()  # of 1 - u: u may be 0, but never 1
-    second *= 2 * math.pi
-    torch.cos(second, out=first)
-    first *= radius
-    second.sin_()
-    second *= radius

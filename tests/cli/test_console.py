@@ -189,3 +189,22 @@ def test_a_real_terminal_shows_the_bar(npz, tmp_path):
     assert re.search(r"epoch 1/2 .*%.*loss \d\.\d{3}  accuracy [\d.]+% \d:\d\d:\d\d", text)
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(console.epoch_line(row) in text for row in rows)
+
+
+def test_counting_shows_a_line_on_a_terminal_only(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    for is_terminal, quiet in ((False, False), (True, True), (True, False)):
+        screen = io.StringIO()
+        monkeypatch.setattr(
+            console,
+            "err",
+            Console(file=screen, force_terminal=is_terminal, force_interactive=is_terminal),
+        )
+        with console.counting("gld", quiet=quiet) as progress:
+            progress(1, 4)
+        shown = screen.getvalue()
+        if is_terminal and not quiet:
+            assert "gld" in shown
+            assert "25%" in shown
+        else:
+            assert shown == ""

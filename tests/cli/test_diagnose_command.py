@@ -1,10 +1,8 @@
-"""``zoopt-nas diagnose``: the numbers of run folders, and the toy."""
+"""``zoopt-nas diagnose``: the numbers of run folders."""
 
 from __future__ import annotations
 
 import json
-
-import pytest
 
 SEARCH = ("--space", "small_s3", "--epochs", 2, "--init-channels", 2, "--n-cells", 1)
 SEARCH = (*SEARCH, "--batch-size", 16, "--inner-steps", 1, "--device", "cpu", "--n-train", 64)
@@ -42,24 +40,7 @@ def test_searches_with_several_n(cli, small_spaces, tmp_path, monkeypatch):
     assert all(text in svg for text in ("n2", "n3", "Skip connections"))
 
 
-def test_the_toy(cli, monkeypatch):
-    from zoopt_nas import agreement
-
-    table = agreement.agreement_table
-    monkeypatch.setattr(
-        agreement,
-        "agreement_table",
-        lambda seed: table(dim=6, widths=(0.1,), n_samples=(4,), n_repeats=5, seed=seed),
-    )
-    rows = json.loads(cli("diagnose", "--toy", "--json").out)
-    assert [row["method"] for row in rows] == ["rs (sphere)", "rs (gaussian)", "mgs", "gld"]
-    assert rows[0]["theory"] == pytest.approx((5 / 4) ** 0.5)
-    out = cli("diagnose", "--toy").out
-    assert f"{rows[0]['measured']['cosine']:.3f} ± " in out
-
-
 def test_what_is_refused(refused):
-    assert refused("diagnose") == "give either RUN... or --toy"
-    assert refused("diagnose", "x", "--toy") == "give either RUN... or --toy"
+    assert refused("diagnose") == "Missing argument 'RUN...'."
     assert refused("diagnose", "x") == "x is not a run folder: it has no config.toml"
     assert refused("diagnose", "x", "--every", 0) == "every must be a positive integer, got 0"

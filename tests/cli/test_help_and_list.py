@@ -26,7 +26,6 @@ COMMANDS = (
     "sweep",
     "minimize",
     "list",
-    "bench",
 )
 PANELS = {
     "search": ["What to do", "Run folder", "Supernet", "Weights", "Alpha", "Data", "Machine"],

@@ -294,6 +294,8 @@ def test_an_exception_propagates_with_what_is_known(kind):
         with pytest.raises(FunError) as caught:
             minimize(raises, [4.0, 0.0], SEARCH, workers=workers, rng=0, on_error="raise")
     assert caught.value.partial_result.nfev < len(SEARCH.radii(2)) + 1
+    notes = "".join(getattr(caught.value, "__notes__", []))
+    assert ("in raises\n" in notes) == (kind == 2)  # where it came from, in the other process
     assert not multiprocessing.active_children()
 
 

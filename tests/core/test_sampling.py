@@ -64,45 +64,6 @@ def test_gaussian_is_normal(backend):
     assert stats.kstest(rows, "norm").pvalue > 1e-4
 
 
-class TestManyTorchNormals:
-    """From 2^14 numbers on, float64 ones on the CPU are made from uniform ones here."""
-
-    def test_they_follow_box_and_muller(self):
-        torch = pytest.importorskip("torch")
-        n = 2**14  # one block
-        like = torch.zeros(n, dtype=torch.float64)
-        normal = sampling.gaussian(as_generator(3, like), 1, like)[0].numpy()
-        uniform = torch.empty_like(like).uniform_(generator=as_generator(3, like)).numpy()
-        radius, angle = np.sqrt(-2 * np.log(1 - uniform[: n // 2])), 2 * np.pi * uniform[n // 2 :]
-        expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-        np.testing.assert_allclose(normal, expected, rtol=1e-9, atol=1e-14)
-
-    # One block and a number, many blocks and a part of one, rows that end within a block.
-    @pytest.mark.parametrize(("n", "dim"), [(1, 2**14 + 1), (1, 100_003), (7, 9_999)])
-    def test_they_are_independent_normal_numbers(self, n, dim):
-        torch = pytest.importorskip("torch")
-        like = torch.zeros(dim, dtype=torch.float64)
-        rows = sampling.gaussian(as_generator(0, like), n, like)
-        assert rows.dtype is torch.float64
-        assert tuple(rows.shape) == (n, dim)
-        numbers = rows.numpy().ravel()
-        assert stats.kstest(numbers, "norm").pvalue > 1e-4
-        assert len(np.unique(numbers)) == n * dim  # no number was left out or used twice
-        for half in (1, 2**13):  # neighbours, and the two of a pair
-            products = numbers[half:] * numbers[:-half]
-            squares = (numbers[half:] ** 2 - 1) * (numbers[:-half] ** 2 - 1)
-            assert abs(products.mean()) < 5 / math.sqrt(len(products))
-            assert abs(squares.mean()) < 5 * 2 / math.sqrt(len(squares))
-        tail = 2 * stats.norm.sf(3.5) * n * dim
-        assert abs(np.sum(np.abs(numbers) > 3.5) - tail) < 5 * math.sqrt(tail)
-
-    def test_a_uniform_number_of_0_gives_no_nan(self, monkeypatch):
-        torch = pytest.importorskip("torch")
-        monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, generator: self.zero_())
-        like = torch.zeros(2**14, dtype=torch.float64)
-        assert not torch.any(sampling.gaussian(as_generator(0, like), 1, like))
-
-
 def test_sphere_has_unit_norm(backend):
     norms = np.linalg.norm(to_numpy(draw("sphere", backend, 50, 9)), axis=1)
     np.testing.assert_allclose(norms, 1.0, rtol=1e-6)

@@ -2,11 +2,14 @@
 
 Measured with the solvers themselves, on a bilevel problem whose fitted weights, gradient and
 smoothed gradient have closed forms; beside each measurement stands what theory says of it.
+
+    python benchmarks/agreement.py [SEED]
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -281,3 +284,17 @@ def agreement_table(
             found = agreement(solver_steps(gld, problem, alpha, **kind), gradient)
             theory = gld_cosine(gld.radii(dim), dim)
             yield Row("gld", width, n, found, None, theory, found.cosine)
+
+
+def main() -> None:
+    seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    print("measured and theory: relative error (rs), mean step over the radius (mgs), cosine (gld)")
+    print("\n| method | width | N | cosine with -gradient | measured | theory |")
+    print("|---" * 6 + "|")
+    for method, width, n, found, _, theory, measured in agreement_table(seed=seed):
+        cosine = f"{found.cosine:.3f} ± {found.cosine_error:.3f}"
+        print(f"| {method} | {width:g} | {n} | {cosine} | {measured:.3f} | {theory:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,14 +4,14 @@ import itertools
 import json
 import math
 import os
-import sys
 
+import bbob
+import bbob_suite
+import ioh
 import numpy as np
 import pytest
-
-from zoopt_nas import GLD, InvalidValueError, MissingDependencyError, RunError, UnknownNameError
-from zoopt_nas import bbob as bbob_module
-from zoopt_nas.bbob import (
+from bbob_plot import draw_ecdf
+from bbob_suite import (
     GROUPS,
     N_BUDGETS,
     TARGETS,
@@ -22,6 +22,8 @@ from zoopt_nas.bbob import (
     run,
     save_results,
 )
+
+from zoopt_nas import GLD, InvalidValueError, RunError, UnknownNameError
 
 SMALL = Suite(dims=(2, 3), functions=(1, 8), instances=(1, 2), evals_per_dim=20)
 N_TARGETS = 51
@@ -125,7 +127,6 @@ def test_parts_make_the_whole():
 
 
 def test_hit_times_of_known_values():
-    ioh = pytest.importorskip("ioh")
     suite = Suite(dims=[2], functions=[1], instances=[3], evals_per_dim=5)
     x_opt = np.array(ioh.get_problem(1, 3, 2, ioh.ProblemClass.BBOB).optimum.x)
 
@@ -140,7 +141,6 @@ def test_hit_times_of_known_values():
 
 @pytest.mark.parametrize("function", [1, 15, 24])
 def test_score_against_best_so_far_curves(function):
-    ioh = pytest.importorskip("ioh")
     suite = Suite(dims=[3], functions=[function], instances=[2], evals_per_dim=30)
     f_opt = ioh.get_problem(function, 2, 3, ioh.ProblemClass.BBOB).optimum.y
     gaps = []
@@ -160,7 +160,6 @@ def test_score_against_best_so_far_curves(function):
 
 
 def test_what_a_method_is_given():
-    pytest.importorskip("ioh")
     calls = []
 
     def method(fun, x0, maxfev, rng):
@@ -180,7 +179,6 @@ def test_what_a_method_is_given():
 
 
 def test_a_solver_or_its_name():
-    pytest.importorskip("ioh")
     by_name = run("gld", SMALL)
     np.testing.assert_array_equal(run(GLD(), SMALL).hit_times, by_name.hit_times)
     other = run(GLD(max_radius=3.0), SMALL, name="wide")
@@ -191,7 +189,6 @@ def test_a_solver_or_its_name():
 
 
 def test_the_seed_decides_and_workers_do_not():
-    pytest.importorskip("ioh")
     suite = Suite(dims=[2], functions=[1, 15], instances=[1, 2], evals_per_dim=20, noise=0.1)
     seen = []
     alone = run(walk, suite, seed=3, progress=lambda n, of: seen.append((n, of)))
@@ -202,9 +199,8 @@ def test_the_seed_decides_and_workers_do_not():
 
 
 def test_what_minimize_is_told(monkeypatch):
-    pytest.importorskip("ioh")
     told = []
-    monkeypatch.setattr(bbob_module, "minimize", lambda fun, x0, method, **kw: told.append(kw))
+    monkeypatch.setattr(bbob_suite, "minimize", lambda fun, x0, method, **kw: told.append(kw))
     for bounded, noise in ((False, 0.0), (True, 0.0), (False, 0.1)):
         run("rs", Suite(dims=[3], functions=[1], instances=[1], bounded=bounded, noise=noise))
     assert [kw["bounds"] for kw in told] == [None, [(-5.0, 5.0)] * 3, None]
@@ -215,7 +211,6 @@ def test_what_minimize_is_told(monkeypatch):
 
 
 def test_a_method_that_raises_and_one_that_dies():
-    pytest.importorskip("ioh")
     suite = Suite(dims=[2], functions=[4], instances=[1])
     with pytest.raises(ZeroDivisionError, match="by the method"):
         run(fail, suite)
@@ -228,7 +223,6 @@ def test_a_method_that_raises_and_one_that_dies():
 
 def noisy_gaps(kind, noise, seed=0, n=2000):
     """The gap at x0 without noise, and (n,) gaps with noise."""
-    ioh = pytest.importorskip("ioh")
     suite = Suite([2], [1], [1], evals_per_dim=n // 2, noise=noise, noise_kind=kind)
     problem = ioh.get_problem(1, 1, 2, ioh.ProblemClass.BBOB)
     values, truth = [], []
@@ -293,12 +287,6 @@ def test_bad_arguments_are_named():
         run(3)
 
 
-def test_ioh_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ioh", None)  # importing it fails
-    with pytest.raises(MissingDependencyError, match=r"pip install 'zoopt-nas\[bench\]'"):
-        run("gld", SMALL)
-
-
 # --- files ---
 
 
@@ -352,10 +340,7 @@ def test_files_that_cannot_be(tmp_path):
 # --- the picture ---
 
 
-def test_the_picture_shows_the_ecdfs(tmp_path):
-    pytest.importorskip("matplotlib")
-    from zoopt_nas.bbob_plot import draw_ecdf, save_ecdf
-
+def test_the_picture_shows_the_ecdfs():
     rng = np.random.default_rng(0)
     results = [
         BBOBResult(name, SMALL, 0, rng.integers(1, last, (8, N_TARGETS)).astype(float))
@@ -368,18 +353,71 @@ def test_the_picture_shows_the_ecdfs(tmp_path):
     for axes, dims in zip(figure.axes, ([2], [3], [2, 3]), strict=True):
         for line, result in zip(axes.lines, results[::-1], strict=True):
             np.testing.assert_array_equal(line.get_xydata().T, result.ecdf(dims=dims))
-    save_ecdf(tmp_path / "ecdf.png", results)
-    assert [file.name for file in tmp_path.iterdir()] == ["ecdf.png"]
-    assert (tmp_path / "ecdf.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(RunError, match="cannot write"):
-        save_ecdf(tmp_path / "none" / "ecdf.png", results)
     with pytest.raises(InvalidValueError, match="all of the same suite"):
         draw_ecdf([results[0], result_of(Suite([2], [1], [1]), [[1] * N_TARGETS])])
 
 
-def test_matplotlib_is_named_where_it_is_missing(monkeypatch):
-    from zoopt_nas.bbob_plot import draw_ecdf
+# --- the script ---
 
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # importing it fails
-    with pytest.raises(MissingDependencyError, match=r"pip install 'zoopt-nas\[bench\]'"):
-        draw_ecdf([result_of(Suite([2], [1], [1]), [[1] * N_TARGETS])])
+TINY = ["--dims", "2", "3", "--functions", "1", "6", "--instances", "1", "--evals-per-dim", "15"]
+
+
+def test_a_tiny_suite_with_its_files(tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    bbob.main(["gld", "rs", *TINY, "--seeds", "4", "5", "--functions-too", "--out", str(out)])
+    assert sorted(path.name for path in out.iterdir()) == ["ecdf.png", "results.json"]
+    assert (out / "ecdf.png").read_bytes().startswith(b"\x89PNG")
+    loaded = load_results(out / "results.json")
+    assert [(r.method, r.seed) for r in loaded] == [("gld", 4), ("gld", 5), ("rs", 4), ("rs", 5)]
+    suite = Suite([2, 3], [1], [1, 6], evals_per_dim=15)
+    expected = run("gld", suite, seed=4)
+    assert loaded[0].suite == suite
+    np.testing.assert_array_equal(loaded[0].hit_times, expected.hit_times)
+
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    assert rows[0][:4] == ["method", "score", "2-D", "3-D"]
+    scores = [result.score for result in loaded[:2]]
+    assert rows[2][0] == "gld"
+    assert rows[2][1] == f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}"
+    by_dim = [np.mean([result.by_dim()[dim] for result in loaded[:2]]) for dim in (2, 3)]
+    assert rows[2][2:4] == [f"{score:.3f}" for score in by_dim]
+    assert [row[0] for row in rows[3:]] == ["rs"]
+    assert sum(line.lstrip().startswith("f1 ") for line in lines) == 2
+
+
+def test_every_option_reaches_the_suite(tmp_path):
+    options = ["--seeds", "5", "--noise", "0.1", "--noise-kind", "multiplicative", "--bounded"]
+    bbob.main(["rs", *TINY, *options, "--workers", "2", "--out", str(tmp_path)])
+    suite = Suite([2, 3], [1], [1, 6], 15, noise=0.1, noise_kind="multiplicative", bounded=True)
+    (found,) = load_results(tmp_path / "results.json")
+    assert found.suite == suite
+    np.testing.assert_array_equal(found.hit_times, run("rs", suite, seed=5).hit_times)
+
+
+def test_what_is_finished_is_saved(tmp_path, monkeypatch):
+    def run_and_interrupt(method, *args, **kwargs):
+        if method == "rs":
+            raise KeyboardInterrupt
+        return run(method, *args, **kwargs)
+
+    monkeypatch.setattr(bbob, "run", run_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bbob.main(["gld", "rs", *TINY, "--out", str(tmp_path)])
+    assert [r.method for r in load_results(tmp_path / "results.json")] == ["gld"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("gdl", "unknown solver 'gdl'; did you mean 'gld'?"),
+        ("gld mg", "unknown solver 'mg'; did you mean 'mgs'?"),
+        ("gld --dims 1", "dims must be distinct integers from 2 on, got [1]"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(arguments, line, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        bbob.main([*arguments.split(), "--out", str(tmp_path / "out")])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {line}")
+    assert list(tmp_path.iterdir()) == []

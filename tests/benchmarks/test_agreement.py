@@ -1,10 +1,9 @@
 """Eq. 13-19 hold for the steps of the solvers, within tolerances computed from their spread."""
 
+import agreement as script
 import numpy as np
 import pytest
-
-from zoopt_nas import GLD, MGS, RS, InvalidValueError
-from zoopt_nas.agreement import (
+from agreement import (
     BilevelToy,
     agreement,
     agreement_table,
@@ -13,6 +12,8 @@ from zoopt_nas.agreement import (
     rs_relative_error,
     solver_steps,
 )
+
+from zoopt_nas import GLD, MGS, RS, InvalidValueError
 
 DIM = 8
 TOY = BilevelToy.random(DIM, 0)
@@ -88,6 +89,22 @@ def test_a_table_has_what_the_solvers_measure():
     ]
     rs = RS(1.0, smoothing=0.1, n_samples=4)
     assert rows[0].measured == agreement(solver_steps(rs, TOY, AT, n_repeats=20), G)
+
+
+def test_the_table_that_the_script_prints(monkeypatch, capsys):
+    def small(seed):
+        return agreement_table(dim=6, widths=(0.1,), n_samples=(4,), n_repeats=5, seed=seed)
+
+    monkeypatch.setattr(script, "agreement_table", small)
+    monkeypatch.setattr("sys.argv", ["agreement.py", "3"])
+    script.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[0] for row in rows] == ["rs (sphere)", "rs (gaussian)", "mgs", "gld"]
+    assert [row[5] for row in rows[:2]] == [f"{(5 / 4) ** 0.5:.3f}", f"{(7 / 4) ** 0.5:.3f}"]
+    found = next(small(3)).measured
+    assert rows[0][3] == f"{found.cosine:.3f} ± {found.cosine_error:.3f}"
+    assert rows[0][4] == f"{found.relative_error:.3f}"
 
 
 def test_what_is_refused():

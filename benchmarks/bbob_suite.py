@@ -1,12 +1,12 @@
 """The BBOB benchmark: how many targets on 24 functions a method reaches, and how soon.
 
-The functions come from the package ``ioh`` (the extra ``bench``). The score is the area under the
+The functions come from the package ``ioh``. The score is the area under the
 runtime ECDF: the mean over problems, targets and budgets of "was the target reached within the
 budget". 1 is a method that reaches every target at once; only scores of the same `Suite` compare.
 
-    from zoopt_nas import bbob
+    from bbob_suite import Suite, run
 
-    result = bbob.run("gld", bbob.Suite(dims=(2, 5)), workers=2)
+    result = run("gld", Suite(dims=(2, 5)), workers=2)
     result.score, result.by_dim(), result.by_group()
 
 Sources: Hansen, Finck, Ros, Auger, "Real-parameter black-box optimization benchmarking 2009:
@@ -25,16 +25,15 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import ioh
 import numpy as np
 
+from zoopt_nas import InvalidValueError, RunError, minimize
 from zoopt_nas._checks import check_at_least, check_bool, check_choice, check_positive_int
-from zoopt_nas._minimize import minimize
 from zoopt_nas.checkpoint import replacing
-from zoopt_nas.errors import InvalidValueError, MissingDependencyError, RunError
 from zoopt_nas.parallel import make_workers
 from zoopt_nas.solvers import Solver, make_solver
 
@@ -213,7 +212,6 @@ def run(
     Raises:
         UnknownNameError: ``method`` names no solver.
         InvalidValueError: an argument breaks a rule.
-        MissingDependencyError: ioh is not installed.
         RunError: a worker process died.
         Exception: what the method raises.
     """
@@ -226,8 +224,6 @@ def run(
         raise InvalidValueError("bounded must be False for a callable, which gets no bounds")
     else:
         label = getattr(method, "__name__", type(method).__name__)
-    import_ioh()
-
     problems = suite.problems
     hit_times = np.full((len(problems), len(TARGETS)), np.inf)
     run_one = partial(_hit_times, method, suite, seed)
@@ -246,20 +242,6 @@ def run(
     return BBOBResult(name or label, suite, seed, hit_times)
 
 
-def import_ioh() -> Any:
-    """Returns the module ioh.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        return import_module("ioh")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the BBOB functions need ioh; install it with: pip install 'zoopt-nas[bench]'"
-        ) from error
-
-
 class _BudgetSpent(Exception):  # noqa: N818 - a stop, not a fault
     """Ends a method that asks for another evaluation."""
 
@@ -268,7 +250,6 @@ class _Recorder:
     """A problem as a method sees it: counts evaluations and notes when each target is reached."""
 
     def __init__(self, problem: ProblemId, suite: Suite, seed: int) -> None:
-        ioh = import_ioh()
         self._problem = ioh.get_problem(
             problem.function, problem.instance, problem.dim, ioh.ProblemClass.BBOB
         )

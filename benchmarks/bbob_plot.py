@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from zoopt_nas.bbob import BBOBResult
-from zoopt_nas.errors import InvalidValueError, MissingDependencyError, RunError
+from bbob_suite import BBOBResult
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from zoopt_nas import InvalidValueError
 
 # Okabe and Ito's colours, which the colour-blind tell apart; then the line styles change.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
-
-
-def import_figure() -> Any:
-    """Returns matplotlib's class ``Figure``.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the ECDF picture needs matplotlib; install it with: pip install 'zoopt-nas[bench]'"
-        ) from error
-    return Figure
 
 
 def draw_ecdf(results: Sequence[BBOBResult]) -> Figure:
@@ -44,7 +25,6 @@ def draw_ecdf(results: Sequence[BBOBResult]) -> Figure:
 
     Raises:
         InvalidValueError: there is no result, or the suites differ.
-        MissingDependencyError: matplotlib is not installed.
     """
     if not results or any(result.suite != results[0].suite for result in results):
         raise InvalidValueError("results must be at least one, all of the same suite")
@@ -54,9 +34,7 @@ def draw_ecdf(results: Sequence[BBOBResult]) -> Figure:
         panels.append(("all", suite.dims))
     n_columns = 2 if len(panels) == 4 else min(len(panels), 3)
     n_rows = -(-len(panels) // n_columns)
-    figure: Figure = import_figure()(
-        figsize=(max(3.2 * n_columns, 4.0), 2.6 * n_rows + 0.6), layout="constrained"
-    )
+    figure = Figure(figsize=(max(3.2 * n_columns, 4.0), 2.6 * n_rows + 0.6), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     ranked = sorted(results, key=lambda result: -result.score)
     for axes, (title, dims) in zip(grid.flat, panels, strict=False):
@@ -80,23 +58,3 @@ def draw_ecdf(results: Sequence[BBOBResult]) -> Figure:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=n_columns, fontsize="small")
     return figure
-
-
-def save_ecdf(path: str | os.PathLike[str], results: Sequence[BBOBResult]) -> None:
-    """Writes the picture of ``draw_ecdf`` as PNG; the file appears whole or not at all.
-
-    Raises:
-        InvalidValueError: see ``draw_ecdf``.
-        MissingDependencyError: matplotlib is not installed.
-        RunError: the file cannot be written.
-    """
-    figure = draw_ecdf(results)
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
