@@ -20,8 +20,8 @@ image data sets with `mgs`, and the one for the embedded digits where it differs
 other methods have more of their own in `zoopt_nas/nas/settings/defaults.py`, with their sources. \
 A setting that is left out takes the same default by hand, in a file and on the command line.
 
-Sources: *paper* is ZARTS (Wang et al., 2022), *released* its published scripts, *DARTS* Liu et al. \
-(2019) with its code, *ours* a choice of this package.
+Sources: *paper* is ZARTS (Wang et al., 2022), *released* its published scripts, *DARTS* Liu et \
+al. (2019) with its code, *ours* a choice of this package.
 """
 
 

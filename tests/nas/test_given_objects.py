@@ -1,110 +1,101 @@
-"""A space and images that are handed over as objects, in place of a name."""
+"""Searches in a space and on images that are given as objects, not by name."""
 
 from __future__ import annotations
-
-import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from zoopt_nas import nas
-from zoopt_nas.errors import DataError, InvalidValueError, RunError, UnknownNameError
-from zoopt_nas.nas.data.record import DataRecord
-from zoopt_nas.nas.networks.spaces import SPACES, cell_edges
-from zoopt_nas.nas.runs.folder import RunFolder
-from zoopt_nas.nas.runs.setup import prepare
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.errors import DataError, InvalidValueError, RunInterrupted
+from zoopt_nas.nas.analyses.snapshot import Snapshot
 
-CELL = (("skip_connect", "sep_conv_3x3"),) * len(cell_edges(1))
-SPACE = nas.SearchSpace("mine", normal=CELL, reduce=CELL, n_nodes=1)
-CONFIG = SearchConfig.for_dataset("dots", space="mine", device="cpu")
+CELL = (("sep_conv_3x3", "skip_connect"),) * 5
+MINE = nas.SearchSpace("mine", normal=CELL, reduce=CELL, n_nodes=2)
 
 
-def load_dots(data_dir: Path, split: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.arange(12 if split == "train" else 6) % 2
-    return np.arange(len(labels) * 16, dtype=np.uint8).reshape(-1, 4, 4, 1), labels
+def load_bars(data_dir, split, download):
+    rng = np.random.default_rng(0 if split == "train" else 1)
+    labels = np.arange(32 if split == "train" else 16) % 2
+    images = rng.integers(0, 120, (len(labels), 8, 8, 1), dtype=np.uint8)
+    images[labels == 1, :, 3] = 250
+    return images, labels
 
 
-DOTS = nas.DatasetSpec(
-    name="dots",
+BARS = nas.DatasetSpec(
+    name="bars",
     n_classes=2,
     in_channels=1,
-    image_size=4,
+    image_size=8,
     mean=None,
     std=None,
     augmentation=nas.Augmentation(),
-    load=load_dots,
+    load=load_bars,
 )
 
 
-def loaded(**changes: object) -> nas.Dataset:
-    data = nas.load_dataset(DOTS, data_dir=Path(), device=torch.device("cpu"))
-    return dataclasses.replace(data, **changes)
+class StopAfter(nas.Observer):
+    """Stops a run after ``n`` steps."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def should_stop(self) -> bool:
+        self.n -= 1
+        return self.n < 0
 
 
-# --- the space -----------------------------------------------------------------------------------
+@pytest.fixture
+def config(search_config):
+    return search_config("gld", space="s3", dataset="digits")
 
 
-def test_a_run_folder_keeps_a_space_that_has_no_name_here(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", CONFIG, space=SPACE)
-    assert RunFolder.open(folder.path).space() == SPACE
-    (folder.path / "space.json").write_text("{}")
-    with pytest.raises(RunError, match=r"space.json: space must have the fields name, normal"):
-        folder.space()
+def test_a_search_in_a_given_space_on_given_images(config, tmp_path):
+    whole = nas.run_search(config, space=MINE, dataset=BARS)
+    assert {name for name, _ in whole.genotype.normal} <= {"sep_conv_3x3", "skip_connect"}
+    assert whole.alpha.shape == (MINE.dim,)
+    run = tmp_path / "run"
+    with pytest.raises(RunInterrupted):
+        nas.run_search(config, space=MINE, dataset=BARS, run_dir=run, observer=StopAfter(2))
+    kept = nas.RunFolder.open(run)
+    assert kept.space() == MINE
+    assert (kept.config(nas.SearchConfig).space, kept.config(nas.SearchConfig).dataset) == (
+        "mine",
+        "bars",
+    )
+    with pytest.raises(DataError, match="dataset bars of the run has no loader here"):
+        nas.resume_search(run)
+    resumed = nas.resume_search(run, dataset=BARS)
+    assert torch.equal(resumed.alpha, whole.alpha)
+    assert resumed.genotype == whole.genotype
 
 
-def test_a_run_folder_without_one_has_the_space_of_its_config(tmp_path):
-    assert RunFolder.create(tmp_path / "s2", CONFIG.replace(space="s2")).space() == SPACES["s2"]
-    folder = RunFolder.create(tmp_path / "run", CONFIG)
-    assert not (folder.path / "space.json").exists()
-    with pytest.raises(UnknownNameError, match="unknown space 'mine'"):
-        folder.space()
+def test_loaded_images_are_the_same_as_what_loads_them(config, train_config):
+    device = torch.device("cpu")
+    images = nas.load_dataset(BARS, data_dir="unused", device=device)
+    by_spec = nas.run_search(config, space=MINE, dataset=BARS)
+    by_images = nas.run_search(config, space=MINE, dataset=images)
+    assert torch.equal(by_spec.alpha, by_images.alpha)
+    training = train_config(genotype=str(by_spec.genotype), dataset="digits", epochs=1)
+    accuracies = {
+        nas.run_training(training, dataset=given).test_accuracy for given in (BARS, images)
+    }
+    assert len(accuracies) == 1
 
 
-# --- the images ----------------------------------------------------------------------------------
+def test_images_that_do_not_suit_the_settings(config):
+    images = nas.load_dataset(BARS, data_dir="unused", device=torch.device("cpu"))
+    for changes, message in (
+        ({"n_train": 16}, "n_train must be left out with loaded images, got 16"),
+        ({"image_size": 4}, "image_size must be 8, that of the loaded images, got 4"),
+        ({"device": "meta"}, "device must be auto or a device that this machine has, got meta"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            nas.run_search(config.replace(**changes), space=MINE, dataset=images)
 
 
-def test_a_spec_is_loaded_as_the_settings_say():
-    setup = prepare(CONFIG.replace(n_train=5, image_size=8), ("train", "test"), dataset=DOTS)
-    data = setup.dataset
-    assert (len(data.train), len(data.test), data.image_size) == (5, 6, 8)
-    record = DataRecord.of(data)
-    assert record.fingerprints == DataRecord.of(loaded()).fingerprints
-    again = prepare(CONFIG.replace(n_train=7), dataset=DOTS, record=record).dataset
-    assert (again.mean, len(again.train)) == (data.mean, 7)
-
-
-def test_images_that_were_loaded_are_used_as_they_are():
-    data = loaded()
-    assert prepare(CONFIG.replace(n_train=12, image_size=4), dataset=data).dataset == data
-
-
-def test_images_that_were_made_by_hand_get_the_same_fingerprint():
-    by_hand = loaded(fingerprints={})
-    setup = prepare(CONFIG, ("train", "test"), dataset=by_hand)
-    assert setup.dataset.fingerprints == loaded().fingerprints
-    by_hand.train.images[0, 0, 0, 0] += 1
-    with pytest.raises(DataError, match="dataset dots: the train images or labels are not those"):
-        prepare(CONFIG, dataset=by_hand, record=DataRecord.of(loaded()))
-
-
-@pytest.mark.parametrize(
-    ("settings", "changes", "message"),
-    [
-        ({"n_train": 5}, {}, "n_train must be left out with loaded images, got 5"),
-        ({"image_size": 8}, {}, "image_size must be 4, that of the loaded images, got 8"),
-        ({}, {"test": None}, "dataset must have test images, got none"),
-    ],
-)
-def test_loaded_images_that_do_not_suit_the_settings_are_refused(settings, changes, message):
-    with pytest.raises(InvalidValueError, match=message):
-        prepare(CONFIG.replace(**settings), ("train", "test"), dataset=loaded(**changes))
-
-
-def test_a_run_that_goes_on_asks_for_its_images():
-    with pytest.raises(DataError, match=r"dataset dots of the run has no loader here: .*dataset="):
-        prepare(CONFIG, record=DataRecord.of(loaded()))
-    with pytest.raises(UnknownNameError, match="unknown dataset 'dots'"):
-        prepare(CONFIG)
+def test_a_snapshot_is_in_the_space_of_its_search(config, npz, tmp_path):
+    config = config.replace(dataset=str(npz))
+    nas.run_search(config, space=MINE, run_dir=tmp_path / "run")
+    snapshot = Snapshot(nas.RunFolder.open(tmp_path / "run"))
+    assert snapshot.supernet.space.normal == MINE.normal

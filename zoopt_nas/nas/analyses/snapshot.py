@@ -22,7 +22,7 @@ class Snapshot(Search):
 
     def __init__(self, folder: RunFolder) -> None:
         config = folder.config(SearchConfig)
-        super().__init__(config, prepare(config, record=folder.data()))
+        super().__init__(config, prepare(config, record=folder.data()), space=folder.space())
         self.folder = folder
         if not self.load_checkpoint():
             raise RunError(f"{folder.path} has no checkpoint yet, so there are no weights")

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from zoopt_nas.errors import DivergedError, InvalidValueError
+from zoopt_nas.nas.data.datasets import DatasetSpec
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.networks.build import check_smallest_batch
@@ -72,11 +73,12 @@ def _prepare(
     device: torch.device,
     processes: Processes,
     record: DataRecord | None = None,
+    dataset: Dataset | DatasetSpec | None = None,
 ) -> Setup:
     """Returns the setup of this process; process 0 goes first, since it may fetch the images."""
     Genotype.load(config.genotype)  # a wrong one before the images are read
     setup = processes.first_then_others(
-        lambda: prepare(config, ("train", "test"), record=record, device=device)
+        lambda: prepare(config, ("train", "test"), dataset=dataset, record=record, device=device)
     )
     return replace(setup, execution=_shared(setup.execution, config, processes))
 
@@ -96,6 +98,7 @@ def _shared(execution: Execution, config: TrainConfig, processes: Processes) -> 
 def run_training(
     config: TrainConfig,
     *,
+    dataset: Dataset | DatasetSpec | None = None,
     run_dir: str | Path | None = None,
     observer: Observer | None = None,
     processes: Processes = ALONE,
@@ -103,7 +106,8 @@ def run_training(
     """Trains a genotype from scratch and tests it once, at the end (``report="last"``).
 
     Args:
-        config: all settings; ``TrainConfig.for_dataset`` gives good ones.
+        config: all settings.
+        dataset: loaded images, or what loads them, in place of the data set that ``config`` names.
         run_dir: a folder to create and to write the run into; None writes nothing.
         observer: watches the run and may stop it.
         processes: which process of a run in several this is. Each of them calls this function;
@@ -119,7 +123,9 @@ def run_training(
         NotEnoughMemoryError: the device has too little memory, before the run or in it.
     """
     with _started(config, processes) as device:
-        setup = _prepare(config, device, processes)
+        if dataset is not None:
+            config = config.replace(dataset=dataset.name)
+        setup = _prepare(config, device, processes, dataset=dataset)
         training = _build(config, setup, observer, processes)  # before the folder: see run_search
         if run_dir is not None:
             processes.first(lambda: _create_folder(training, run_dir))
@@ -127,7 +133,11 @@ def run_training(
 
 
 def resume_training(
-    run_dir: str | Path, *, observer: Observer | None = None, processes: Processes = ALONE
+    run_dir: str | Path,
+    *,
+    dataset: Dataset | DatasetSpec | None = None,
+    observer: Observer | None = None,
+    processes: Processes = ALONE,
 ) -> TrainResult:
     """Goes on with the retraining in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
 
@@ -137,7 +147,7 @@ def resume_training(
     folder = RunFolder.open(run_dir)
     config = folder.config(TrainConfig)
     with _started(config, processes) as device:
-        setup = _prepare(config, device, processes, folder.data())
+        setup = _prepare(config, device, processes, folder.data(), dataset)
         training = _build(config, setup, observer, processes)
         training.folder = folder
         training.resume()

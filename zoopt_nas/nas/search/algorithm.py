@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.data.batches import sequential_batches, split_indices
+from zoopt_nas.nas.data.datasets import DatasetSpec
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.networks.build import build_supernet, check_smallest_batch
@@ -293,13 +294,17 @@ class Search(EpochLoop):
 def run_search(
     config: SearchConfig,
     *,
+    space: SearchSpace | None = None,
+    dataset: Dataset | DatasetSpec | None = None,
     run_dir: str | Path | None = None,
     observer: Observer | None = None,
 ) -> SearchResult:
     """Searches from scratch.
 
     Args:
-        config: all settings; ``SearchConfig.for_dataset`` gives good ones.
+        config: all settings.
+        space: in place of the space that ``config`` names; the run folder keeps it.
+        dataset: loaded images, or what loads them, in place of the data set that ``config`` names.
         run_dir: a folder to create and to write the run into; None writes nothing.
         observer: watches the run and may stop it.
 
@@ -312,36 +317,63 @@ def run_search(
         NotEnoughMemoryError: the device has too little memory, before the run or in it.
     """
     with cpu_threads(config.threads):
-        search = _build(config, observer)  # before the folder: a wrong one leaves nothing behind
+        # Before the folder: a wrong setting leaves nothing behind.
+        search = _build(_named(config, space, dataset), observer, space=space, dataset=dataset)
         if run_dir is not None:
-            search.folder = RunFolder.create(run_dir, config, DataRecord.of(search.setup.dataset))
+            record = DataRecord.of(search.setup.dataset)
+            search.folder = RunFolder.create(run_dir, search.config, record, space)
         return _finish(search)
 
 
-def resume_search(run_dir: str | Path, *, observer: Observer | None = None) -> SearchResult:
+def resume_search(
+    run_dir: str | Path,
+    *,
+    dataset: Dataset | DatasetSpec | None = None,
+    observer: Observer | None = None,
+) -> SearchResult:
     """Goes on with the search in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
 
     A finished search gives its result again. Raises as ``run_search`` does.
+
+    Args:
+        run_dir: the folder of the search.
+        dataset: as for ``run_search``, if the search began with one that has no name here.
+        observer: watches the run and may stop it.
     """
     folder = RunFolder.open(run_dir)
     config = folder.config(SearchConfig)
     with cpu_threads(config.threads):
-        search = _build(config, observer, folder.data())
+        search = _build(
+            config, observer, space=folder.space(), dataset=dataset, record=folder.data()
+        )
         search.folder = folder
         search.resume()
         return _finish(search)
 
 
+def _named(
+    config: SearchConfig, space: SearchSpace | None, dataset: Dataset | DatasetSpec | None
+) -> SearchConfig:
+    """Returns the settings with the names of the given objects."""
+    names = {"space": space, "dataset": dataset}
+    return config.replace(**{key: of.name for key, of in names.items() if of is not None})
+
+
 def _build(
-    config: SearchConfig, observer: Observer | None, record: DataRecord | None = None
+    config: SearchConfig,
+    observer: Observer | None,
+    *,
+    space: SearchSpace | None = None,
+    dataset: Dataset | DatasetSpec | None = None,
+    record: DataRecord | None = None,
 ) -> Search:
-    for table, name in ((METHODS, config.algo), (SPACES, config.space)):
-        table[name]  # a wrong name before the data set is read
-    setup = prepare(config, record=record, check_test=record is None)
+    METHODS[config.algo]  # a wrong name before the images are read
+    space = space or SPACES[config.space]
+    setup = prepare(config, dataset=dataset, record=record, check_test=record is None)
     n_images = len(setup.dataset.train)
     parts = split_indices(n_images, config.train_portion, generator(0))
-    check_smallest_batch(config, setup.dataset, min(config.batch_size, *map(len, parts)))
-    search = Search(config, setup, observer)
+    check_smallest_batch(config, setup.dataset, min(config.batch_size, *map(len, parts)), space)
+    search = Search(config, setup, observer, space)
     search.check_memory(search.estimate_memory(), setup.free)
     return search
 
