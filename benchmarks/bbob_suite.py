@@ -33,7 +33,7 @@ import numpy as np
 
 from zoopt_nas import InvalidValueError, RunError, minimize
 from zoopt_nas._checks import check_at_least, check_bool, check_choice, check_positive_int
-from zoopt_nas.checkpoint import replacing
+from zoopt_nas._files import replacing
 from zoopt_nas.parallel import make_workers
 from zoopt_nas.solvers import Solver, make_solver
 
@@ -313,8 +313,11 @@ def save_results(path: str | os.PathLike[str], results: Sequence[BBOBResult]) ->
         RunError: the file cannot be written.
     """
     text = json.dumps({"format": _FORMAT, "results": [_to_dict(result) for result in results]})
-    with replacing(path) as file:
-        file.write(f"{text}\n".encode())
+    try:
+        with replacing(path) as file:
+            file.write(f"{text}\n".encode())
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
 def load_results(path: str | os.PathLike[str]) -> list[BBOBResult]:

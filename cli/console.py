@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from zoopt_nas._files import finite
 from zoopt_nas.errors import RunInterrupted, ZooptNasError
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
@@ -47,18 +47,7 @@ def be_silent() -> None:
 
 def say_json(value: object) -> None:
     """Prints a value as one line of JSON, for programs; what is not finite becomes null."""
-    sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
-
-
-def _finite(value: object) -> object:
-    """The value with None for NaN and the infinities, which are no JSON."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value
+    sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
 
 
 def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

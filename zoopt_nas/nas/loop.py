@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from zoopt_nas._files import finite
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.config import RunConfig
 from zoopt_nas.nas.data import Dataset, load_dataset
@@ -293,7 +294,7 @@ class EpochLoop(ABC):
             "epoch": self.epoch,
             "train_loss": self._meter.loss,
             "train_accuracy": self._meter.accuracy,
-            **{key: _finite(value) for key, value in own.items()},
+            **finite(own),
             "seconds": round(self._elapsed + time.perf_counter() - started, 3),
         }
         self.rows.append(row)
@@ -317,8 +318,3 @@ class EpochLoop(ABC):
             for row in discarded:
                 self.folder.append(DISCARDED, row)
             self.folder.cut(self.epoch)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
