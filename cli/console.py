@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from zoopt_nas._files import finite
+from zoopt_nas._files import as_json
 from zoopt_nas.errors import RunInterrupted, ZooptNasError
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
@@ -47,7 +47,7 @@ def be_silent() -> None:
 
 def say_json(value: object) -> None:
     """Prints a value as one line of JSON, for programs; what is not finite becomes null."""
-    sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(as_json(value), allow_nan=False) + "\n")
 
 
 def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -16,7 +16,7 @@ TEMPORARY = "-temporary-"  # in the names of files that are not complete yet
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of ``path`` once it is complete.
+    """Open a file that takes the place of ``path`` once it is complete.
 
     Raises:
         OSError: the file cannot be written.
@@ -38,7 +38,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def creating(folder: Path) -> Iterator[Path]:
-    """Makes a folder that takes the name ``folder`` once it is complete.
+    """Make a folder that takes the name ``folder`` once it is complete.
 
     Raises:
         OSError: ``folder`` exists, or cannot be written.
@@ -54,12 +54,14 @@ def creating(folder: Path) -> Iterator[Path]:
         raise
 
 
-def finite(value: Any) -> Any:
-    """Returns a value with None for NaN and the infinities, which JSON does not have."""
+def as_json(value: Any) -> Any:
+    """Return a value as JSON can hold it: None for NaN and the infinities, strings for paths."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, Mapping):
-        return {key: finite(entry) for key, entry in value.items()}
+        return {key: as_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
+        return [as_json(entry) for entry in value]
     return value

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from zoopt_nas._files import finite
+from zoopt_nas._files import as_json
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.config import RunConfig
 from zoopt_nas.nas.data import Dataset, load_dataset
@@ -294,7 +294,7 @@ class EpochLoop(ABC):
             "epoch": self.epoch,
             "train_loss": self._meter.loss,
             "train_accuracy": self._meter.accuracy,
-            **finite(own),
+            **as_json(own),
             "seconds": round(self._elapsed + time.perf_counter() - started, 3),
         }
         self.rows.append(row)

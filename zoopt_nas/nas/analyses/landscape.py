@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from zoopt_nas._files import finite
+from zoopt_nas._files import as_json
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.analyses.pinned import GRADIENT_INNER
 from zoopt_nas.nas.analyses.sharpness import Array, Sharpness, measure_sharpness
@@ -223,4 +223,4 @@ class Landscape:
                 for name, track in self.tracks.items()
             },
         }
-        return {key: finite(value) for key, value in summary.items()}
+        return {key: as_json(value) for key, value in summary.items()}
