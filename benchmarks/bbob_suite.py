@@ -33,7 +33,7 @@ import numpy as np
 
 from zoopt_nas import InvalidValueError, RunError, minimize
 from zoopt_nas._checks import check_at_least, check_bool, check_choice, check_positive_int
-from zoopt_nas.checkpoint import replacing
+from zoopt_nas._files import replacing
 from zoopt_nas.parallel import make_workers
 from zoopt_nas.solvers import Solver, make_solver
 
@@ -139,15 +139,15 @@ class BBOBResult:
         return self._score()
 
     def by_dim(self) -> dict[int, float]:
-        """Returns the score of each dimension alone."""
+        """Return the score of each dimension alone."""
         return {dim: self._score(dims=[dim]) for dim in self.suite.dims}
 
     def by_function(self) -> dict[int, float]:
-        """Returns the score of each function alone."""
+        """Return the score of each function alone."""
         return {function: self._score(functions=[function]) for function in self.suite.functions}
 
     def by_group(self) -> dict[str, float]:
-        """Returns the score of each of ``GROUPS`` that has functions in the suite."""
+        """Return the score of each of ``GROUPS`` that has functions in the suite."""
         return {
             name: self._score(functions=functions)
             for name, functions in GROUPS.items()
@@ -157,7 +157,7 @@ class BBOBResult:
     def ecdf(
         self, *, dims: Iterable[int] | None = None, functions: Iterable[int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the runtime ECDF, of some dimensions or functions only if they are given.
+        """Return the runtime ECDF, of some dimensions or functions only if they are given.
 
         Returns:
             ``budgets``, (N_BUDGETS,), in evaluations per dimension, from 1 to ``evals_per_dim`` in
@@ -183,7 +183,7 @@ class BBOBResult:
 
 
 def budgets_of(dim: int, evals_per_dim: int) -> np.ndarray:
-    """Returns the (N_BUDGETS,) budgets of a problem, in evaluations: from dim on, log-spaced."""
+    """Return the (N_BUDGETS,) budgets of a problem, in evaluations: from dim on, log-spaced."""
     return np.round(np.geomspace(dim, evals_per_dim * dim, N_BUDGETS)).astype(int)
 
 
@@ -196,7 +196,7 @@ def run(
     name: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> BBOBResult:
-    """Runs a method once on every problem of a suite, from a random start in [-4, 4]^D.
+    """Run a method once on every problem of a suite, from a random start in [-4, 4]^D.
 
     The start depends on the problem and the seed, so that every method has the same ones.
 
@@ -243,7 +243,7 @@ def run(
 
 
 class _BudgetSpent(Exception):  # noqa: N818 - a stop, not a fault
-    """Ends a method that asks for another evaluation."""
+    """End a method that asks for another evaluation."""
 
 
 class _Recorder:
@@ -278,7 +278,7 @@ class _Recorder:
 
 
 def _hit_times(method: Method, suite: Suite, seed: int, problem: ProblemId) -> np.ndarray:
-    """Runs a method on a problem; returns (n_targets,), a row of ``BBOBResult.hit_times``."""
+    """Run a method on a problem; return (n_targets,), a row of ``BBOBResult.hit_times``."""
     recorder = _Recorder(problem, suite, seed)
     x0 = np.random.default_rng(_entropy(problem, seed)).uniform(-4, 4, problem.dim)
     rng = np.random.default_rng(1000 * problem.function + problem.instance + seed)
@@ -303,7 +303,7 @@ def _entropy(problem: ProblemId, seed: int) -> list[int]:
 
 
 def save_results(path: str | os.PathLike[str], results: Sequence[BBOBResult]) -> None:
-    """Writes results as JSON; the file is replaced only once the new one is complete.
+    """Write results as JSON; the file is replaced only once the new one is complete.
 
     Args:
         path: its folder must exist.
@@ -313,12 +313,15 @@ def save_results(path: str | os.PathLike[str], results: Sequence[BBOBResult]) ->
         RunError: the file cannot be written.
     """
     text = json.dumps({"format": _FORMAT, "results": [_to_dict(result) for result in results]})
-    with replacing(path) as file:
-        file.write(f"{text}\n".encode())
+    try:
+        with replacing(path) as file:
+            file.write(f"{text}\n".encode())
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
 def load_results(path: str | os.PathLike[str]) -> list[BBOBResult]:
-    """Reads what ``save_results`` wrote.
+    """Read what ``save_results`` wrote.
 
     Raises:
         RunError: the file is missing, truncated, or holds something else.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from zoopt_nas._files import as_json
 from zoopt_nas.errors import RunInterrupted, ZooptNasError
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
@@ -48,21 +48,8 @@ def be_silent() -> None:
 
 
 def say_json(value: object) -> None:
-    """Print a value as one line of JSON, for programs; what is not finite becomes null."""
-    sys.stdout.write(json.dumps(_as_json(value), allow_nan=False) + "\n")
-
-
-def _as_json(value: object) -> object:
-    """Return the value with None for NaN and the infinities, and paths as strings."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _as_json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(entry) for entry in value]
-    return value
+    """Prints a value as one line of JSON, for programs; what is not finite becomes null."""
+    sys.stdout.write(json.dumps(as_json(value), allow_nan=False) + "\n")
 
 
 def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

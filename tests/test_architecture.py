@@ -15,7 +15,7 @@ from zoopt_nas.solvers import SOLVERS
 ROOT = Path(__file__).parent.parent
 # Each file of the core imports only from files above it.
 ORDER = [
-    *("errors", "registry", "_checks", "_arrays", "sampling", "bounds", "coordinates"),
+    *("errors", "_files", "registry", "_checks", "_arrays", "sampling", "bounds", "coordinates"),
     *("_calls", "_processes", "parallel", "objective", "problems"),
     *("solvers.state", "solvers.widening"),
     *("solvers.base", "solvers.comparison_descent", "solvers.gld"),

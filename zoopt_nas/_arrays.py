@@ -13,7 +13,8 @@ from typing import Any, SupportsFloat, TypeAlias
 import array_api_compat
 import array_api_compat.numpy
 import numpy as np
-from array_api_compat import device, is_torch_array
+from array_api_compat import device as device
+from array_api_compat import is_torch_array as is_torch_array
 
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError, RunError
 
@@ -21,29 +22,6 @@ from zoopt_nas.errors import InvalidValueError, MissingDependencyError, RunError
 Array: TypeAlias = Any
 # A numpy.random.Generator or, beside torch arrays, a torch.Generator on their device.
 Generator: TypeAlias = Any
-
-__all__ = [
-    "Array",
-    "Generator",
-    "array_namespace",
-    "as_generator",
-    "as_like",
-    "as_point",
-    "as_real",
-    "as_reals",
-    "copy",
-    "decode_array",
-    "decode_generator",
-    "device",
-    "encode_array",
-    "encode_generator",
-    "finite_or",
-    "finite_values",
-    "import_torch",
-    "is_torch_array",
-    "to_numpy",
-    "value_dtype",
-]
 
 
 def array_namespace(array: Array) -> Any:

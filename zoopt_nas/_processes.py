@@ -38,7 +38,7 @@ class Process:
         self.is_alive = self._process.is_alive
 
     def send(self, job: tuple[Callable[[Any], Any], Any] | None) -> bool:
-        """Sends the function and the point of a call, or None to end; returns whether it could."""
+        """Send the function and the point of a call, or None to end; return whether it could."""
         try:
             self.pipe.send(job)
         except OSError:  # the process has died
@@ -46,25 +46,25 @@ class Process:
         return True
 
     def receive(self) -> Any:
-        """Returns (value, exception or None) of a call, or None if its process died."""
+        """Return (value, exception or None) of a call, or None if its process died."""
         try:
             return self.pipe.recv() if self.pipe.poll() else None
         except Exception:  # noqa: BLE001 (half of an answer, or one that pickle cannot bring back)
             return None
 
     def kill(self) -> None:
-        """Ends the process whatever it does."""
+        """End the process whatever it does."""
         self._process.kill()
         self.join()
 
     def join(self) -> None:
-        """Waits for the end of the process."""
+        """Wait for the end of the process."""
         self._process.join()
         self.pipe.close()
 
 
 def wait(processes: Collection[Process], seconds: float | None) -> Collection[Process]:
-    """Returns the processes that have answered or died; waits for one, or for some seconds."""
+    """Return the processes that have answered or died; wait for one, or for some seconds."""
     pipes = {process.pipe: process for process in processes}
     ready = connection.wait(pipes, _POLL if seconds is None else min(seconds, _POLL))
     if ready:
@@ -73,7 +73,7 @@ def wait(processes: Collection[Process], seconds: float | None) -> Collection[Pr
 
 
 def stop(idle: list[Process]) -> None:
-    """Lets processes end by themselves, and empties the list."""
+    """Let processes end by themselves, and empty the list."""
     for process in idle:
         process.send(None)
     while idle:
@@ -81,12 +81,12 @@ def stop(idle: list[Process]) -> None:
 
 
 def stop_with(owner: object, idle: list[Process]) -> None:
-    """Stops processes with the life of their owner, or before the interpreter ends."""
+    """Stop processes with the life of their owner, or before the interpreter ends."""
     util.Finalize(owner, stop, (idle,), exitpriority=10)
 
 
 def _work(pipe: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
-    """Makes the calls that come down the pipe, until there are no more."""
+    """Make the calls that come down the pipe, until there are no more."""
     if initializer is not None:
         initializer(*initargs)
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):  # the parent has ended

@@ -15,12 +15,13 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from zoopt_nas._arrays import Array, encode_array
 from zoopt_nas._checks import check_at_least
+from zoopt_nas._files import replacing
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError, RunError
 from zoopt_nas.solvers import SOLVERS, Solver, SolverState
 
@@ -79,28 +80,6 @@ def load_state(
             raise RunError(f"{path} was saved by an unknown solver, {meta['solver']!r}")
         solver = solvers[meta["solver"]](**meta["fields"])
         return solver, SolverState.from_dict({"arrays": arrays, "meta": meta["state"]})
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of ``path`` only once it is complete.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    path = Path(path)
-    # Beside the target, so that the rename stays within one file system and is atomic.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # still there only if something went wrong
 
 
 class Checkpoint:
@@ -203,8 +182,11 @@ def _to_json(value: object) -> str:
 
 def _write(path: str | os.PathLike[str], meta: object, arrays: Mapping[str, np.ndarray]) -> None:
     text = _to_json(meta)
-    with replacing(path) as file:
-        np.savez(file, meta=np.array(text), **arrays)  # type: ignore[arg-type]
+    try:
+        with replacing(path) as file:
+            np.savez(file, meta=np.array(text), **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _read(path: str | os.PathLike[str], format_: str) -> tuple[Any, dict[str, np.ndarray]]:

@@ -39,7 +39,7 @@ class Workers(ABC):
     def map(
         self, fun: Function, points: Sequence[Any], deadline: float = math.inf
     ) -> Iterator[tuple[int, Any]]:
-        """Calls ``fun`` at each point, and yields (row, value) as the calls end, in any order.
+        """Call ``fun`` at each point, and yield (row, value) as the calls end, in any order.
 
         The value of a call whose worker died or took too long is NaN. After ``deadline``, on the
         clock of ``time.monotonic``, no call starts: rows without one are not yielded. A map-like
@@ -52,11 +52,11 @@ class Workers(ABC):
         """
 
     def close(self) -> None:  # noqa: B027 (an optional hook)
-        """Ends what was started here; what belongs to the caller is left open."""
+        """End what was started here; what belongs to the caller is left open."""
 
 
 def make_workers(workers: Any, timeout: float | None = None) -> Workers | None:
-    """Returns what makes the calls, or None for plain calls in this process.
+    """Return what makes the calls, or None for plain calls in this process.
 
     Args:
         workers: the number of processes (-1: one for each core that this process may use), a
@@ -127,22 +127,22 @@ class _Dispatch(Workers):
 
     @abstractmethod
     def _begin(self, fun: Function, point: Any) -> Any:
-        """Begins a call, or puts it in a queue."""
+        """Begin a call, or put it in a queue."""
 
     @abstractmethod
     def _wait(self, handles: Collection[Any], seconds: float | None) -> Collection[Any]:
-        """Returns the calls that have ended; waits for the first, or for some seconds."""
+        """Return the calls that have ended; wait for the first, or for some seconds."""
 
     @abstractmethod
     def _result(self, fun: Function, handle: Any) -> Any:
-        """Returns or raises what a call that has ended returned or raised."""
+        """Return or raise what a call that has ended returned or raised."""
 
     @abstractmethod
     def _give_up(self, handle: Any) -> None:
-        """Ends a call, as far as that is possible."""
+        """End a call, as far as that is possible."""
 
     def _take_back(self, handle: Any) -> bool:
-        """Takes a call out of the queue; returns whether it was there."""
+        """Take a call out of the queue; return whether it was there."""
         return False
 
     def map(
@@ -248,7 +248,7 @@ class _ExecutorWorkers(_Dispatch):
         return handle.cancel()
 
     def _replace_pool(self, error: BrokenExecutor) -> _ProcessWorkers:
-        """Returns processes like those of the broken pool, or raises ``error``."""
+        """Return processes like those of the broken pool, or raise ``error``."""
         # Private, for want of public ones.
         names = ("_mp_context", "_initializer", "_initargs")
         setup = [getattr(self._executor, name, None) for name in names]

@@ -8,32 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from zoopt_nas._arrays import Array, array_namespace, device
 from zoopt_nas._checks import check_at_least, check_positive_int
 from zoopt_nas.errors import InvalidValueError
-
-
-class Problem(Protocol):
-    """A function with a known minimum."""
-
-    @property
-    def x_opt(self) -> np.ndarray:
-        """(dim,), where the minimum is."""
-
-    @property
-    def f_opt(self) -> float:
-        """The value there."""
-
-    @property
-    def x0(self) -> np.ndarray:
-        """(dim,), a customary start."""
-
-    def __call__(self, x: Array) -> Array:
-        """Evaluates (dim,) to a number, or (n, dim) to (n,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,61 +84,7 @@ def rastrigin(dim: int) -> Function:
     return Function("rastrigin", formula, np.zeros(dim), np.full(dim, 2.2))
 
 
-class Noisy:
-    """A problem whose values carry additive noise ~ N(0, std²), fresh in every evaluation.
-
-    Args:
-        problem: the true function; the optimum is its own.
-        std: >= 0.
-        rng: None, an int or a ``numpy.random.Generator`` for the noise.
-    """
-
-    def __init__(self, problem: Problem, std: float, rng: Any = None) -> None:
-        self.problem = problem
-        self.std = check_at_least("std", std, 0)
-        self._rng = np.random.default_rng(rng)
-        self.x_opt = problem.x_opt
-        self.f_opt = problem.f_opt
-        self.x0 = problem.x0
-
-    def __call__(self, x: Array) -> Array:
-        """Evaluates (dim,) to a number, or (n, dim) to (n,)."""
-        noise = self.std * self._rng.standard_normal(tuple(x.shape[:-1]))
-        xp = array_namespace(x)
-        return self.problem(x) + xp.asarray(noise, dtype=x.dtype, device=device(x))
-
-
-class Drifting:
-    """A problem whose optimum moves by ``velocity`` (dim,) after every call, single or batch.
-
-    ``x_opt`` is where the optimum is in the next call.
-    """
-
-    def __init__(self, problem: Problem, velocity: Any) -> None:
-        self.problem = problem
-        self.velocity = np.asarray(velocity, dtype=np.float64)
-        if self.velocity.shape != problem.x0.shape:
-            raise InvalidValueError(
-                f"velocity must have shape {problem.x0.shape}, got {self.velocity.shape}"
-            )
-        self.f_opt = problem.f_opt
-        self.x0 = problem.x0
-        self.n_calls = 0
-
-    @property
-    def x_opt(self) -> np.ndarray:
-        """(dim,), where the optimum is now."""
-        return self.problem.x_opt + self.n_calls * self.velocity
-
-    def __call__(self, x: Array) -> Array:
-        """Evaluates (dim,) to a number, or (n, dim) to (n,)."""
-        xp = array_namespace(x)
-        offset = self.n_calls * self.velocity
-        self.n_calls += 1
-        return self.problem(x - xp.asarray(offset, dtype=x.dtype, device=device(x)))
-
-
-# The fixed functions by name: each takes the dimension.
+# Each takes the dimension.
 PROBLEMS: dict[str, Callable[[int], Function]] = {
     "sphere": sphere,
     "ellipsoid": ellipsoid,

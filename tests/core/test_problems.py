@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zoopt_nas import InvalidValueError, problems
-from zoopt_nas.problems import PROBLEMS, Drifting, Noisy
+from zoopt_nas.problems import PROBLEMS
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -38,24 +38,6 @@ def test_values_by_hand():
     assert float(problems.rastrigin(2)(np.array([0.5, 1.0]))) == pytest.approx(21.25)
 
 
-def test_noise_has_the_asked_standard_deviation_and_is_fresh():
-    n = 4000
-    problem = Noisy(problems.sphere(2), std=0.5, rng=0)
-    noise = problem(np.ones((n, 2))) - 2.0
-    assert abs(noise.std() - 0.5) < 5 * 0.5 / np.sqrt(2 * n)
-    assert abs(noise.mean()) < 5 * 0.5 / np.sqrt(n)
-    assert float(problem(np.ones(2))) != float(problem(np.ones(2)))
-
-
-def test_drift_moves_the_optimum_once_a_call():
-    velocity = np.array([0.5, -1.0])
-    problem = Drifting(problems.sphere(2), velocity)
-    assert float(problem(np.zeros(2))) == 0.0
-    np.testing.assert_array_equal(problem.x_opt, velocity)
-    np.testing.assert_allclose(problem(np.array([[0.0, 0.0], velocity])), [1.25, 0.0])
-    np.testing.assert_array_equal(problem.x_opt, 2 * velocity)
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -63,8 +45,6 @@ def test_drift_moves_the_optimum_once_a_call():
         (lambda: problems.rosenbrock(1), "dim must be at least 2 for rosenbrock, got 1"),
         (lambda: problems.ellipsoid(2, 0.1), "condition must be a finite number of at least 1"),
         (lambda: problems.sphere(2)(np.ones(3)), "x must have 2 coordinates for sphere, got 3"),
-        (lambda: Noisy(problems.sphere(2), -1), "std must be a finite number of at least 0"),
-        (lambda: Drifting(problems.sphere(2), [1.0]), "velocity must have shape (2,), got (1,)"),
     ],
 )
 def test_bad_arguments_are_named(build, message):

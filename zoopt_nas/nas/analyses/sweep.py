@@ -13,13 +13,13 @@ import itertools
 import math
 import re
 import statistics
-import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoopt_nas._files import creating
 from zoopt_nas.errors import InvalidValueError, RunError, UnknownNameError, ZooptNasError
 from zoopt_nas.nas.analyses.run_once import retraining_of, search_once, train_once
 from zoopt_nas.nas.networks.genotype import GENOTYPES
@@ -260,10 +260,7 @@ def _in_a_name(value: Any) -> str:
 def _create(folder: Path, text: str) -> None:
     """Makes the folder with its file in one step."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        temporary.chmod(0o755)  # mkdtemp keeps others out
-        (temporary / _FILE).write_text(text, encoding="utf-8")
-        temporary.rename(folder)
+        with creating(folder) as temporary:
+            (temporary / _FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot make the folder {folder}: {error.strerror}") from error

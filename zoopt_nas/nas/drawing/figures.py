@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from zoopt_nas._files import replacing
 from zoopt_nas.errors import UnknownNameError
 
 FORMATS = ("svg", "png", "pdf")
@@ -79,17 +78,6 @@ def save(figure: Figure, path: str | Path, formats: Sequence[str] = ("svg", "png
             figure.savefig(buffer, format=name, dpi=_PNG_DPI, metadata=_NO_DATE[name])
         contents[path.with_name(f"{path.name}.{name}")] = buffer.getvalue()
     for file, content in contents.items():
-        _replace(file, content)
-    return list(contents)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with replacing(file) as stream:
             stream.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp keeps others out
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    return list(contents)

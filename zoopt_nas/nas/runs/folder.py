@@ -22,18 +22,15 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import struct
-import tempfile
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from zoopt_nas._files import TEMPORARY, creating, replacing
 from zoopt_nas.errors import RunError, ZooptNasError
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.networks.genotype import Genotype
@@ -48,7 +45,6 @@ MAY_CHANGE = (
     *("device", "threads", "amp", "compile", "channels_last", "native", "candidates_per_batch"),
     *("dataset", "data_dir", "download"),
 )
-_TEMPORARY = "-temporary-"  # in the names of files that are not complete yet
 METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"
 DISCARDED = "discarded.jsonl"
@@ -103,25 +99,19 @@ class RunFolder:
         text = config.to_toml()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         except OSError as error:
             raise RunError(f"cannot make the run folder {path}: {error.strerror}") from error
         try:
-            temporary.chmod(0o755)  # mkdtemp keeps others out
-            cls(temporary).write("config.toml", text)
-            if data is not None:
-                cls(temporary).write("data.json", data.to_json() + "\n")
-            if space is not None:
-                cls(temporary).write(SPACE, space.to_json() + "\n")
-            temporary.rename(path)
+            with creating(path) as temporary:
+                cls(temporary).write("config.toml", text)
+                if data is not None:
+                    cls(temporary).write("data.json", data.to_json() + "\n")
+                if space is not None:
+                    cls(temporary).write(SPACE, space.to_json() + "\n")
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             there = os.path.lexists(path)
             reason = in_the_way if there else f"cannot write {path}: {error.strerror}"
             raise RunError(reason) from error
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         return cls(path)
 
     @classmethod
@@ -192,12 +182,8 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file, whole or not at all."""
-        self.write_bytes(name, text.encode())
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Writes a file, whole or not at all."""
-        with self._replacing(name) as file:
-            file.write(content)
+        with replacing(self.path / name) as file:
+            file.write(text.encode())
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Appends one row of JSON. Non-finite numbers must have been made None."""
@@ -226,7 +212,7 @@ class RunFolder:
 
         Also removes the temporary files that a kill in the middle of a write leaves behind.
         """
-        for leftover in self.path.glob(f".*{_TEMPORARY}*"):
+        for leftover in self.path.glob(f".*{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
         for name in (METRICS, ARCHITECTURES):
             if (self.path / name).is_file():
@@ -239,7 +225,7 @@ class RunFolder:
 
     def save_tensors(self, name: str, state: dict[str, Any]) -> None:
         """Writes tensors and plain values, whole or not at all."""
-        with self._replacing(name) as file:
+        with replacing(self.path / name) as file:
             torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
@@ -317,21 +303,6 @@ class RunFolder:
             raise RunError(f"cannot read {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise RunError(f"{path} is not text") from error
-
-    @contextmanager
-    def _replacing(self, name: str) -> Iterator[BinaryIO]:
-        """A temporary file beside ``name`` that takes its place if and only if all went well."""
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}{_TEMPORARY}", dir=self.path)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp keeps others out
-            os.replace(temporary, self.path / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
 
 def _shown(value: object) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from zoopt_nas._files import as_json
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.runs.folder import ARCHITECTURES, DISCARDED, METRICS, RunFolder
 from zoopt_nas.nas.runs.memory import (
@@ -267,7 +268,7 @@ class EpochLoop(ABC):
             "epoch": self.epoch,
             "train_loss": self._meter.loss,
             "train_accuracy": self._meter.accuracy,
-            **{key: _finite(value) for key, value in own.items()},
+            **as_json(own),
             "seconds": round(self._elapsed + time.perf_counter() - started, 3),
         }
         self.rows.append(row)
@@ -291,8 +292,3 @@ class EpochLoop(ABC):
             for row in discarded:
                 self.folder.append(DISCARDED, row)
             self.folder.cut(self.epoch)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

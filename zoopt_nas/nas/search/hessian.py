@@ -36,12 +36,6 @@ def hessian_product(loss: Callable[[Tensor], Tensor], alpha: Tensor) -> Callable
     return product
 
 
-def full_hessian(loss: Callable[[Tensor], Tensor], alpha: Tensor) -> Tensor:
-    """The Hessian ``(dim, dim)``, a product for each row."""
-    product = hessian_product(loss, alpha)
-    return torch.stack([product(row) for row in torch.eye(len(alpha)).to(alpha)])
-
-
 def dominant_eigenvalue(loss: Callable[[Tensor], Tensor], alpha: Tensor, *, seed: int = 0) -> float:
     """The largest eigenvalue of the Hessian of ``loss`` at ``alpha`` (Zela et al., 2020).
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from zoopt_nas._files import replacing
 from zoopt_nas.errors import RunError
 from zoopt_nas.nas.analyses.landscape.plane import Track
 from zoopt_nas.nas.analyses.landscape.sharpness import Array
-from zoopt_nas.nas.runs.folder import RunFolder
 
 ARRAYS = "landscape.npz"
 # What np.load raises for bytes that are no archive of its own.
@@ -41,7 +41,7 @@ class GridFile:
     """
 
     def __init__(self, out: Path | None, identity: dict[str, Any], arrays: dict[str, Array]):
-        self._folder = None if out is None else RunFolder(out)
+        self._out = out
         self._identity, self._arrays = identity, arrays
         self._grids: dict[str, Array] = {}
         self._n_rows: dict[str, int] = {}
@@ -79,7 +79,7 @@ class GridFile:
         self._save()
 
     def _save(self) -> None:
-        if self._folder is None:
+        if self._out is None:
             return
         texts = {"identity": self._identity, "n_rows": self._n_rows}
         content: dict[str, Any] = {
@@ -88,9 +88,8 @@ class GridFile:
             **{f"values_{name}": grid for name, grid in self._grids.items()},
             **self._tracks,
         }
-        buffer = io.BytesIO()
-        np.savez(buffer, **content)
-        self._folder.write_bytes(ARRAYS, buffer.getvalue())
+        with replacing(self._out / ARRAYS) as file:
+            np.savez(file, **content)
 
     def _load(self, path: Path) -> None:
         try:

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from zoopt_nas._files import as_json
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.analyses.landscape.sharpness import Array, Sharpness, measure_sharpness
 from zoopt_nas.nas.analyses.snapshot import GRADIENT_INNER
@@ -222,12 +223,4 @@ class Landscape:
                 for name, track in self.tracks.items()
             },
         }
-        return {key: _finite(value) for key, value in summary.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {key: as_json(value) for key, value in summary.items()}
