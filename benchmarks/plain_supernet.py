@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.fused import Chain
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.operations import DilConv, FactorizedReduce, SepConv, Zero
+from zoopt_nas.nas.networks.operations import DilConv, FactorizedReduce, SepConv
 from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
+from zoopt_nas.nas.networks.standalone import Zero
 from zoopt_nas.nas.networks.supernet import SearchCell, Supernet
 
 

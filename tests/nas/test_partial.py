@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks import joined_edges as stacked
-from zoopt_nas.nas.networks.operations import Zero, seed_noise, use_native
+from zoopt_nas.nas.networks.operations import seed_noise, use_native
 from zoopt_nas.nas.networks.partial_channels import merge_parts, split_parts
 from zoopt_nas.nas.networks.spaces import SPACES, cell_edges
+from zoopt_nas.nas.networks.standalone import Zero
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.algorithm import run_search
 from zoopt_nas.nas.settings.config import SearchConfig

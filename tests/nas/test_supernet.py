@@ -20,8 +20,9 @@ from zoopt_nas.nas.networks.operations import (
     Pool,
     seed_noise,
 )
-from zoopt_nas.nas.networks.skeleton import CifarStem, Head, ImageNetStem, ReLUConvBN, plan_cells
+from zoopt_nas.nas.networks.skeleton import ReLUConvBN, build_head, plan_cells
 from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.networks.standalone import CifarStem, ImageNetStem
 from zoopt_nas.nas.networks.supernet import Source, Supernet
 
 RAGGED = SearchSpace(
@@ -103,12 +104,12 @@ def test_impossible_plans_are_refused(arguments: tuple[int, int, str], message: 
 
 
 def test_head():
-    head = Head(6, 4).double()
+    head = build_head(6, 4).double()
     x = torch.randn(3, 6, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = x.mean(dim=3).mean(dim=2) @ head.classifier.weight.T + head.classifier.bias
     torch.testing.assert_close(head(x), expected)
     with pytest.raises(InvalidValueError, match="n_classes must be a positive integer, got 0"):
-        Head(6, 0)
+        build_head(6, 0)
 
 
 # --- Stems and sizes -----------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def separable_conv2d(
             else it is computed again.
     """
     is_fast = dilation == 1 and depthwise.shape[-1] == 3
-    if keep and (is_fast or not has_slow_kernels(x)):
+    if not torch.is_grad_enabled() or (keep and (is_fast or not has_slow_kernels(x))):
         between = _depthwise(x, depthwise, stride, dilation)
         return F.conv2d(between, pointwise, groups=_groups(between, pointwise))
     if torch.is_autocast_enabled(x.device.type):  # which does not see what a function saves

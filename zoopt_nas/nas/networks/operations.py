@@ -19,6 +19,7 @@ from zoopt_nas.nas.kernels.channels_last import diagonal_pixels
 from zoopt_nas.nas.kernels.library import can_draw, can_run
 from zoopt_nas.nas.kernels.noise import add_noise, draw_noise
 from zoopt_nas.nas.kernels.separable import separable_conv2d
+from zoopt_nas.nas.networks import standalone
 from zoopt_nas.nas.networks.fused import Chain, Link, link, scaled_norm
 from zoopt_nas.registry import Registry
 
@@ -38,19 +39,12 @@ class AfterReLU(nn.Module):
         raise NotImplementedError
 
 
-class FactorizedReduce(AfterReLU):
+class FactorizedReduce(AfterReLU, standalone.FactorizedReduce):
     """Halves height and width without losing pixels: two 1x1 convolutions on shifted grids.
 
     Odd sizes are padded by one row or column of zeros, so that both grids have ceil(size / 2)
     points; for even sizes this is the published operation to the letter.
     """
-
-    def __init__(self, in_channels: int, out_channels: int, *, affine: bool = True) -> None:
-        super().__init__()
-        half = out_channels // 2
-        self.conv_even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.conv_odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
     def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         return self.after_halving(*diagonal_pixels(x), scale)
@@ -70,7 +64,10 @@ class Stage(NamedTuple):
 
 
 class Separable(AfterReLU, Chain):
-    """Depthwise separable convolutions, each behind a ReLU."""
+    """Depthwise separable convolutions, each behind a ReLU.
+
+    The modules of the ReLUs are never called: they keep the published names of the weights.
+    """
 
     @property
     def stages(self) -> list[Stage]:
@@ -95,41 +92,18 @@ class SepConv(Separable):
     """Depthwise separable convolution, applied twice; only the first one strides."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
-        nn.Sequential.__init__(
-            self,
-            *_depthwise_separable(channels, kernel_size, stride, 1, affine),
-            *_depthwise_separable(channels, kernel_size, 1, 1, affine),
+        first, second = (
+            standalone.separable(channels, kernel_size, step, affine=affine) for step in (stride, 1)
         )
+        nn.Sequential.__init__(self, *first, *second)
 
 
 class DilConv(Separable):
     """Depthwise separable convolution with dilation 2, applied once."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
-        nn.Sequential.__init__(
-            self, *_depthwise_separable(channels, kernel_size, stride, 2, affine)
-        )
-
-
-def _depthwise_separable(
-    channels: int, kernel_size: int, stride: int, dilation: int, affine: bool
-) -> list[nn.Module]:
-    padding = dilation * (kernel_size // 2)
-    return [
-        nn.ReLU(),  # never called: it keeps the published names of the weights behind it
-        nn.Conv2d(
-            channels,
-            channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=channels,
-            bias=False,
-        ),
-        nn.Conv2d(channels, channels, 1, bias=False),
-        nn.BatchNorm2d(channels, affine=affine),
-    ]
+        stage = standalone.separable(channels, kernel_size, stride, 2, affine=affine)
+        nn.Sequential.__init__(self, *stage)
 
 
 def _apply_stage(x: Tensor, scale: Tensor | None, stage: Stage) -> Tensor:
@@ -153,17 +127,6 @@ class Pool(nn.Sequential):
 
     def __init__(self, pool: nn.Module, channels: int, *, search: bool) -> None:
         super().__init__(pool, *([nn.BatchNorm2d(channels, affine=False)] if search else []))
-
-
-class Zero(nn.Module):
-    """No connection: zeros. ``MixedOp`` leaves it out of its sum, which is the same number."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
 class Stochastic(nn.Module):
@@ -254,7 +217,7 @@ OperationBuilder = Callable[[int, int, bool], nn.Module]
 OPERATIONS: Registry[OperationBuilder] = Registry(
     "operation",
     {
-        "none": lambda channels, stride, search: Zero(stride),
+        "none": lambda channels, stride, search: standalone.Zero(stride),
         "skip_connect": _skip_connect,
         "max_pool_3x3": _max_pool,
         "avg_pool_3x3": _avg_pool,

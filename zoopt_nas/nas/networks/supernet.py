@@ -22,18 +22,18 @@ from zoopt_nas.nas.networks.operations import (
     Pool,
     Separable,
     Stochastic,
-    Zero,
 )
 from zoopt_nas.nas.networks.partial_channels import merge_parts, part_width, split_parts
 from zoopt_nas.nas.networks.skeleton import (
     CellPlan,
-    Head,
     Preprocess,
+    build_head,
     build_stem,
     drop_path,
     plan_cells,
 )
 from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
+from zoopt_nas.nas.networks.standalone import Zero
 
 
 class Source:
@@ -249,7 +249,7 @@ class Supernet(Stochastic):
         self.stem = build_stem(stem, in_channels, init_channels)
         self.stem_channels = plans[0].in_channels[0]
         self.cells = nn.ModuleList(SearchCell(space, plan, partial_channels) for plan in plans)
-        self.head = Head(space.n_nodes * plans[-1].channels, n_classes)
+        self.head = build_head(space.n_nodes * plans[-1].channels, n_classes)
         # Where alpha's entries go in a table with one row an edge, padded to the longest edge.
         sizes = torch.tensor(space.sizes)
         columns = torch.arange(max(space.sizes))
