@@ -46,7 +46,7 @@ def plain_operation(operation: nn.Module) -> nn.Module:
 
 
 def pytorch_only(model: nn.Module) -> None:
-    """No kernels of the package's own, except that noise is drawn as it is in the other form."""
+    """No kernels of the package's own."""
     for module in model.modules():
         if isinstance(module, Chain):
             module.native = False

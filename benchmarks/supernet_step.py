@@ -35,7 +35,6 @@ from torch.profiler import ProfilerActivity, profile
 from zoopt_nas.nas.kernels import separable
 from zoopt_nas.nas.networks.genotype import GENOTYPES
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.operations import use_native
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.steps.weight_step import weight_step
@@ -119,7 +118,6 @@ def build(
     )
     if form == "plain":
         supernet = PlainSupernet(supernet)  # type: ignore[arg-type]
-        use_native(supernet, False)  # its noise is PyTorch's
     alpha = torch.as_tensor(SPACES[space].init_alpha(rng=0)).float().to(device)
     return Step(supernet.to(device), images, labels, alpha)
 

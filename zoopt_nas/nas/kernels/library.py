@@ -23,7 +23,7 @@ from zoopt_nas.errors import ZooptNasError
 from zoopt_nas.nas.kernels import separable
 
 COMPILERS = ("cc", "gcc", "clang")
-SOURCES = ("forward.c", "backward.c", "noise.c")
+SOURCES = ("forward.c", "backward.c")
 HEADERS = ("vectors.h", "depthwise.h", "stage.h")
 FLAGS = (
     *("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
@@ -107,7 +107,6 @@ def _compile(dtype: torch.dtype) -> ctypes.CDLL:
         raise NativeError(f"native kernels do not compile with {compiler}: {line}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeError(f"native kernels cannot be compiled and loaded: {error}") from error
-    kernels.noise_product.restype = ctypes.c_double
     return kernels
 
 

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.kernels.channels_last import diagonal_pixels
-from zoopt_nas.nas.kernels.library import can_draw, can_run
-from zoopt_nas.nas.kernels.noise import add_noise, draw_noise
+from zoopt_nas.nas.kernels.channels_last import contiguous_like, diagonal_pixels
 from zoopt_nas.nas.kernels.separable import separable_conv2d
 from zoopt_nas.nas.networks import standalone
 from zoopt_nas.nas.networks.fused import Chain, Link, link, scaled_norm
@@ -144,44 +142,19 @@ class Stochastic(nn.Module):
 
 
 class Noise(Stochastic):
-    """Fresh standard normal noise in place of the input, also in evaluation (space S4).
-
-    Attributes:
-        native: whether the package's own kernels may draw it; see ``use_native``.
-    """
-
-    native = True
+    """Fresh standard normal noise in place of the input, also in evaluation (space S4)."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        strided = x[:, :, :: self.stride, :: self.stride]
-        # Of a shape, not of a tensor: under torch.vmap all candidates get this one draw.
-        if self.native and can_draw(x):
-            return draw_noise(strided.shape, x.dtype, self._seed())
-        # The same noise in whatever order the memory of the input is, and drawn ten times faster.
-        noise = torch.empty(strided.shape, dtype=x.dtype, device=x.device)
+        batch, channels, height, width = x[:, :, :: self.stride, :: self.stride].shape
+        # Of a shape, not of a tensor: under torch.vmap all candidates get this one draw. In the
+        # order of channels_last, so that the same seed gives the same noise in both orders.
+        noise = torch.empty((batch, height, width, channels), dtype=x.dtype, device=x.device)
         noise.normal_(generator=self.generator)
-        return torch.empty_like(strided).copy_(noise)  # a sum of two orders would be slow
-
-    def added(self, x: Tensor, scale: Tensor, base: Tensor | None) -> Tensor:
-        """``base`` + the operation on ``x`` times ``scale``.
-
-        Args:
-            x: its input, ``(batch, channels, h, w)``.
-            scale: ``()``.
-            base: of the shape of the output; None = 0.
-        """
-        if base is not None and self.native and can_run(x):
-            return add_noise(base, scale, self._seed())
-        noise: Tensor = self(x)
-        return noise * scale if base is None else torch.addcmul(base, noise, scale)
-
-    def _seed(self) -> int:
-        # The kernels run on the host, and so does the generator: nothing waits.
-        return int(torch.randint(2**63 - 1, (), generator=self.generator))
+        return contiguous_like(noise.permute(0, 3, 1, 2), x)
 
 
 def _skip_connect(channels: int, stride: int, search: bool) -> nn.Module:
@@ -243,5 +216,5 @@ def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
 def use_native(model: nn.Module, is_on: bool) -> None:
     """Whether the package's own kernels may compute operations of ``model``, where they can."""
     for module in model.modules():
-        if isinstance(module, Chain | Noise):
+        if isinstance(module, Chain):
             module.native = is_on

@@ -18,7 +18,6 @@ from zoopt_nas.nas.networks.operations import (
     OPERATIONS,
     AfterReLU,
     FactorizedReduce,
-    Noise,
     Pool,
     Separable,
     Stochastic,
@@ -61,7 +60,7 @@ class Source:
         x, joined = self._node.x, self._joined.get(index)
         if joined is not None:
             total = joined if total is None else total + joined
-        chained, noisy = [], []
+        chained = []
         identity: Tensor | None = None
         for position, operation in enumerate(candidates):
             # `none` adds zeros, so it is not computed; its weight still counts in the softmax.
@@ -70,8 +69,6 @@ class Source:
             weight = self._weights[index, position]
             if isinstance(operation, Separable) and operation.chains(x):
                 chained.append((operation, weight))
-            elif isinstance(operation, Noise):
-                noisy.append((operation, weight))
             elif isinstance(operation, nn.Identity):
                 identity = weight
             elif isinstance(operation, AfterReLU):
@@ -85,8 +82,6 @@ class Source:
         for separable, weight in chained:  # which add what they get, at no cost
             total = separable.chained(x, weight, total, identity)
             identity = None
-        for noise, weight in noisy:
-            total = noise.added(x, weight, total)
         return cast(Tensor, total)
 
     def _after_relu(self, operation: AfterReLU, weight: Tensor) -> Tensor:
