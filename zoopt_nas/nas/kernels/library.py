@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.errors import ZooptNasError
-from zoopt_nas.nas.kernels import separable
 
 COMPILERS = ("cc", "gcc", "clang")
 SOURCES = ("forward.c", "backward.c")
@@ -42,17 +41,10 @@ def can_run(x: Tensor) -> bool:
     """Whether kernels take the numbers of ``x`` here and now."""
     # A transform of torch.func hides them, and autocast would have them be of another type.
     return (
-        can_draw(x)
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
-    )
-
-
-def can_draw(x: Tensor) -> bool:
-    """Whether kernels can make numbers of the type of ``x``, where ``x`` is."""
-    return (
-        not torch.compiler.is_compiling()
-        and separable.has_slow_kernels(x)
         and library(x.dtype) is not None
     )
 

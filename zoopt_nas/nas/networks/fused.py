@@ -1,4 +1,4 @@
-"""Modules that the package's own kernels compute, and BatchNorm with a scale of its output."""
+"""Modules that the CPU kernels compute, and the same by PyTorch's operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.nas.kernels.chain import Settings, Weights, can_chain, separable_chain
-from zoopt_nas.nas.kernels.library import can_draw
+from zoopt_nas.nas.kernels.library import can_run
 
 Link = tuple[Settings, Weights]
 """A stage of a chain, as the kernels take it."""
@@ -55,7 +55,7 @@ def uses_native(model: nn.Module) -> bool:
     """Whether kernels of our own compute chains of ``model``, where it is now."""
     parameter = next(model.parameters())
     may = any(isinstance(module, Chain) and module.native for module in model.modules())
-    return may and can_draw(parameter)
+    return may and can_run(parameter)
 
 
 def link(conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = None) -> Link:
@@ -78,6 +78,27 @@ def link(conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = No
     )
     weight = None if depthwise is None else depthwise.weight
     return settings, Weights(weight, conv.weight, norm.weight, norm.bias)
+
+
+def separable_conv2d(
+    x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int
+) -> Tensor:
+    """A depthwise convolution, padded to keep the size, and a 1x1 convolution of its output.
+
+    Args:
+        x: ``(batch, channels, height, width)``.
+        depthwise: ``(channels, 1, k, k)``, k odd.
+        pointwise: ``(out_channels, channels / groups, 1, 1)``.
+        stride: of the depthwise convolution, 1 or 2; the size is rounded up.
+        dilation: of the depthwise convolution, 1 or 2.
+    """
+    if stride == dilation > 1:
+        # Every pixel that it reads is at a multiple of the stride.
+        x, stride, dilation = x[:, :, ::stride, ::stride], 1, 1
+    channels = depthwise.shape[0]
+    padding = dilation * (depthwise.shape[-1] // 2)
+    between = F.conv2d(x, depthwise, None, stride, padding, dilation, channels)
+    return F.conv2d(between, pointwise, groups=channels // pointwise.shape[1])
 
 
 def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor:

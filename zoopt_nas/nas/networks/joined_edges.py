@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.nas.kernels.channels_last import diagonal_pixels, is_channels_last
-from zoopt_nas.nas.kernels.separable import separable_conv2d
-from zoopt_nas.nas.networks.fused import normalize
+from zoopt_nas.nas.networks.fused import normalize, separable_conv2d
 from zoopt_nas.nas.networks.operations import (
     FactorizedReduce,
     Pool,

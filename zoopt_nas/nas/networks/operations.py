@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.nas.kernels.channels_last import contiguous_like, diagonal_pixels
-from zoopt_nas.nas.kernels.separable import separable_conv2d
 from zoopt_nas.nas.networks import standalone
-from zoopt_nas.nas.networks.fused import Chain, Link, link, scaled_norm
+from zoopt_nas.nas.networks.fused import Chain, Link, link, scaled_norm, separable_conv2d
 from zoopt_nas.registry import Registry
 
 
@@ -108,11 +107,7 @@ def _apply_stage(x: Tensor, scale: Tensor | None, stage: Stage) -> Tensor:
     """A stage, and a scale of its output."""
     depthwise, pointwise, norm = stage
     stride, dilation = depthwise.stride[0], depthwise.dilation[0]
-    # A network trained from scratch, with affine parameters, holds two operations for each node
-    # where a supernet holds all: it has memory to spare.
-    out = separable_conv2d(
-        x, depthwise.weight, pointwise.weight, stride, dilation, keep=norm.affine
-    )
+    out = separable_conv2d(x, depthwise.weight, pointwise.weight, stride, dilation)
     return scaled_norm(out, norm, scale)
 
 
