@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.networks.fused import Chain
+from zoopt_nas.nas.networks.fused import Fused
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.operations import DilConv, FactorizedReduce, SepConv
 from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
@@ -46,10 +46,10 @@ def plain_operation(operation: nn.Module) -> nn.Module:
 
 
 def pytorch_only(model: nn.Module) -> None:
-    """No kernels of the package's own."""
+    """No CPU kernels."""
     for module in model.modules():
-        if isinstance(module, Chain):
-            module.native = False
+        if isinstance(module, Fused):
+            module.cpu_kernels = False
 
 
 class PlainSupernet(nn.Module):

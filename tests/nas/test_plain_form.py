@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.nas.kernels.library import library
-from zoopt_nas.nas.networks import joined_edges as stacked
-from zoopt_nas.nas.networks.fused import separable_conv2d
+from zoopt_nas.nas.networks import joined_edges
+from zoopt_nas.nas.networks.fused import enable_kernels, separable_conv2d
 from zoopt_nas.nas.networks.genotype import GENOTYPES
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.operations import seed_noise, use_native
+from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.supernet import Supernet
 
@@ -88,10 +88,10 @@ def values_and_gradients(model: nn.Module, images: Tensor, alpha: Tensor) -> lis
 def test_a_supernet_equals_its_plain_form(space, training, dtype, form, monkeypatch):
     if form == "native" and library(dtype) is None:
         pytest.skip("no C compiler")
-    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
+    monkeypatch.setattr(joined_edges, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
     torch.manual_seed(0)
     net = Supernet(SPACES[space], 3, 4, 3, in_channels=2).to(dtype)
-    use_native(net, form == "native")
+    enable_kernels(net, form == "native")
     images = torch.randn(6, 2, 16, 16, dtype=dtype)
     alpha = torch.randn(SPACES[space].dim, dtype=dtype)
     plain = plain_form.PlainSupernet(net)
@@ -117,7 +117,7 @@ def test_a_supernet_equals_its_plain_form(space, training, dtype, form, monkeypa
 def test_a_network_equals_its_plain_form(training, native):
     torch.manual_seed(0)
     net = Network(GENOTYPES["DARTS_V2"], 3, 4, 3, in_channels=2).double().train(training)
-    use_native(net, native)
+    enable_kernels(net, native)
     plain = plain_form.plain_network(net)
     images, labels = torch.randn(6, 2, 16, 16, dtype=torch.float64), torch.arange(6) % 3
     results = []

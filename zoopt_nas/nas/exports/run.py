@@ -19,8 +19,9 @@ from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.exports.formats import FORMATS
 from zoopt_nas.nas.exports.source import NetworkFacts
 from zoopt_nas.nas.networks.build import build_network
+from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.operations import Stochastic, use_native
+from zoopt_nas.nas.networks.operations import Stochastic
 from zoopt_nas.nas.networks.skeleton import plan_cells, stem_for
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
@@ -87,15 +88,13 @@ def export_network(
     config, is_trained = _training_of(folder, format)
     images = folder.data()
     headless = config.replace(auxiliary=False)  # training alone has the auxiliary head
-    network = build_network(
-        headless, images, seed=config.seed, execution=Execution(_CPU)
-    ).eval()
+    network = build_network(headless, images, seed=config.seed, execution=Execution(_CPU)).eval()
     _check_operations(network)
     epochs = _load_weights(network, folder) if is_trained else 0
     facts = _facts(network, config, images, epochs, include_normalization)
     reference = _reference(network, facts)
     exported = copy.deepcopy(network)
-    use_native(exported, False)
+    enable_kernels(exported, False)
     exported.channels_last = False
     out = folder.path / "export" if out is None else Path(out)
     with _Staging(out) as staging, torch.no_grad():

@@ -51,8 +51,8 @@ class FixedCell(nn.Module):
         positive: dict[int, Tensor] = {}  # one ReLU of a node for all edges from it
         outputs: list[Tensor] = []
         for operation, source in zip(self.operations, self._sources, strict=True):
-            if isinstance(operation, Separable) and operation.chains(nodes[source]):
-                out = operation.chained(nodes[source])
+            if isinstance(operation, Separable) and operation.can_fuse(nodes[source]):
+                out = operation.fused(nodes[source])
             elif isinstance(operation, AfterReLU):
                 if source not in positive:
                     positive[source] = F.relu(nodes[source])

@@ -17,7 +17,13 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas.kernels.channels_last import contiguous_like, diagonal_pixels
 from zoopt_nas.nas.networks import standalone
-from zoopt_nas.nas.networks.fused import Chain, Link, link, scaled_norm, separable_conv2d
+from zoopt_nas.nas.networks.fused import (
+    Fused,
+    FusedStage,
+    fused_stage,
+    scaled_norm,
+    separable_conv2d,
+)
 from zoopt_nas.registry import Registry
 
 
@@ -60,7 +66,7 @@ class Stage(NamedTuple):
     norm: nn.BatchNorm2d
 
 
-class Separable(AfterReLU, Chain):
+class Separable(AfterReLU, Fused):
     """Depthwise separable convolutions, each behind a ReLU.
 
     The modules of the ReLUs are never called: they keep the published names of the weights.
@@ -71,11 +77,11 @@ class Separable(AfterReLU, Chain):
         modules = list(self)
         return [Stage(*cast(list[Any], modules[i + 1 : i + 4])) for i in range(0, len(modules), 4)]
 
-    def links(self) -> list[Link]:
-        return [link(stage.pointwise, stage.norm, stage.depthwise) for stage in self.stages]
+    def fused_stages(self) -> list[FusedStage]:
+        return [fused_stage(stage.pointwise, stage.norm, stage.depthwise) for stage in self.stages]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.chained(x) if self.chains(x) else self.after_relu(F.relu(x))
+        return self.fused(x) if self.can_fuse(x) else self.after_relu(F.relu(x))
 
     def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         *first, last = self.stages
@@ -206,10 +212,3 @@ def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
     for module in model.modules():
         if isinstance(module, Stochastic):
             module.generator = generator
-
-
-def use_native(model: nn.Module, is_on: bool) -> None:
-    """Whether the package's own kernels may compute operations of ``model``, where they can."""
-    for module in model.modules():
-        if isinstance(module, Chain):
-            module.native = is_on

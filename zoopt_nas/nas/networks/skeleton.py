@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.networks.fused import Chain, Link, link
+from zoopt_nas.nas.networks.fused import Fused, FusedStage, fused_stage
 from zoopt_nas.nas.networks.operations import FactorizedReduce
 from zoopt_nas.nas.networks.standalone import CifarStem, Head, ImageNetStem
 
@@ -121,7 +121,7 @@ def stem_for(image_size: int) -> str:
     return "imagenet" if image_size >= IMAGENET_STEM_SIZE else "cifar"
 
 
-class ReLUConvBN(Chain):
+class ReLUConvBN(Fused):
     """ReLU, convolution, BatchNorm: the 1x1 preprocessing of a cell's inputs."""
 
     def __init__(
@@ -133,16 +133,16 @@ class ReLUConvBN(Chain):
             nn.BatchNorm2d(out_channels, affine=affine),
         )
 
-    def links(self) -> list[Link]:
+    def fused_stages(self) -> list[FusedStage]:
         _, conv, norm = self
-        return [link(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))]
+        return [fused_stage(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))]
 
-    def chains(self, x: Tensor) -> bool:
-        return cast(nn.Conv2d, self[1]).kernel_size == (1, 1) and super().chains(x)
+    def can_fuse(self, x: Tensor) -> bool:
+        return cast(nn.Conv2d, self[1]).kernel_size == (1, 1) and super().can_fuse(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.chains(x):
-            return self.chained(x)
+        if self.can_fuse(x):
+            return self.fused(x)
         for module in self:
             x = module(x)
         return x
