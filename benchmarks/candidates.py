@@ -18,7 +18,7 @@ import statistics
 import torch
 from alpha_update import Bench, Size, timed
 
-from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.spaces import SPACES
 
 N_STEPS = 2  # M
@@ -34,7 +34,7 @@ def size_of(text: str) -> Size:
 def ratios(space: str, size: Size, n: int, native: bool, repeats: int) -> list[float]:
     """Of n candidates at once to n one by one, for each pair."""
     bench = Bench(space, size)
-    use_native(bench.supernet, native)
+    enable_kernels(bench.supernet, native)
     alphas = torch.stack([bench.space.init_alpha(rng=seed) for seed in range(n)])
     pair = [bench.objective(N_STEPS, at_once) for at_once in (n, 1)]
     for objective in pair:

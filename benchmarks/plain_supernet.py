@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.networks.fused import Chain
+from zoopt_nas.nas.networks.fused import Fused
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.operations import DilConv, FactorizedReduce, SepConv, Zero
+from zoopt_nas.nas.networks.operations import DilConv, FactorizedReduce, SepConv
 from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
+from zoopt_nas.nas.networks.standalone import Zero
 from zoopt_nas.nas.networks.supernet import SearchCell, Supernet
 
 
@@ -45,10 +46,10 @@ def plain_operation(operation: nn.Module) -> nn.Module:
 
 
 def pytorch_only(model: nn.Module) -> None:
-    """No kernels of the package's own, except that noise is drawn as it is in the other form."""
+    """No CPU kernels."""
     for module in model.modules():
-        if isinstance(module, Chain):
-            module.native = False
+        if isinstance(module, Fused):
+            module.cpu_kernels = False
 
 
 class PlainSupernet(nn.Module):

@@ -32,10 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from zoopt_nas.nas.kernels import separable
+from zoopt_nas.nas.kernels import library
 from zoopt_nas.nas.networks.genotype import GENOTYPES
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.operations import use_native
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.steps.weight_step import weight_step
@@ -119,7 +118,6 @@ def build(
     )
     if form == "plain":
         supernet = PlainSupernet(supernet)  # type: ignore[arg-type]
-        use_native(supernet, False)  # its noise is PyTorch's
     alpha = torch.as_tensor(SPACES[space].init_alpha(rng=0)).float().to(device)
     return Step(supernet.to(device), images, labels, alpha)
 
@@ -143,14 +141,13 @@ def ratios(plain: Step, ours: Step, repeats: int) -> tuple[float, list[float]]:
 def launches(step: Step) -> int:
     """Operators of one step that compute something, as on a GPU.
 
-    The optimizer takes its multi-tensor form, and what stands in for the slow kernels of a CPU is
-    left out.
+    The optimizer takes its multi-tensor form, and the CPU kernels are off.
     """
     step.images, step.labels = step.images[:2], step.labels[:2]  # as many, and soon done
     step.optimizer.param_groups[0]["foreach"] = True
     clip = partial(nn.utils.clip_grad_norm_, foreach=True)
     with (
-        patch.object(separable, "has_slow_kernels", lambda x: False),
+        patch.object(library, "library", lambda dtype: None),
         patch.object(nn.utils, "clip_grad_norm_", clip),
         profile(activities=[ProfilerActivity.CPU]) as profiler,
     ):

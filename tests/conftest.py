@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoopt_nas.nas.kernels import separable
+from zoopt_nas.nas.kernels import library as kernel_library
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 torch.set_num_threads(1)  # results are compared bit for bit, and tests share two cores
@@ -31,9 +31,9 @@ TRAIN = {"epochs": 3, "batch_size": 16, "init_channels": 2, "n_cells": 2, "devic
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """PyTorch's operators only: no kernels of our own, nothing that stands in for slow ones."""
-    monkeypatch.setattr(separable, "has_slow_kernels", lambda x: False)
+def no_kernels(monkeypatch):
+    """PyTorch's operators only, as on a GPU and without a compiler."""
+    monkeypatch.setattr(kernel_library, "library", lambda dtype: None)
 
 
 SMALL_SPACES = Path(__file__).parent / "small_spaces"

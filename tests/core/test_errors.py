@@ -58,7 +58,7 @@ def raise_it(kind):
 
 def test_the_list_is_complete():
     names = {kind.__name__ for kind in all_errors()}
-    assert {"UnknownNameError", "RunInterrupted", "NativeError", "MissingDependencyError"} <= names
+    assert {"UnknownNameError", "RunInterrupted", "KernelError", "MissingDependencyError"} <= names
 
 
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)

@@ -10,7 +10,6 @@ import torch
 from tiny_supernets import NOISY, TINY, Setup, flat_weights, setup
 from torch import Tensor
 
-from zoopt_nas.nas.kernels.separable import separable_conv2d
 from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.search.objective import Draw
 from zoopt_nas.nas.steps.execution import Execution
@@ -248,60 +247,3 @@ def test_kept_fits_are_copies():
     objective(made.alphas(seed=1))
     assert torch.equal(fits.weights, before[0])
     assert torch.equal(fits.momentum, before[1])
-
-
-@pytest.mark.parametrize(
-    "in_dims", [(0, 0, 0), (1, 2, 3), (None, 0, 0), (0, None, 0), (0, 0, None)]
-)
-@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_batches_of_separable_convolutions(in_dims, stride: int, dilation: int):
-    """Values, gradients and what is kept for them, for any batched dimensions."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = (2, 3, 6, 7), (3, 1, 3, 3), (4, 3, 1, 1)
-    single = [
-        torch.randn(3 if dim is not None else 1, *shape, generator=generator, dtype=torch.float64)
-        for shape, dim in zip(shapes, in_dims, strict=True)
-    ]
-    inputs = [
-        (tensor[0] if dim is None else tensor.movedim(0, dim).contiguous()).requires_grad_()
-        for tensor, dim in zip(single, in_dims, strict=True)
-    ]
-
-    def together(*tensors: Tensor) -> Tensor:
-        function = lambda x, d, p: separable_conv2d(x, d, p, stride, dilation)  # noqa: E731
-        out: Tensor = torch.vmap(function, in_dims)(*tensors)
-        return out
-
-    def one_by_one(*tensors: Tensor) -> Tensor:
-        rows = [
-            [
-                t if dim is None else t.select(dim, i)
-                for t, dim in zip(tensors, in_dims, strict=True)
-            ]
-            for i in range(3)
-        ]
-        return torch.stack([separable_conv2d(*row, stride, dilation) for row in rows])
-
-    got, wanted = together(*inputs), one_by_one(*inputs)
-    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
-    weights = torch.randn(got.shape, generator=generator, dtype=torch.float64)
-    for one, two in zip(
-        torch.autograd.grad((got * weights).sum(), inputs),
-        torch.autograd.grad((wanted * weights).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
-    assert torch.autograd.gradgradcheck(together, inputs, fast_mode=True)
-
-
-def test_what_lies_between_stacked_convolutions_is_not_kept():
-    x, depthwise, pointwise = (
-        torch.randn(3, *shape, requires_grad=True)
-        for shape in ((2, 4, 5, 5), (4, 1, 3, 3), (4, 4, 1, 1))
-    )
-    kept: list[tuple[int, ...]] = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.append(tuple(t.shape)) or t, lambda t: t
-    ):
-        torch.vmap(separable_conv2d)(x, depthwise, pointwise)
-    assert kept == [(2, 12, 5, 5), (12, 1, 3, 3), (12, 4, 1, 1)]

@@ -20,7 +20,7 @@ from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, cross_entropy_of
 
 CPU = torch.device("cpu")
 # A tape holds operators of PyTorch, as a CUDA graph holds kernels of the GPU.
-pytestmark = pytest.mark.usefixtures("as_on_a_gpu")
+pytestmark = pytest.mark.usefixtures("no_kernels")
 
 
 class Twins:

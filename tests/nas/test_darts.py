@@ -80,7 +80,7 @@ def test_second_order_gradient(space: SearchSpace, trained: bool, monkeypatch: p
     assert float(error.norm()) < 1e-4 * float(term.norm())
 
 
-@pytest.mark.usefixtures("as_on_a_gpu")  # where functions can be exchanged
+@pytest.mark.usefixtures("no_kernels")  # where functions can be exchanged
 def test_second_order_gradient_at_the_published_radius(monkeypatch: pytest.MonkeyPatch):
     """Without kinks (a smooth function for ReLU) radius 0.01 errs by O(0.01^2): 2 % is allowed."""
     smooth = SearchSpace(

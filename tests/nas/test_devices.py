@@ -150,7 +150,7 @@ def sgd(net: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 
-@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("space", SPACES)
 def test_weight_steps_wait_for_nothing(space, device: Device):
     read = {}
@@ -206,7 +206,7 @@ def objective(inner: str, where: torch.device, **options: Any) -> tuple[BilevelO
     return made, made.draw()
 
 
-@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("per_batch", [1, 3])
 @pytest.mark.parametrize("inner", ["sgd", "second", "first"])
 def test_candidates_wait_for_nothing(inner, per_batch, device: Device):
@@ -224,7 +224,7 @@ def test_candidates_wait_for_nothing(inner, per_batch, device: Device):
     torch.testing.assert_close(values[CUDA].cpu(), values[CPU], **CLOSE)
 
 
-@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_gradients_in_alpha_wait_for_nothing(order, device: Device, monkeypatch):
     gradient = first_order_gradient if order == "first" else second_order_gradient

@@ -232,12 +232,21 @@ def test_noise_is_standard_normal_and_ignores_its_input(training: bool):
 def test_noise_draws_from_torchs_generator_unless_given_one():
     operation = OPERATIONS["noise"](4, 1, False)
     assert isinstance(operation, Noise)
-    operation.native = False
     x = torch.zeros(2, 4, 3, 3)
     torch.manual_seed(3)
     out = operation(x)
     torch.manual_seed(3)
-    assert torch.equal(out, torch.randn(2, 4, 3, 3))
+    assert torch.equal(out, torch.randn(2, 3, 3, 4).permute(0, 3, 1, 2))
+
+
+def test_noise_is_the_same_in_both_orders_of_memory():
+    operation = OPERATIONS["noise"](4, 2, False)
+    drawn = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        seed_noise(operation, torch.Generator().manual_seed(3))
+        drawn.append(operation(torch.zeros(2, 4, 5, 3).contiguous(memory_format=memory_format)))
+        assert drawn[-1].is_contiguous(memory_format=memory_format)
+    assert torch.equal(*drawn)
 
 
 def test_seed_noise_reaches_nested_operations_and_only_those():

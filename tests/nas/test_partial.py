@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.networks import joined_edges as stacked
-from zoopt_nas.nas.networks.operations import Zero, seed_noise, use_native
+from zoopt_nas.nas.networks import joined_edges
+from zoopt_nas.nas.networks.fused import enable_kernels
+from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.partial_channels import merge_parts, split_parts
 from zoopt_nas.nas.networks.spaces import SPACES, cell_edges
+from zoopt_nas.nas.networks.standalone import Zero
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.algorithm import run_search
 from zoopt_nas.nas.settings.config import SearchConfig
@@ -73,11 +75,11 @@ def edge_by_edge(net: Supernet, images: Tensor, alpha: Tensor, n_parts: int) -> 
 def test_a_partial_supernet_equals_its_definition(
     space, form, n_parts, side, normalized, monkeypatch
 ):
-    monkeypatch.setattr(stacked, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
+    monkeypatch.setattr(joined_edges, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
     torch.manual_seed(0)
     space = dataclasses.replace(SPACES[space], edge_normalization=normalized)
     net = Supernet(space, 3, 8, 3, in_channels=2, partial_channels=n_parts).double()
-    use_native(net, form == "native")
+    enable_kernels(net, form == "native")
     images = torch.randn(5, 2, side, side).double()
     alpha = torch.randn(space.dim).double().requires_grad_()
     results = []
@@ -100,7 +102,7 @@ def test_candidates_at_once_weigh_their_own_edges():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
-    use_native(net, False)
+    enable_kernels(net, False)
     images, alphas = torch.randn(3, 1, 6, 6).double(), torch.randn(4, space.dim).double()
     together = torch.vmap(lambda alpha: net(images, alpha))(alphas)
     alone = torch.stack([edge_by_edge(net, images, alpha, 2) for alpha in alphas])

@@ -160,10 +160,14 @@ def test_texts_fit_into_their_boxes_and_labels_lie_on_their_curve():
         inner, outer = text.get_window_extent(renderer), patch.get_window_extent(renderer)
         assert outer.x0 <= inner.x0 < inner.x1 <= outer.x1, gid
         assert outer.y0 <= inner.y0 < inner.y1 <= outer.y1, gid
-    drawing = lay_out_cell(EXTREME.normal, EXTREME.normal_concat, lambda text: (0.9, 0.2))
-    for arrow in drawing.arrows[:8]:
-        centre = (arrow.label.x, arrow.label.y)
-        assert np.abs(arrow.points() - centre).sum(axis=1).min() < 1e-3
+    for kind in CELL_KINDS:
+        labels = boxes(figure, rf"{kind}-edge-\d+-label")
+        for i in range(8):
+            label = labels[f"{kind}-edge-{i}-label"]
+            x, y = curve_points(by_id(figure, f"{kind}-edge-{i}")[f"{kind}-edge-{i}"]).T
+            under = np.abs(x - label.x) < label.width / 2
+            assert under.any()
+            np.testing.assert_allclose(y[under], label.y, rtol=0, atol=1e-9)
 
 
 def test_columns_follow_the_longest_path():
@@ -175,7 +179,7 @@ def test_columns_follow_the_longest_path():
 @pytest.mark.parametrize("n_nodes", [1, 2, 6])
 def test_cells_of_other_sizes(n_nodes):
     edges = [("sep_conv_3x3", source) for node in range(n_nodes) for source in (node, node + 1)]
-    drawing = lay_out_cell(edges, range(2, 2 + n_nodes), lambda text: (0.9, 0.2))
+    drawing = lay_out_cell(edges, range(2, 2 + n_nodes), lambda text: 0.9)
     assert len(drawing.nodes) == n_nodes + 3
     labels = [arrow.label for arrow in drawing.arrows if arrow.label]
     assert len(labels) == 2 * n_nodes

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.build import build_network, build_supernet, check_smallest_batch
-from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.search.algorithm import run_search
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
@@ -51,7 +51,7 @@ def test_a_retraining_is_refused_exactly_where_a_step_fails(genotype, auxiliary,
         genotype=genotype, auxiliary=auxiliary, n_cells=n_cells, init_channels=2, batch_size=1
     )
     network = build_network(config, images_of(side), seed=0, execution=Execution(CPU))
-    use_native(network, False)
+    enable_kernels(network, False)
 
     def step():
         x = torch.randn(1, 1, side, side)
@@ -70,7 +70,7 @@ def test_a_retraining_is_refused_exactly_where_a_step_fails(genotype, auxiliary,
 def test_a_search_is_refused_exactly_where_a_step_fails(space, n_cells, side):
     config = SearchConfig(space=space, n_cells=n_cells, init_channels=2, batch_size=1)
     supernet = build_supernet(config, images_of(side), seed=0, execution=Execution(CPU))
-    use_native(supernet, False)
+    enable_kernels(supernet, False)
     alpha = torch.zeros(supernet.space.dim)
     assert refuses(config, side) is fails(lambda: supernet(torch.randn(1, 1, side, side), alpha))
 

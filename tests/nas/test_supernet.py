@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.counting import count_parameters
-from zoopt_nas.nas.networks.joined_edges import Node, make_fan
+from zoopt_nas.nas.networks.joined_edges import Node, join_edges
 from zoopt_nas.nas.networks.operations import (
     OPERATIONS,
     AfterReLU,
@@ -20,9 +20,10 @@ from zoopt_nas.nas.networks.operations import (
     Pool,
     seed_noise,
 )
-from zoopt_nas.nas.networks.skeleton import CifarStem, Head, ImageNetStem, ReLUConvBN, plan_cells
+from zoopt_nas.nas.networks.skeleton import ReLUConvBN, build_head, plan_cells
 from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
-from zoopt_nas.nas.networks.supernet import Source, Supernet
+from zoopt_nas.nas.networks.standalone import CifarStem, ImageNetStem
+from zoopt_nas.nas.networks.supernet import NodeOutput, Supernet
 
 RAGGED = SearchSpace(
     "ragged",
@@ -103,12 +104,12 @@ def test_impossible_plans_are_refused(arguments: tuple[int, int, str], message: 
 
 
 def test_head():
-    head = Head(6, 4).double()
+    head = build_head(6, 4).double()
     x = torch.randn(3, 6, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = x.mean(dim=3).mean(dim=2) @ head.classifier.weight.T + head.classifier.bias
     torch.testing.assert_close(head(x), expected)
     with pytest.raises(InvalidValueError, match="n_classes must be a positive integer, got 0"):
-        Head(6, 0)
+        build_head(6, 0)
 
 
 # --- Stems and sizes -----------------------------------------------------------------------------
@@ -326,8 +327,8 @@ def test_none_takes_weight_but_adds_nothing():
     candidates = [OPERATIONS[name](4, 1, True) for name in ("none", "skip_connect")]
     x = images(batch=2)[:, :1].repeat(1, 4, 1, 1)
     weights = torch.tensor([[0.75, 0.25]], dtype=torch.float64)
-    fan = make_fan({}, (1, 2))
-    out = Source(Node(x), fan, weights, torch.zeros(0)).add_edge(None, 0, candidates)
+    fan = join_edges({}, (1, 2))
+    out = NodeOutput(Node(x), fan, weights, torch.zeros(0)).add_edge(None, 0, candidates)
     assert torch.equal(out, 0.25 * x)
 
 
@@ -346,7 +347,7 @@ def test_what_an_operation_keeps_is_not_overwritten(edges):
     convolution = OPERATIONS["sep_conv_3x3"](4, 1, True).double()
     # Both on one edge, or the convolution on the next edge into the node.
     candidates = [[Gate(), convolution]] if edges == 1 else [[Gate()], [convolution]]
-    source = Source(Node(x), make_fan({}, (edges, 2)), weights, torch.zeros(0))
+    source = NodeOutput(Node(x), join_edges({}, (edges, 2)), weights, torch.zeros(0))
     total = None
     for edge, own in enumerate(candidates):
         total = source.add_edge(total, edge, own)

@@ -46,7 +46,6 @@ _FAMILIES: dict[str, tuple[str, Any]] = {
 }
 _MARGIN = 0.12  # inches around a cell
 _TITLE_HEIGHT = 0.34
-_LABEL_HEIGHT = 0.19
 _TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 # Title and (key of metrics.jsonl, name in the legend) of each line.
@@ -203,12 +202,12 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 def _lay_out(genotype: Genotype, kind: str) -> CellDrawing:
     if kind not in CELL_KINDS:
         raise UnknownNameError("kind of cell", kind, CELL_KINDS)
-    return lay_out_cell(genotype.edges(kind), genotype.concat(kind), _label_size)
+    return lay_out_cell(genotype.edges(kind), genotype.concat(kind), _label_width)
 
 
-def _label_size(text: str) -> tuple[float, float]:
+def _label_width(text: str) -> float:
     size = matplotlib.rcParams["font.size"]
-    return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 + 0.09, _LABEL_HEIGHT
+    return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 + 0.09
 
 
 def _ink_cell(axes: Axes, drawing: CellDrawing, kind: str, offset: tuple[float, float]) -> None:

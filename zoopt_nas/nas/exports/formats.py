@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoopt_nas.errors import MissingDependencyError
+from zoopt_nas.errors import InvalidValueError, MissingDependencyError
 from zoopt_nas.nas.exports.source import NetworkFacts, source_of
-from zoopt_nas.nas.exports.standalone import Network, Normalize
+from zoopt_nas.nas.networks.genotype import CELL_KINDS
+from zoopt_nas.nas.networks.network import Network
+from zoopt_nas.nas.networks.standalone import OPERATIONS, Normalize
 from zoopt_nas.nas.steps.execution import silenced
 from zoopt_nas.registry import Registry
 
@@ -84,7 +86,18 @@ def write_torchscript(network: Network, facts: NetworkFacts, folder: Path) -> Wr
 
 
 def write_python(network: Network, facts: NetworkFacts, folder: Path) -> Written:
-    """``network.py``, which needs torch only, and its weights ``network.pt`` if it is trained."""
+    """``network.py``, which needs torch only, and its weights ``network.pt`` if it is trained.
+
+    Raises:
+        InvalidValueError: the file has no form of an operation.
+    """
+    for kind in CELL_KINDS:
+        for name, _ in facts.genotype.edges(kind):
+            if name not in OPERATIONS:
+                raise InvalidValueError(
+                    f"an operation to export as python must be of {', '.join(OPERATIONS)}, "
+                    f"got {name}"
+                )
     path, weights = folder / f"{NAME}.py", folder / f"{NAME}.pt"
     path.write_text(source_of(facts, NAME), encoding="utf-8")
     module = _imported(path)

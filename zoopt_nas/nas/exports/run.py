@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -15,12 +16,12 @@ from torch import Tensor
 from zoopt_nas.errors import ExportError, InvalidValueError, RunError
 from zoopt_nas.nas.data.augmentation import Transform
 from zoopt_nas.nas.data.record import DataRecord
-from zoopt_nas.nas.exports import standalone
 from zoopt_nas.nas.exports.formats import FORMATS
 from zoopt_nas.nas.exports.source import NetworkFacts
 from zoopt_nas.nas.networks.build import build_network
-from zoopt_nas.nas.networks.genotype import CELL_KINDS, Genotype
+from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.network import Network
+from zoopt_nas.nas.networks.operations import Stochastic
 from zoopt_nas.nas.networks.skeleton import plan_cells, stem_for
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
@@ -32,7 +33,6 @@ from zoopt_nas.nas.steps.seeds import generator
 TOLERANCE = 1e-4
 CHECKED_BATCH_SIZES = (1, 3)  # neither is the one that the converters see
 _CPU = torch.device("cpu")
-_STEMS = {"cifar": standalone.CifarStem, "imagenet": standalone.ImageNetStem}
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,19 @@ def export_network(
     write = FORMATS[format]
     folder = RunFolder.open(run_dir)
     config, is_trained = _training_of(folder, format)
-    genotype = Genotype.load(config.genotype)
-    _check_operations(genotype)
     images = folder.data()
-    plain_config = config.replace(auxiliary=False)  # training alone has the head
-    network = build_network(
-        plain_config, images, seed=config.seed, execution=Execution(_CPU)
-    ).eval()
+    headless = config.replace(auxiliary=False)  # training alone has the auxiliary head
+    network = build_network(headless, images, seed=config.seed, execution=Execution(_CPU)).eval()
+    _check_operations(network)
     epochs = _load_weights(network, folder) if is_trained else 0
-    facts = _facts(config, genotype, images, epochs, include_normalization)
-    plain = _plain(network, facts)
+    facts = _facts(network, config, images, epochs, include_normalization)
     reference = _reference(network, facts)
+    exported = copy.deepcopy(network)
+    enable_kernels(exported, False)
+    exported.channels_last = False
     out = folder.path / "export" if out is None else Path(out)
     with _Staging(out) as staging, torch.no_grad():
-        written = write(plain, facts, staging.path)
+        written = write(exported, facts, staging.path)
         differences = [_difference(written.run, reference, facts, n) for n in CHECKED_BATCH_SIZES]
         files = staging.publish(written.files)
     return ExportResult(format, files, max(differences), TOLERANCE, facts)
@@ -119,12 +118,13 @@ def _training_of(folder: RunFolder, format: str) -> tuple[TrainConfig, bool]:
     return TrainConfig.for_dataset(search.dataset, str(folder.genotype()), **fields), False
 
 
-def _check_operations(genotype: Genotype) -> None:
-    for kind in CELL_KINDS:
-        for name, _ in genotype.edges(kind):
-            if name not in standalone.OPERATIONS:
-                known = ", ".join(standalone.OPERATIONS)
-                raise InvalidValueError(f"an operation to export must be of {known}, got {name}")
+def _check_operations(network: Network) -> None:
+    for module in network.modules():
+        if isinstance(module, Stochastic):
+            raise InvalidValueError(
+                "an operation to export must give the same output for the same input, "
+                f"got {type(module).__name__}"
+            )
 
 
 def _load_weights(network: Network, folder: RunFolder) -> int:
@@ -146,17 +146,16 @@ def _load_weights(network: Network, folder: RunFolder) -> int:
 
 
 def _facts(
+    network: Network,
     config: TrainConfig,
-    genotype: Genotype,
     images: DataRecord,
     epochs: int,
     include_normalization: bool,
 ) -> NetworkFacts:
-    stem = stem_for(images.image_size)
-    plans = plan_cells(config.n_cells, config.init_channels, (1, 1), stem)
+    plans = plan_cells(config.n_cells, config.init_channels, (1, 1), stem_for(images.image_size))
     return NetworkFacts(
         dataset=config.dataset,
-        genotype=genotype,
+        genotype=network.genotype,
         n_classes=images.n_classes,
         class_names=images.class_names,
         in_channels=images.in_channels,
@@ -166,25 +165,10 @@ def _facts(
         init_channels=config.init_channels,
         n_cells=config.n_cells,
         reductions=tuple(i for i, plan in enumerate(plans) if plan.kind == "reduce"),
-        stem=_STEMS[stem].__name__,
+        stem=type(network.stem).__name__,
         epochs_trained=epochs,
         includes_normalization=include_normalization,
     )
-
-
-def _plain(network: Network, facts: NetworkFacts) -> standalone.Network:
-    """The same network of plain modules: the weights have the same names."""
-    stem = _STEMS[stem_for(facts.image_size)](facts.in_channels, facts.init_channels)
-    plain = standalone.Network(
-        facts.genotype.to_dict(),
-        stem,
-        facts.n_classes,
-        facts.init_channels,
-        facts.n_cells,
-        facts.reductions,
-    )
-    plain.load_state_dict(network.state_dict())
-    return plain.eval()
 
 
 def _reference(network: Network, facts: NetworkFacts) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

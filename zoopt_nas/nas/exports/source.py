@@ -1,23 +1,15 @@
-"""A Python file for one network: the parts of ``standalone`` that it uses, with its data.
-
-Nothing is executed here, and the file is not parsed again: its source is that of ``standalone``,
-taken apart by definitions.
-"""
+"""A Python file for one network: the text of ``networks.standalone``, and its data."""
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from zoopt_nas.nas.exports import standalone
+from zoopt_nas.nas.networks import standalone
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Genotype
 
-_OPERATIONS = "OPERATIONS"  # the table; the file gets one with its own operations
-
-_HEADER = '''"""A network found by zoopt-nas, in plain PyTorch: this file needs nothing else.
+_HEADER = '''"""A network found by zoopt-nas, in PyTorch: this file needs nothing else.
 
     import {module}
     model = {module}.{example}
@@ -25,12 +17,6 @@ _HEADER = '''"""A network found by zoopt-nas, in plain PyTorch: this file needs 
 
 {description}
 """
-
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor, nn
 '''
 
 _BUILD = '''
@@ -57,7 +43,7 @@ class NetworkFacts:
         dataset: the data set that it was trained on, or that its search ran on.
         class_names: by label; None if there are none.
         mean, std: of each channel, of pixels in 0..1; a training image is (pixels - mean) / std.
-        stem: the class in ``standalone``.
+        stem: the class in ``networks.standalone``.
         epochs_trained: complete epochs behind the weights; 0 = there are no weights.
         includes_normalization: whether the exported network takes pixels in 0..1, and normalises.
     """
@@ -90,42 +76,11 @@ def source_of(facts: NetworkFacts, module: str) -> str:
         facts: the network.
         module: the name of the file without ``.py``, for the example in its docstring.
     """
-    text = inspect.getsource(standalone)
-    parts = {
-        node.name: (node, str(ast.get_source_segment(text, node)))
-        for node in ast.parse(text).body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef)
-    }
-    genotype = facts.genotype
-    operations = sorted({name for kind in CELL_KINDS for name, _ in genotype.edges(kind)})
-    wanted = ["Network", facts.stem, *operations]
-    if facts.includes_normalization:
-        wanted.append("Normalize")
-    used = _closure(wanted, {name: node for name, (node, _) in parts.items()})
-    table = "".join(f'    "{name}": {name},\n' for name in operations)
-    blocks: list[str] = []
-    for name, (_, source) in parts.items():  # in the order of standalone
-        if name == "Preprocess":  # the operations end here, and the cells begin
-            blocks.append(f"{_OPERATIONS} = {{\n{table}}}")
-        if name in used:
-            blocks.append(source)
-    blocks.append(_BUILD.format(stem=facts.stem).strip())
+    _, _, definitions = inspect.getsource(standalone).split('"""', 2)
+    parts = [_constants(facts), _BUILD.format(stem=facts.stem).strip()]
     if facts.epochs_trained:
-        blocks.append(_load(facts.includes_normalization).strip())
-    header = _header(facts, module)
-    return f"{header}\n{_constants(facts)}\n\n\n" + "\n\n\n".join(blocks) + "\n"
-
-
-def _closure(wanted: Iterable[str], nodes: Mapping[str, ast.AST]) -> set[str]:
-    """The definitions that ``wanted`` need, themselves among them."""
-    found: set[str] = set()
-    todo = list(wanted)
-    while todo:
-        name = todo.pop()
-        if name in nodes and name not in found:
-            found.add(name)
-            todo += [node.id for node in ast.walk(nodes[name]) if isinstance(node, ast.Name)]
-    return found
+        parts.append(_load(facts.includes_normalization).strip())
+    return _header(facts, module) + definitions + "\n\n" + "\n\n\n".join(parts) + "\n"
 
 
 def _header(facts: NetworkFacts, module: str) -> str:

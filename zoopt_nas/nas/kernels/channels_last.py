@@ -29,8 +29,16 @@ def diagonal_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Odd sizes count as padded by zeros.
     """
+    if not torch.is_grad_enabled():
+        return _diagonal_pixels(x)
     even, odd = _DiagonalPixels.apply(x)
     return even, odd
+
+
+def _diagonal_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = x.shape[-2:]
+    odd = F.pad(x[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
+    return _copy_like(x[:, :, ::2, ::2], x), odd
 
 
 class _DiagonalPixels(torch.autograd.Function):
@@ -38,11 +46,7 @@ class _DiagonalPixels(torch.autograd.Function):
 
     generate_vmap_rule = True
 
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = x.shape[-2:]
-        odd = F.pad(x[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
-        return _copy_like(x[:, :, ::2, ::2], x), odd
+    forward = staticmethod(_diagonal_pixels)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -63,6 +67,8 @@ class _DiagonalPixels(torch.autograd.Function):
 
 def join_channels(nodes: Sequence[Tensor]) -> Tensor:
     """``torch.cat(nodes, dim=1)`` with gradients that are contiguous, as slices are not."""
+    if not torch.is_grad_enabled():
+        return torch.cat(list(nodes), dim=1)
     joined: Tensor = _JoinedChannels.apply(*nodes)
     return joined
 

@@ -20,13 +20,17 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.errors import ZooptNasError
-from zoopt_nas.nas.kernels import separable
 
 COMPILERS = ("cc", "gcc", "clang")
-SOURCES = ("forward.c", "backward.c", "noise.c")
+SOURCES = ("forward.c", "backward.c")
 HEADERS = ("vectors.h", "depthwise.h", "stage.h")
 FLAGS = (
-    *("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
+    "-std=c11",
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
     "-fno-math-errno",  # a square root need not report that it was asked for that of a negative
     "-ffp-contract=fast",  # a product and its sum are one instruction, which -std=c11 turns off
 )
@@ -34,7 +38,7 @@ TYPES = {torch.float32: "float", torch.float64: "double"}
 SECONDS = 120.0  # a compiler that takes longer hangs
 
 
-class NativeError(ZooptNasError):
+class KernelError(ZooptNasError):
     """The kernels cannot be compiled or loaded here; the message says why."""
 
 
@@ -42,17 +46,10 @@ def can_run(x: Tensor) -> bool:
     """Whether kernels take the numbers of ``x`` here and now."""
     # A transform of torch.func hides them, and autocast would have them be of another type.
     return (
-        can_draw(x)
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
-    )
-
-
-def can_draw(x: Tensor) -> bool:
-    """Whether kernels can make numbers of the type of ``x``, where ``x`` is."""
-    return (
-        not torch.compiler.is_compiling()
-        and separable.has_slow_kernels(x)
         and library(x.dtype) is not None
     )
 
@@ -61,7 +58,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The kernels for numbers of ``dtype``; None where there are none."""
     try:
         return compiled(dtype)
-    except NativeError:
+    except KernelError:
         return None
 
 
@@ -69,29 +66,31 @@ def compiled(dtype: torch.dtype) -> ctypes.CDLL:
     """As ``library``.
 
     Raises:
-        NativeError: there are none.
+        KernelError: there are none.
     """
     found = _compiled(dtype)
-    if isinstance(found, NativeError):
+    if isinstance(found, KernelError):
         raise found
     return found
 
 
 @functools.cache
-def _compiled(dtype: torch.dtype) -> ctypes.CDLL | NativeError:
+def _compiled(dtype: torch.dtype) -> ctypes.CDLL | KernelError:
     # A failure is kept too, so that a compiler is not asked twice.
     try:
         return _compile(dtype)
-    except NativeError as error:
+    except KernelError as error:
         return error
 
 
 def _compile(dtype: torch.dtype) -> ctypes.CDLL:
     if dtype not in TYPES:
-        raise NativeError(f"native kernels compute in float32 and float64, not {dtype}")
+        raise KernelError(f"the CPU kernels compute in float32 and float64, not {dtype}")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        raise NativeError(f"native kernels need a C compiler, found none of {', '.join(COMPILERS)}")
+        raise KernelError(
+            f"the CPU kernels need a C compiler, found none of {', '.join(COMPILERS)}"
+        )
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name in SOURCES + HEADERS:
@@ -104,10 +103,9 @@ def _compile(dtype: torch.dtype) -> ctypes.CDLL:
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").splitlines() or ["no message"]
         line = next((line for line in lines if "error" in line), lines[0])
-        raise NativeError(f"native kernels do not compile with {compiler}: {line}") from error
+        raise KernelError(f"the CPU kernels do not compile with {compiler}: {line}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NativeError(f"native kernels cannot be compiled and loaded: {error}") from error
-    kernels.noise_product.restype = ctypes.c_double
+        raise KernelError(f"the CPU kernels cannot be compiled and loaded: {error}") from error
     return kernels
 
 
@@ -118,4 +116,4 @@ def call(function: Any, *arguments: Any) -> None:
         MemoryError: it got no memory for its buffers.
     """
     if function(*arguments):
-        raise MemoryError("native kernel: not enough memory for its buffers")
+        raise MemoryError("CPU kernel: not enough memory for its buffers")

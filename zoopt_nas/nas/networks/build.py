@@ -9,9 +9,9 @@ import torch
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.data.record import DataRecord
+from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.operations import use_native
 from zoopt_nas.nas.networks.skeleton import stem_for
 from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
@@ -51,7 +51,7 @@ def build_supernet(
             partial_channels=config.partial_channels,
         ).to(execution.device)
     supernet.channels_last = execution.channels_last
-    use_native(supernet, execution.native)
+    enable_kernels(supernet, execution.native)
     return supernet
 
 
@@ -77,7 +77,7 @@ def build_network(
             stem=stem_for(dataset.image_size),
         ).to(execution.device)
     network.channels_last = execution.channels_last
-    use_native(network, execution.native)
+    enable_kernels(network, execution.native)
     return network
 
 

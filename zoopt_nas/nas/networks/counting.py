@@ -10,10 +10,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.operations import (
-    use_native,
-)
 
 
 def count_parameters(model: nn.Module, *, with_auxiliary: bool = False) -> int:
@@ -43,7 +41,7 @@ def count_multiply_adds(network: Network, image_size: int, in_channels: int = 3)
     # copy on the meta device: its kernels are Python and take longer than one image on a CPU.
     runnable = copy.deepcopy(network).to("cpu", torch.float32).eval()
     runnable.set_generator(torch.Generator().manual_seed(0))  # what it draws is not looked at
-    use_native(runnable, False)  # PyTorch's operators can be seen
+    enable_kernels(runnable, False)  # PyTorch's operators can be seen
     counter = _MultiplyAdds()
     with torch.no_grad(), counter:
         runnable(torch.zeros(1, in_channels, image_size, image_size))

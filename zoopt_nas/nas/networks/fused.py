@@ -1,35 +1,35 @@
-"""Modules that the package's own kernels compute, and BatchNorm with a scale of its output."""
+"""Modules that the CPU kernels compute, and the same by PyTorch's operators."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.kernels.chain import Settings, Weights, can_chain, separable_chain
-from zoopt_nas.nas.kernels.library import can_draw
+from zoopt_nas.nas.kernels.library import can_run
+from zoopt_nas.nas.kernels.stages import StageSettings, StageWeights, can_run_stages, run_stages
 
-Link = tuple[Settings, Weights]
-"""A stage of a chain, as the kernels take it."""
+FusedStage = tuple[StageSettings, StageWeights]
+"""A stage as the CPU kernels take it."""
 
 
-class Chain(nn.Sequential):
-    """ReLU, convolutions, BatchNorm, once or more often: what kernels of our own can compute.
+class Fused(nn.Sequential):
+    """Stages of ReLU, convolutions and BatchNorm, which the CPU kernels can compute.
 
     Attributes:
-        native: whether they may; see ``use_native``.
+        cpu_kernels: whether they may; see ``enable_kernels``.
     """
 
-    native = True
+    cpu_kernels = True
 
-    def links(self) -> list[Link]:
+    def fused_stages(self) -> list[FusedStage]:
         """The stages, each behind a ReLU."""
         raise NotImplementedError
 
-    def chains(self, x: Tensor) -> bool:
-        """Whether ``chained`` can be used for ``x``; else PyTorch's operators must."""
-        return self.native and can_chain(x)
+    def can_fuse(self, x: Tensor) -> bool:
+        """Whether ``fused`` can be used for ``x``; else PyTorch's operators must."""
+        return self.cpu_kernels and can_run_stages(x)
 
-    def chained(
+    def fused(
         self,
         x: Tensor,
         scale: Tensor | None = None,
@@ -44,21 +44,29 @@ class Chain(nn.Sequential):
             base: of the shape of the output; None = 0. The result may take its memory.
             skip: ``()``; None = 0. Only where the output has the shape of ``x``.
         """
-        links = self.links()
+        stages = self.fused_stages()
         if scale is not None:
-            settings, weights = links[-1]
-            links[-1] = settings, weights._replace(scale=scale)
-        return separable_chain(x, links, base, skip, overwrite=True)
+            settings, weights = stages[-1]
+            stages[-1] = settings, weights._replace(scale=scale)
+        return run_stages(x, stages, base, skip, overwrite=True)
 
 
-def uses_native(model: nn.Module) -> bool:
-    """Whether kernels of our own compute chains of ``model``, where it is now."""
-    parameter = next(model.parameters())
-    may = any(isinstance(module, Chain) and module.native for module in model.modules())
-    return may and can_draw(parameter)
+def enable_kernels(model: nn.Module, is_on: bool) -> None:
+    """Sets whether the CPU kernels may compute operations of ``model``, where they can."""
+    for module in model.modules():
+        if isinstance(module, Fused):
+            module.cpu_kernels = is_on
 
 
-def link(conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = None) -> Link:
+def kernels_enabled(model: nn.Module) -> bool:
+    """Whether the CPU kernels compute operations of ``model``, where it is now."""
+    is_on = any(isinstance(module, Fused) and module.cpu_kernels for module in model.modules())
+    return is_on and can_run(next(model.parameters()))
+
+
+def fused_stage(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = None
+) -> FusedStage:
     """A stage.
 
     Args:
@@ -66,7 +74,7 @@ def link(conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = No
         norm: behind it.
         depthwise: in front of it, if there is one.
     """
-    settings = Settings(
+    settings = StageSettings(
         1 if depthwise is None else depthwise.stride[0],
         1 if depthwise is None else depthwise.dilation[0],
         norm.training or norm.running_mean is None,
@@ -77,7 +85,28 @@ def link(conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = No
         norm.num_batches_tracked,
     )
     weight = None if depthwise is None else depthwise.weight
-    return settings, Weights(weight, conv.weight, norm.weight, norm.bias)
+    return settings, StageWeights(weight, conv.weight, norm.weight, norm.bias)
+
+
+def separable_conv2d(
+    x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int
+) -> Tensor:
+    """A depthwise convolution, padded to keep the size, and a 1x1 convolution of its output.
+
+    Args:
+        x: ``(batch, channels, height, width)``.
+        depthwise: ``(channels, 1, k, k)``, k odd.
+        pointwise: ``(out_channels, channels / groups, 1, 1)``.
+        stride: of the depthwise convolution, 1 or 2; the size is rounded up.
+        dilation: of the depthwise convolution, 1 or 2.
+    """
+    if stride == dilation > 1:
+        # Every pixel that it reads is at a multiple of the stride.
+        x, stride, dilation = x[:, :, ::stride, ::stride], 1, 1
+    channels = depthwise.shape[0]
+    padding = dilation * (depthwise.shape[-1] // 2)
+    between = F.conv2d(x, depthwise, None, stride, padding, dilation, channels)
+    return F.conv2d(between, pointwise, groups=channels // pointwise.shape[1])
 
 
 def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor:

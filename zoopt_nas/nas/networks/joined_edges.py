@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.nas.kernels.channels_last import diagonal_pixels, is_channels_last
-from zoopt_nas.nas.kernels.separable import separable_conv2d
-from zoopt_nas.nas.networks.fused import normalize
+from zoopt_nas.nas.networks.fused import normalize, separable_conv2d
 from zoopt_nas.nas.networks.operations import (
     FactorizedReduce,
     Pool,
@@ -73,7 +72,7 @@ class Place(NamedTuple):
     position: int
 
 
-class Stack(Protocol):
+class JoinedOperations(Protocol):
     """Operations of one kind on edges from one node.
 
     Attributes:
@@ -100,7 +99,7 @@ class Stack(Protocol):
 
 
 @dataclass
-class ConvStack:
+class JoinedSeparables:
     """``SepConv`` or ``DilConv`` of one kernel size; ``operations`` has the stages of each."""
 
     operations: list[list[Stage]]
@@ -123,7 +122,7 @@ class ConvStack:
 
 
 @dataclass
-class ReduceStack:
+class JoinedReductions:
     """Skip connections with stride 2."""
 
     operations: list[FactorizedReduce]
@@ -174,57 +173,56 @@ class SharedTerms:
         return dict(zip(self.edges, sums.unbind(), strict=True))
 
 
-class Fan:
-    """The candidates on the edges from a node, as stacks and shared terms.
+class JoinedEdges:
+    """The candidates on the edges from a node: groups of joined operations, and shared terms.
 
     Attributes:
         places: of the candidates that it computes; the others are left to the edges.
-        scale_index: where the numbers that it multiplies by are found in the flat table of
-            architecture weights with a zero behind it: one for each channel of each stack, and
-            for each edge and each shared operation.
+        scale_index: indices into the flattened architecture weights with a zero behind them: the
+            scale of every channel of every group, then of every edge and shared operation.
 
     Args:
-        separable: one of the stacked separable convolutions, if there are any.
+        separable: one of the joined separable convolutions, if there are any.
     """
 
     def __init__(
         self,
-        stacks: Sequence[Stack],
+        groups: Sequence[JoinedOperations],
         shared: SharedTerms,
         weight_shape: tuple[int, int],
         separable: Separable | None = None,
     ) -> None:
-        self._stacks, self._shared, self._separable = stacks, shared, separable
-        places = [list(stack.places) for stack in stacks] + shared.places
+        self._groups, self._shared, self._separable = groups, shared, separable
+        places = [list(group.places) for group in groups] + shared.places
         self.places = {place for group in places for place in group}
         n_edges, width = weight_shape
         self.scale_index: list[int] = []
         self._scale_sizes: list[int] = []
-        for stack in stacks:
-            norms = stack.norms()[-1]
-            own = [
+        for group in groups:
+            norms = group.norms()[-1]
+            index = [
                 place.edge * width + place.position
-                for place, norm in zip(stack.places, norms, strict=True)
+                for place, norm in zip(group.places, norms, strict=True)
                 for _ in range(norm.num_features)
             ]
-            self.scale_index += own
-            self._scale_sizes.append(len(own))
+            self.scale_index += index
+            self._scale_sizes.append(len(index))
         zero = n_edges * width
         positions = [dict(places) for places in shared.places]
         table = [
-            edge * width + own[edge] if edge in own else zero
+            edge * width + position[edge] if edge in position else zero
             for edge in shared.edges
-            for own in positions
+            for position in positions
         ]
         self.scale_index += table
         self._scale_sizes.append(len(table))
 
-    def pays(self, x: Tensor) -> bool:
+    def is_worthwhile(self, x: Tensor) -> bool:
         """Whether to use it for node ``x``, ``(batch, channels, h, w)``."""
         if x.device.type == "cpu":
-            # The package's own kernels are faster than joined ones of PyTorch.
-            is_chained = self._separable is not None and self._separable.chains(x)
-            if is_chained or x.numel() > MAX_NUMBERS_ON_CPU:
+            # The CPU kernels are faster than joined operators of PyTorch.
+            is_fused = self._separable is not None and self._separable.can_fuse(x)
+            if is_fused or x.numel() > MAX_NUMBERS_ON_CPU:
                 return False
         return bool(self.places)
 
@@ -244,46 +242,49 @@ class Fan:
         return result
 
     def _convolved(self, node: Node, scales: Sequence[Tensor]) -> dict[tuple[int, ...], Tensor]:
-        """For edges of the same stacks the sum of these, ``(batch, n_edges * channels, h, w)``."""
-        if not self._stacks:
+        """For edges of the same groups the sum of these, ``(batch, n_edges * channels, h, w)``."""
+        if not self._groups:
             return {}
-        weights = _join_weights([group for s in self._stacks for group in s.convolutions()])
-        norms = _Norms([group for stack in self._stacks for group in stack.norms()])
+        weights = _join_weights([convs for group in self._groups for convs in group.convolutions()])
+        norms = _Norms([norms for group in self._groups for norms in group.norms()])
         totals: dict[tuple[int, ...], Tensor] = {}
-        for stack, scale in zip(self._stacks, scales, strict=True):
-            edges = tuple(place.edge for place in stack.places)
-            out = stack.apply(node, weights, norms, scale)
+        for group, scale in zip(self._groups, scales, strict=True):
+            edges = tuple(place.edge for place in group.places)
+            out = group.apply(node, weights, norms, scale)
             totals[edges] = totals[edges] + out if edges in totals else out
         norms.write_back()
         return totals
 
 
-def make_fan(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]) -> Fan:
-    """The fan of the candidates on the edges from one node.
+def join_edges(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]) -> JoinedEdges:
+    """Joins the candidates on the edges from one node.
 
     Args:
         weight_shape: of the architecture weights of the cell, ``(n_edges, n_candidates)``.
     """
-    stacks: dict[object, ConvStack | ReduceStack] = {}
+    groups: dict[object, JoinedSeparables | JoinedReductions] = {}
     shared: dict[object, tuple[nn.Module, list[Place]]] = {}
     for place, operation in candidates.items():
         if isinstance(operation, Separable):
             stages = operation.stages
             key = (type(operation), stages[0].depthwise.kernel_size[0])
-            convs = cast(ConvStack, stacks.setdefault(key, ConvStack([], [])))
+            convs = cast(JoinedSeparables, groups.setdefault(key, JoinedSeparables([], [])))
             convs.operations.append(stages)
             convs.places.append(place)
         elif isinstance(operation, FactorizedReduce):
-            reduces = cast(ReduceStack, stacks.setdefault(FactorizedReduce, ReduceStack([], [])))
+            reduces = cast(
+                JoinedReductions, groups.setdefault(FactorizedReduce, JoinedReductions([], []))
+            )
             reduces.operations.append(operation)
             reduces.places.append(place)
         elif isinstance(operation, Pool | nn.Identity):
             # A pool is one module on all edges; all identities are the same.
             same = operation if isinstance(operation, Pool) else nn.Identity
             shared.setdefault(same, (operation, []))[1].append(place)
-    terms = SharedTerms([op for op, _ in shared.values()], [own for _, own in shared.values()])
+    operations = [operation for operation, _ in shared.values()]
+    terms = SharedTerms(operations, [places for _, places in shared.values()])
     separable = next((op for op in candidates.values() if isinstance(op, Separable)), None)
-    return Fan(list(stacks.values()), terms, weight_shape, separable)
+    return JoinedEdges(list(groups.values()), terms, weight_shape, separable)
 
 
 def _convolve(x: Tensor, stage: Stage, weights: Iterator[Tensor]) -> Tensor:
@@ -307,7 +308,7 @@ def _join_weights(groups: Sequence[Sequence[nn.Conv2d]]) -> Iterator[Tensor]:
 
 
 class _Norms:
-    """BatchNorms without affine parameters, group by group, each on its share of the channels.
+    """BatchNorms without affine parameters, group by group, each on its part of the channels.
 
     The running statistics are joined in one copy and written back in one.
     """

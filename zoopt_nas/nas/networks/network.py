@@ -19,8 +19,8 @@ from zoopt_nas.nas.networks.operations import (
 )
 from zoopt_nas.nas.networks.skeleton import (
     CellPlan,
-    Head,
     Preprocess,
+    build_head,
     build_stem,
     drop_path,
     plan_cells,
@@ -51,8 +51,8 @@ class FixedCell(nn.Module):
         positive: dict[int, Tensor] = {}  # one ReLU of a node for all edges from it
         outputs: list[Tensor] = []
         for operation, source in zip(self.operations, self._sources, strict=True):
-            if isinstance(operation, Separable) and operation.chains(nodes[source]):
-                out = operation.chained(nodes[source])
+            if isinstance(operation, Separable) and operation.can_fuse(nodes[source]):
+                out = operation.fused(nodes[source])
             elif isinstance(operation, AfterReLU):
                 if source not in positive:
                     positive[source] = F.relu(nodes[source])
@@ -138,7 +138,7 @@ class Network(nn.Module):
         self.stem = build_stem(stem, in_channels, init_channels)
         self.cells = nn.ModuleList(FixedCell(genotype, plan) for plan in plans)
         last = plans[-1]
-        self.head = Head(n_outputs[last.kind] * last.channels, n_classes)
+        self.head = build_head(n_outputs[last.kind] * last.channels, n_classes)
         self._auxiliary_index = 2 * n_cells // 3
         self.auxiliary: AuxiliaryHead | None = None
         if auxiliary:

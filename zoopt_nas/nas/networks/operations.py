@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.kernels.channels_last import diagonal_pixels
-from zoopt_nas.nas.kernels.library import can_draw, can_run
-from zoopt_nas.nas.kernels.noise import add_noise, draw_noise
-from zoopt_nas.nas.kernels.separable import separable_conv2d
-from zoopt_nas.nas.networks.fused import Chain, Link, link, scaled_norm
+from zoopt_nas.nas.kernels.channels_last import contiguous_like, diagonal_pixels
+from zoopt_nas.nas.networks import standalone
+from zoopt_nas.nas.networks.fused import (
+    Fused,
+    FusedStage,
+    fused_stage,
+    scaled_norm,
+    separable_conv2d,
+)
 from zoopt_nas.registry import Registry
 
 
@@ -38,19 +42,12 @@ class AfterReLU(nn.Module):
         raise NotImplementedError
 
 
-class FactorizedReduce(AfterReLU):
+class FactorizedReduce(AfterReLU, standalone.FactorizedReduce):
     """Halves height and width without losing pixels: two 1x1 convolutions on shifted grids.
 
     Odd sizes are padded by one row or column of zeros, so that both grids have ceil(size / 2)
     points; for even sizes this is the published operation to the letter.
     """
-
-    def __init__(self, in_channels: int, out_channels: int, *, affine: bool = True) -> None:
-        super().__init__()
-        half = out_channels // 2
-        self.conv_even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.conv_odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
     def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         return self.after_halving(*diagonal_pixels(x), scale)
@@ -69,19 +66,22 @@ class Stage(NamedTuple):
     norm: nn.BatchNorm2d
 
 
-class Separable(AfterReLU, Chain):
-    """Depthwise separable convolutions, each behind a ReLU."""
+class Separable(AfterReLU, Fused):
+    """Depthwise separable convolutions, each behind a ReLU.
+
+    The modules of the ReLUs are never called: they keep the published names of the weights.
+    """
 
     @property
     def stages(self) -> list[Stage]:
         modules = list(self)
         return [Stage(*cast(list[Any], modules[i + 1 : i + 4])) for i in range(0, len(modules), 4)]
 
-    def links(self) -> list[Link]:
-        return [link(stage.pointwise, stage.norm, stage.depthwise) for stage in self.stages]
+    def fused_stages(self) -> list[FusedStage]:
+        return [fused_stage(stage.pointwise, stage.norm, stage.depthwise) for stage in self.stages]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.chained(x) if self.chains(x) else self.after_relu(F.relu(x))
+        return self.fused(x) if self.can_fuse(x) else self.after_relu(F.relu(x))
 
     def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         *first, last = self.stages
@@ -95,52 +95,25 @@ class SepConv(Separable):
     """Depthwise separable convolution, applied twice; only the first one strides."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
-        nn.Sequential.__init__(
-            self,
-            *_depthwise_separable(channels, kernel_size, stride, 1, affine),
-            *_depthwise_separable(channels, kernel_size, 1, 1, affine),
+        first, second = (
+            standalone.separable(channels, kernel_size, step, affine=affine) for step in (stride, 1)
         )
+        nn.Sequential.__init__(self, *first, *second)
 
 
 class DilConv(Separable):
     """Depthwise separable convolution with dilation 2, applied once."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
-        nn.Sequential.__init__(
-            self, *_depthwise_separable(channels, kernel_size, stride, 2, affine)
-        )
-
-
-def _depthwise_separable(
-    channels: int, kernel_size: int, stride: int, dilation: int, affine: bool
-) -> list[nn.Module]:
-    padding = dilation * (kernel_size // 2)
-    return [
-        nn.ReLU(),  # never called: it keeps the published names of the weights behind it
-        nn.Conv2d(
-            channels,
-            channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=channels,
-            bias=False,
-        ),
-        nn.Conv2d(channels, channels, 1, bias=False),
-        nn.BatchNorm2d(channels, affine=affine),
-    ]
+        stage = standalone.separable(channels, kernel_size, stride, 2, affine=affine)
+        nn.Sequential.__init__(self, *stage)
 
 
 def _apply_stage(x: Tensor, scale: Tensor | None, stage: Stage) -> Tensor:
     """A stage, and a scale of its output."""
     depthwise, pointwise, norm = stage
     stride, dilation = depthwise.stride[0], depthwise.dilation[0]
-    # A network trained from scratch, with affine parameters, holds two operations for each node
-    # where a supernet holds all: it has memory to spare.
-    out = separable_conv2d(
-        x, depthwise.weight, pointwise.weight, stride, dilation, keep=norm.affine
-    )
+    out = separable_conv2d(x, depthwise.weight, pointwise.weight, stride, dilation)
     return scaled_norm(out, norm, scale)
 
 
@@ -153,17 +126,6 @@ class Pool(nn.Sequential):
 
     def __init__(self, pool: nn.Module, channels: int, *, search: bool) -> None:
         super().__init__(pool, *([nn.BatchNorm2d(channels, affine=False)] if search else []))
-
-
-class Zero(nn.Module):
-    """No connection: zeros. ``MixedOp`` leaves it out of its sum, which is the same number."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
 class Stochastic(nn.Module):
@@ -181,44 +143,19 @@ class Stochastic(nn.Module):
 
 
 class Noise(Stochastic):
-    """Fresh standard normal noise in place of the input, also in evaluation (space S4).
-
-    Attributes:
-        native: whether the package's own kernels may draw it; see ``use_native``.
-    """
-
-    native = True
+    """Fresh standard normal noise in place of the input, also in evaluation (space S4)."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        strided = x[:, :, :: self.stride, :: self.stride]
-        # Of a shape, not of a tensor: under torch.vmap all candidates get this one draw.
-        if self.native and can_draw(x):
-            return draw_noise(strided.shape, x.dtype, self._seed())
-        # The same noise in whatever order the memory of the input is, and drawn ten times faster.
-        noise = torch.empty(strided.shape, dtype=x.dtype, device=x.device)
+        batch, channels, height, width = x[:, :, :: self.stride, :: self.stride].shape
+        # Of a shape, not of a tensor: under torch.vmap all candidates get this one draw. In the
+        # order of channels_last, so that the same seed gives the same noise in both orders.
+        noise = torch.empty((batch, height, width, channels), dtype=x.dtype, device=x.device)
         noise.normal_(generator=self.generator)
-        return torch.empty_like(strided).copy_(noise)  # a sum of two orders would be slow
-
-    def added(self, x: Tensor, scale: Tensor, base: Tensor | None) -> Tensor:
-        """``base`` + the operation on ``x`` times ``scale``.
-
-        Args:
-            x: its input, ``(batch, channels, h, w)``.
-            scale: ``()``.
-            base: of the shape of the output; None = 0.
-        """
-        if base is not None and self.native and can_run(x):
-            return add_noise(base, scale, self._seed())
-        noise: Tensor = self(x)
-        return noise * scale if base is None else torch.addcmul(base, noise, scale)
-
-    def _seed(self) -> int:
-        # The kernels run on the host, and so does the generator: nothing waits.
-        return int(torch.randint(2**63 - 1, (), generator=self.generator))
+        return contiguous_like(noise.permute(0, 3, 1, 2), x)
 
 
 def _skip_connect(channels: int, stride: int, search: bool) -> nn.Module:
@@ -254,7 +191,7 @@ OperationBuilder = Callable[[int, int, bool], nn.Module]
 OPERATIONS: Registry[OperationBuilder] = Registry(
     "operation",
     {
-        "none": lambda channels, stride, search: Zero(stride),
+        "none": lambda channels, stride, search: standalone.Zero(stride),
         "skip_connect": _skip_connect,
         "max_pool_3x3": _max_pool,
         "avg_pool_3x3": _avg_pool,
@@ -275,10 +212,3 @@ def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
     for module in model.modules():
         if isinstance(module, Stochastic):
             module.generator = generator
-
-
-def use_native(model: nn.Module, is_on: bool) -> None:
-    """Whether the package's own kernels may compute operations of ``model``, where they can."""
-    for module in model.modules():
-        if isinstance(module, Chain | Noise):
-            module.native = is_on

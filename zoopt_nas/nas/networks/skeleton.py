@@ -1,4 +1,4 @@
-"""What supernet and retrained network share: stem, cells' plan, preprocessing, drop path, head."""
+"""What supernet and retrained network share: stem, cells' plan, preprocessing, drop path."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.networks.fused import Chain, Link, link
+from zoopt_nas.nas.networks.fused import Fused, FusedStage, fused_stage
 from zoopt_nas.nas.networks.operations import FactorizedReduce
+from zoopt_nas.nas.networks.standalone import CifarStem, Head, ImageNetStem
 
 STEM_MULTIPLIER = 3  # the CIFAR stem has 3 times the cells' initial channels
 STEMS = ("cifar", "imagenet")
@@ -85,48 +85,17 @@ class Preprocess(nn.Module):
         return self.first(first), self.second(second)
 
 
-class CifarStem(nn.Module):
-    """A 3x3 convolution with BatchNorm, affine also in search; both cell inputs are its output."""
-
-    def __init__(self, in_channels: int, init_channels: int) -> None:
-        super().__init__()
-        width = STEM_MULTIPLIER * init_channels
-        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.norm(self.conv(images))
-        return out, out
-
-
-class ImageNetStem(nn.Module):
-    """Three strided 3x3 convolutions; the cell inputs have a quarter and an eighth of the size."""
-
-    def __init__(self, in_channels: int, init_channels: int) -> None:
-        super().__init__()
-        half, full = init_channels // 2, init_channels
-
-        def conv(n_in: int, n_out: int) -> nn.Conv2d:
-            return nn.Conv2d(n_in, n_out, 3, stride=2, padding=1, bias=False)
-
-        self.quarter = nn.Sequential(
-            conv(in_channels, half),
-            nn.BatchNorm2d(half),
-            nn.ReLU(),
-            conv(half, full),
-            nn.BatchNorm2d(full),
-        )
-        self.eighth = nn.Sequential(nn.ReLU(), conv(full, full), nn.BatchNorm2d(full))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        quarter = self.quarter(images)
-        return quarter, self.eighth(quarter)
-
-
 def build_stem(stem: str, in_channels: int, init_channels: int) -> nn.Module:
     """The stem by name: a module from images to the two inputs of the first cell."""
     builder = CifarStem if stem == "cifar" else ImageNetStem
     return builder(in_channels, init_channels)
+
+
+def build_head(in_channels: int, n_classes: int) -> nn.Module:
+    """The head: a module from the last cell's output to logits."""
+    if n_classes < 1:
+        raise InvalidValueError(f"n_classes must be a positive integer, got {n_classes}")
+    return Head(in_channels, n_classes)
 
 
 def drop_path(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
@@ -144,22 +113,6 @@ def drop_path(x: Tensor, probability: float, generator: torch.Generator | None) 
     return x * mask.bernoulli_(keep, generator=generator).div_(keep)
 
 
-class Head(nn.Module):
-    """Global average pooling and one linear layer: ``(batch, channels, h, w)`` to logits."""
-
-    def __init__(self, in_channels: int, n_classes: int) -> None:
-        super().__init__()
-        if n_classes < 1:
-            raise InvalidValueError(f"n_classes must be a positive integer, got {n_classes}")
-        self.classifier = nn.Linear(in_channels, n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # The mean over all pixels; that of torch.mean has a gradient that is not channels_last.
-        pooled = F.avg_pool2d(x, x.shape[-2:])
-        logits: Tensor = self.classifier(pooled.flatten(1))
-        return logits
-
-
 IMAGENET_STEM_SIZE = 128  # images at least this large get the ImageNet stem
 
 
@@ -168,7 +121,7 @@ def stem_for(image_size: int) -> str:
     return "imagenet" if image_size >= IMAGENET_STEM_SIZE else "cifar"
 
 
-class ReLUConvBN(Chain):
+class ReLUConvBN(Fused):
     """ReLU, convolution, BatchNorm: the 1x1 preprocessing of a cell's inputs."""
 
     def __init__(
@@ -180,16 +133,16 @@ class ReLUConvBN(Chain):
             nn.BatchNorm2d(out_channels, affine=affine),
         )
 
-    def links(self) -> list[Link]:
+    def fused_stages(self) -> list[FusedStage]:
         _, conv, norm = self
-        return [link(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))]
+        return [fused_stage(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))]
 
-    def chains(self, x: Tensor) -> bool:
-        return cast(nn.Conv2d, self[1]).kernel_size == (1, 1) and super().chains(x)
+    def can_fuse(self, x: Tensor) -> bool:
+        return cast(nn.Conv2d, self[1]).kernel_size == (1, 1) and super().can_fuse(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.chains(x):
-            return self.chained(x)
+        if self.can_fuse(x):
+            return self.fused(x)
         for module in self:
             x = module(x)
         return x

@@ -13,44 +13,43 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels.channels_last import channels_last, join_channels
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, N_INPUTS
-from zoopt_nas.nas.networks.joined_edges import Fan, Node, Place, make_fan
+from zoopt_nas.nas.networks.joined_edges import JoinedEdges, Node, Place, join_edges
 from zoopt_nas.nas.networks.operations import (
     OPERATIONS,
     AfterReLU,
     FactorizedReduce,
-    Noise,
     Pool,
     Separable,
     Stochastic,
-    Zero,
 )
 from zoopt_nas.nas.networks.partial_channels import merge_parts, part_width, split_parts
 from zoopt_nas.nas.networks.skeleton import (
     CellPlan,
-    Head,
     Preprocess,
+    build_head,
     build_stem,
     drop_path,
     plan_cells,
 )
 from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
+from zoopt_nas.nas.networks.standalone import Zero
 
 
-class Source:
+class NodeOutput:
     """A node of a cell as its outgoing edges see it.
 
     Args:
         node: where the edges begin.
-        fan: what it has in common on all edges.
+        joined: the candidates on its edges that can be computed together.
         weights: architecture weights of the cell, ``(n_edges, n_candidates)``.
-        scales: the same at ``fan.scale_index``.
+        scales: the same at ``joined.scale_index``.
     """
 
-    def __init__(self, node: Node, fan: Fan, weights: Tensor, scales: Tensor) -> None:
+    def __init__(self, node: Node, joined: JoinedEdges, weights: Tensor, scales: Tensor) -> None:
         self._node, self._weights = node, weights
-        joins = fan.pays(node.x)
-        self._joined = fan.outputs(node, scales) if joins else {}
-        self._done = fan.places if joins else set()
+        joins = joined.is_worthwhile(node.x)
+        self._joined = joined.outputs(node, scales) if joins else {}
+        self._done = joined.places if joins else set()
 
     def add_edge(self, total: Tensor | None, index: int, candidates: Sequence[nn.Module]) -> Tensor:
         """``total`` + the edge's candidates, each times its architecture weight.
@@ -61,17 +60,15 @@ class Source:
         x, joined = self._node.x, self._joined.get(index)
         if joined is not None:
             total = joined if total is None else total + joined
-        chained, noisy = [], []
+        fused = []
         identity: Tensor | None = None
         for position, operation in enumerate(candidates):
             # `none` adds zeros, so it is not computed; its weight still counts in the softmax.
             if (index, position) in self._done or isinstance(operation, Zero):
                 continue
             weight = self._weights[index, position]
-            if isinstance(operation, Separable) and operation.chains(x):
-                chained.append((operation, weight))
-            elif isinstance(operation, Noise):
-                noisy.append((operation, weight))
+            if isinstance(operation, Separable) and operation.can_fuse(x):
+                fused.append((operation, weight))
             elif isinstance(operation, nn.Identity):
                 identity = weight
             elif isinstance(operation, AfterReLU):
@@ -80,13 +77,11 @@ class Source:
             else:
                 out = self._node.pooled(operation) if isinstance(operation, Pool) else operation(x)
                 total = _add_product(total, out, weight)
-        if identity is not None and not chained:
+        if identity is not None and not fused:
             total = _add_product(total, x, identity)
-        for separable, weight in chained:  # which add what they get, at no cost
-            total = separable.chained(x, weight, total, identity)
+        for separable, weight in fused:  # which add what they get, at no cost
+            total = separable.fused(x, weight, total, identity)
             identity = None
-        for noise, weight in noisy:
-            total = noise.added(x, weight, total)
         return cast(Tensor, total)
 
     def _after_relu(self, operation: AfterReLU, weight: Tensor) -> Tensor:
@@ -109,7 +104,7 @@ def _weighted_sum(terms: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 
 class MixedOp(nn.Module):
-    """The candidates of one edge. ``Source`` computes them, together with those of other edges."""
+    """The candidates of one edge, which ``NodeOutput`` computes with those of other edges."""
 
     def __init__(self, candidates: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -139,11 +134,11 @@ class SearchCell(nn.Module):
             ]
             self.edges.append(MixedOp(shared))
         # Not modules: their operations are those of the edges.
-        self._fans = [
-            make_fan(self._outgoing(node), (len(self._edges), max(space.sizes)))
+        self._joined_edges = [
+            join_edges(self._outgoing(node), (len(self._edges), max(space.sizes)))
             for node in range(N_INPUTS + space.n_nodes)
         ]
-        index = [i for fan in self._fans for i in fan.scale_index]
+        index = [i for joined in self._joined_edges for i in joined.scale_index]
         self._scale_index: Tensor
         self.register_buffer("_scale_index", torch.tensor(index), persistent=False)
 
@@ -166,8 +161,8 @@ class SearchCell(nn.Module):
         nodes: list[Tensor] = list(self.preprocess(first, second))
         # One gathering for all scales of the cell.
         table = F.pad(weights.flatten(), (0, 1))[self._scale_index]
-        scales = torch.split(table, [len(fan.scale_index) for fan in self._fans])
-        sources: list[Source] = []
+        scales = torch.split(table, [len(joined.scale_index) for joined in self._joined_edges])
+        sources: list[NodeOutput] = []
         passing: list[Tensor] = []  # of each node the channels that pass by the operations
         shares = weights.sum(dim=1).unbind() if self._weighs_edges and self._n_parts > 1 else None
         others: Tensor | None = None  # their sum
@@ -181,16 +176,18 @@ class SearchCell(nn.Module):
                         passing.append(aside)
                     else:
                         others = aside if others is None else others + aside
-                sources.append(Source(Node(x), self._fans[source], weights, scales[source]))
+                sources.append(
+                    NodeOutput(Node(x), self._joined_edges[source], weights, scales[source])
+                )
             if shares is not None:
                 others = _weighted_sum(passing, shares[edge : edge + node])
             total: Tensor | None = None
             for source_node in sources:
-                own = self._candidates(edge)
+                candidates = self._candidates(edge)
                 if drop is None:
-                    total = source_node.add_edge(total, edge, own)
+                    total = source_node.add_edge(total, edge, candidates)
                 else:
-                    out = drop(source_node.add_edge(None, edge, own))
+                    out = drop(source_node.add_edge(None, edge, candidates))
                     total = out if total is None else total + out
                 edge += 1
             assert total is not None
@@ -249,7 +246,7 @@ class Supernet(Stochastic):
         self.stem = build_stem(stem, in_channels, init_channels)
         self.stem_channels = plans[0].in_channels[0]
         self.cells = nn.ModuleList(SearchCell(space, plan, partial_channels) for plan in plans)
-        self.head = Head(space.n_nodes * plans[-1].channels, n_classes)
+        self.head = build_head(space.n_nodes * plans[-1].channels, n_classes)
         # Where alpha's entries go in a table with one row an edge, padded to the longest edge.
         sizes = torch.tensor(space.sizes)
         columns = torch.arange(max(space.sizes))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas.networks.operations import use_native
+from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.runs.memory import MemoryEstimate, estimate
 from zoopt_nas.nas.runs.setup import Setup
@@ -68,7 +68,7 @@ def memory_of(
     per_batch, native = config.candidates_per_batch, execution.native
     n_at_once = batch_size(per_batch, n_candidates, n_numbers, device, native)
     if n_at_once > 1:  # which kernels of our own do not take; PyTorch's operators keep more
-        use_native(supernet, False)
+        enable_kernels(supernet, False)
     is_recorded = execution.compile and device.type == "cuda" and n_candidates > 0
     found = estimate(
         supernet,
@@ -80,7 +80,7 @@ def memory_of(
         n_batches=1 + n_inner + config.val_batches,
         generators=[noise],
     )
-    use_native(supernet, execution.native)
+    enable_kernels(supernet, execution.native)
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
     n_kept = 0  # epochs to go back to, each with its momentum
     if updater.goes_back and device.type == "cpu":  # they are on the host

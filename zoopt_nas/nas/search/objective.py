@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.networks.fused import uses_native
+from zoopt_nas.nas.networks.fused import kernels_enabled
 from zoopt_nas.nas.networks.operations import Stochastic, seed_noise
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import CandidateBatches, StackedCandidates
@@ -145,7 +145,7 @@ class BilevelObjective:
         self._stacked = StackedCandidates(
             self._scratch, self._grad_clip, execution=execution, generators=(self._noise,)
         )
-        self._batches = CandidateBatches(candidates_per_batch, native=uses_native(supernet))
+        self._batches = CandidateBatches(candidates_per_batch, native=kernels_enabled(supernet))
 
     @classmethod
     def from_config(

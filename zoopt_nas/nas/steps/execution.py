@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.kernels.library import NativeError, compiled
+from zoopt_nas.nas.kernels.library import KernelError, compiled
 from zoopt_nas.nas.settings.config import RunConfig
 
 
@@ -43,7 +43,7 @@ class Execution:
 
         Raises:
             InvalidValueError: the device cannot compute in bf16, or has no native kernels.
-            NativeError: native kernels are asked for, and cannot be compiled here.
+            KernelError: native kernels are asked for, and cannot be compiled here.
         """
         return cls(
             device,
@@ -92,7 +92,7 @@ def _uses_native(setting: str, device: torch.device) -> bool:
         return False
     try:
         compiled(torch.float32)
-    except NativeError as error:
+    except KernelError as error:
         if setting == "on":
             raise
         warnings.warn(f"{error}; PyTorch's are used, which take longer", stacklevel=4)

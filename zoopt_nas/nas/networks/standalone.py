@@ -1,9 +1,8 @@
-"""The network of a genotype in plain PyTorch: what an export converts, and what it writes out.
+"""The network of a genotype in PyTorch alone: its parts, and the whole in evaluation mode.
 
-It computes what ``nas.Network`` computes in evaluation mode, from weights of the same names. What
-only training needs is left out: auxiliary head, drop path, operations with gradients of their own.
-An exported file is made of this source, so this module imports torch alone, and a comment that the
-file should keep stands inside a class or function.
+A Python export contains the text of this file behind its docstring, so it imports torch alone.
+The trained network is built from the same stem, operations and head; its cells add what only
+training needs (drop path, an auxiliary head, kernels). The weights have the same names.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ class ReLUConvBN(nn.Sequential):
 class FactorizedReduce(nn.Module):
     """Halves height and width (rounded up) by two 1x1 convolutions, one of them a pixel apart."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool = True) -> None:
         super().__init__()
         half = out_channels // 2
         self.conv_even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
         self.conv_odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(x)
@@ -44,7 +43,9 @@ class FactorizedReduce(nn.Module):
         return out
 
 
-def separable(channels: int, kernel_size: int, stride: int, dilation: int = 1) -> list[nn.Module]:
+def separable(
+    channels: int, kernel_size: int, stride: int, dilation: int = 1, *, affine: bool = True
+) -> list[nn.Module]:
     """ReLU, depthwise convolution, 1x1 convolution, BatchNorm."""
     padding = dilation * (kernel_size // 2)
     return [
@@ -60,12 +61,12 @@ def separable(channels: int, kernel_size: int, stride: int, dilation: int = 1) -
             bias=False,
         ),
         nn.Conv2d(channels, channels, 1, bias=False),
-        nn.BatchNorm2d(channels),
+        nn.BatchNorm2d(channels, affine=affine),
     ]
 
 
 class Zero(nn.Module):
-    """No connection."""
+    """No connection: zeros."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -83,8 +84,8 @@ def skip_connect(channels: int, stride: int) -> nn.Module:
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)
 
 
+# In a Sequential, as everywhere below, so that the weights have their published names.
 def max_pool_3x3(channels: int, stride: int) -> nn.Module:
-    # In a Sequential, as everywhere below, so that the weights have their published names.
     return nn.Sequential(nn.MaxPool2d(3, stride, padding=1))
 
 
@@ -114,11 +115,15 @@ def dil_conv_5x5(channels: int, stride: int) -> nn.Module:
 
 # Not noise: it is random in evaluation too, so that no two outputs can be compared.
 OPERATIONS: dict[str, Callable[[int, int], nn.Module]] = {
-    operation.__name__: operation
-    for operation in (
-        *(none, skip_connect, max_pool_3x3, avg_pool_3x3),
-        *(sep_conv_3x3, sep_conv_5x5, sep_conv_7x7, dil_conv_3x3, dil_conv_5x5),
-    )
+    "none": none,
+    "skip_connect": skip_connect,
+    "max_pool_3x3": max_pool_3x3,
+    "avg_pool_3x3": avg_pool_3x3,
+    "sep_conv_3x3": sep_conv_3x3,
+    "sep_conv_5x5": sep_conv_5x5,
+    "sep_conv_7x7": sep_conv_7x7,
+    "dil_conv_3x3": dil_conv_3x3,
+    "dil_conv_5x5": dil_conv_5x5,
 }
 
 
@@ -180,7 +185,7 @@ class Cell(nn.Module):
 
 
 class CifarStem(nn.Module):
-    """A 3x3 convolution and BatchNorm; both inputs of the first cell are its output."""
+    """A 3x3 convolution with BatchNorm, affine also in search; both cell inputs are its output."""
 
     halves = False
 
@@ -223,14 +228,16 @@ class ImageNetStem(nn.Module):
 
 
 class Head(nn.Module):
-    """Mean over all pixels, and one linear layer."""
+    """Mean over all pixels, and one linear layer: ``(batch, channels, h, w)`` to logits."""
 
     def __init__(self, in_channels: int, n_classes: int) -> None:
         super().__init__()
         self.classifier = nn.Linear(in_channels, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
+        # The mean over all pixels; that of torch.mean has a gradient that is not channels_last.
+        pooled = nn.functional.avg_pool2d(x, x.shape[-2:])
+        logits: Tensor = self.classifier(pooled.flatten(1))
         return logits
 
 

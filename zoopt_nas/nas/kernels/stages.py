@@ -1,6 +1,6 @@
 """Depthwise separable convolutions with their ReLU and BatchNorm, by the kernels of this folder.
 
-``separable_chain`` is one or more of them as one function of autograd. It keeps its input and what
+``run_stages`` is one or more of them as one function of autograd. It keeps its input and what
 each 1x1 convolution puts out, and computes everything else again.
 """
 
@@ -21,7 +21,7 @@ from zoopt_nas.nas.kernels.library import call, can_run, compiled
 
 
 @dataclass(frozen=True)
-class Settings:
+class StageSettings:
     """Of one stage: ReLU, depthwise convolution, 1x1 convolution, BatchNorm.
 
     Attributes:
@@ -42,7 +42,7 @@ class Settings:
     count: Tensor | None = None
 
 
-class Weights(NamedTuple):
+class StageWeights(NamedTuple):
     """Of one stage.
 
     Attributes:
@@ -58,18 +58,18 @@ class Weights(NamedTuple):
     shift: Tensor | None = None
 
 
-N_WEIGHTS = len(Weights._fields)
+N_WEIGHTS = len(StageWeights._fields)
 
 
-def can_chain(x: Tensor) -> bool:
-    """Whether ``separable_chain`` takes ``x``, ``(batch, channels, h, w)``, here and now."""
+def can_run_stages(x: Tensor) -> bool:
+    """Whether ``run_stages`` takes ``x``, ``(batch, channels, h, w)``, here and now."""
     # The kernels share out images; and PyTorch refuses to normalize a single pixel.
     return x.shape[0] > 1 and x.permute(0, 2, 3, 1).is_contiguous() and can_run(x)
 
 
-def separable_chain(
+def run_stages(
     x: Tensor,
-    stages: Sequence[tuple[Settings, Weights]],
+    stages: Sequence[tuple[StageSettings, StageWeights]],
     base: Tensor | None = None,
     skip: Tensor | None = None,
     *,
@@ -78,7 +78,7 @@ def separable_chain(
     """``base + skip * x`` + the stages, one behind the other.
 
     Args:
-        x: ``(batch, channels, height, width)`` that ``can_chain``.
+        x: ``(batch, channels, height, width)`` that ``can_run_stages``.
         stages: at least one.
         base: of the shape of the output; None = 0.
         skip: ``()``; None = 0. Only where the output has the shape of ``x``.
@@ -87,19 +87,21 @@ def separable_chain(
     Raises:
         MemoryError: there is no memory for the buffers of the kernels.
     """
-    settings = [own for own, _ in stages]
+    settings = [of_stage for of_stage, _ in stages]
     # Contiguous here, so that what the kernels get pointers of stays alive.
     weights = [
-        None if tensor is None else tensor.contiguous() for _, own in stages for tensor in own
+        None if tensor is None else tensor.contiguous()
+        for _, tensors in stages
+        for tensor in tensors
     ]
     if base is not None:
         overwrite = overwrite and not base._is_view()  # autograd forbids it for some views
         overwrite = overwrite and base.permute(0, 2, 3, 1).is_contiguous()
-    out: Tensor = _SeparableChain.apply(x, base, skip, overwrite, settings, *weights)
+    out: Tensor = _Stages.apply(x, base, skip, overwrite, settings, *weights)
     return out
 
 
-class _SeparableChain(torch.autograd.Function):
+class _Stages(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -107,13 +109,13 @@ class _SeparableChain(torch.autograd.Function):
         base: Tensor | None,
         skip: Tensor | None,
         overwrite: bool,
-        settings: Sequence[Settings],
+        settings: Sequence[StageSettings],
         *flat: Tensor | None,
     ) -> Tensor:
         source, norm = x, None
         results: list[Tensor] = []
-        for own, weights in zip(settings, _grouped(flat), strict=True):
-            source, norm = _run_forward(source, norm, own, weights)
+        for of_stage, weights in zip(settings, _grouped(flat), strict=True):
+            source, norm = _run_forward(source, norm, of_stage, weights)
             results += [source, norm]
         ctx.settings, ctx.n_flat = settings, len(flat)
         ctx.save_for_backward(x, skip, *flat, *results)
@@ -152,13 +154,13 @@ class _SeparableChain(torch.autograd.Function):
             source, norm = (results[2 * i - 2], results[2 * i - 1]) if i else (x, None)
             stage = _Backward(source, norm, *stages[i], *results[2 * i : 2 * i + 2])
             beside = (skip, grad) if i == 0 and skip is not None else None
-            in_norm, sums, own = stage.run(cast(Tensor, in_norm), sums, needs_source, beside)
-            weight_grads[:0] = own
+            in_norm, sums, grads = stage.run(cast(Tensor, in_norm), sums, needs_source, beside)
+            weight_grads[:0] = grads
         skip_grad = (grad * x).sum() if needs_skip else None
         return in_norm, base_grad, skip_grad, None, None, *weight_grads
 
 
-class _Stage(ctypes.Structure):
+class _StageStruct(ctypes.Structure):
     """``Stage`` of stage.h."""
 
     _fields_ = [
@@ -174,9 +176,14 @@ class _Stage(ctypes.Structure):
     ]
 
 
-def _stage(
-    x: Tensor, x_norm: Tensor | None, own: Settings, weights: Weights, y: Tensor, norm: Tensor
-) -> _Stage:
+def _stage_struct(
+    x: Tensor,
+    x_norm: Tensor | None,
+    settings: StageSettings,
+    weights: StageWeights,
+    y: Tensor,
+    norm: Tensor,
+) -> _StageStruct:
     batch, channels, height, width = x.shape
     out_height, kernel = y.shape[2], 1
     if weights.depthwise is not None:
@@ -186,10 +193,10 @@ def _stage(
         batch *= x.shape[2] // height
     sizes = (batch, channels, y.shape[1], height, width, out_height, y.shape[3], kernel)
     tensors = (x, x_norm, weights.depthwise, weights.pointwise, y, norm)
-    of_norm = (own.mean, own.variance, weights.scale, weights.shift)
-    return _Stage(
-        *(*sizes, own.stride, own.dilation, *map(_address, tensors)),
-        *(own.training, own.momentum, own.eps, *map(_address, of_norm)),
+    of_norm = (settings.mean, settings.variance, weights.scale, weights.shift)
+    return _StageStruct(
+        *(*sizes, settings.stride, settings.dilation, *map(_address, tensors)),
+        *(settings.training, settings.momentum, settings.eps, *map(_address, of_norm)),
         weights.scale is not None and weights.scale.ndim,
     )
 
@@ -201,7 +208,7 @@ def _band(height: int, width: int) -> int:
 
 
 def _run_forward(
-    x: Tensor, x_norm: Tensor | None, own: Settings, weights: Weights
+    x: Tensor, x_norm: Tensor | None, settings: StageSettings, weights: StageWeights
 ) -> tuple[Tensor, Tensor]:
     """What the 1x1 convolution puts out, channels_last, and the norm behind it.
 
@@ -209,13 +216,13 @@ def _run_forward(
     multiplier and shift: ``(4, channels)``.
     """
     n, (height, width) = weights.pointwise.shape[0], x.shape[2:]
-    size = (-(-height // own.stride), -(-width // own.stride), n)
+    size = (-(-height // settings.stride), -(-width // settings.stride), n)
     y = x.new_empty((x.shape[0], *size)).permute(0, 3, 1, 2)
     norm = x.new_empty((4, n))
-    stage = _stage(x, x_norm, own, weights, y, norm)
+    stage = _stage_struct(x, x_norm, settings, weights, y, norm)
     call(compiled(x.dtype).separable_forward, ctypes.byref(stage))
-    if own.training and own.count is not None:
-        own.count.add_(1)
+    if settings.training and settings.count is not None:
+        settings.count.add_(1)
     return y, norm
 
 
@@ -228,9 +235,9 @@ class _Backward(NamedTuple):
 
     x: Tensor
     x_norm: Tensor | None
-    settings: Settings
-    weights: Weights
-    needs: Weights
+    settings: StageSettings
+    weights: StageWeights
+    needs: StageWeights
     y: Tensor
     norm: Tensor
 
@@ -264,7 +271,7 @@ class _Backward(NamedTuple):
         if needs.depthwise and weights.depthwise is not None:
             depthwise = torch.empty_like(weights.depthwise)
         pointwise = torch.empty_like(weights.pointwise) if needs.pointwise else None
-        stage = _stage(self.x, self.x_norm, self.settings, weights, self.y, self.norm)
+        stage = _stage_struct(self.x, self.x_norm, self.settings, weights, self.y, self.norm)
         stage.grad = _address(grad)
         stage.grad_sums = _address(sums) if self.settings.training else None
         stage.x_grad, stage.x_sums = _address(x_grad), _address(x_sums)
@@ -283,7 +290,7 @@ class _Backward(NamedTuple):
 
 def _graph_of_gradients(
     inputs: Sequence[Tensor | None],
-    settings: Sequence[Settings],
+    settings: Sequence[StageSettings],
     grad: Tensor,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
@@ -294,15 +301,16 @@ def _graph_of_gradients(
     """
     x, skip, *flat = inputs
     out = cast(Tensor, x)
-    for own, weights in zip(settings, _grouped(flat), strict=True):
+    for of_stage, weights in zip(settings, _grouped(flat), strict=True):
         out = F.relu(out)
         if weights.depthwise is not None:
             channels, _, kernel, _ = weights.depthwise.shape
-            settings_of_conv = (own.stride, own.dilation * (kernel // 2), own.dilation, channels)
-            out = F.conv2d(out, weights.depthwise, None, *settings_of_conv)
+            padding = of_stage.dilation * (kernel // 2)
+            geometry = (of_stage.stride, padding, of_stage.dilation, channels)
+            out = F.conv2d(out, weights.depthwise, None, *geometry)
         out = F.conv2d(out, weights.pointwise)
-        fixed = (None, None) if own.training else (own.mean, own.variance)
-        out = F.batch_norm(out, *fixed, None, None, own.training, 0.0, own.eps)
+        fixed = (None, None) if of_stage.training else (of_stage.mean, of_stage.variance)
+        out = F.batch_norm(out, *fixed, None, None, of_stage.training, 0.0, of_stage.eps)
         # Not by batch_norm: its gradient on channels_last takes an expanded scale for a dense one.
         if weights.scale is not None:
             out = out * weights.scale.view(-1, 1, 1)
@@ -315,8 +323,8 @@ def _graph_of_gradients(
     return [next(found) if need else None for need in needs]
 
 
-def _grouped(flat: Sequence[Any]) -> list[Weights]:
-    return [Weights(*flat[i : i + N_WEIGHTS]) for i in range(0, len(flat), N_WEIGHTS)]
+def _grouped(flat: Sequence[Any]) -> list[StageWeights]:
+    return [StageWeights(*flat[i : i + N_WEIGHTS]) for i in range(0, len(flat), N_WEIGHTS)]
 
 
 def _pixels(x: Tensor) -> tuple[c_int64, c_int64]:

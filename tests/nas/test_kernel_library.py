@@ -49,7 +49,7 @@ def test_the_kernels_compile_here():
 def test_without_a_compiler(monkeypatch):
     monkeypatch.setattr(own, "COMPILERS", ("no-such-compiler",))
     assert own.library(torch.float32) is None
-    with pytest.raises(own.NativeError, match="need a C compiler, found none of no-such-compiler"):
+    with pytest.raises(own.KernelError, match="need a C compiler, found none of no-such-compiler"):
         own.compiled(torch.float32)
     assert not own.can_run(torch.zeros(2, 2))
 
@@ -67,7 +67,7 @@ def test_without_a_compiler(monkeypatch):
 def test_a_compiler_that_fails(tmp_path, monkeypatch, script, message):
     compiler(tmp_path, monkeypatch, script)
     monkeypatch.setattr(own, "SECONDS", 0.5)
-    with pytest.raises(own.NativeError, match=message) as caught:
+    with pytest.raises(own.KernelError, match=message) as caught:
         own.compiled(torch.float32)
     assert "\n" not in str(caught.value)
     assert own.library(torch.float32) is None
@@ -89,7 +89,7 @@ def test_a_kernel_without_memory():
 
 def test_other_types_have_none():
     assert own.library(torch.bfloat16) is None
-    with pytest.raises(own.NativeError, match=r"float32 and float64, not torch\.bfloat16"):
+    with pytest.raises(own.KernelError, match=r"float32 and float64, not torch\.bfloat16"):
         own.compiled(torch.bfloat16)
 
 
@@ -107,7 +107,7 @@ def test_the_setting():
 @pytest.mark.usefixtures("afresh")
 def test_the_setting_without_a_compiler(monkeypatch):
     monkeypatch.setattr(own, "COMPILERS", ("no-such-compiler",))
-    with pytest.raises(own.NativeError, match="need a C compiler"):
+    with pytest.raises(own.KernelError, match="need a C compiler"):
         Execution.from_config(SearchConfig(native="on"), CPU)
     with pytest.warns(UserWarning, match="found none of no-such-compiler; PyTorch's are used"):
         found = Execution.from_config(SearchConfig(), CPU)
@@ -132,7 +132,7 @@ def test_the_setting_reaches_the_operations(search_config):
         config = search_config(native=setting)
         setup = prepare(config)
         supernet = build_supernet(config, setup.dataset, seed=0, execution=setup.execution)
-        found = {op.native for op in supernet.modules() if isinstance(op, Separable)}
+        found = {op.cpu_kernels for op in supernet.modules() if isinstance(op, Separable)}
         expected = setting != "off" and own.library(torch.float32) is not None
         assert found == {expected}
 

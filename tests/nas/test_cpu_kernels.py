@@ -1,4 +1,4 @@
-"""The package's own kernels against PyTorch's operators: values, gradients, statistics."""
+"""The CPU kernels against PyTorch's operators: values, gradients, statistics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoopt_nas.nas.kernels import separable
-from zoopt_nas.nas.kernels.chain import Settings, Weights, can_chain, separable_chain
+from zoopt_nas.nas.kernels import library as kernel_library
 from zoopt_nas.nas.kernels.library import library
+from zoopt_nas.nas.kernels.stages import StageSettings, StageWeights, can_run_stages, run_stages
 
 pytestmark = pytest.mark.skipif(library(torch.float32) is None, reason="no C compiler")
 
@@ -22,7 +22,7 @@ EPS, MOMENTUM = 1e-5, 0.1
 
 
 class Case(NamedTuple):
-    """Inputs of a chain.
+    """Inputs of ``run_stages``.
 
     Attributes:
         leaves: x, base, skip and all weights that are there, each with a gradient.
@@ -32,12 +32,12 @@ class Case(NamedTuple):
     x: Tensor
     base: Tensor | None
     skip: Tensor | None
-    stages: list[tuple[Settings, Weights]]
+    stages: list[tuple[StageSettings, StageWeights]]
     leaves: list[Tensor]
     running: list[tuple[Tensor, Tensor]]
 
     def run(self) -> Tensor:
-        return separable_chain(self.x, self.stages, self.base, self.skip)
+        return run_stages(self.x, self.stages, self.base, self.skip)
 
 
 def make_case(
@@ -54,7 +54,7 @@ def make_case(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> Case:
-    """A chain of ``len(channels) - 1`` stages, of which the first one strides.
+    """Inputs of ``len(channels) - 1`` stages, of which the first one strides.
 
     Args:
         kernel: 0 = no depthwise convolutions.
@@ -73,7 +73,7 @@ def make_case(
 
     x = leaf(batch, channels[0], *size)
     if dtype == torch.float64:
-        assert can_chain(x)
+        assert can_run_stages(x)
     out_size = [-(-side // stride) for side in size]
     is_residual = stride == 1 and channels[0] == channels[-1]
     base = leaf(batch, channels[-1], *out_size)
@@ -87,10 +87,10 @@ def make_case(
         mean = torch.randn(following, generator=generator, dtype=dtype)
         variance = torch.rand(following, generator=generator, dtype=dtype) + 0.5
         running.append((mean, variance))
-        own_settings = Settings(
+        own_settings = StageSettings(
             stride if i == 0 else 1, dilation, training, MOMENTUM, EPS, mean, variance
         )
-        stages.append((own_settings, Weights(depthwise, pointwise, scale, shift)))
+        stages.append((own_settings, StageWeights(depthwise, pointwise, scale, shift)))
     return Case(x, base, skip, stages, leaves, running)
 
 
@@ -183,7 +183,7 @@ def test_the_memory_of_the_base(overwrite):
     case = make_case((4, 4))
     base = case.base * 1
     kept = base.detach().clone()
-    out = separable_chain(case.x, case.stages, base, case.skip, overwrite=overwrite)
+    out = run_stages(case.x, case.stages, base, case.skip, overwrite=overwrite)
     assert (out.data_ptr() == base.data_ptr()) == overwrite
     assert torch.equal(base, kept) != overwrite
     wanted = plain(copied(case))
@@ -202,7 +202,7 @@ def test_a_base_that_must_not_be_overwritten():
     for base in (view, plain_order):
         kept = base.detach().clone()
         again = make_case((4, 4))
-        out = separable_chain(again.x, again.stages, base, again.skip, overwrite=True)
+        out = run_stages(again.x, again.stages, base, again.skip, overwrite=True)
         torch.testing.assert_close(out, wanted)
         assert torch.equal(base, kept)
 
@@ -245,10 +245,10 @@ def test_statistics_of_a_mean_far_from_zero_keep_their_digits():
     generator = torch.Generator().manual_seed(0)
     x = 1000 + torch.randn(8, 8, 8, 8, generator=generator)
     x = x.contiguous(memory_format=torch.channels_last)
-    weights = Weights(torch.ones(8, 1, 1, 1), torch.eye(8).view(8, 8, 1, 1))
+    weights = StageWeights(torch.ones(8, 1, 1, 1), torch.eye(8).view(8, 8, 1, 1))
     mean, variance = torch.zeros(8), torch.zeros(8)
-    stage = Settings(1, 1, True, 1.0, EPS, mean, variance)
-    out = separable_chain(x, [(stage, weights)])
+    stage = StageSettings(1, 1, True, 1.0, EPS, mean, variance)
+    out = run_stages(x, [(stage, weights)])
     exact = x.double()
     torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=0)
     torch.testing.assert_close(variance.double(), exact.var((0, 2, 3)), rtol=1e-4, atol=0)
@@ -263,9 +263,9 @@ def test_second_derivatives(training):
     def function(*leaves: Tensor) -> Tensor:
         x, base, skip, *rest = leaves
         (first, _), (second, _) = case.stages
-        one = Weights(rest[0], rest[1])
-        two = Weights(rest[2], rest[3], rest[4])
-        return separable_chain(x, [(first, one), (second, two)], base, skip)
+        one = StageWeights(rest[0], rest[1])
+        two = StageWeights(rest[2], rest[3], rest[4])
+        return run_stages(x, [(first, one), (second, two)], base, skip)
 
     assert torch.autograd.gradcheck(function, case.leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, case.leaves, fast_mode=True)
@@ -342,22 +342,22 @@ def test_weights_that_are_not_contiguous():
     ((own, weights),) = case.stages
     turned = weights.pointwise.detach().view(6, 4).T.contiguous().T.view(6, 4, 1, 1)
     assert not turned.is_contiguous()
-    out = separable_chain(case.x, [(own, weights._replace(pointwise=turned))], case.base)
+    out = run_stages(case.x, [(own, weights._replace(pointwise=turned))], case.base)
     torch.testing.assert_close(out, plain(copied(case)))
 
 
 def test_when_pytorch_has_to_do_it(monkeypatch):
     x = torch.randn(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
-    assert can_chain(x)
-    assert can_chain(x.double())
-    assert not can_chain(x.contiguous())  # another memory order
-    assert not can_chain(x[:1])  # one image
-    assert not can_chain(x[:, :2])  # not all channels
-    assert not can_chain(x.bfloat16())
+    assert can_run_stages(x)
+    assert can_run_stages(x.double())
+    assert not can_run_stages(x.contiguous())  # another memory order
+    assert not can_run_stages(x[:1])  # one image
+    assert not can_run_stages(x[:, :2])  # not all channels
+    assert not can_run_stages(x.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not can_chain(x)
+        assert not can_run_stages(x)
     seen = []
-    torch.vmap(lambda part: seen.append(can_chain(part)) or part)(x[None])
+    torch.vmap(lambda part: seen.append(can_run_stages(part)) or part)(x[None])
     assert seen == [False]
-    monkeypatch.setattr(separable, "has_slow_kernels", lambda x: False)  # as on a GPU
-    assert not can_chain(x)
+    monkeypatch.setattr(kernel_library, "library", lambda dtype: None)
+    assert not can_run_stages(x)
