@@ -7,13 +7,18 @@ import tomllib
 from pathlib import Path
 
 EXTENDING = Path(__file__).parent.parent / "docs" / "extending.md"
-# A block whose first line names the file that it is.
-FILE = re.compile(r"^```\w+\n# ([\w./-]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"^```\w+\n# ([\w./-]+\.\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def files_of(page: str) -> dict[str, str]:
+    """The files of the package that a page has, by name, which is their first line; often none."""
+    files = dict(_FILE.findall(page))
+    return files if "pyproject.toml" in files else {}
 
 
 def write_package(page: str, folder: Path) -> None:
-    """Write every file that a page has."""
-    for name, text in FILE.findall(page):
+    """Write every file of the package that a page has."""
+    for name, text in files_of(page).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from page_package import FILE, install, write_package
+from page_package import files_of, install, write_package
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,11 +36,11 @@ class Example(NamedTuple):
 def examples(text: str) -> list[Example]:
     """The blocks of a page that run, in order."""
     found = []
-    fences = list(FENCE.finditer(text))
+    fences, files = list(FENCE.finditer(text)), set(files_of(text).values())
     for k, fence in enumerate(fences):
         if fence["language"] != "python" or NOT_RUN.search(text[: fence.start()]):
             continue
-        if FILE.match(fence[0]):
+        if fence["body"].partition("\n")[2] in files:
             continue
         printed = None
         if k + 1 < len(fences) and fences[k + 1]["language"] == "text":
@@ -84,7 +84,7 @@ def test_the_examples_of_a_page_run(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     blocks = examples(text)
     site = None
-    if FILE.search(text):
+    if files_of(text):
         write_package(text, tmp_path / "package")
         site = install(tmp_path / "package")
     outputs = run(blocks, tmp_path, site)

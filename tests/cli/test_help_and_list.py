@@ -143,7 +143,7 @@ def test_the_installed_command_runs():
 
 
 LISTS = {
-    "solvers": ["rs", "mgs", "gld", "lizo", "cma", "nelder_mead", "bfgs", "auto"],
+    "solvers": list(zoopt_nas.SOLVERS),
     "spaces": list(SPACES),
     "operations": list(OPERATIONS),
     "datasets": list(DATASETS),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,13 @@ def test_loaded_images_are_the_same_as_what_loads_them(config, train_config):
         nas.run_training(training, dataset=given).test_accuracy for given in (BARS, images)
     }
     assert len(accuracies) == 1
+
+
+def test_a_given_space_brings_its_edge_normalization(config):
+    space = dataclasses.replace(MINE, edge_normalization=True)
+    found = nas.run_search(config.replace(algo="random", solver={}), space=space)
+    assert found.alpha.shape == (space.dim,)
+    assert space.dim == MINE.dim + 10
 
 
 def test_images_that_do_not_suit_the_settings(config):

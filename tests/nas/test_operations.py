@@ -82,7 +82,7 @@ def plain_separable(
 
 
 def test_table_has_the_published_names():
-    assert set(OPERATIONS) == set(PUBLISHED)
+    assert set(PUBLISHED) <= set(OPERATIONS)
     with pytest.raises(UnknownNameError, match="did you mean 'sep_conv_3x3'"):
         OPERATIONS["sep_conv_3x4"]
 
@@ -91,7 +91,7 @@ def test_table_has_the_published_names():
 @pytest.mark.parametrize("size", [(8, 8), (7, 7), (5, 6), (1, 3)], ids=str)
 @pytest.mark.parametrize("channels", [4, 6])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_contract(name: str, stride: int, channels: int, size: tuple[int, int], search: bool):
     x = images(channels, *size).float().requires_grad_()
     before = x.detach().clone()
@@ -111,7 +111,7 @@ def test_contract(name: str, stride: int, channels: int, size: tuple[int, int], 
 
 @pytest.mark.parametrize("search", [True, False], ids=["search", "eval"])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_no_bias_and_affine_norms_in_eval_only(name: str, stride: int, search: bool):
     modules = list(build(name, stride=stride, search=search).modules())
     assert all(module.bias is None for module in modules if isinstance(module, nn.Conv2d))

@@ -356,7 +356,10 @@ def _named(
 ) -> SearchConfig:
     """Returns the settings with the names of the given objects."""
     names = {"space": space, "dataset": dataset}
-    return config.replace(**{key: of.name for key, of in names.items() if of is not None})
+    fields: dict[str, Any] = {key: of.name for key, of in names.items() if of is not None}
+    if space is not None and space.edge_normalization:
+        fields["edge_normalization"] = True
+    return config.replace(**fields)
 
 
 def _build(
