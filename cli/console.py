@@ -27,6 +27,7 @@ err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
 _WIDE = 1000
 USAGE_ERROR = 2  # a wrong name, path or value
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
+_BAR = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
 
 
 def say(*lines: object) -> None:
@@ -36,13 +37,13 @@ def say(*lines: object) -> None:
 
 
 def say_reduced(reduced: Sequence[str]) -> None:
-    """Says what is smaller than in the paper, if anything is."""
+    """Say what is smaller than in the paper, if anything is."""
     if reduced:
         say(f"reduced size: {', '.join(reduced)}")
 
 
 def be_silent() -> None:
-    """Says no more in this process: another one speaks for it."""
+    """Say no more in this process: another one speaks for it."""
     out.quiet = err.quiet = True
 
 
@@ -52,7 +53,7 @@ def say_json(value: object) -> None:
 
 
 def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table."""
+    """Print a table."""
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
@@ -62,13 +63,13 @@ def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]])
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, or the whole paths where two would be called the same."""
+    """Return the last part of each path, or the whole paths if two have the same one."""
     names = [os.path.basename(os.path.normpath(path)) for path in paths]
     return names if len(set(names)) == len(names) else list(paths)
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:
-    """Prints one line of error and gives the exit code back."""
+    """Print one line of error and return the exit code."""
     _complain("error", "red", message)
     return code
 
@@ -80,7 +81,7 @@ def _complain(what: str, color: str, message: object) -> None:
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Inside, a warning is one line on stderr, without the place in the code that gave it."""
+    """Print a warning as one line on stderr, without its place in the code."""
 
     def show(message: Warning | str, *args: object, **kwargs: object) -> None:
         _complain("warning", "yellow", message)
@@ -91,7 +92,7 @@ def one_line_warnings() -> Iterator[None]:
 
 
 def report(error: Exception) -> int:
-    """One line for an error that the package raises on purpose, or that the system raised."""
+    """Print an error of the package or the system as one line, and return the exit code."""
     if isinstance(error, RunInterrupted):
         return fail(str(error), INTERRUPTED)
     if isinstance(error, ZooptNasError):
@@ -112,7 +113,7 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Inside, the first Ctrl-C (or SIGTERM) raises a flag; a second one interrupts at once."""
+    """Raise a flag at the first Ctrl-C (or SIGTERM); a second one interrupts at once."""
     flag = StopFlag()
     owner = os.getpid()
 
@@ -139,10 +140,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _on_signal_in_worker(number: int) -> None:
-    """What a forked process does, which inherits the handler.
+    """End a forked process, which inherits the handler, at SIGTERM; ignore Ctrl-C.
 
-    Ctrl-C reaches all processes of a terminal, and what follows is up to the one that was started
-    there. A pool ends its processes by SIGTERM.
+    Ctrl-C reaches all processes of a terminal; the one that was started there decides. A pool ends
+    its processes by SIGTERM.
     """
     if number == signal.SIGTERM:
         signal.signal(number, signal.SIG_DFL)
@@ -151,27 +152,23 @@ def _on_signal_in_worker(number: int) -> None:
 
 @contextmanager
 def stdout_for_the_result(json: bool) -> Iterator[None]:
-    """With ``json``, what the user's code prints inside goes to stderr: stdout is for programs."""
+    """With ``json``, send what the user's code prints to stderr: stdout is for programs."""
     with redirect_stdout(sys.stderr) if json else nullcontext():
         yield
 
 
 @contextmanager
 def counting(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Gives the callback ``(n_done, n_all)`` that shows a count on a terminal; erased at the end.
+    """Yield a callback ``(n_done, n_all)`` that shows a count on a terminal until the end.
 
     Args:
         label: what is being done.
         quiet: show nothing, for machine-readable output.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-    )
     # Without auto-refresh there is no thread, beside which a fork of workers would not be safe.
     bar = Progress(
-        *columns,
+        TextColumn("{task.description}"),
+        *_BAR,
         TimeRemainingColumn(),
         console=err,
         auto_refresh=False,
@@ -188,7 +185,7 @@ def counting(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]
 
 
 class LiveReport:
-    """A progress bar on a terminal, a plain line for each epoch when piped.
+    """Shows a progress bar on a terminal, a plain line for each epoch when piped.
 
     It has the methods of ``zoopt_nas.nas.StartObserver``; it is no subclass, so that the command
     line starts without torch.
@@ -202,8 +199,7 @@ class LiveReport:
         if out.is_terminal and not quiet:
             self._progress = Progress(
                 TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
+                *_BAR,
                 TextColumn("{task.fields[numbers]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
@@ -225,7 +221,7 @@ class LiveReport:
 
     def on_start(self, start: Any) -> None:
         if not self._quiet:
-            say(str(start))
+            say(start)
 
     def on_step(self, progress: Any) -> None:
         now = time.monotonic()
@@ -247,7 +243,7 @@ class LiveReport:
 
 @contextmanager
 def watched(*, quiet: bool, resume_with: str) -> Iterator[LiveReport]:
-    """Shows a run's progress and lets Ctrl-C stop it; says how to resume if it did.
+    """Show a run's progress and let Ctrl-C stop it; say how to resume if it did.
 
     Args:
         quiet: show nothing, for machine-readable output.
@@ -275,7 +271,7 @@ _COLUMNS = (
 
 
 def epoch_line(row: Mapping[str, Any]) -> str:
-    """An epoch's row of ``metrics.jsonl`` as one line; columns without a number are left out."""
+    """Return an epoch's row of ``metrics.jsonl`` as one line, without columns that are empty."""
     known = {key: row[key] for key, _ in _COLUMNS if row.get(key) is not None}
     if not known.get("failures"):
         known.pop("failures", None)
@@ -284,7 +280,7 @@ def epoch_line(row: Mapping[str, Any]) -> str:
 
 
 def failures_line(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """In which epochs of a search candidates failed, and how many; None if none did."""
+    """Say in which epochs of a search candidates failed, and how many; None if none did."""
     failed = [
         f"{row['failures']} in epoch {row['epoch'] + 1}" for row in rows if row.get("failures")
     ]

@@ -82,7 +82,7 @@ def diagnose(
 
 
 def _rows(name: str, curves: Any, every: int | None) -> list[list[str]]:
-    """Every k-th epoch of a run, and the last."""
+    """Return a row for every k-th epoch of a run, and the last."""
     step = every or max(1, math.ceil(len(curves.epochs) / 10))
     rows = []
     for i, epoch in enumerate(curves.epochs):

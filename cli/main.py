@@ -63,12 +63,12 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the command ``zoopt-nas``: errors become one line and an exit code."""
+    """Run the command ``zoopt-nas``: errors become one line and an exit code."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command line and returns its exit code; only bugs raise."""
+    """Run one command line and return its exit code; only bugs raise."""
     try:
         code = app(arguments, prog_name="zoopt-nas", standalone_mode=False)
     except TyperException as error:

@@ -122,7 +122,7 @@ def minimize(
 
 
 def _run(fun: Callable[..., Any], **arguments: Any) -> tuple[Any, BaseException | None]:
-    """Minimizes, and returns the result, or the one so far with what was raised.
+    """Minimize, and return the result, or the one so far with what was raised.
 
     The first Ctrl-C ends the run after its iteration, as a callback does.
 
@@ -144,7 +144,7 @@ def _run(fun: Callable[..., Any], **arguments: Any) -> tuple[Any, BaseException 
 
 
 def _show(result: Any, json: bool, status: str, message: str) -> None:
-    """Prints a result, or that of a run that did not end; a line of JSON has the same keys."""
+    """Print a result, or that of a run that did not end; JSON always has the same keys."""
     fields = {name: result.get(name) for name in _FIELDS}
     fields["success"] = bool(fields["success"])
     if json:
@@ -163,7 +163,7 @@ def _show(result: Any, json: bool, status: str, message: str) -> None:
 
 
 def _what(error: BaseException, function: str) -> str:
-    """One line on what was raised in the user's code, and where."""
+    """Return one line on what was raised in the user's code, and where."""
     text = f"{function} raised {type(error).__name__}"
     if str(error):
         text += ": " + " ".join(str(error).split())
@@ -175,7 +175,7 @@ def _what(error: BaseException, function: str) -> str:
 
 @contextlib.contextmanager
 def _current_folder_first() -> Iterator[None]:
-    """Inside, modules are looked up in the current folder first, as with ``python -m``."""
+    """Look modules up in the current folder first, as ``python -m`` does."""
     folder = os.getcwd()
     sys.path.insert(0, folder)
     try:
@@ -185,7 +185,7 @@ def _current_folder_first() -> Iterator[None]:
 
 
 def _find(function: str) -> Callable[..., Any]:
-    """The function that ``module:function`` or ``module:object.method`` names."""
+    """Import the function that ``module:function`` or ``module:object.method`` names."""
     module, _, path = function.partition(":")
     if not module or not path:
         raise InvalidValueError(f"FUNCTION must read MODULE:FUNCTION, got {function!r}")
@@ -201,7 +201,7 @@ def _find(function: str) -> Callable[..., Any]:
 
 
 def _unknown(name: str, owner: Any, where: str) -> ZooptNasError:
-    """The error that says what ``owner`` has instead, unless that is a long list."""
+    """Return the error that says what ``owner`` has instead, unless that is a long list."""
     members = [found for found, _ in inspect.getmembers_static(owner, callable)]
     public = [found for found in members if not found.startswith("_")]
     if difflib.get_close_matches(name, public) or 0 < len(public) <= _SHORT_LIST:
@@ -223,7 +223,7 @@ def _import(module: str) -> Any:
 
 
 def _numbers(text: str) -> list[float]:
-    """``1,-2``, ``0*10`` or ``@file.json`` as a list of numbers."""
+    """Parse ``1,-2``, ``0*10`` or ``@file.json`` as a list of numbers."""
     if not text.startswith("@"):
         return _entries("--x0", text, float, "numbers such as 1,-2.5 or 0*10, or @file.json")
     try:
@@ -262,7 +262,7 @@ def _pair(text: str) -> tuple[float | None, float | None]:
 
 
 def _entries(flag: str, text: str, value: Value, rule: str) -> list[Any]:
-    """Entries between commas; ``entry*n`` is n of them."""
+    """Parse the entries between commas; ``entry*n`` is n of them."""
     entries: list[Any] = []
     try:
         for part in text.split(","):

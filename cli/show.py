@@ -86,7 +86,7 @@ _PUBLISHED: tuple[tuple[str, dict[str, Any], int], ...] = (
 
 
 def _sizes(genotype: Any) -> dict[str, dict[str, int]]:
-    """Parameters and multiply-adds of the published networks, without auxiliary heads."""
+    """Count parameters and multiply-adds of the published networks, without auxiliary heads."""
     from zoopt_nas import nas
 
     sizes = {}
@@ -100,7 +100,7 @@ def _sizes(genotype: Any) -> dict[str, dict[str, int]]:
 
 
 def _edge_rows(genotype: Any, kind: str) -> list[list[str]]:
-    """One row for each edge; nodes are named as in the paper's Fig. 5."""
+    """Return a row for each edge; nodes are named as in the paper's Fig. 5."""
     names = ["c_{k-2}", "c_{k-1}", *map(str, range(len(genotype.edges(kind))))]
     return [
         [names[2 + i // 2], names[node], operation]

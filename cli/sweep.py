@@ -120,7 +120,7 @@ def sweep(
 
 
 def _table(vary: Collection[str], rows: Any, n_seeds: int) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of means; beside a test error its least, which papers report too."""
+    """Return header and rows of means; beside a test error its least, which papers report too."""
     columns = [name for name in _COLUMNS if any(name in numbers for _, numbers in rows)]
     header = [*vary, "n", *(_COLUMNS[name][0] for name in columns)]
     table = [
@@ -151,7 +151,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def _command(ctx: typer.Context) -> str:
-    """The command line as it was given; only what came from the shell is in the parameters."""
+    """Return the command line as it was given."""
     parts = ["zoopt-nas", "sweep"]
     for flag, values in (("vary", ctx.params["vary"]), ("seeds", ctx.params["seeds"])):
         for value in [values] if isinstance(values, str) else values or []:

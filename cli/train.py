@@ -118,7 +118,7 @@ def _say_result(result: Any, reduced: list[str], notice: str, path: Path) -> Non
 
 
 def _processes() -> Any:
-    """Which process this is of those that torchrun has started; it says so in the environment."""
+    """Return which process this is of those that torchrun started, by its environment."""
     from zoopt_nas import nas
 
     environment = os.environ
@@ -137,7 +137,7 @@ def _processes() -> Any:
 
 
 def _find(source: str, dataset: str | None) -> tuple[Any, dict[str, Any], Path | None, str | None]:
-    """What ``source`` names: a genotype, the settings with it, its run folder, and its space."""
+    """Return the genotype that ``source`` names, the settings with it, its run folder and space."""
     from zoopt_nas import nas
     from zoopt_nas.nas.analyses.run_once import settings_from
 
@@ -151,7 +151,7 @@ def _find(source: str, dataset: str | None) -> tuple[Any, dict[str, Any], Path |
 
 
 def _in_words(run: Path, config: TrainConfig, taken: dict[str, Any], own: dict[str, Any]) -> str:
-    """A line on what is taken from a run: what is not a default there, and not set anew here."""
+    """Say what is taken from a run: what is not a default there, and not set anew here."""
     usual = TrainConfig.usual()
     parts = [
         f"{name} {value}"
@@ -166,7 +166,7 @@ def _in_words(run: Path, config: TrainConfig, taken: dict[str, Any], own: dict[s
 
 
 def _on_other_images(run: Path | None, trained: Any) -> str:
-    """A line if the training images have changed since a run, empty if not or if it cannot say."""
+    """Say if the training images have changed since a run; empty if not, or if it cannot tell."""
     from zoopt_nas import nas
 
     if run is None:

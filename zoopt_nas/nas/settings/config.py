@@ -220,7 +220,8 @@ class SearchConfig(RunConfig):
         values = cls.defaults_for(dataset, algo) | given
         if "lr_min" not in given:
             values["lr_min"] = min(values["lr_min"], values["lr"])
-        values.setdefault("warmup_epochs", warmup_epochs(algo, values["epochs"], dataset))
+        if "warmup_epochs" not in given:
+            values["warmup_epochs"] = warmup_epochs(algo, values["epochs"], dataset)
         return values | {"solver": solver_options(algo, space) | values["solver"]}
 
     @classmethod
