@@ -316,7 +316,6 @@ def _search_failed(state: SolverState, x: Array) -> Array:
         memory["value"] = fallback_value
         _adapt_smoothing(memory, math.sqrt(x.shape[0]) * float(memory["smoothing"]), error)
         fallback: Array = memory["fallback"]
-        state.x = fallback  # by itself: where the last trial has no value, `tell` keeps x
         return _restart(state, fallback) if int(memory["n_stalls"]) >= 3 else fallback
     floor = 2 * math.sqrt(error)
     smoothing = float(memory["smoothing"])
