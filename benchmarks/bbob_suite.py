@@ -6,7 +6,7 @@ budget". 1 is a method that reaches every target at once; only scores of the sam
 
     from bbob_suite import Suite, run
 
-    result = run("gld", Suite(dims=(2, 5)), workers=2)
+    result = run("adaptive_gld", Suite(dims=(2, 5)), workers=2)
     result.score, result.by_dim(), result.by_group()
 
 Sources: Hansen, Finck, Ros, Auger, "Real-parameter black-box optimization benchmarking 2009:

@@ -10,8 +10,8 @@ import pytest
 
 from zoopt_nas import SOLVERS
 from zoopt_nas._arrays import as_like, to_numpy
-from zoopt_nas.solvers import subspace
 from zoopt_nas.solvers.base import SolverState
+from zoopt_nas.solvers.engines import subspace
 
 DIM = 200_000
 VECTOR = 8 * DIM  # bytes
@@ -90,7 +90,7 @@ TORCH = pytest.param("torch", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("objective", [quadratic, noise, plateau, failures])
-@pytest.mark.parametrize("name", ["rs", "mgs", "gld", "auto"])
+@pytest.mark.parametrize("name", ["quasi_newton", "adaptive_mgs", "adaptive_gld", "auto"])
 @pytest.mark.parametrize("library", ["numpy", TORCH])
 def test_a_step_holds_the_batch_and_three_vectors(library, name, objective, monkeypatch):
     # As few directions as at 10^6 dimensions.

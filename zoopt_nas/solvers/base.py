@@ -3,6 +3,13 @@
 The public ``init``, ``ask`` and ``tell`` check their input once and call ``_init``, ``_ask`` and
 ``_tell``; those three (the first is optional) are all that a new solver writes::
 
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    from array_api_compat import array_namespace
+
+    from zoopt_nas import Solver, sampling
+
     @dataclass(frozen=True)
     class RandomWalk(Solver):
         name: ClassVar[str] = "random_walk"
@@ -14,7 +21,9 @@ The public ``init``, ``ask`` and ``tell`` check their input once and call ``_ini
 
         def _tell(self, state, candidates, values):
             xp = array_namespace(candidates)
-            return xp.take(candidates, xp.argmin(values)[None], axis=0)[0]
+            best = xp.argmin(values)[None]
+            x = xp.take(candidates, best, axis=0)[0]
+            return xp.where(values[best] < xp.inf, x, state.x)  # +inf: all have failed
 
 A solver keeps no best-so-far: where the objective drifts (in architecture search the weights move
 between two steps) an old value is stale. `minimize` keeps it for the user whose objective does not.
@@ -72,46 +81,34 @@ class Solver(ABC):
     Attributes:
         name: the key in ``SOLVERS``.
         uses_guide: whether ``ask`` takes a ``guide``.
-        annealed: the fields that an outer schedule may shrink; see ``scaled``.
-        lengths: the fields that are lengths in units of x, where they are not None.
+        evaluates_iterate: whether the iterate is always a point that was evaluated: no other
+            evaluation is needed. Such a solver keeps its value, as last measured, in
+            ``state.memory["value"]``; NaN there says that it is not known at the moment.
+        adapts_steps: whether the solver finds the lengths of its steps by itself. Where it is not
+            told in which units to begin, by one of its ``lengths``, `minimize` then gives each
+            coordinate a unit in which a first step of 1 is sensible. And where nothing near the
+            start tells a direction, the base class looks farther away.
+        keeps_bounds: whether all candidates lie within ``state.lower`` and ``state.upper``, where
+            given.
         weighs_candidates: whether each step goes to one of the candidates or to their weighted mean
             and says so in ``state.weights``.
+        annealed: the fields that an outer schedule may shrink; see ``scaled``.
+        lengths: the fields that are lengths in units of x, where they are not None.
     """
 
     name: ClassVar[str]
     uses_guide: ClassVar[bool] = False
+    evaluates_iterate: ClassVar[bool] = False
+    adapts_steps: ClassVar[bool] = False
+    keeps_bounds: ClassVar[bool] = False
     weighs_candidates: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
     lengths: ClassVar[tuple[str, ...]] = ()
 
     @property
-    def evaluates_iterate(self) -> bool:
-        """Whether the iterate is always a point that was evaluated: no other evaluation is needed.
-
-        Such a solver keeps its value, as last measured, in ``state.memory["value"]``; NaN there
-        says that it is not known at the moment.
-        """
-        return False
-
-    @property
-    def adapts_steps(self) -> bool:
-        """Whether the solver finds the lengths of its steps by itself.
-
-        Where it is not told in which units to begin, by one of its ``lengths``, `minimize` then
-        gives each coordinate a unit in which a first step of 1 is sensible. And where nothing near
-        the start tells a direction, the base class looks farther away.
-        """
-        return False
-
-    @property
     def has_lengths(self) -> bool:
         """Whether one of the ``lengths`` was given."""
         return any(getattr(self, name) is not None for name in self.lengths)
-
-    @property
-    def keeps_bounds(self) -> bool:
-        """Whether all candidates lie within ``state.lower`` and ``state.upper``, where given."""
-        return False
 
     @property
     def antithetic(self) -> bool:

@@ -53,7 +53,7 @@ _SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
     # The paper gives no numbers for RS. smoothing: the released landscape script. learning_rate:
     # ours, of 0.1, 0.5 and 2 the one with the lowest loss on the digits (2 throws alpha about).
     "rs": {"n_samples": 4, "learning_rate": 0.5, "smoothing": 0.1},
-    # As RS (ours): the plain form compares values of one update only.
+    # As RS (ours).
     "lizo": {"n_samples": 4, "learning_rate": 0.5, "smoothing": 0.1},
     # Released run_search_rdarts.sh: sigma 0.2, tau 0.01, lambda 1e-3; the paper gives none.
     "mgs": {"n_samples": 4, "sigma": 0.2, "temperature": 0.01, "mixing": 1e-3},

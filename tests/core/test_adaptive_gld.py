@@ -1,57 +1,45 @@
-"""GLD's adaptive form: the metric, what is learnt, noise, restarts, and progress."""
+"""adaptive_gld: the metric, what is learnt, noise, restarts, and progress."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, minimize
+from zoopt_nas import AdaptiveGLD, InvalidValueError, minimize
 from zoopt_nas.problems import ellipsoid, rosenbrock, sphere
-from zoopt_nas.solvers.comparison_descent import (
-    MAX_METRIC_DIM,
+from zoopt_nas.solvers import adaptive_gld
+from zoopt_nas.solvers.adaptive_gld import (
     MIN_PATIENCE,
     MIN_SHARE,
     SHARE_GROWTH,
     SHARE_SHRINKAGE,
-    rank_one_update,
 )
+from zoopt_nas.solvers.engines.comparison_metric import MAX_METRIC_DIM, rank_one_update
 from zoopt_nas.testing import SolverConformance, run_steps
 
+VARIANTS = {
+    "default": AdaptiveGLD(),
+    "one-direction": AdaptiveGLD(n_directions=1, max_radius=0.5, deterministic=True),
+    "seven": AdaptiveGLD(n_directions=7, restart=False, min_radius=1e-3),
+}
 # After 20 steps from (1, ..., 5) on the sphere function, at seed 0: a change is one of behaviour.
 X_AFTER_20_STEPS = {
-    "adaptive": [-0.198059742769, 1.20339234846, -0.210504708075, 0.0782813661197, 0.208687325248],
-    "adaptive-one-direction": [
-        -0.0792589037691,
-        0.452809418755,
-        0.708807928895,
-        -0.23775803797,
-        0.585284899015,
+    "default": [0.16074730738, -0.0321546257809, 1.21519988262, 0.83640797981, -0.289050874357],
+    "one-direction": [
+        -0.289213053861,
+        0.351594283047,
+        -0.242998191513,
+        -0.547099651418,
+        0.758189266634,
     ],
-    "default": [
-        0.16074730738,
-        -0.0321546257809,
-        1.21519988262,
-        0.83640797981,
-        -0.289050874357,
-    ],
-    "adaptive-seven": [
-        0.174851130354,
-        0.118717181676,
-        3.15996536735e-05,
-        0.0538098932934,
-        -0.0450460560554,
-    ],
+    "seven": [0.287152773931, 0.0444903126195, 0.00468037265391, -0.126877812204, 0.111200403969],
 }
-# Without the wide candidate and the antithetic partners.
-PLAIN = GLD(wide_radius=0, mirror=False)
-VARIANTS = {
-    "default": GLD(),
-    "adaptive": PLAIN,
-    "adaptive-one-direction": replace(PLAIN, n_directions=1, max_radius=0.5, deterministic=True),
-    "adaptive-seven": replace(PLAIN, n_directions=7, restart=False, min_radius=1e-3),
-    "adaptive-window": GLD(window=1, wide_radius=2.0),
-}
+
+
+@pytest.fixture
+def no_wide_candidate(monkeypatch):
+    """Leaves out the candidate at the wide radius."""
+    monkeypatch.setattr(adaptive_gld, "WIDE_PERIOD", 10**9)
 
 
 class TestConformance(SolverConformance):
@@ -95,7 +83,7 @@ def test_a_direction_of_length_0_only_scales():
 
 
 def test_the_inverse_stays_one_over_a_long_run():
-    *_, (state, _) = drive(GLD(restart=False), ellipsoid(6), np.ones(6), 1500)
+    *_, (state, _) = drive(AdaptiveGLD(restart=False), ellipsoid(6), np.ones(6), 1500)
     product = state.memory["factor"] @ state.memory["inverse"]
     np.testing.assert_allclose(product, np.eye(6), atol=1e-8)
 
@@ -107,7 +95,7 @@ def test_the_metric_learns_the_curvature():
     curvatures = np.logspace(0, 4, dim)
     Q, _ = np.linalg.qr(np.random.default_rng(3).standard_normal((dim, dim)))
     hessian = Q.T @ np.diag(curvatures) @ Q
-    solver = GLD(min_radius=1e-200)
+    solver = AdaptiveGLD(min_radius=1e-200)
     *_, (state, _) = drive(solver, lambda x: x @ hessian @ x, np.ones(dim), 500)
     factor = state.memory["factor"]
     assert np.linalg.cond(factor.T @ hessian @ factor) < 30
@@ -119,7 +107,7 @@ def test_the_descent_direction_of_a_linear_objective(dim):
     # E sum |z_i . u| / sqrt(dim) -> sqrt(2 / pi) = 0.80; forgetting costs some of it.
     gradient = np.random.default_rng(1).standard_normal(dim)
     gradient /= np.linalg.norm(gradient)
-    *_, (state, _) = drive(GLD(), lambda x: gradient @ x, np.zeros(dim), dim)
+    *_, (state, _) = drive(AdaptiveGLD(), lambda x: gradient @ x, np.zeros(dim), dim)
     descent = state.memory["descent"]
     factor = state.memory.get("factor", np.eye(dim))
     # In the coordinates of the metric, the gradient is A' g.
@@ -131,7 +119,7 @@ def test_the_descent_direction_of_a_linear_objective(dim):
 def test_only_comparisons_count():
     # Over hundreds of steps, so that restarts, metric and radii have all been at work.
     fun = rosenbrock(3)
-    solver = GLD(min_radius=1e-4)
+    solver = AdaptiveGLD(min_radius=1e-4)
     plain = [s.x for s, _ in drive(solver, lambda x: float(fun(x)), np.zeros(3), 400)]
     # Multiplication by a power of two is exact: no tie appears or disappears.
     scaled = [s.x for s, _ in drive(solver, lambda x: 8 * float(fun(x)), np.zeros(3), 400)]
@@ -139,7 +127,7 @@ def test_only_comparisons_count():
 
 
 def test_rows_of_a_batch_are_orthonormal_at_first():
-    solver = GLD(n_directions=4, max_radius=0.5, deterministic=True)
+    solver = AdaptiveGLD(n_directions=4, max_radius=0.5, deterministic=True)
     x0 = np.arange(5.0)
     candidates = solver.ask(solver.init(x0, rng=0))
     np.testing.assert_array_equal(candidates[0], x0)
@@ -149,7 +137,7 @@ def test_rows_of_a_batch_are_orthonormal_at_first():
 
 def test_the_extrapolation_doubles_while_it_wins_and_halves_when_not():
     lengths = []
-    for state, _ in drive(GLD(), lambda x: -float(x[0]), np.zeros(300), 60):
+    for state, _ in drive(AdaptiveGLD(), lambda x: -float(x[0]), np.zeros(300), 60):
         lengths.append(state.memory["log_lead_radius"])
     changes = np.diff(lengths)
     assert np.max(changes) == pytest.approx(0.7)
@@ -157,9 +145,10 @@ def test_the_extrapolation_doubles_while_it_wins_and_halves_when_not():
     assert lengths[-1] > state.memory["log_radius"] + 3
 
 
-ONCE = GLD(deterministic=True, wide_radius=0)
+ONCE = AdaptiveGLD(deterministic=True)
 
 
+@pytest.mark.usefixtures("no_wide_candidate")
 def test_x_is_evaluated_once_if_deterministic():
     steps = drive(ONCE, sphere(2), np.ones(2), 200)
     n_rows, is_restart = zip(*[(len(c), s.memory["is_restart"]) for s, c in steps], strict=True)
@@ -171,8 +160,9 @@ def test_x_is_evaluated_once_if_deterministic():
     assert np.array_equal(ONCE.ask(ONCE.init(np.ones(2), rng=0))[0], np.ones(2))
 
 
+@pytest.mark.usefixtures("no_wide_candidate")
 def test_x_is_evaluated_anew_after_failures_and_less_often_if_it_holds():
-    solver = GLD(restart=False, wide_radius=0)
+    solver = AdaptiveGLD(restart=False)
     n_rows = [len(c) for _, c in drive(solver, lambda x: float(x.any()), np.zeros(3), 80)]
     again = [step for step, n in enumerate(n_rows) if n == 4]
     gaps = np.diff([0, *again])
@@ -181,7 +171,7 @@ def test_x_is_evaluated_anew_after_failures_and_less_often_if_it_holds():
 
 
 def test_a_lucky_value_does_not_hold():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state = solver.init(np.zeros(3), rng=0)
     solver.tell(state, solver.ask(state), [5.0, -100.0, 6.0])
     lucky = state.x
@@ -198,7 +188,7 @@ def test_a_lucky_value_does_not_hold():
 
 
 def test_a_failed_batch_says_nothing_about_x():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state = solver.init(np.zeros(3), rng=0)
     solver.tell(state, solver.ask(state), [5.0, 6.0, 7.0])
     candidates = solver.ask(state)  # with x, after one batch of failures
@@ -210,7 +200,7 @@ def test_a_failed_batch_says_nothing_about_x():
 @pytest.mark.parametrize(("dim", "lag"), [(3, 0.1), (20, 0.3)])
 def test_a_drifting_objective_is_followed(dim, lag):
     # The optimum moves by 0.01 a step; a value that was kept for ever would hold x where it is.
-    solver = GLD(min_radius=1e-3, restart=False)
+    solver = AdaptiveGLD(min_radius=1e-3, restart=False)
     state = solver.init(np.zeros(dim), rng=0)
     distances = []
     for step in range(1000):
@@ -223,7 +213,7 @@ def test_a_drifting_objective_is_followed(dim, lag):
 
 
 def test_restarts_leave_x_to_the_best_of_the_new_points():
-    solver = GLD(min_radius=1e-2)
+    solver = AdaptiveGLD(min_radius=1e-2)
     jumps = []
     before = np.full(2, 5.0)
     for state, candidates in drive(solver, sphere(2), before, 300):
@@ -237,14 +227,14 @@ def test_restarts_leave_x_to_the_best_of_the_new_points():
 
 
 def test_without_restart_x_never_leaves_the_optimum():
-    run = list(drive(GLD(min_radius=1e-5, restart=False), sphere(2), np.ones(2), 400))
+    run = list(drive(AdaptiveGLD(min_radius=1e-5, restart=False), sphere(2), np.ones(2), 400))
     state, _ = run[-1]
     assert sphere(2)(state.x) < 1e-9
     assert state.memory["log_radius"] >= math.log(1e-5)
 
 
 def test_the_radii_of_an_unbounded_objective_have_a_limit():
-    *_, (state, _) = drive(GLD(), lambda x: -float(np.sum(x)), np.zeros(2), 1500)
+    *_, (state, _) = drive(AdaptiveGLD(), lambda x: -float(np.sum(x)), np.zeros(2), 1500)
     assert np.all(np.isfinite(state.x))
     assert state.memory["log_lead_radius"] <= state.memory["log_limit"]
     assert state.memory["log_limit"] == math.log(np.finfo(float).max) / 2
@@ -253,7 +243,9 @@ def test_the_radii_of_an_unbounded_objective_have_a_limit():
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
 def test_the_scale_of_max_radius_hardly_matters(factor):
-    result = minimize(sphere(5), np.ones(5), GLD(max_radius=factor), maxfev=600, rng=0, target=1e-6)
+    result = minimize(
+        sphere(5), np.ones(5), AdaptiveGLD(max_radius=factor), maxfev=600, rng=0, target=1e-6
+    )
     assert result.success
 
 
@@ -269,7 +261,7 @@ def test_the_scale_of_max_radius_hardly_matters(factor):
 )
 def test_it_reaches_the_optimum_of_ordinary_functions(fun, maxfev, target):
     x0 = np.full(fun.x0.shape, -1.0)
-    result = minimize(fun, x0, "gld", maxfev=maxfev, rng=0, target=target)
+    result = minimize(fun, x0, "adaptive_gld", maxfev=maxfev, rng=0, target=target)
     assert result.success
 
 
@@ -282,7 +274,7 @@ def test_noise_does_not_stop_it():
         result = minimize(
             lambda x, noise=noise: float(x @ x) + 0.1 * noise.standard_normal(),
             np.full(5, 2.0),
-            "gld",
+            "adaptive_gld",
             maxfev=1000,
             rng=seed,
         )
@@ -297,7 +289,7 @@ def test_noise_proportional_to_the_value_is_no_obstacle():
         result = minimize(
             lambda x, noise=noise: float(x @ x) * math.exp(0.5 * noise.standard_normal()),
             np.full(20, 2.0),
-            "gld",
+            "adaptive_gld",
             maxfev=6000,
             rng=seed,
         )
@@ -318,7 +310,7 @@ def noisy_state(solver, values):
 
 
 def test_noise_found_lets_x_move_only_a_share_of_the_way():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state, _, _ = noisy_state(solver, [5.6, 4.0, 7.0, 7.0])
     # The first move is whole; then x turns out no better than it was.
     candidates = solver.ask(state)
@@ -337,7 +329,7 @@ def test_the_share_stays_between_its_limits():
     rng = np.random.default_rng(0)
     shares = [
         math.exp(state.memory["log_share"])
-        for state, _ in drive(GLD(), lambda x: rng.standard_normal(), np.zeros(3), 600)
+        for state, _ in drive(AdaptiveGLD(), lambda x: rng.standard_normal(), np.zeros(3), 600)
     ]
     assert min(shares) == pytest.approx(MIN_SHARE)
     assert max(shares) == 1.0
@@ -346,14 +338,14 @@ def test_the_share_stays_between_its_limits():
 
 
 def test_from_an_x_that_failed_the_move_is_whole():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state, candidates, _ = noisy_state(solver, [math.inf, 8.0, 9.0, 9.0])
     np.testing.assert_array_equal(state.x, candidates[1])
     assert state.memory["value"] == 8.0
 
 
 def test_a_deterministic_objective_has_no_share():
-    *_, (state, _) = drive(GLD(), ellipsoid(4), np.ones(4), 300)
+    *_, (state, _) = drive(AdaptiveGLD(), ellipsoid(4), np.ones(4), 300)
     assert state.memory["log_share"] == 0.0
     assert not state.memory["is_noisy"]
 
@@ -361,6 +353,28 @@ def test_a_deterministic_objective_has_no_share():
 def test_bfloat16_has_no_linear_algebra_and_runs_without():
     torch = pytest.importorskip("torch")
     x0 = torch.ones(8, dtype=torch.bfloat16)
-    result = minimize(lambda x: float((x * x).sum()), x0, "gld", maxfev=400, rng=0)
+    result = minimize(lambda x: float((x * x).sum()), x0, "adaptive_gld", maxfev=400, rng=0)
     assert result.x.dtype == torch.bfloat16
     assert result.fun < 0.1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("max_radius", 0, "max_radius must be a positive finite number, got 0"),
+        ("min_radius", 2.0, "min_radius must be at most max_radius (1.0), got 2.0"),
+        ("n_directions", 0, "n_directions must be a positive integer, got 0"),
+        ("restart", 1, "restart must be True or False, got 1"),
+        ("deterministic", "yes", "deterministic must be True or False, got 'yes'"),
+    ],
+)
+def test_bad_fields_are_named(field, value, message):
+    with pytest.raises(InvalidValueError) as caught:
+        AdaptiveGLD(**{field: value})
+    assert str(caught.value) == message
+
+
+def test_with_n_samples_sets_the_new_directions():
+    assert AdaptiveGLD().with_n_samples(5) == AdaptiveGLD(n_directions=5)
+    with pytest.raises(InvalidValueError, match=r"n_samples must be a positive integer, got 0"):
+        AdaptiveGLD().with_n_samples(0)

@@ -1,4 +1,4 @@
-"""The steps of a descent along estimated gradients: RS and LIZO differ only in the estimate.
+"""A quasi-Newton descent along gradients of differences, up to 100 dimensions.
 
 A run is a sequence of batches of four kinds. START measures a new starting point with a central
 difference along every coordinate. PROBE measures the slopes at the iterate. SEARCH tries one length
@@ -16,17 +16,21 @@ and 2ε/h from errors ε of the values: h = 2 sqrt(ε) balances the two whatever
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
-from zoopt_nas.solvers import first_look
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.box_steps import box_step
-from zoopt_nas.solvers.differences import measures_iterate, value_error
-from zoopt_nas.solvers.first_look import Outcome
+from zoopt_nas.solvers.engines import first_look
+from zoopt_nas.solvers.engines.box_steps import box_step
+from zoopt_nas.solvers.engines.differences import (
+    basis_slopes,
+    measures_iterate,
+    probe_basis,
+    value_error,
+)
+from zoopt_nas.solvers.engines.first_look import Outcome
 from zoopt_nas.solvers.state import within_bounds
 from zoopt_nas.solvers.widening import natural_size
 
@@ -48,8 +52,8 @@ MAX_RENEWALS = 3
 # landscape at a coarse scale, as in implicit filtering (Gilmore & Kelley 1995).
 SMOOTHING_PER_STEP = 0.01
 MAX_SHRINK = 0.1
-# A local descent that expects less than 1/10 of what it lacks to the best one is given up.
-HOPE = 10.0
+# A local descent is given up if 10 times the decrease that it expects leaves it above the best one.
+GIVE_UP_RATIO = 10.0
 # Each second restart goes so much farther, up to 17 times, and then it begins anew.
 RESTART_GROWTH = 1.5
 N_SPREADS = 8
@@ -62,10 +66,6 @@ class Phase(IntEnum):
     PROBE = 1
     SEARCH = 2
     EXPAND = 3
-
-
-Probe = Callable[[SolverState], Array]
-Estimate = Callable[[SolverState, Array, Array], Array]
 
 
 def begin(state: SolverState) -> None:
@@ -85,31 +85,33 @@ def begin(state: SolverState) -> None:
     first_look.begin_look(state, state.x, _first_scales(state))
 
 
-def ask(state: SolverState, probe: Probe) -> Array:
-    """Returns the batch of the current phase; ``probe`` makes that of PROBE."""
+def ask(state: SolverState, *, smoothing: float | None) -> Array:
+    """Returns the batch of the current phase.
+
+    Args:
+        state: the run.
+        smoothing: the distance of the probes; None for one that follows the steps.
+    """
     memory = state.memory
     phase = int(memory["phase"])
     if phase == Phase.START:
         return first_look.ask_look(state)
     if phase == Phase.PROBE:
-        return probe(state)
+        return probe_basis(state, smoothing)
     length = float(memory["length"])
     if phase == Phase.EXPAND:  # the iterate has already moved by one length
         length *= EXPANSION - 1
     return within_bounds(state, state.x + length * memory["direction"])[None, :]
 
 
-def tell(state: SolverState, candidates: Array, values: Array, estimate: Estimate) -> Array:
-    """Returns the new iterate; ``estimate`` gives the slopes (dim,) along the basis from a PROBE.
-
-    ``estimate(state, candidates, values)`` may leave slopes 0 where it knows nothing.
-    """
+def tell(state: SolverState, candidates: Array, values: Array) -> Array:
+    """Returns the new iterate."""
     memory = state.memory
     phase = int(memory["phase"])
     if phase == Phase.START:
         return _tell_start(state, candidates, values)
     if phase == Phase.PROBE:
-        return _tell_probe(state, candidates, values, estimate)
+        return _tell_probe(state, candidates, values)
     value = float(values[0])
     if phase == Phase.SEARCH:
         return _tell_search(state, candidates[0], value)
@@ -187,7 +189,7 @@ def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Ar
     return memory["origin"]
 
 
-def _tell_probe(state: SolverState, candidates: Array, values: Array, estimate: Estimate) -> Array:
+def _tell_probe(state: SolverState, candidates: Array, values: Array) -> Array:
     memory = state.memory
     xp = array_namespace(candidates)
     if measures_iterate(state) and math.isfinite(again := float(values[0])):
@@ -196,7 +198,7 @@ def _tell_probe(state: SolverState, candidates: Array, values: Array, estimate: 
         memory["noise"] = averaged_noise(float(memory["noise"]), change)
         memory["value"] = float(memory["value"]) + change / 2
     _remember_fallback(state, candidates, values)
-    slopes = _completed(state, estimate(state, candidates, values), values)
+    slopes = _completed(state, basis_slopes(state, candidates, values), values)
     if not (math.isfinite(memory["fallback_value"]) and bool(xp.all(xp.isfinite(slopes)))):
         return _search_failed(state, state.x)
     # Slopes that a failure left at 0 would pass for a change.
@@ -237,8 +239,8 @@ def _begin_search(state: SolverState, x: Array) -> Array:
     square = float(slopes @ slopes)
     value = float(memory["value"])
     state.metrics["gradient_norm"] = math.sqrt(square)
-    hopeless = value - HOPE * square > float(memory["best_value"])
-    if hopeless and not int(memory["central"]) and float(memory["smoothing"]) < 0.1:
+    is_behind = value - GIVE_UP_RATIO * square > float(memory["best_value"])
+    if is_behind and not int(memory["central"]) and float(memory["smoothing"]) < 0.1:
         return _restart(state, x)
     step = box_step(state, slopes) if 0 < square < math.inf else None
     if step is None or not 0 < step.promised < math.inf:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,10 +26,7 @@ class RestartingSolver(Solver):
     The algorithm computes in float64 on the CPU, whatever the points are.
     """
 
-    @property
-    def evaluates_iterate(self) -> bool:
-        """True: the iterate is the best point told."""
-        return True
+    evaluates_iterate: ClassVar[bool] = True
 
     @property
     @abstractmethod
