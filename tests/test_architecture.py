@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     *("errors", "registry", "_checks", "_arrays", "sampling", "bounds", "coordinates"),
     *("_calls", "parallel", "objective", "problems"),
-    *("solvers.state", "solvers.widening"),
+    *("solvers.encoding", "solvers.state", "solvers.widening"),
     *("solvers.base", "solvers.comparison_descent", "solvers.gld"),
     *("solvers.adaptation", "solvers.quadratic_model", "solvers.mgs"),
     *("solvers.box_steps", "solvers.differences", "solvers.first_look"),

@@ -92,7 +92,7 @@ class Run:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes on from the checkpoint if there is one, and saves into it from now on."""
         self.checkpoint = checkpoint
-        saved = checkpoint.load()
+        saved = checkpoint.load(self.solver)
         if saved is not None:
             self.state, record = saved
             self.objective.restore(record)

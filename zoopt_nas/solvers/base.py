@@ -76,6 +76,8 @@ class Solver(ABC):
         lengths: the fields that are lengths in units of x, where they are not None.
         weighs_candidates: whether each step goes to one of the candidates or to their weighted mean
             and says so in ``state.weights``.
+        inner_states: the classes of ``state.inner`` and of what it is made of: dataclasses of
+            numbers, arrays and each other, and IntEnums. Only these are read from a file.
     """
 
     name: ClassVar[str]
@@ -83,6 +85,7 @@ class Solver(ABC):
     weighs_candidates: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
     lengths: ClassVar[tuple[str, ...]] = ()
+    inner_states: ClassVar[tuple[type, ...]] = ()
 
     @property
     def evaluates_iterate(self) -> bool:
