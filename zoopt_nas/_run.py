@@ -236,7 +236,7 @@ class Run:
         solver has not.
         """
         if self.solver.evaluates_iterate:
-            self.fun_iterate = float(self.state.memory.get("value", np.nan))
+            self.fun_iterate = float(self.state.value)
         if self.objective.reached_target:
             return
         n_calls = self.n_final_calls

@@ -91,8 +91,8 @@ class Solver(ABC):
     def evaluates_iterate(self) -> bool:
         """Whether the iterate is always a point that was evaluated: no other evaluation is needed.
 
-        Such a solver keeps its value, as last measured, in ``state.memory["value"]``; NaN there
-        says that it is not known at the moment.
+        Such a solver keeps its value, as last measured, in ``state.value``; NaN says that it is not
+        known at the moment.
         """
         return False
 
@@ -282,12 +282,13 @@ class Solver(ABC):
         if is_better:
             state.x = copy(candidates[best])
         state.memory.clear()
+        state.value, state.inner = math.nan, None
         self._init(state)
-        state.memory["value"] = value if is_better else state.first_value
+        state.value = value if is_better else state.first_value
         return True
 
     def _init(self, state: SolverState) -> None:  # noqa: B027 (an optional hook)
-        """Fills ``state.memory`` with what the solver wants to keep. Optional."""
+        """Sets ``state.inner`` to what the solver wants to keep. Optional."""
 
     def _absorb(self, state: SolverState, points: Array, values: Array) -> None:
         """Makes use of points that are no rows of the pending batch. Optional.
@@ -296,7 +297,7 @@ class Solver(ABC):
         ones are ignored: the value of an old point says nothing where the objective drifts.
 
         Args:
-            state: the run; ``state.memory["value"]`` is the value of its iterate, where known.
+            state: the run; ``state.value`` is the value of its iterate, where known.
             points: (n, dim) like ``state.x``.
             values: (n,), +inf where failed.
         """
@@ -304,9 +305,9 @@ class Solver(ABC):
             return
         best = int(array_namespace(values).argmin(values))
         value = float(values[best])
-        if value < float(state.memory.get("value", np.inf)):
+        if value < (float(state.value) if state.has_value else math.inf):
             state.x = copy(points[best])
-            state.memory["value"] = value
+            state.value = value
 
     @abstractmethod
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
@@ -317,7 +318,7 @@ class Solver(ABC):
 
     @abstractmethod
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
-        """Returns the new iterate (dim,), and may write ``state.memory`` and ``state.metrics``.
+        """Returns the new iterate (dim,); ``value``, ``inner`` and ``metrics`` may be written.
 
         ``candidates`` is (n, dim) like ``state.x``. ``values`` is (n,), of ``value_dtype``, with
         +inf where the evaluation failed and finite everywhere else. Never write into either, nor

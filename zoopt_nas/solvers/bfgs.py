@@ -65,8 +65,8 @@ class BFGS(SteppedSolver):
         step = self.difference_step
         if step is None:
             step = math.sqrt(array_namespace(state.x).finfo(state.x.dtype).eps)
-        steps = step * state.memory["signs"]
-        return self._run(state.memory["start"], steps)
+        steps = step * state.inner.signs
+        return self._run(state.inner.start, steps)
 
     def _run(self, start: np.ndarray, steps: np.ndarray) -> Algorithm:
         x = start

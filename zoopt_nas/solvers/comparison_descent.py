@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
 from zoopt_nas.solvers.base import SolverState
+from zoopt_nas.solvers.comparison_state import MIN_PATIENCE, ComparisonState
 
 # Up to here a dim x dim metric is learnt. It takes about dim² evaluations to learn one, and two
 # matrices of that size to keep it.
@@ -35,11 +35,9 @@ MAX_LEAD = 7.0
 # Batches without a success after which x is evaluated anew: doubled, up to the second number, each
 # time that its value was the same again, and the first number once it was not. So a deterministic
 # objective costs few evaluations of x, and a noisy one cannot lock in a lucky value.
-MIN_PATIENCE = 1
 MAX_PATIENCE = 32
 # Restarts draw around x with this standard deviation per coordinate, in units of max_radius, which
 # doubles from one restart to the next.
-FIRST_SPREAD = 1.0
 MAX_SPREAD = 4.0
 # Where values are found to change, x moves only a share of the way to the best row. It grows by the
 # first factor (a logarithm) when x then has a lower value than before, and shrinks by the second
@@ -92,51 +90,49 @@ class ComparisonDescent:
     mirror: bool = True
 
     def init(self, state: SolverState) -> None:
-        """Fills ``state.memory``."""
-        state.memory |= {"value": math.inf, "is_restart": False, "spread": FIRST_SPREAD}
-        state.memory |= {"patience": MIN_PATIENCE, "is_noisy": False, "log_share": 0.0}
+        """Fills ``state.inner``."""
+        state.value = math.inf
+        state.inner = ComparisonState()
         self._reset(state)
 
     def _reset(self, state: SolverState) -> None:
         """Forgets radii, metric and descent direction: at the start and at a restart."""
         x = state.x
         xp = array_namespace(x)
-        state.memory |= {
-            "log_radius": math.log(self.max_radius),
-            "log_lead_radius": math.log(self.max_radius),
-            "descent": xp.zeros_like(x),
-            "has_descent": False,
-            "n_failures": 0,
-            "has_moved": False,  # since its value was measured
-            # An objective without a minimum makes the radii grow until x overflows. Half of the
-            # exponent is far off in float64, and in float16 leaves time to end the run.
-            "log_limit": math.log(float(xp.finfo(x.dtype).max)) / 2,
-        }
-        state.memory.pop("failed", None)
+        inner: ComparisonState = state.inner
+        inner.log_radius = inner.log_lead_radius = math.log(self.max_radius)
+        # An objective without a minimum makes the radii grow until x overflows. Half of the
+        # exponent is far off in float64, and in float16 leaves time to end the run.
+        inner.log_limit = math.log(float(xp.finfo(x.dtype).max)) / 2
+        inner.descent = xp.zeros_like(x)
+        inner.has_descent = inner.has_moved = False
+        inner.n_failures = 0
+        inner.failed = None
         if learns_metric(x):
-            eye = xp.eye(x.shape[0], dtype=x.dtype, device=device(x))
-            state.memory |= {"factor": eye, "inverse": eye, "path": xp.zeros_like(x)}
+            inner.factor = inner.inverse = xp.eye(x.shape[0], dtype=x.dtype, device=device(x))
+            inner.path = xp.zeros_like(x)
 
     def ask(self, state: SolverState) -> Array:
         """Returns x where it is due, the extrapolation where there is one, and new candidates."""
-        x, memory = state.x, state.memory
-        if memory["is_restart"]:
+        x = state.x
+        inner: ComparisonState = state.inner
+        if inner.is_restart:
             rows = sampling.gaussian(state.rng, self.n_directions + 1, x)
-            rows *= self.max_radius * float(memory["spread"])
+            rows *= self.max_radius * inner.spread
             rows += x
             return rows
-        is_known = math.isfinite(float(memory["value"])) and not memory["has_moved"]
-        is_due = not self.deterministic and memory["n_failures"] >= memory["patience"]
-        has_x, has_lead = bool(is_due or not is_known), bool(memory["has_descent"])
+        is_known = math.isfinite(state.value) and not inner.has_moved
+        is_due = not self.deterministic and inner.n_failures >= inner.patience
+        has_x, has_lead = bool(is_due or not is_known), inner.has_descent
         has_wide = self.wide_radius > 0 and state.n_steps % WIDE_PERIOD == WIDE_PERIOD - 1
-        is_mirror = "failed" in memory and state.pending is None  # asked again: a fresh batch
+        is_mirror = inner.failed is not None and state.pending is None  # asked again: a fresh batch
         n_before = has_x + has_lead + has_wide
-        memory |= {"has_x": has_x, "has_lead": has_lead, "is_mirror": is_mirror}
-        memory["n_before"] = n_before
+        inner.has_x, inner.has_lead, inner.is_mirror = has_x, has_lead, is_mirror
+        inner.n_before = n_before
         shape = (n_before + self.n_directions, x.shape[0])
         rows = array_namespace(x).empty(shape, dtype=x.dtype, device=device(x))
         if is_mirror:
-            rows[n_before:] = -memory["failed"]
+            rows[n_before:] = -inner.failed
         else:
             self._write_directions(state, rows[n_before:])
         if has_wide:
@@ -151,10 +147,11 @@ class ComparisonDescent:
 
     def _write_directions(self, state: SolverState, rows: Array) -> None:
         """Sets ``rows`` to new directions, as displacements of x."""
-        x, memory = state.x, state.memory
-        radius = math.exp(float(memory["log_radius"]))
-        if "factor" in memory:
-            rows[:] = self._orthogonal_block(state) @ (radius * memory["factor"].T)
+        x = state.x
+        inner: ComparisonState = state.inner
+        radius = math.exp(inner.log_radius)
+        if inner.factor is not None:
+            rows[:] = self._orthogonal_block(state) @ (radius * inner.factor.T)
         else:
             # One row at a time: no second (n, dim) array.
             for k in range(rows.shape[0]):
@@ -169,128 +166,134 @@ class ComparisonDescent:
 
     def _orthogonal_block(self, state: SolverState) -> Array:
         """Returns the next n_directions rows of orthonormal blocks, drawn one QR at a time."""
-        memory, n = state.memory, self.n_directions
-        used = int(memory.get("n_used", 0))
-        if "directions" not in memory or used + n > memory["directions"].shape[0]:
+        n = self.n_directions
+        inner: ComparisonState = state.inner
+        used = inner.n_used
+        if inner.directions is None or used + n > inner.directions.shape[0]:
             n_drawn = max(n, state.x.shape[0])
-            memory["directions"] = sampling.orthogonal(state.rng, n_drawn, state.x)
+            inner.directions = sampling.orthogonal(state.rng, n_drawn, state.x)
             used = 0
-        memory["n_used"] = used + n
-        return memory["directions"][used : used + n]
+        inner.n_used = used + n
+        return inner.directions[used : used + n]
 
     def _write_lead(self, state: SolverState, row: Array) -> None:
         """Sets ``row`` to the extrapolation, as a displacement of x."""
-        memory = state.memory
-        descent = memory["descent"]
-        row[:] = memory["factor"] @ descent if "factor" in memory else descent
+        inner: ComparisonState = state.inner
+        descent = inner.descent
+        row[:] = inner.factor @ descent if inner.factor is not None else descent
         row /= _norm_or_one(descent)
-        row *= math.exp(float(memory["log_lead_radius"]))
+        row *= math.exp(inner.log_lead_radius)
 
     def tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         """Learns from the batch and returns the new x."""
-        memory, x = state.memory, state.x
+        x = state.x
+        inner: ComparisonState = state.inner
         told: list[float] = values.tolist()
         best = min(range(len(told)), key=told.__getitem__)
-        if memory["is_restart"]:
+        if inner.is_restart:
             if told[best] == math.inf:
                 return x
             self._reset(state)
-            spread = min(2 * float(memory["spread"]), MAX_SPREAD)
-            memory |= {"value": told[best], "is_restart": False, "spread": spread}
+            state.value = told[best]
+            inner.is_restart = False
+            inner.spread = min(2 * inner.spread, MAX_SPREAD)
             return _go(state, candidates, best)
-        i_lead = int(memory["has_x"])
-        n_before = int(memory["n_before"])
-        value = _last_measured(memory)
-        if memory["has_x"] and told[best] < math.inf:
-            self._compare_x(memory, told[0])
+        i_lead = int(inner.has_x)
+        n_before = inner.n_before
+        # The last value of x that was measured may be from before it moved.
+        value: float = inner.measured if inner.has_moved else state.value
+        if inner.has_x and told[best] < math.inf:
+            self._compare_x(inner, told[0], value)
             value = told[0]
         wins = [v < value for v in told[n_before:]]
-        if "factor" in memory:
+        if inner.factor is not None:
             self._learn_shape(state, candidates, told, n_before, best, value)
         else:
             self._learn_descent(state, candidates, wins, n_before)
-        memory["has_descent"] = True
-        self._adapt_radii(memory, x.shape[0], wins, told[i_lead] < value)
-        state.metrics["radius"] = math.exp(float(memory["log_radius"]))
+        inner.has_descent = True
+        self._adapt_radii(inner, x.shape[0], wins, told[i_lead] < value)
+        state.metrics["radius"] = math.exp(inner.log_radius)
         is_better = told[best] < value
-        memory["n_failures"] = 0 if is_better else int(memory["n_failures"]) + 1
-        memory["value"] = told[best] if is_better else value
-        if memory["has_moved"]:  # still: the evaluation of x failed
-            memory |= {"value": math.nan, "measured": value}
-        memory.pop("failed", None)
-        if self.mirror and "factor" in memory and not (is_better or memory["is_mirror"]):
-            memory["failed"] = candidates[n_before:] - x
-        self._restart_if_converged(memory)
+        inner.n_failures = 0 if is_better else inner.n_failures + 1
+        state.value = told[best] if is_better else value
+        if inner.has_moved:  # still: the evaluation of x failed
+            state.value, inner.measured = math.nan, value
+        inner.failed = None
+        if self.mirror and inner.factor is not None and not (is_better or inner.is_mirror):
+            inner.failed = candidates[n_before:] - x
+        self._restart_if_converged(inner)
         if not is_better:
-            if memory["has_x"] and told[0] < math.inf:  # it is row 0 that was not beaten
+            if inner.has_x and told[0] < math.inf:  # it is row 0 that was not beaten
                 _weigh(state, len(told), 0, 1.0)
             return x
         # From an x that failed, all the way: nothing is known of the points in between.
-        if not memory["is_noisy"] or value == math.inf:
+        if not inner.is_noisy or value == math.inf:
             return _go(state, candidates, best)
         # The value of the point that x goes to is not known.
-        memory |= {"value": math.nan, "measured": value, "has_moved": True}
-        return _go_part(state, candidates, best, math.exp(float(memory["log_share"])))
+        state.value, inner.measured, inner.has_moved = math.nan, value, True
+        return _go_part(state, candidates, best, math.exp(inner.log_share))
 
     def absorb(self, state: SolverState, points: Array, values: Array) -> None:
         """Goes on from the best of points that were in no batch, if x is known to be worse."""
-        memory = state.memory
+        inner: ComparisonState = state.inner
         best = int(array_namespace(values).argmin(values))
         value = float(values[best])
         # The rows of a batch that is out are displacements of x.
-        is_bound = state.pending is not None or memory["is_noisy"] or memory["has_moved"]
-        if not is_bound and value < float(memory["value"]):
+        is_bound = state.pending is not None or inner.is_noisy or inner.has_moved
+        if not is_bound and value < state.value:
             state.x = copy(points[best])
-            if memory["is_restart"]:  # it would have been a random point
+            if inner.is_restart:  # it would have been a random point
                 self._reset(state)
-            memory |= {"value": value, "is_restart": False, "n_failures": 0}
-            memory.pop("failed", None)
+            state.value = value
+            inner.is_restart = False
+            inner.n_failures = 0
+            inner.failed = None
 
-    def _compare_x(self, memory: dict[str, Any], value: float) -> None:
+    def _compare_x(self, inner: ComparisonState, value: float, last: float) -> None:
         """Compares a new value of x with its last one."""
-        last = _last_measured(memory)
-        if memory["has_moved"]:
+        if inner.has_moved:
             change = SHARE_GROWTH if value < last else -SHARE_SHRINKAGE
-            share = float(memory["log_share"]) + change
-            memory["log_share"] = min(max(share, math.log(MIN_SHARE)), 0.0)
+            share = inner.log_share + change
+            inner.log_share = min(max(share, math.log(MIN_SHARE)), 0.0)
         elif math.isfinite(last):
             is_stale = value != last
-            patience = MIN_PATIENCE if is_stale else 2 * int(memory["patience"])
-            memory["patience"] = min(patience, MAX_PATIENCE)
-            memory["is_noisy"] = is_stale
-        memory |= {"has_moved": False, "n_failures": 0}
+            patience = MIN_PATIENCE if is_stale else 2 * inner.patience
+            inner.patience = min(patience, MAX_PATIENCE)
+            inner.is_noisy = is_stale
+        inner.has_moved = False
+        inner.n_failures = 0
 
     def _adapt_radii(
-        self, memory: dict[str, Any], dim: int, wins: list[bool], lead_wins: bool
+        self, inner: ComparisonState, dim: int, wins: list[bool], lead_wins: bool
     ) -> None:
         n, n_wins = len(wins), sum(wins)
         change = (GROWTH * n_wins - SHRINKAGE * (n - n_wins)) / math.sqrt((dim + 1) * n)
-        limit = float(memory["log_limit"])
-        if memory["is_noisy"]:
+        limit = inner.log_limit
+        if inner.is_noisy:
             # Lucky values win about as often as short steps do: where noise is proportional to the
             # value, radius and distance would grow together for ever.
             limit = min(limit, math.log(MAX_SPREAD * self.max_radius))
-        radius = min(float(memory["log_radius"]) + change, limit)
-        lead = float(memory["log_lead_radius"])
-        if memory["has_lead"]:
+        radius = min(inner.log_radius + change, limit)
+        lead = inner.log_lead_radius
+        if inner.has_lead:
             lead += LEAD_CHANGE if lead_wins else -LEAD_CHANGE
-        memory["log_radius"] = radius
-        memory["log_lead_radius"] = min(max(lead, radius), radius + MAX_LEAD, limit)
+        inner.log_radius = radius
+        inner.log_lead_radius = min(max(lead, radius), radius + MAX_LEAD, limit)
 
-    def _restart_if_converged(self, memory: dict[str, Any]) -> None:
+    def _restart_if_converged(self, inner: ComparisonState) -> None:
         floor = math.log(self.min_radius)
-        if float(memory["log_radius"]) >= floor:
+        if inner.log_radius >= floor:
             return
         if self.restart:
-            memory["is_restart"] = True
+            inner.is_restart = True
         else:
-            memory["log_radius"] = floor
+            inner.log_radius = floor
 
     def _learn_descent(
         self, state: SolverState, candidates: Array, wins: list[bool], n_before: int
     ) -> None:
         """g <- decay g + sum_i s_i z_i, a row at a time and in place: dim may be 10^6."""
-        descent = state.memory["descent"]
+        descent = state.inner.descent
         descent *= 1 - len(wins) / (descent.shape[0] + len(wins))
         for k, is_win in enumerate(wins):
             step = candidates[n_before + k] - state.x
@@ -308,33 +311,32 @@ class ComparisonDescent:
         value: float,
     ) -> None:
         """Updates g in the coordinates of the metric, and the metric itself."""
-        memory, x = state.memory, state.x
+        x = state.x
+        inner: ComparisonState = state.inner
         dim, new = x.shape[0], told[n_before:]
         # The rows as they came back, which bounds may have moved.
-        units = (candidates[n_before:] - x) @ memory["inverse"].T
-        units *= math.exp(min(-float(memory["log_radius"]), 700.0))
-        descent = memory["descent"] * (1 - len(new) / (dim + len(new)))
+        units = (candidates[n_before:] - x) @ inner.inverse.T
+        units *= math.exp(min(-inner.log_radius, 700.0))
+        descent = inner.descent * (1 - len(new) / (dim + len(new)))
         for v, unit in zip(new, units, strict=True):
             descent = descent + unit if v < value else descent - unit
-        memory["descent"] = descent
-        rate = math.exp(float(memory["log_share"])) * 2 / (dim * dim + 6)
+        inner.descent = descent
+        rate = math.exp(inner.log_share) * 2 / (dim * dim + 6)
         if told[best] < value:
             step = candidates[best] - x
             c = 2 / (dim + 2)
-            scale = math.sqrt(c * (2 - c) * dim) / _norm_or_one(memory["inverse"] @ step)
-            memory["path"] = memory["path"] * (1 - c) + step * scale
-            self._reshape(memory, memory["inverse"] @ memory["path"], rate)
+            scale = math.sqrt(c * (2 - c) * dim) / _norm_or_one(inner.inverse @ step)
+            inner.path = inner.path * (1 - c) + step * scale
+            self._reshape(inner, inner.inverse @ inner.path, rate)
         elif len(new) > 1:
             worst = max(range(len(new)), key=new.__getitem__)
             # Half of Arnold and Hansen's limit, for |w|² = dim: C stays positive definite.
             rate = min(rate, 0.5 / (2 * dim - 1))
             unit = units[worst] * (math.sqrt(dim) / _norm_or_one(units[worst]))
-            self._reshape(memory, unit, -rate)
+            self._reshape(inner, unit, -rate)
 
-    def _reshape(self, memory: dict[str, Any], direction: Array, rate: float) -> None:
-        memory["factor"], memory["inverse"] = rank_one_update(
-            memory["factor"], memory["inverse"], direction, rate
-        )
+    def _reshape(self, inner: ComparisonState, direction: Array, rate: float) -> None:
+        inner.factor, inner.inverse = rank_one_update(inner.factor, inner.inverse, direction, rate)
 
 
 def learns_metric(x: Array) -> bool:
@@ -393,8 +395,3 @@ def _norm_or_one(vector: Array) -> Array:
     """Returns the norm of ``vector`` as a 0-d array, or 1 if it is 0."""
     norm = (vector @ vector) ** 0.5
     return norm + (norm == 0)  # several times cheaper than `where` on a 0-d array
-
-
-def _last_measured(memory: dict[str, Any]) -> float:
-    """Returns the last value of x that was measured, which may be from before it moved."""
-    return float(memory["measured" if memory["has_moved"] else "value"])

@@ -143,6 +143,4 @@ def _parts(path: str, value: Any) -> dict[str, Any]:
         return value  # type: ignore[no-any-return]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    raise InvalidValueError(
-        f"{path} must be made of numbers, arrays and dataclasses, got {value!r}"
-    )
+    raise InvalidValueError(f"{path} must be made of arrays and numbers, got {value!r}")

@@ -24,6 +24,7 @@ from zoopt_nas._checks import (
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers.base import Solver, SolverState
 from zoopt_nas.solvers.comparison_descent import ComparisonDescent
+from zoopt_nas.solvers.comparison_state import ComparisonState
 
 SCHEDULES = ("adaptive", "search", "fast")
 DIRECTIONS = ("sphere", "ball", "gaussian")
@@ -78,6 +79,7 @@ class GLD(Solver):
     name: ClassVar[str] = "gld"
     evaluates_iterate: ClassVar[bool] = True
     weighs_candidates: ClassVar[bool] = True
+    inner_states: ClassVar[tuple[type, ...]] = (ComparisonState,)
     lengths: ClassVar[tuple[str, ...]] = ("max_radius", "min_radius")
 
     # The paper gives no numbers. For "search", of r = 1e-2..1e-5, 1e-3 is the best compromise
@@ -202,7 +204,7 @@ class GLD(Solver):
         for k, radius in enumerate(radii):  # an array of them would be copied to a device
             steps[k, :] *= radius
         candidates = state.x + steps
-        if self.deterministic and "value" in state.memory:
+        if self.deterministic and state.has_value:
             return candidates
         return xp.concat([state.x[None, :], candidates], axis=0)
 
@@ -221,12 +223,12 @@ class GLD(Solver):
         value = xp.take(values, best, axis=0)[0]
         x = xp.take(candidates, best, axis=0)[0]
         is_better = value < math.inf
-        if self.deterministic and "value" in state.memory:  # no row of this batch is x
-            known = state.memory["value"]
+        if self.deterministic and state.has_value:  # no row of this batch is x
+            known = state.value
             is_better = value < known
             x = xp.where(is_better, x, state.x)
             value = xp.where(is_better, value, known)
-        state.memory["value"] = value
+        state.value = value
         state.weights = xp.zeros_like(values)
         state.weights[best] = 1.0
         state.weights *= is_better

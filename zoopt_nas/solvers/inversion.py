@@ -1,7 +1,7 @@
 """Solvers made of an algorithm that wants values in the middle of its work: of a generator.
 
 The generator yields points and is sent their values. It cannot be saved. It is deterministic,
-though, so the values told so far are enough to bring another one to the same place: the memory of a
+though, so the values told so far are enough to bring another one to the same place: the state of a
 run holds those.
 """
 
@@ -11,13 +11,13 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from zoopt_nas._arrays import Array
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.restarting import RestartingSolver, as_float64, as_rows
+from zoopt_nas.solvers.restarting import RestartingSolver, Restarts, as_float64, as_rows
 
 # Yields points (n, dim), float64, and is sent their values (n,), +inf where failed.
 Algorithm: TypeAlias = Generator[np.ndarray, np.ndarray, None]
@@ -72,6 +72,19 @@ class SteppedCall:
 _CALLS: weakref.WeakKeyDictionary[SolverState, SteppedCall] = weakref.WeakKeyDictionary()
 
 
+@dataclass(eq=False)
+class Told(Restarts):
+    """What such a solver keeps.
+
+    Attributes:
+        told: the values told since the last restart, with room for more behind.
+        n_told: how many they are.
+    """
+
+    told: Any = None
+    n_told: int = 0
+
+
 @dataclass(frozen=True)
 class SteppedSolver(RestartingSolver):
     """A solver that runs a deterministic algorithm, and restarts it when it ends.
@@ -80,15 +93,17 @@ class SteppedSolver(RestartingSolver):
     mirrors points it sees the mirrored objective.
     """
 
+    inner_states: ClassVar[tuple[type, ...]] = (Told,)
+
     @abstractmethod
     def _algorithm(self, state: SolverState) -> Algorithm:
-        """Returns the algorithm from ``state.memory``: ``start`` and ``signs``, (dim,), float64.
+        """Returns the algorithm from ``state.inner``: ``start`` and ``signs``, (dim,), float64.
 
         It depends on nothing else, and keeps no reference to ``state``.
         """
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
-        if "origin" not in state.memory:
+        if state.inner.origin is None:
             self._begin(state)
         while (wanted := self._advance(state)) is None:
             _CALLS.pop(state, None)
@@ -96,18 +111,18 @@ class SteppedSolver(RestartingSolver):
         return as_rows(wanted, state.x)
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
-        memory = state.memory
+        inner: Told = state.inner
         told = as_float64(values)
-        n = int(memory["n_told"])
-        memory["told"] = _with_room(memory["told"], n, len(told))
-        memory["told"][n : n + len(told)] = told
-        memory["n_told"] = n + len(told)
+        n = inner.n_told
+        inner.told = _with_room(inner.told, n, len(told))
+        inner.told[n : n + len(told)] = told
+        inner.n_told = n + len(told)
         return self._best_told(state, candidates, told)
 
     def _advance(self, state: SolverState) -> np.ndarray | None:
         """Returns the points that the algorithm wants after all that was told; None at its end."""
-        memory = state.memory
-        told = memory["told"][: int(memory["n_told"])]
+        inner: Told = state.inner
+        told = inner.told[: inner.n_told]
         call = _CALLS.get(state)
         if call is None or not call.is_live or call.n_told > len(told):
             call = SteppedCall(self._algorithm(state))
@@ -118,8 +133,12 @@ class SteppedSolver(RestartingSolver):
 
     def _begin(self, state: SolverState) -> None:
         self._draw_start(state)
-        state.memory["told"] = np.empty(0)
-        state.memory["n_told"] = 0
+        state.inner.told = np.empty(0)
+        state.inner.n_told = 0
+
+    def _init(self, state: SolverState) -> None:
+        super()._init(state)
+        state.inner = Told()
 
 
 def _with_room(told: Any, n: int, n_more: int) -> np.ndarray:

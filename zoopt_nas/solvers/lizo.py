@@ -19,6 +19,7 @@ from zoopt_nas._checks import check_at_least, check_positive, check_positive_int
 from zoopt_nas.solvers import descent, subspace
 from zoopt_nas.solvers.base import Solver, SolverState
 from zoopt_nas.solvers.box_steps import near_bounds
+from zoopt_nas.solvers.descent_state import DESCENT_STATES, Phase
 from zoopt_nas.solvers.differences import (
     adapted_smoothing,
     basis_slopes,
@@ -69,6 +70,7 @@ class LIZO(Solver):
 
     name: ClassVar[str] = "lizo"
     lengths: ClassVar[tuple[str, ...]] = ("smoothing",)
+    inner_states: ClassVar[tuple[type, ...]] = (*DESCENT_STATES, subspace.SubspaceState)
 
     learning_rate: float | None = None
     smoothing: float | None = None
@@ -174,7 +176,7 @@ class LIZO(Solver):
         memory["known"], memory["known_changes"] = known, changes
         rows = orthogonal_to(known, state.x.shape[0] - n_known, state)
         # Columns may differ in length: a fixed distance is that of each row's own displacement.
-        steps = rows @ xp.matrix_transpose(memory["basis"])
+        steps = rows @ xp.matrix_transpose(state.inner.basis)
         if self.smoothing is None:
             distances = xp.ones_like(rows[:, 0]) * adapted_smoothing(state)
         else:
@@ -189,7 +191,7 @@ class LIZO(Solver):
         known = memory["known"]
         if known.shape[0] == 0:
             return basis_slopes(state, candidates, values)
-        changes = values - float(memory["value"])
+        changes = values - state.value
         new = memory["new"]
         if was_repaired(state, candidates):
             new = _in_basis(state, candidates - state.x)
@@ -207,11 +209,11 @@ class LIZO(Solver):
         none = points[:0, :], values[:0]
         dim = state.x.shape[0]
         # Careful differences, and those of noisy values, are taken anew.
-        if points.shape[0] == 0 or dim == 1 or int(memory["central"]) or measures_iterate(state):
+        if points.shape[0] == 0 or dim == 1 or state.inner.is_central or measures_iterate(state):
             return none
-        if "square" not in memory:
+        if state.inner.direction is None:
             return none
-        reach = self.reuse_radius * float(memory["length"]) * math.sqrt(float(memory["square"]))
+        reach = self.reuse_radius * state.inner.length * math.sqrt(state.inner.promised)
         rows = _in_basis(state, points - state.x)
         squares = xp.sum(rows * rows, axis=1)
         usable = (squares <= reach * reach) & (squares > 0) & xp.isfinite(values)
@@ -220,7 +222,7 @@ class LIZO(Solver):
         if not chosen:
             return none
         index = xp.asarray(chosen, device=device(rows))
-        changes = xp.take(values, index, axis=0) - float(memory["value"])
+        changes = xp.take(values, index, axis=0) - state.value
         bends = 0.5 * xp.astype(xp.take(squares, index, axis=0), values.dtype)
         return xp.take(rows, index, axis=0), changes - bends
 
@@ -229,11 +231,11 @@ class LIZO(Solver):
         xp = array_namespace(state.x)
         memory = state.memory
         points, values = memory["points"], memory["point_values"]
-        if points.shape[0] == 0 or int(memory["phase"]) != descent.Phase.PROBE:
+        if points.shape[0] == 0 or state.inner.phase != Phase.PROBE:
             return None
         if measures_iterate(state):
             return None
-        reach = self.reuse_radius * float(memory["length"])
+        reach = self.reuse_radius * state.inner.length
         rows = points - state.x
         squares = xp.sum(rows * rows, axis=1)
         usable = (squares <= reach * reach) & (squares > 0) & xp.isfinite(values)
@@ -306,7 +308,7 @@ def _rows_at(rows: Array, chosen: list[int]) -> Array:
 def _in_basis(state: SolverState, displacements: Array) -> Array:
     """Returns displacements (k, dim) in coordinates of the basis."""
     xp = array_namespace(displacements)
-    basis = state.memory["basis"]
+    basis = state.inner.basis
     dtype = xp.float64 if basis.dtype == xp.float64 else xp.float32
     columns = xp.matrix_transpose(xp.astype(displacements, dtype))
     try:

@@ -17,6 +17,7 @@ from zoopt_nas._arrays import Array, array_namespace
 from zoopt_nas._checks import check_bool, check_choice, check_positive, check_positive_int
 from zoopt_nas.solvers import descent, subspace
 from zoopt_nas.solvers.base import Solver, SolverState
+from zoopt_nas.solvers.descent_state import DESCENT_STATES
 from zoopt_nas.solvers.differences import basis_slopes, probe_basis
 
 ESTIMATORS = ("one_point", "two_point", "multi_point")
@@ -74,6 +75,7 @@ class RS(Solver):
 
     name: ClassVar[str] = "rs"
     lengths: ClassVar[tuple[str, ...]] = ("smoothing",)
+    inner_states: ClassVar[tuple[type, ...]] = (*DESCENT_STATES, subspace.SubspaceState)
 
     learning_rate: float | None = None
     smoothing: float | None = None
