@@ -1,9 +1,10 @@
 """Zero-order (gradient-free) optimization, and neural architecture search with it.
 
-``minimize`` optimizes a black-box function; ``RS``, ``MGS`` and ``GLD`` are driven by hand with
+``minimize`` optimizes a black-box function; the solvers in ``SOLVERS`` are driven by hand with
 ``init``, ``ask`` and ``tell``; ``zoopt_nas.nas`` (the extra ``nas``) searches architectures.
 """
 
+from zoopt_nas import solvers
 from zoopt_nas._minimize import minimize
 from zoopt_nas._run import Status
 from zoopt_nas.bounds import Box
@@ -19,40 +20,17 @@ from zoopt_nas.errors import (
 )
 from zoopt_nas.integrations.scipy import scipy_method
 from zoopt_nas.plots import plot_history
-from zoopt_nas.solvers import (
-    BFGS,
-    CMA,
-    GLD,
-    LIZO,
-    MGS,
-    RS,
-    SOLVERS,
-    Auto,
-    NelderMead,
-    Solver,
-    SolverState,
-)
+from zoopt_nas.solvers import *  # noqa: F403 (the solvers, SOLVERS and their base classes)
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "BFGS",
-    "CMA",
-    "GLD",
-    "LIZO",
-    "MGS",
-    "RS",
-    "SOLVERS",
-    "Auto",
     "Box",
     "DataError",
     "InvalidValueError",
     "MissingDataError",
     "MissingDependencyError",
-    "NelderMead",
     "RunError",
-    "Solver",
-    "SolverState",
     "Status",
     "UnknownNameError",
     "ZooptNasError",
@@ -62,3 +40,4 @@ __all__ = [
     "save_state",
     "scipy_method",
 ]
+__all__ += solvers.__all__

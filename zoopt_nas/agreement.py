@@ -277,7 +277,7 @@ def agreement_table(
             yield Row("mgs", width, n, found, None, mgs_step_length(dim, slope), length)
             if n > _MAX_RADII:
                 continue
-            gld = GLD(max_radius=width, schedule="search").with_n_samples(n)
+            gld = GLD(max_radius=width).with_n_samples(n)
             found = agreement(solver_steps(gld, problem, alpha, **kind), gradient)
             theory = gld_cosine(gld.radii(dim), dim)
             yield Row("gld", width, n, found, None, theory, found.cosine)

@@ -6,7 +6,7 @@ budget". 1 is a method that reaches every target at once; only scores of the sam
 
     from zoopt_nas import bbob
 
-    result = bbob.run("gld", bbob.Suite(dims=(2, 5)), workers=2)
+    result = bbob.run("adaptive_gld", bbob.Suite(dims=(2, 5)), workers=2)
     result.score, result.by_dim(), result.by_group()
 
 Sources: Hansen, Finck, Ros, Auger, "Real-parameter black-box optimization benchmarking 2009:

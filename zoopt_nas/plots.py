@@ -29,14 +29,14 @@ def plot_history(results: Any, *, ax: Axes | None = None, fun_opt: float | None 
         >>> from zoopt_nas.problems import sphere
         >>> runs = {
         ...     name: zoopt_nas.minimize(sphere(5), [1.0] * 5, name, rng=0, history=True)
-        ...     for name in ("mgs", "gld")
+        ...     for name in ("adaptive_mgs", "adaptive_gld")
         ... }
         >>> ax = plot_history(runs, fun_opt=0.0)
         >>> ax.figure.savefig("history.svg")  # doctest: +SKIP
 
     Args:
         results: a result of ``minimize(..., history=True)``, or several by label:
-            ``{"gld": result, "mgs": other}``.
+            ``{"cma": result, "auto": other}``.
         ax: matplotlib axes to draw into. Default: those of a new figure, which belongs to no window
             and no pyplot state.
         fun_opt: the minimum of the function, if it is known. The differences to it are then drawn

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from zoopt_nas import CMA, RS, Auto, InvalidValueError, load_state, minimize, save_state
+from zoopt_nas import CMA, Auto, InvalidValueError, QuasiNewton, load_state, minimize, save_state
 from zoopt_nas.problems import rastrigin, rosenbrock, sphere
 from zoopt_nas.solvers.base import Task
 
@@ -27,7 +27,7 @@ def test_auto_is_the_default_and_says_what_it_chose():
 def test_until_it_converges_the_first_solver_runs_as_it_would_alone():
     fun = rosenbrock(6)
     result = minimize(fun, fun.x0, maxfev=300, rng=0, history=True)
-    alone = minimize(fun, fun.x0, RS(), maxfev=300, rng=0, history=True)
+    alone = minimize(fun, fun.x0, QuasiNewton(), maxfev=300, rng=0, history=True)
     n_alone = shares(result.message)["rs"]
     assert n_alone >= 100
     np.testing.assert_array_equal(result.history[: n_alone - 1], alone.history[: n_alone - 1])
@@ -139,4 +139,4 @@ def test_bad_fields(bad):
 def test_the_second_solver_is_what_the_docs_say():
     from zoopt_nas.solvers.auto import FEW, PLANS
 
-    assert PLANS[FEW].solvers == (RS(), CMA())
+    assert PLANS[FEW].solvers == (QuasiNewton(), CMA())

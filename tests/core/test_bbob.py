@@ -9,7 +9,13 @@ import sys
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, InvalidValueError, MissingDependencyError, RunError, UnknownNameError
+from zoopt_nas import (
+    AdaptiveGLD,
+    InvalidValueError,
+    MissingDependencyError,
+    RunError,
+    UnknownNameError,
+)
 from zoopt_nas import bbob as bbob_module
 from zoopt_nas.bbob import (
     GROUPS,
@@ -182,8 +188,8 @@ def test_what_a_method_is_given():
 def test_a_solver_or_its_name():
     pytest.importorskip("ioh")
     by_name = run("gld", SMALL)
-    np.testing.assert_array_equal(run(GLD(), SMALL).hit_times, by_name.hit_times)
-    other = run(GLD(max_radius=3.0), SMALL, name="wide")
+    np.testing.assert_array_equal(run(AdaptiveGLD(), SMALL).hit_times, by_name.hit_times)
+    other = run(AdaptiveGLD(max_radius=3.0), SMALL, name="wide")
     assert (by_name.method, other.method) == ("gld", "wide")
     assert not np.array_equal(other.hit_times, by_name.hit_times)
     assert np.all(by_name.hit_times[np.isfinite(by_name.hit_times)] <= 60)

@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds
 
-from zoopt_nas import GLD, MGS, RS, Box, InvalidValueError, minimize
+from zoopt_nas import RS, AdaptiveGLD, AdaptiveMGS, Box, InvalidValueError, QuasiNewton, minimize
 from zoopt_nas.bounds import BOUND_METHODS, as_box
 from zoopt_nas.problems import sphere
 
 SOLVERS = [
     RS(learning_rate=3.0),
     RS(estimator="one_point", smoothing=2.0),
-    RS(smoothing=50.0, direction="gaussian", n_samples=2),
-    MGS(sigma=5.0),
-    GLD(max_radius=100.0),
-    GLD(deterministic=True),
+    QuasiNewton(smoothing=50.0, direction="gaussian", n_samples=2),
+    AdaptiveMGS(sigma=5.0),
+    AdaptiveGLD(max_radius=100.0),
+    AdaptiveGLD(deterministic=True),
 ]
 DTYPES = ["float64", "float32", "float16", "torch.float64", "torch.float32", "torch.bfloat16"]
 
@@ -158,11 +158,11 @@ CORNER = np.array([0.0, 1.0, -2.0])
         (RS(learning_rate=0.1, direction="gaussian", estimator="two_point"), "reflect", 1.0),
         (RS(learning_rate=0.1, orthogonal=True, n_samples=3), "clip", 0.2),
         # One descent: after a restart, which a twelfth of the runs is in, the iterate is anywhere.
-        (GLD(restart=False), "reflect", 0.1),
-        (GLD(restart=False), "clip", 0.0),
-        (GLD(max_radius=10.0), "transform", 0.1),
-        (MGS(sigma=0.1), "reflect", 0.6),
-        (MGS(sigma=0.1), "clip", 0.1),
+        (AdaptiveGLD(restart=False), "reflect", 0.1),
+        (AdaptiveGLD(restart=False), "clip", 0.0),
+        (AdaptiveGLD(max_radius=10.0), "transform", 0.1),
+        (AdaptiveMGS(sigma=0.1), "reflect", 0.6),
+        (AdaptiveMGS(sigma=0.1), "clip", 0.1),
     ],
 )
 def test_a_linear_function_ends_in_the_corner(solver, method, gap, x0, dtype):
@@ -181,7 +181,7 @@ def test_gld_with_restarts_has_been_in_the_corner(method):
     box = Box([0.0, 0.0, -2.0], [None, 1.0, None], method)
     for seed in range(5):
         result = minimize(
-            lambda x: x @ slopes, [0.0, 0.0, -2.0], GLD(), bounds=box, maxfev=1501, rng=seed
+            lambda x: x @ slopes, [0.0, 0.0, -2.0], AdaptiveGLD(), bounds=box, maxfev=1501, rng=seed
         )
         assert np.max(np.abs(result.x - CORNER)) <= 0.1
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoopt_nas import RS, minimize
-from zoopt_nas.solvers import box_steps
+from zoopt_nas import QuasiNewton, minimize
+from zoopt_nas.solvers.engines import box_steps
 
 seeds = st.integers(0, 10**6)
 
@@ -18,7 +18,7 @@ def a_state(rng, dim, basis=None):
     lower = rng.uniform(-2, 0, dim)
     upper = lower + rng.uniform(0.1, 3, dim)
     x = lower + rng.choice([0.0, 0.3, 1.0], dim) * (upper - lower)
-    state = RS().init(np.clip(x, lower, upper), rng=0, bounds=(lower, upper))
+    state = QuasiNewton().init(np.clip(x, lower, upper), rng=0, bounds=(lower, upper))
     state.inner.basis = rng.standard_normal((dim, dim)) if basis is None else basis
     return state
 
@@ -76,7 +76,7 @@ def test_a_step_goes_to_the_minimum_of_the_model_in_the_box(seed, dim):
 @given(seed=seeds, dim=st.integers(1, 5), central=st.booleans())
 def test_slopes_of_a_quadratic_are_exact_near_bounds(seed, dim, central):
     """Whatever is near: the probes stay inside, and the gradient comes out of the model."""
-    from zoopt_nas.solvers.differences import basis_slopes, probe_basis
+    from zoopt_nas.solvers.engines.differences import basis_slopes, probe_basis
 
     rng = np.random.default_rng(seed)
     state = a_state(rng, dim)

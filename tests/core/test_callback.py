@@ -66,9 +66,9 @@ def test_to_stop_where_the_target_is_reached_is_to_reach_it():
     def stop(xk):
         raise StopIteration
 
-    reached = minimize(bowl, [1.0, -2.0], "gld", target=100.0, callback=stop)
+    reached = minimize(bowl, [1.0, -2.0], "adaptive_gld", target=100.0, callback=stop)
     assert (reached.status, reached.success) == (Status.TARGET_REACHED, True)
-    stopped = minimize(bowl, [1.0, -2.0], "gld", target=0.0, callback=stop)
+    stopped = minimize(bowl, [1.0, -2.0], "adaptive_gld", target=0.0, callback=stop)
     assert (stopped.status, stopped.nit) == (Status.CALLBACK, 1)
 
 
@@ -114,7 +114,9 @@ def test_the_style_is_told_by_the_name_of_the_only_parameter(style, case, throug
     got = []
     callbacks = (by_name if style == "name" else by_position)(got)
     if through == "minimize":
-        result = minimize(bowl, [1.0, -2.0], "gld", maxiter=4, rng=0, callback=callbacks[case])
+        result = minimize(
+            bowl, [1.0, -2.0], "adaptive_gld", maxiter=4, rng=0, callback=callbacks[case]
+        )
     else:
         result = scipy.optimize.minimize(
             bowl, [1.0, -2.0], method=scipy_method("gld"), callback=callbacks[case],
@@ -131,8 +133,8 @@ def test_the_style_is_told_by_the_name_of_the_only_parameter(style, case, throug
 
 def test_objects_and_methods():
     recorder = Recorder()
-    minimize(bowl, [1.0, -2.0], "gld", maxiter=2, rng=0, callback=recorder)
-    minimize(bowl, [1.0, -2.0], "gld", maxiter=1, rng=0, callback=recorder.method)
+    minimize(bowl, [1.0, -2.0], "adaptive_gld", maxiter=2, rng=0, callback=recorder)
+    minimize(bowl, [1.0, -2.0], "adaptive_gld", maxiter=1, rng=0, callback=recorder.method)
     assert recorder.got[0].shape == recorder.got[1].shape == (2,)
     assert recorder.got[2].nit == 1
 
@@ -140,7 +142,7 @@ def test_objects_and_methods():
 def test_a_torch_run_gives_tensors():
     got = []
     x0 = torch.tensor([1.0, -2.0])
-    minimize(bowl, x0, "gld", maxiter=2, rng=0, callback=lambda xk: got.append(xk))
+    minimize(bowl, x0, "adaptive_gld", maxiter=2, rng=0, callback=lambda xk: got.append(xk))
     assert all(isinstance(x, torch.Tensor) and x.dtype == torch.float32 for x in got)
 
 

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 import zoopt_nas
-from zoopt_nas import GLD, MGS, RS, RunError, SolverState, load_state, save_state
+from zoopt_nas import (
+    GLD,
+    MGS,
+    RS,
+    AdaptiveGLD,
+    QuasiNewton,
+    RunError,
+    SolverState,
+    load_state,
+    save_state,
+)
 from zoopt_nas._arrays import encode_generator
 from zoopt_nas.testing import run_steps
 
@@ -25,7 +35,7 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])
 def test_every_numpy_bit_generator_resumes(tmp_path, kind):
-    solver = GLD()
+    solver = AdaptiveGLD()
     state = solver.init(np.ones(3), rng=np.random.Generator(getattr(np.random, kind)(5)))
     run_steps(solver, state, 2)
     save_state(tmp_path / "s.npz", solver, state)
@@ -53,7 +63,7 @@ def test_inner_metrics_and_pending_come_back():
 
 
 def test_the_dict_is_a_copy():
-    solver = RS()
+    solver = QuasiNewton()
     state = solver.init([1.0, -1.0], rng=0)
     data = state.to_dict()
     first = run_steps(solver, SolverState.from_dict(data, solver.inner_states), 3)
@@ -207,7 +217,7 @@ def test_an_unknown_class_or_field_is_one_line(tmp_path, monkeypatch, known):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(RunError, match=r"cannot read .*none.npz: No such file or directory"):
         load_state(tmp_path / "none.npz")
-    solver = RS()
+    solver = QuasiNewton()
     with pytest.raises(RunError, match=r"cannot write .*: No such file or directory"):
         save_state(tmp_path / "no" / "folder.npz", solver, solver.init([1.0]))
 

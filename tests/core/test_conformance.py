@@ -2,7 +2,7 @@
 
 import pytest
 
-from zoopt_nas import GLD, MGS, RS, SOLVERS, Solver
+from zoopt_nas import GLD, MGS, RS, SOLVERS, QuasiNewton, Solver
 from zoopt_nas.testing import SolverConformance, SolverRobustness
 
 
@@ -14,7 +14,7 @@ class TestRegisteredSolvers(SolverConformance, SolverRobustness):
 
 VARIANTS = {
     "rs-paper": RS(learning_rate=0.02, smoothing=0.01),
-    "rs-few_samples": RS(n_samples=4),
+    "rs-few_samples": QuasiNewton(n_samples=4),
     "mgs-paper": MGS(temperature=0.01),
     "rs-one_point": RS(estimator="one_point", learning_rate=0.002, smoothing=0.5, n_samples=8),
     "rs-two_point": RS(estimator="two_point", direction="gaussian"),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoopt_nas import CMA, GLD, MGS, RS, Box, InvalidValueError, minimize
+from zoopt_nas import CMA, AdaptiveGLD, AdaptiveMGS, Box, InvalidValueError, QuasiNewton, minimize
 from zoopt_nas.bounds import as_box
 from zoopt_nas.coordinates import Coordinates, units
 
@@ -98,12 +98,23 @@ def test_a_length_that_is_given_is_in_units_of_x():
     """And then nothing is scaled: x0 is far larger than any step."""
     seen = []
     x0 = np.array([4096.0, -4096.0])
-    solver = GLD(max_radius=0.25, wide_radius=0)
+    solver = AdaptiveGLD(max_radius=0.25, wide_radius=0)
     minimize(lambda x: seen.append(x - x0) or float(x @ x), x0, solver, maxfev=3, rng=0)
     np.testing.assert_allclose(np.linalg.norm(seen[1:], axis=1), 0.25, rtol=1e-9)
-    for given_length in (solver, MGS(sigma=0.1), CMA(sigma=2.0), RS(smoothing=0.1)):
+    for given_length in (
+        solver,
+        AdaptiveMGS(sigma=0.1),
+        CMA(sigma=2.0),
+        QuasiNewton(smoothing=0.1),
+    ):
         assert given_length.has_lengths
-    for not_given in (GLD(), MGS(), CMA(), RS(), GLD(n_directions=3)):
+    for not_given in (
+        AdaptiveGLD(),
+        AdaptiveMGS(),
+        CMA(),
+        QuasiNewton(),
+        AdaptiveGLD(n_directions=3),
+    ):
         assert not not_given.has_lengths
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from zoopt_nas import RS
-from zoopt_nas.solvers import descent
-from zoopt_nas.solvers.differences import interpolated_gradient, orthogonal_to, parabola
+from zoopt_nas import QuasiNewton
+from zoopt_nas.solvers.engines import descent
+from zoopt_nas.solvers.engines.differences import interpolated_gradient, orthogonal_to, parabola
 
 rng = np.random.default_rng(3)
 
@@ -69,7 +69,7 @@ def test_parabola_of_one_point_is_a_line():
 
 
 def test_orthogonal_to_spans_the_rest():
-    state = RS().init(np.zeros(5), rng=0)
+    state = QuasiNewton().init(np.zeros(5), rng=0)
     known = rng.standard_normal((2, 5))
     rows = orthogonal_to(known, 3, state)
     np.testing.assert_allclose(rows @ rows.T, np.eye(3), atol=1e-12)

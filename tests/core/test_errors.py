@@ -101,7 +101,9 @@ def unknown_solver(x):
 
 @pytest.mark.parametrize("kind", ["count", "executor", "map"])
 def test_an_exception_that_pickle_loses_costs_its_evaluation_only(kind):
-    alone = minimize(fails_on_the_left, [1.0, 1.0], "gld", maxfev=60, rng=0, on_error="fail")
+    alone = minimize(
+        fails_on_the_left, [1.0, 1.0], "adaptive_gld", maxfev=60, rng=0, on_error="fail"
+    )
     assert alone.n_failed > 0
     run = {"x0": [1.0, 1.0], "method": "gld", "maxfev": 60, "rng": 0, "on_error": "fail"}
     if kind == "count":
@@ -138,13 +140,15 @@ def test_what_is_sent_in_place_of_an_exception_does_not_carry_it_along():
 def test_an_exception_that_pickle_loses_is_told():
     # It comes back as it is where dask has been imported, which teaches pickle more.
     with pytest.raises((RuntimeError, NoWayBackError), match="7: on the left"):
-        minimize(fails_on_the_left, [-9.0, 0.0], "gld", workers=2, on_error="raise", rng=0)
+        minimize(fails_on_the_left, [-9.0, 0.0], "adaptive_gld", workers=2, on_error="raise", rng=0)
 
 
 @pytest.mark.parametrize("on_error", [None, "raise"])
 def test_an_unknown_name_in_a_worker_is_raised_as_it_is(on_error):
     with pytest.raises(UnknownNameError, match="did you mean 'gld'") as caught:
-        minimize(unknown_solver, [1.0], "gld", maxfev=4, rng=0, workers=2, on_error=on_error)
+        minimize(
+            unknown_solver, [1.0], "adaptive_gld", maxfev=4, rng=0, workers=2, on_error=on_error
+        )
     assert (caught.value.kind, caught.value.name) == ("solver", "gdl")
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, RS, load_state, save_state
+from zoopt_nas import AdaptiveGLD, QuasiNewton, load_state, save_state
 from zoopt_nas.solvers.widening import N_WIDENED
 
-SOLVER = RS()
+SOLVER = QuasiNewton()
 
 
 def told(state, fun):
@@ -57,7 +57,7 @@ def test_repeated_values_that_differ_by_rounding_are_no_noise():
         assert state.inner.jitter == pytest.approx(0 if is_noisy else difference, rel=1e-3)
 
 
-@pytest.mark.parametrize("solver", [RS(), GLD()])
+@pytest.mark.parametrize("solver", [QuasiNewton(), AdaptiveGLD()])
 @pytest.mark.parametrize("value", [np.nan, 7.0])
 def test_without_two_values_points_go_farther_until_there_are(solver, value, tmp_path):
     """And a run that is saved on the way goes on bit for bit."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoopt_nas import GLD, InvalidValueError
+from zoopt_nas import GLD, AdaptiveGLD, InvalidValueError
 from zoopt_nas.problems import rastrigin, sphere
 from zoopt_nas.solvers.gld import DIRECTIONS, SCHEDULES
 
@@ -99,7 +99,7 @@ def test_h_scale_shrinks_the_radii_sooner(h_scale, n_steps):
 
 def test_the_adaptive_schedule_has_no_fixed_radii():
     with pytest.raises(InvalidValueError, match="schedule must be search or fast for radii"):
-        GLD().radii(3)
+        AdaptiveGLD().radii(3)
 
 
 def test_the_fast_schedule_follows_the_steps_of_the_run():
@@ -124,7 +124,7 @@ def test_with_n_samples_draws_n_candidates_beside_x(n, max_radius):
 
 def test_with_n_samples_refuses_what_cannot_be():
     with pytest.raises(InvalidValueError, match=r"n_samples must be a positive integer, got 0"):
-        GLD().with_n_samples(0)
+        AdaptiveGLD().with_n_samples(0)
     with pytest.raises(InvalidValueError, match=r"n_samples must be left to condition_number"):
         GLD(schedule="fast").with_n_samples(5)
 

@@ -10,8 +10,8 @@ import pytest
 
 from zoopt_nas import SOLVERS
 from zoopt_nas._arrays import as_like, to_numpy
-from zoopt_nas.solvers import subspace
 from zoopt_nas.solvers.base import SolverState
+from zoopt_nas.solvers.engines import subspace
 
 DIM = 200_000
 VECTOR = 8 * DIM  # bytes

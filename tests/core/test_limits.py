@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, MGS, RS, SOLVERS, InvalidValueError, Status, minimize
+from zoopt_nas import GLD, MGS, RS, SOLVERS, AdaptiveGLD, InvalidValueError, Status, minimize
 
 OWN = ["rs", "mgs", "gld"]
 
@@ -28,7 +28,9 @@ def test_a_warm_start_begins_at_the_best_known_point(method):
 
 
 def test_a_known_target_ends_the_run_before_it_begins():
-    result = minimize(bowl, [0.0], GLD(), warm_start=([[3.0]], [0.0]), target=0.0, maxfev=10)
+    result = minimize(
+        bowl, [0.0], AdaptiveGLD(), warm_start=([[3.0]], [0.0]), target=0.0, maxfev=10
+    )
     assert (result.nfev, result.status, result.fun) == (0, Status.TARGET_REACHED, 0.0)
     np.testing.assert_array_equal(result.x, [3.0])
 
@@ -39,17 +41,23 @@ def test_a_warm_start_within_bounds(method):
 
     box = Box(0.0, 4.0, method)
     result = minimize(
-        bowl, [1.0, 1.0], GLD(), bounds=box, warm_start=([[2.5, 2.5]], [0.5]), maxfev=40, rng=0
+        bowl,
+        [1.0, 1.0],
+        AdaptiveGLD(),
+        bounds=box,
+        warm_start=([[2.5, 2.5]], [0.5]),
+        maxfev=40,
+        rng=0,
     )
     assert result.fun <= 0.5
     with pytest.raises(InvalidValueError, match="x0"):
-        minimize(bowl, [1.0], GLD(), bounds=box, warm_start=([[5.0]], [4.0]))
+        minimize(bowl, [1.0], AdaptiveGLD(), bounds=box, warm_start=([[5.0]], [4.0]))
 
 
 def test_a_warm_start_of_failures_is_none():
-    plain = minimize(bowl, [1.0, 1.0], GLD(), maxfev=50, rng=0)
+    plain = minimize(bowl, [1.0, 1.0], AdaptiveGLD(), maxfev=50, rng=0)
     warm = minimize(
-        bowl, [1.0, 1.0], GLD(), maxfev=50, rng=0, warm_start=([[2.0, 2.0]], [math.inf])
+        bowl, [1.0, 1.0], AdaptiveGLD(), maxfev=50, rng=0, warm_start=([[2.0, 2.0]], [math.inf])
     )
     np.testing.assert_array_equal(warm.x, plain.x)
 
@@ -59,7 +67,7 @@ def test_a_torch_warm_start():
     result = minimize(
         lambda x: float(((x - 3) ** 2).sum()),
         torch.zeros(2),
-        GLD(),
+        AdaptiveGLD(),
         warm_start=(torch.tensor([[3.0, 2.0]]), torch.tensor([1.0])),
         maxfev=30,
         rng=0,
@@ -73,7 +81,7 @@ def test_a_torch_warm_start():
 )
 def test_a_bad_warm_start(bad):
     with pytest.raises(InvalidValueError, match="warm_start"):
-        minimize(bowl, [1.0], GLD(), warm_start=bad)
+        minimize(bowl, [1.0], AdaptiveGLD(), warm_start=bad)
 
 
 def test_stagnation():
@@ -112,9 +120,9 @@ def sometimes(x):
 
 def test_an_exception_ends_a_plain_run_and_costs_a_candidate_on_request():
     with pytest.raises(UnluckyError) as caught:
-        minimize(sometimes, [1.0, 1.0], GLD(), maxfev=200, rng=0)
+        minimize(sometimes, [1.0, 1.0], AdaptiveGLD(), maxfev=200, rng=0)
     assert caught.value.partial_result.nfev >= 1
-    result = minimize(sometimes, [1.0, 1.0], GLD(), maxfev=200, rng=0, on_error="fail")
+    result = minimize(sometimes, [1.0, 1.0], AdaptiveGLD(), maxfev=200, rng=0, on_error="fail")
     assert result.nfev == 200
     assert result.n_failed > 0
     assert result.fun < 2.0
@@ -137,8 +145,8 @@ def test_an_exception_of_a_worker_costs_the_candidate(method):
 
 def test_a_mistake_in_the_function_is_no_bad_luck():
     with ThreadPoolExecutor(2) as threads, pytest.raises(TypeError):
-        minimize(lambda: 0.0, [1.0], GLD(), workers=threads)
-    result = minimize(lambda: 0.0, [1.0], GLD(), on_error="fail", maxfev=50)
+        minimize(lambda: 0.0, [1.0], AdaptiveGLD(), workers=threads)
+    result = minimize(lambda: 0.0, [1.0], AdaptiveGLD(), on_error="fail", maxfev=50)
     assert result.status == Status.NO_FINITE_VALUE
     assert result.n_failed == 50
     with pytest.raises(InvalidValueError, match="on_error must be one of"):

@@ -55,16 +55,16 @@ def test_new_points_are_orthogonal_to_reused_ones():
     state = solver.init(np.zeros(5), rng=0)
     for _ in range(2):
         candidates = solver.ask(state)
-        if len(state.memory["points"]) == 0:
+        if len(state.inner.displacements) == 0:
             solver.tell(state, candidates, quadratic(candidates))
     assert len(candidates) == 3
     rows = candidates[1:] - candidates[0]
-    np.testing.assert_allclose(rows @ state.memory["known"].T, 0, atol=1e-12)
+    np.testing.assert_allclose(rows @ state.inner.reused.T, 0, atol=1e-12)
 
 
 def test_radius_zero_reuses_nothing():
     state = plain_steps(LIZO(learning_rate=0.1, n_samples=4, reuse_radius=0), drifting, 3)
-    assert len(state.memory["points"]) == 0
+    assert len(state.inner.displacements) == 0
 
 
 def test_a_batch_of_failures_moves_nothing_and_is_not_reused():
@@ -77,7 +77,7 @@ def test_a_batch_of_failures_moves_nothing_and_is_not_reused():
         np.testing.assert_array_equal(state.x, x)
         assert float(state.metrics["gradient_norm"]) == 0
     candidates = solver.ask(state)
-    assert np.all(np.linalg.norm(state.memory["known"], axis=1) > 0)
+    assert np.all(np.linalg.norm(state.inner.reused, axis=1) > 0)
     solver.tell(state, candidates, drifting(candidates, 9))
     assert np.all(np.isfinite(state.x))
     assert np.any(state.x != x)
@@ -132,7 +132,7 @@ def test_the_memory_is_bounded():
     for _ in range(20):
         candidates = solver.ask(state)
         solver.tell(state, candidates, (candidates**2).sum(-1))
-        assert len(state.memory["points"]) <= 7
+        assert len(state.inner.displacements) <= 7
     assert solver.capacity(10**6) == 0
     assert LIZO().capacity(10) == 20
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from zoopt_nas.solvers.bfgs import BFGS
 
 from zoopt_nas import Box, minimize
-from zoopt_nas.solvers.bfgs import BFGS
 
 
 # Per coordinate: the least value is at 0.4 of the width of the box, or beyond its upper bound.

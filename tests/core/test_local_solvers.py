@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 from scipy import optimize
+from zoopt_nas.solvers.bfgs import BFGS
 
 from zoopt_nas import Box, InvalidValueError, SolverState, minimize
 from zoopt_nas.problems import rosenbrock, sphere
-from zoopt_nas.solvers.bfgs import BFGS
 from zoopt_nas.solvers.nelder_mead import NelderMead
 from zoopt_nas.testing import SolverConformance
 

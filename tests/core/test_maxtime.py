@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, MGS, SOLVERS, Status, minimize
+from zoopt_nas import MGS, SOLVERS, AdaptiveGLD, AdaptiveMGS, Status, minimize
 from zoopt_nas.problems import sphere
 
 
@@ -43,8 +43,11 @@ def test_no_call_starts_after_the_end(name, maxtime, n, clock):
 
 
 def test_other_limits_come_first(clock):
-    assert minimize(clock, [1.0, 2.0], "gld", maxtime=100.0, maxiter=3).status == Status.MAXITER
-    first = minimize(clock, [1.0, 2.0], MGS(), maxtime=100.0, maxfev=1)
+    assert (
+        minimize(clock, [1.0, 2.0], "adaptive_gld", maxtime=100.0, maxiter=3).status
+        == Status.MAXITER
+    )
+    first = minimize(clock, [1.0, 2.0], AdaptiveMGS(), maxtime=100.0, maxfev=1)
     assert (first.status, first.nfev) == (Status.MAXFEV, 1)
 
 
@@ -55,17 +58,17 @@ def test_a_target_in_the_batch_that_is_cut_is_reached(clock):
 
 
 def test_the_calls_of_one_point_can_be_cut(clock):
-    result = minimize(clock, np.ones(3), "gld", maxtime=5.0, n_reevaluations=3, rng=0)
+    result = minimize(clock, np.ones(3), "adaptive_gld", maxtime=5.0, n_reevaluations=3, rng=0)
     # A noisy run keeps a tenth of its time; what is left is too short to measure anything again.
     assert result.nfev == clock.n_calls == 5
     assert result.status == Status.MAXTIME
 
 
 def test_a_noisy_run_ends_with_its_measurements_in_time(clock):
-    result = minimize(clock, np.ones(3), "gld", maxtime=400.0, noisy=True, rng=0)
+    result = minimize(clock, np.ones(3), "adaptive_gld", maxtime=400.0, noisy=True, rng=0)
     assert 390 <= clock.n_calls <= 400
     assert clock.n_calls == result.nfev
-    searched = minimize(clock, np.ones(3), "gld", maxfev=360, rng=0)
+    searched = minimize(clock, np.ones(3), "adaptive_gld", maxfev=360, rng=0)
     assert result.fun == pytest.approx(float((result.x**2).sum()))
     assert result.fun < 10 * searched.fun + 1e-3
 
@@ -88,7 +91,7 @@ def test_a_batch_that_is_cut_keeps_its_seeds(clock, tmp_path):
     def fun(x, eval_seed):
         return clock(x) + eval_seed % 1000
 
-    run = {"x0": np.ones(5), "method": GLD(n_directions=8), "rng": 0, "history": True}
+    run = {"x0": np.ones(5), "method": AdaptiveGLD(n_directions=8), "rng": 0, "history": True}
     whole = minimize(fun, **run, maxiter=3)
     cut = minimize(fun, **run, maxtime=3.0, checkpoint=tmp_path / "run")
     assert cut.nfev == 3
@@ -101,11 +104,19 @@ def test_a_vectorized_batch_is_one_call(clock):
         clock(points[0])
         return (points**2).sum(1)
 
-    result = minimize(fun, np.ones(20), MGS(n_samples=8), maxtime=0.5, vectorized=True, rng=0)
+    result = minimize(
+        fun, np.ones(20), AdaptiveMGS(n_samples=8), maxtime=0.5, vectorized=True, rng=0
+    )
     assert (clock.n_calls, result.nfev, result.nit) == (1, 8, 1)
     clock.n_calls = 0
     result = minimize(
-        fun, np.ones(20), MGS(n_samples=8), maxtime=1.5, vectorized=True, n_reevaluations=3, rng=0
+        fun,
+        np.ones(20),
+        AdaptiveMGS(n_samples=8),
+        maxtime=1.5,
+        vectorized=True,
+        n_reevaluations=3,
+        rng=0,
     )
     assert (clock.n_calls, result.nfev) == (2, 16)
 
@@ -126,7 +137,7 @@ class AtOnce(Executor):
 
 @pytest.mark.parametrize(("n_workers", "n_calls"), [(1, 3), (2, 4), (4, 4)])
 def test_an_executor_starts_no_call_after_the_end(clock, n_workers, n_calls):
-    solver = MGS(n_samples=20)
+    solver = AdaptiveMGS(n_samples=20)
     result = minimize(clock, np.ones(20), solver, maxtime=2.5, workers=AtOnce(n_workers), rng=0)
     assert result.nfev == clock.n_calls == n_calls
     assert (result.status, result.nit) == (Status.MAXTIME, 0)
@@ -147,7 +158,9 @@ def test_calls_in_the_queue_of_an_executor_are_taken_back():
         hidden.submit = executor.submit
         release = threading.Timer(0.5, may_end.set)
         release.start()
-        result = minimize(fun, np.ones(20), MGS(n_samples=20), maxtime=0.1, workers=hidden, rng=0)
+        result = minimize(
+            fun, np.ones(20), AdaptiveMGS(n_samples=20), maxtime=0.1, workers=hidden, rng=0
+        )
     assert len(calls) == result.nfev == 1
     assert result.status == Status.MAXTIME
 
@@ -158,10 +171,10 @@ def sleeps(x):
 
 
 def test_processes_start_no_call_after_the_end():
-    result = minimize(sleeps, np.ones(40), MGS(n_samples=40), maxtime=0.1, workers=2, rng=0)
+    result = minimize(sleeps, np.ones(40), AdaptiveMGS(n_samples=40), maxtime=0.1, workers=2, rng=0)
     assert result.nfev == 2  # those that ran
     assert result.status == Status.MAXTIME
 
 
 def test_without_maxtime_nothing_is_cut():
-    assert minimize(sphere(3), np.ones(3), "gld", maxfev=50, rng=0).nfev == 50
+    assert minimize(sphere(3), np.ones(3), "adaptive_gld", maxfev=50, rng=0).nfev == 50

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from scipy.optimize import OptimizeResult
 
 import zoopt_nas
-from zoopt_nas import GLD, MGS, RS, SOLVERS, InvalidValueError, Status, UnknownNameError, minimize
+from zoopt_nas import (
+    GLD,
+    RS,
+    SOLVERS,
+    AdaptiveGLD,
+    AdaptiveMGS,
+    InvalidValueError,
+    QuasiNewton,
+    Status,
+    UnknownNameError,
+    minimize,
+)
 from zoopt_nas.problems import PROBLEMS, Drifting, Noisy, sphere
 
 BOWL = sphere(2)
@@ -46,7 +57,9 @@ def test_the_result_has_every_field(method):
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
-    method=st.sampled_from([RS(), RS(estimator="one_point"), MGS(), GLD(), SEARCH]),
+    method=st.sampled_from(
+        [QuasiNewton(), RS(estimator="one_point"), AdaptiveMGS(), AdaptiveGLD(), SEARCH]
+    ),
     maxfev=st.integers(1, 100),
     vectorized=st.booleans(),
     seed=st.integers(0, 1000),
@@ -202,10 +215,14 @@ def test_an_exception_of_the_callback_propagates_too():
 
 
 def test_options_are_fields_of_the_solver():
-    by_name = minimize(BOWL, [1.0, -2.0], "gld", maxfev=90, rng=0, options={"max_radius": 0.2})
-    by_hand = minimize(BOWL, [1.0, -2.0], GLD(max_radius=0.2), maxfev=90, rng=0)
-    changed = minimize(BOWL, [1.0, -2.0], GLD(), maxfev=90, rng=0, options={"max_radius": 0.2})
-    default = minimize(BOWL, [1.0, -2.0], "gld", maxfev=90, rng=0)
+    by_name = minimize(
+        BOWL, [1.0, -2.0], "adaptive_gld", maxfev=90, rng=0, options={"max_radius": 0.2}
+    )
+    by_hand = minimize(BOWL, [1.0, -2.0], AdaptiveGLD(max_radius=0.2), maxfev=90, rng=0)
+    changed = minimize(
+        BOWL, [1.0, -2.0], AdaptiveGLD(), maxfev=90, rng=0, options={"max_radius": 0.2}
+    )
+    default = minimize(BOWL, [1.0, -2.0], "adaptive_gld", maxfev=90, rng=0)
     assert by_name.fun == by_hand.fun == changed.fun != default.fun
 
 
@@ -219,7 +236,7 @@ def test_options_are_fields_of_the_solver():
             "unknown option of gld 'max_radus'; did you mean 'max_radius'?",
         ),
         (
-            {"method": MGS(), "options": {"sigm": 1.0}},
+            {"method": AdaptiveMGS(), "options": {"sigm": 1.0}},
             UnknownNameError,
             "unknown option of mgs 'sigm'; did you mean 'sigma'?",
         ),

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, RS, InvalidValueError, minimize
+from zoopt_nas import GLD, AdaptiveGLD, InvalidValueError, QuasiNewton, minimize
 from zoopt_nas._calls import takes_seed
 from zoopt_nas.objective import Objective
 
@@ -111,7 +111,7 @@ def test_a_noisy_run_keeps_its_budget(maxfev):
         calls.append(x)
         return float((x**2).sum())
 
-    result = minimize(fun, [1.0, 2.0], RS(), noisy=True, maxfev=maxfev, rng=0)
+    result = minimize(fun, [1.0, 2.0], QuasiNewton(), noisy=True, maxfev=maxfev, rng=0)
     # The end spends what divides evenly among the five finalists.
     assert maxfev - 5 < result.nfev == len(calls) <= maxfev
 
@@ -123,9 +123,9 @@ def test_the_recommendation_is_not_the_luckiest_point():
     def fun(x):
         return float((x**2).sum() + noise.standard_normal())
 
-    naive = minimize(fun, [3.0, 3.0], GLD(), maxfev=2000, rng=0)
+    naive = minimize(fun, [3.0, 3.0], AdaptiveGLD(), maxfev=2000, rng=0)
     assert naive.fun < -2  # the luckiest of 2000: reported as if it were true
-    result = minimize(fun, [3.0, 3.0], GLD(), maxfev=2000, rng=0, noisy=True)
+    result = minimize(fun, [3.0, 3.0], AdaptiveGLD(), maxfev=2000, rng=0, noisy=True)
     truth = float((result.x**2).sum())
     # The mean of 30 values: a standard error of 0.18, and the best of 5 of them is a little lucky.
     assert abs(result.fun - truth) < 4 * 0.18
@@ -142,7 +142,10 @@ def test_common_random_numbers_find_what_independent_noise_hides():
     for name, fun in (("common", seeded), ("independent", independent)):
         ends[name] = [
             float(
-                (minimize(fun, [1.0, -1.0], GLD(), maxfev=600, rng=seed, noisy=True).x ** 2).sum()
+                (
+                    minimize(fun, [1.0, -1.0], AdaptiveGLD(), maxfev=600, rng=seed, noisy=True).x
+                    ** 2
+                ).sum()
             )
             for seed in range(5)
         ]
@@ -151,9 +154,11 @@ def test_common_random_numbers_find_what_independent_noise_hides():
 
 def test_seeds_do_not_depend_on_the_workers():
     with ThreadPoolExecutor(3) as threads:
-        side_by_side = minimize(seeded, [1.0, -1.0], GLD(), maxfev=200, rng=0, workers=threads)
-    alone = minimize(seeded, [1.0, -1.0], GLD(), maxfev=200, rng=0)
-    batched = minimize(seeded_batch, [1.0, -1.0], GLD(), maxfev=200, rng=0, vectorized=True)
+        side_by_side = minimize(
+            seeded, [1.0, -1.0], AdaptiveGLD(), maxfev=200, rng=0, workers=threads
+        )
+    alone = minimize(seeded, [1.0, -1.0], AdaptiveGLD(), maxfev=200, rng=0)
+    batched = minimize(seeded_batch, [1.0, -1.0], AdaptiveGLD(), maxfev=200, rng=0, vectorized=True)
     np.testing.assert_array_equal(side_by_side.x, alone.x)
     np.testing.assert_array_equal(batched.x, alone.x)
     assert side_by_side.fun == alone.fun
@@ -161,7 +166,7 @@ def test_seeds_do_not_depend_on_the_workers():
 
 def test_a_killed_noisy_run_continues_bitwise(tmp_path):
     path = tmp_path / "run.npz"
-    whole = minimize(seeded, [1.0, -1.0], GLD(), maxfev=400, rng=0, n_reevaluations=2)
+    whole = minimize(seeded, [1.0, -1.0], AdaptiveGLD(), maxfev=400, rng=0, n_reevaluations=2)
 
     class KilledError(Exception):
         pass
@@ -173,8 +178,8 @@ def test_a_killed_noisy_run_continues_bitwise(tmp_path):
     arguments = {"maxfev": 400, "rng": 0, "n_reevaluations": 2}
     arguments |= {"checkpoint": path, "checkpoint_every": 0}
     with pytest.raises(KilledError):
-        minimize(seeded, [1.0, -1.0], GLD(), callback=kill, **arguments)
-    resumed = minimize(seeded, [1.0, -1.0], GLD(), **arguments)
+        minimize(seeded, [1.0, -1.0], AdaptiveGLD(), callback=kill, **arguments)
+    resumed = minimize(seeded, [1.0, -1.0], AdaptiveGLD(), **arguments)
     np.testing.assert_array_equal(resumed.x, whole.x)
     assert (resumed.fun, resumed.nfev) == (whole.fun, whole.nfev)
 
@@ -211,7 +216,7 @@ def test_noise_that_the_solver_finds_is_measured_anew_at_the_end(tmp_path):
     assert result.fun == pytest.approx(finals.min())
     assert result.fun_iterate == pytest.approx(finals[0])
     assert result.fun > min(seen)
-    plain = minimize(fun, [1.0, 1.0], GLD(), maxfev=400, rng=0)
+    plain = minimize(fun, [1.0, 1.0], AdaptiveGLD(), maxfev=400, rng=0)
     assert plain.fun == min(seen[-400:])
 
 

@@ -206,8 +206,8 @@ def test_a_death_between_two_batches_costs_nothing():
 
 def test_a_death_in_a_pool_of_the_caller_costs_its_candidate_only():
     with ProcessPoolExecutor(2) as executor, pytest.warns(RuntimeWarning, match="2 new ones go on"):
-        result = minimize(dies_left, X0, "gld", maxfev=40, rng=0, workers=executor)
-    equal(result, minimize(nan_left, X0, "gld", maxfev=40, rng=0))
+        result = minimize(dies_left, X0, "adaptive_gld", maxfev=40, rng=0, workers=executor)
+    equal(result, minimize(nan_left, X0, "adaptive_gld", maxfev=40, rng=0))
     assert result.n_failed > 0
 
 
@@ -230,11 +230,11 @@ def test_an_initializer_that_fails_ends_the_run():
 
 
 def test_a_run_goes_on_after_deaths():
-    result = minimize(dies_left, X0, "gld", maxfev=40, rng=0, workers=2)
+    result = minimize(dies_left, X0, "adaptive_gld", maxfev=40, rng=0, workers=2)
     assert result.nfev == 40
     assert result.n_failed > 0
     assert result.fun < bowl(np.array(X0))
-    equal(result, minimize(nan_left, X0, "gld", maxfev=40, rng=0))
+    equal(result, minimize(nan_left, X0, "adaptive_gld", maxfev=40, rng=0))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

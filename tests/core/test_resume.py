@@ -11,10 +11,26 @@ import time
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, MGS, RS, Box, InvalidValueError, RunError, Status, minimize, save_state
+from zoopt_nas import (
+    AdaptiveGLD,
+    AdaptiveMGS,
+    Box,
+    InvalidValueError,
+    QuasiNewton,
+    RunError,
+    Status,
+    minimize,
+    save_state,
+)
 from zoopt_nas.checkpoint import Checkpoint
 
-SOLVERS = [RS(), RS(orthogonal=True, n_samples=3), MGS(), GLD(), GLD(deterministic=True)]
+SOLVERS = [
+    QuasiNewton(),
+    RS(orthogonal=True, n_samples=3),
+    AdaptiveMGS(),
+    AdaptiveGLD(),
+    AdaptiveGLD(deterministic=True),
+]
 X0 = np.array([1.0, -2.0, 0.5])
 
 # A run of 400 evaluations, of which some fail; argv: the checkpoint (or "") and the pace.
@@ -144,7 +160,7 @@ def test_a_finished_run_is_not_repeated_but_may_be_extended(tmp_path):
     equal(run(kill_after(0), maxiter=5), first)
     longer = run(bowl, maxiter=9)
     assert longer.nit == 9
-    equal(longer, minimize(bowl, X0, "gld", rng=0, maxiter=9))
+    equal(longer, minimize(bowl, X0, "adaptive_gld", rng=0, maxiter=9))
     reached = run(bowl, maxiter=99, target=longer.fun / 2)
     assert reached.status == Status.TARGET_REACHED
     equal(run(kill_after(0), maxiter=99, target=reached.fun), reached)
@@ -240,7 +256,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path, content):
     path = tmp_path / "run.npz"
     run = functools.partial(minimize, bowl, X0, rng=0, maxiter=2, checkpoint=path)
     if content == "state":
-        save_state(path, GLD(), GLD().init(X0))
+        save_state(path, AdaptiveGLD(), AdaptiveGLD().init(X0))
         message = "has format 'zoopt_nas.state.v1', expected 'zoopt_nas.run.v1'"
     else:
         if content == "truncated":

@@ -11,7 +11,10 @@ from zoopt_nas import (
     MGS,
     RS,
     SOLVERS,
+    AdaptiveGLD,
+    AdaptiveMGS,
     InvalidValueError,
+    QuasiNewton,
     Solver,
     UnknownNameError,
     minimize,
@@ -53,7 +56,7 @@ def test_minimal_solver_is_a_method_of_minimize():
 
 @pytest.mark.parametrize("x0", [[1, 2], (1.0, 2.0), np.array([1, 2]), np.array([1.0, 2.0], "f4")])
 def test_x0_becomes_floating(x0):
-    x = RS().init(x0).x
+    x = QuasiNewton().init(x0).x
     expected = np.float32 if getattr(x0, "dtype", None) == np.float32 else np.float64
     assert x.dtype == expected
     np.testing.assert_array_equal(x, [1, 2])
@@ -62,10 +65,10 @@ def test_x0_becomes_floating(x0):
 def test_torch_x0_keeps_dtype_and_drops_the_graph():
     torch = pytest.importorskip("torch")
     x0 = torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True)
-    x = RS().init(x0).x
+    x = QuasiNewton().init(x0).x
     assert x.dtype == torch.bfloat16
     assert not x.requires_grad
-    assert RS().init(torch.tensor([1, 2])).x.dtype == torch.float64
+    assert QuasiNewton().init(torch.tensor([1, 2])).x.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_torch_x0_keeps_dtype_and_drops_the_graph():
 )
 def test_bad_x0_is_refused(x0, message):
     with pytest.raises(InvalidValueError, match=message):
-        RS().init(x0)
+        QuasiNewton().init(x0)
 
 
 def test_bad_torch_x0_is_refused():
@@ -95,13 +98,13 @@ def test_bad_torch_x0_is_refused():
         (torch.tensor([torch.inf]), "x0 must be finite"),
     ]:
         with pytest.raises(InvalidValueError, match=message):
-            RS().init(x0)
+            QuasiNewton().init(x0)
 
 
 @pytest.mark.parametrize("rng", [-1, 1.5, True, "0", np.random.SeedSequence(1)])
 def test_bad_rng_is_refused(rng):
     with pytest.raises(InvalidValueError, match="rng must be None, a non-negative integer or a"):
-        RS().init([1.0], rng=rng)
+        QuasiNewton().init([1.0], rng=rng)
 
 
 def test_rng_forms():
@@ -120,11 +123,13 @@ def test_torch_rng_forms():
     torch = pytest.importorskip("torch")
     x0 = torch.ones(3)
     own = torch.Generator().manual_seed(3)
-    assert RS().init(x0, rng=own).rng is own
-    seeded = [RS().ask(RS().init(x0, rng=np.random.default_rng(5))) for _ in range(2)]
+    assert QuasiNewton().init(x0, rng=own).rng is own
+    seeded = [
+        QuasiNewton().ask(QuasiNewton().init(x0, rng=np.random.default_rng(5))) for _ in range(2)
+    ]
     assert torch.equal(*seeded)
     with pytest.raises(InvalidValueError, match="rng must be None"):
-        RS().init([1.0], rng=own)  # a torch generator beside NumPy
+        QuasiNewton().init([1.0], rng=own)  # a torch generator beside NumPy
 
 
 @pytest.mark.parametrize(
@@ -146,7 +151,7 @@ def test_bad_tell_is_refused_and_changes_nothing(namespace, candidates, values, 
     x0 = np.ones(2)
     if namespace == "torch":
         x0 = pytest.importorskip("torch").tensor(x0)
-    solver = RS(n_samples=4)
+    solver = QuasiNewton(n_samples=4)
     state = solver.init(x0, rng=0)
     pending = solver.ask(state)
     with pytest.raises(InvalidValueError, match=message):
@@ -156,7 +161,7 @@ def test_bad_tell_is_refused_and_changes_nothing(namespace, candidates, values, 
 
 
 def test_ask_again_replaces_the_pending_batch():
-    solver = RS()
+    solver = QuasiNewton()
     state = solver.init([1.0, 2.0], rng=0)
     first, second = solver.ask(state), solver.ask(state)
     assert state.pending is second
@@ -164,11 +169,11 @@ def test_ask_again_replaces_the_pending_batch():
 
 
 def test_guide_is_checked():
-    state = MGS().init([1.0, 2.0], rng=0)
+    state = AdaptiveMGS().init([1.0, 2.0], rng=0)
     with pytest.raises(InvalidValueError, match=r"guide must have shape \(2,\), got \(3,\)"):
-        MGS().ask(state, guide=[1.0, 2.0, 3.0])
+        AdaptiveMGS().ask(state, guide=[1.0, 2.0, 3.0])
     with pytest.raises(InvalidValueError, match="guide must be None for gld, which takes none"):
-        GLD().ask(GLD().init([1.0, 2.0]), guide=[0.0, 0.0])
+        AdaptiveGLD().ask(AdaptiveGLD().init([1.0, 2.0]), guide=[0.0, 0.0])
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -197,7 +202,7 @@ def test_with_n_samples_needs_the_field():
 
 
 def test_scaled_without_annealed_fields_changes_nothing():
-    assert GLD().scaled(0.5) == GLD()
+    assert AdaptiveGLD().scaled(0.5) == AdaptiveGLD()
 
 
 def test_registry_lists_its_own_first_and_suggests():

@@ -19,7 +19,7 @@ def first_point(x0, bounds, **keywords):
         seen.append(x)
         return float((x**2).sum())
 
-    minimize(fun, x0, "gld", bounds=bounds, maxfev=1, rng=0, **keywords)
+    minimize(fun, x0, "adaptive_gld", bounds=bounds, maxfev=1, rng=0, **keywords)
     return seen[0]
 
 

@@ -73,7 +73,7 @@ NO_NUMBERS = {
 def test_a_real_number_in_any_form(name):
     returned, number = NUMBERS[name]
     assert as_float("x", returned) == number
-    result = minimize(lambda x: returned, [1.0, 2.0], "gld", maxfev=5, rng=0)
+    result = minimize(lambda x: returned, [1.0, 2.0], "adaptive_gld", maxfev=5, rng=0)
     assert (result.fun, result.n_failed) == (number, 0)
 
 
@@ -86,7 +86,7 @@ def test_no_finite_number_has_failed(name):
         lambda x: float((x**2).sum()) if x[0] > 0.9 else math.nan, [1.0, 2.0], "gld", maxfev=80,
         rng=0,
     )  # fmt: skip
-    result = minimize(fun, [1.0, 2.0], "gld", maxfev=80, rng=0)
+    result = minimize(fun, [1.0, 2.0], "adaptive_gld", maxfev=80, rng=0)
     assert result.n_failed == expected.n_failed > 0
     assert result.fun == expected.fun
     np.testing.assert_array_equal(result.x, expected.x)

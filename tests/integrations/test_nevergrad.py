@@ -12,7 +12,15 @@ import pytest
 from nevergrad.common import errors as ng_errors
 
 import zoopt_nas.integrations.nevergrad as integration
-from zoopt_nas import GLD, MGS, RS, InvalidValueError, MissingDependencyError, UnknownNameError
+from zoopt_nas import (
+    GLD,
+    MGS,
+    RS,
+    AdaptiveGLD,
+    InvalidValueError,
+    MissingDependencyError,
+    UnknownNameError,
+)
 from zoopt_nas import SOLVERS as REGISTERED
 from zoopt_nas.integrations.nevergrad import ZooptOptimizer
 
@@ -197,7 +205,7 @@ def test_a_run_can_be_saved_at_any_point(solver, n_told, tmp_path):
 def test_a_configured_optimizer_can_be_pickled():
     configured = pickle.loads(pickle.dumps(ZooptOptimizer("gld", max_radius=0.5)))  # noqa: S301
     assert configured == ZooptOptimizer("gld", max_radius=0.5)
-    assert configured(2, 100)._solver == GLD(max_radius=0.5)
+    assert configured(2, 100)._solver == AdaptiveGLD(max_radius=0.5)
 
 
 def test_parameters_of_other_kinds():

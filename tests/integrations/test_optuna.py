@@ -19,15 +19,7 @@ from optuna.testing.pytest_samplers import (
     SingleOnlySamplerTestCase,
 )
 
-from zoopt_nas import (
-    GLD,
-    MGS,
-    RS,
-    Box,
-    InvalidValueError,
-    MissingDependencyError,
-    UnknownNameError,
-)
+from zoopt_nas import GLD, MGS, RS, Box, InvalidValueError, MissingDependencyError, UnknownNameError
 from zoopt_nas.integrations.optuna import ZooptSampler
 
 # The paper's forms, whose options are all in units of a quarter of the range.

@@ -1,7 +1,7 @@
 """The solvers as nevergrad optimizers: importing this module registers them.
 
-``nevergrad.optimizers.registry`` then has ``ZooptRS``, ``ZooptMGS`` and ``ZooptGLD``, and
-`ZooptOptimizer` makes an optimizer with other options.
+``nevergrad.optimizers.registry`` then has ``ZooptRS``, ``ZooptQuasiNewton`` and so on, "Zoopt" with
+the class of each solver of the package, and `ZooptOptimizer` makes an optimizer with other options.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from zoopt_nas.errors import MissingDependencyError
 from zoopt_nas.integrations.spares import is_overdue, spare
-from zoopt_nas.solvers import Solver, SolverState, make_solver
+from zoopt_nas.solvers import KINDS, Solver, SolverState, make_solver
 from zoopt_nas.solvers.base import Task
 
 try:
@@ -52,7 +52,7 @@ class _SolverOptimizer(base.Optimizer):  # type: ignore[misc]
         budget: int | None = None,
         num_workers: int = 1,
         *,
-        method: str | Solver = "gld",
+        method: str | Solver = "adaptive_gld",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(parametrization, budget=budget, num_workers=num_workers)
@@ -142,7 +142,7 @@ class ZooptOptimizer(base.ConfiguredOptimizer):  # type: ignore[misc]
     """A solver of the package as a nevergrad optimizer, with options.
 
     Example:
-        >>> optimizer = ZooptOptimizer(method="gld", max_radius=0.5)(parametrization=2, budget=300)
+        >>> optimizer = ZooptOptimizer(max_radius=0.5)(parametrization=2, budget=300)
         >>> recommendation = optimizer.minimize(lambda x: float(((x - 0.3) ** 2).sum()))
         >>> bool(abs(recommendation.value - 0.3).max() < 0.1)
         True
@@ -157,15 +157,15 @@ class ZooptOptimizer(base.ConfiguredOptimizer):  # type: ignore[misc]
         UnknownNameError: no such solver or field; the message suggests the nearest.
     """
 
-    def __init__(self, method: str | Solver = "gld", **options: Any) -> None:
+    def __init__(self, method: str | Solver = "adaptive_gld", **options: Any) -> None:
         super().__init__(_SolverOptimizer, {"method": method, "options": options})
 
 
 def _register() -> None:
-    for method in ("rs", "mgs", "gld"):
-        name = f"Zoopt{method.upper()}"
+    for kind in KINDS:
+        name = f"Zoopt{kind.__name__}"
         base.registry.unregister(name)  # nevergrad refuses a name twice, as in a reload
-        ZooptOptimizer(method).set_name(name, register=True)
+        ZooptOptimizer(kind.name).set_name(name, register=True)
 
 
 _register()

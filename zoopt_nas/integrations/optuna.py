@@ -85,7 +85,7 @@ class ZooptSampler(BaseSampler):
 
     def __init__(
         self,
-        method: str | Solver = "gld",
+        method: str | Solver = "adaptive_gld",
         *,
         x0: Mapping[str, Any] | None = None,
         scale: float = 0.25,

@@ -30,12 +30,14 @@ _STOPPED_BY_CALLBACK = 99
 _GIVEN_BY_SCIPY = frozenset({"fun", "x0", "method", "bounds", "callback", "options"})
 
 
-def scipy_method(method: str | Solver = "gld", **options: Any) -> Callable[..., OptimizeResult]:
+def scipy_method(
+    method: str | Solver = "adaptive_gld", **options: Any
+) -> Callable[..., OptimizeResult]:
     """Returns a solver as a ``method`` of ``scipy.optimize.minimize``.
 
     Example:
         >>> import scipy.optimize, zoopt_nas
-        >>> method = zoopt_nas.scipy_method("gld")
+        >>> method = zoopt_nas.scipy_method("adaptive_gld")
         >>> options = {"maxfev": 500, "rng": 0}
         >>> fun = lambda x: (x**2).sum()
         >>> result = scipy.optimize.minimize(fun, [1.0, -2.0], method=method, options=options)

@@ -114,6 +114,6 @@ def _n_samples(config: SearchConfig) -> int | None:
         return None
     solver = make_solver(config.algo, options)
     if isinstance(solver, GLD):
-        return solver.n_directions if solver.schedule == "adaptive" else len(solver.radii(1))
-    n: int | None = getattr(solver, "n_samples", None)
+        return len(solver.radii(1))
+    n: int | None = getattr(solver, "n_directions", getattr(solver, "n_samples", None))
     return n

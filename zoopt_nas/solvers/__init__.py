@@ -8,27 +8,36 @@ from typing import Any
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.registry import Registry
+from zoopt_nas.solvers.adaptive_gld import AdaptiveGLD
+from zoopt_nas.solvers.adaptive_mgs import AdaptiveMGS
 from zoopt_nas.solvers.auto import Auto
 from zoopt_nas.solvers.base import Solver, SolverState, Task
-from zoopt_nas.solvers.bfgs import BFGS
 from zoopt_nas.solvers.cma import CMA
 from zoopt_nas.solvers.gld import GLD
 from zoopt_nas.solvers.lizo import LIZO
 from zoopt_nas.solvers.mgs import MGS
 from zoopt_nas.solvers.nelder_mead import NelderMead
+from zoopt_nas.solvers.quasi_newton import QuasiNewton
 from zoopt_nas.solvers.rs import RS
 
-_TABLE: dict[str, type[Solver]] = {
-    "rs": RS,
-    "mgs": MGS,
-    "gld": GLD,
-    "lizo": LIZO,
-    "cma": CMA,
-    "nelder_mead": NelderMead,
-    "bfgs": BFGS,
-    "auto": Auto,
-}
-SOLVERS: Registry[type[Solver]] = Registry("solver", _TABLE, group="zoopt_nas.solvers")
+# The table of the solvers, in the order in which they are listed; ``zoopt_nas`` exports them too.
+__all__ = [  # noqa: RUF022
+    "RS",
+    "MGS",
+    "GLD",
+    "LIZO",
+    "QuasiNewton",
+    "AdaptiveGLD",
+    "AdaptiveMGS",
+    "CMA",
+    "NelderMead",
+    "Auto",
+]
+KINDS: list[type[Solver]] = [globals()[name] for name in __all__]
+SOLVERS: Registry[type[Solver]] = Registry(
+    "solver", {kind.name: kind for kind in KINDS}, group="zoopt_nas.solvers"
+)
+__all__ += ["SOLVERS", "Solver", "SolverState", "Task"]
 
 
 def make_solver(method: str | Solver, options: Mapping[str, Any] | None = None) -> Solver:
@@ -51,20 +60,3 @@ def make_solver(method: str | Solver, options: Mapping[str, Any] | None = None) 
         if option not in known:
             raise UnknownNameError(f"option of {kind.name}", option, known)
     return kind(**options) if isinstance(method, str) else dataclasses.replace(method, **options)
-
-
-__all__ = [
-    "BFGS",
-    "CMA",
-    "GLD",
-    "LIZO",
-    "MGS",
-    "RS",
-    "SOLVERS",
-    "Auto",
-    "NelderMead",
-    "Solver",
-    "SolverState",
-    "Task",
-    "make_solver",
-]

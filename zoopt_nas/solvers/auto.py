@@ -8,40 +8,40 @@ from typing import Any, ClassVar, NamedTuple
 
 from zoopt_nas._arrays import Array, array_namespace, copy
 from zoopt_nas._checks import check_bool, check_positive_int
+from zoopt_nas.solvers.adaptive_gld import AdaptiveGLD
+from zoopt_nas.solvers.adaptive_mgs import AdaptiveMGS
 from zoopt_nas.solvers.base import Solver, SolverState, Task
 from zoopt_nas.solvers.cma import CMA
-from zoopt_nas.solvers.descent_state import DescentState
-from zoopt_nas.solvers.gld import GLD
-from zoopt_nas.solvers.mgs import MGS
-from zoopt_nas.solvers.rs import RS
+from zoopt_nas.solvers.engines.descent_state import DescentState
+from zoopt_nas.solvers.quasi_newton import QuasiNewton
 
 
 class Plan(NamedTuple):
-    """The solvers of a run, and for which task.
+    """The solvers of a run, and the reason for them, as it reads in a message.
 
     The first begins. When it has converged, or makes too little progress, the second begins where
     it is, and so on; from then on the turn goes to that which has had the fewest evaluations
     whenever a solver starts anew or is stuck.
     """
 
-    task: str
+    reason: str
     solvers: tuple[Solver, ...]
 
 
 PLANS = (
-    Plan("few dimensions", (RS(), CMA())),
-    Plan("many dimensions", (RS(),)),
-    Plan("a small budget", (GLD(),)),
-    Plan("a small budget", (RS(n_samples=8),)),
-    Plan("noise", (MGS(),)),
-    Plan("a little noise", (RS(), MGS())),
+    Plan("", (QuasiNewton(), CMA())),
+    Plan("", (QuasiNewton(),)),
+    Plan(", small budget", (AdaptiveGLD(),)),
+    Plan(", small budget", (QuasiNewton(n_samples=8),)),
+    Plan(", noisy", (AdaptiveMGS(),)),
+    Plan(", slightly noisy", (QuasiNewton(), AdaptiveMGS())),
 )
 FEW, MANY, SMALL, SMALL_MANY, NOISY, QUIET = range(len(PLANS))
 
 # Up to here a whole gradient and a matrix are cheap.
 MAX_FEW = 100
-# The evaluations for each dimension with which whole gradients pay: up to MAX_FEW dimensions RS
-# needs 2 before its first step, and above it takes steps in subspaces.
+# The evaluations for each dimension with which whole gradients pay: up to MAX_FEW dimensions
+# QuasiNewton needs 2 before its first step, and above it takes steps in subspaces.
 ENOUGH_FEW = 2.5
 ENOUGH_MANY = 1.5
 # Below so many dimensions comparisons serve a small budget better than subspaces.
@@ -127,15 +127,17 @@ class Auto(Solver):
 
     The first rule that applies says which solvers run:
 
-    1. The objective is noisy: ``mgs``. It is if the caller says so, or if rs has found that its
-       start point has two values that differ by more than rounding. If they differ by less than
-       1e-6 of the values around it, ``rs`` goes on and ``mgs`` takes over from it.
+    1. The objective is noisy: ``adaptive_mgs``. It is if the caller says so, or if quasi_newton has
+       found that its start point has two values that differ by more than rounding. If they differ
+       by less than 1e-6 of the values around it, ``quasi_newton`` goes on and ``adaptive_mgs``
+       takes over from it.
     2. There are few evaluations for each dimension, less than 2.5 up to 100 dimensions and less
-       than 1.5 above: ``gld`` below 30 dimensions, and ``rs`` with 8 directions a step.
-    3. There are at most 100 dimensions: ``rs``, and ``cma`` from where it converges or is stuck.
-       From then on the two race: whenever one has converged and starts anew, or is stuck, the turn
-       goes to that which has had fewer evaluations.
-    4. Else: ``rs``.
+       than 1.5 above: ``adaptive_gld`` below 30 dimensions, and ``quasi_newton`` with 8 directions
+       a step.
+    3. There are at most 100 dimensions: ``quasi_newton``, and ``cma`` from where it converges or is
+       stuck. From then on the two race: whenever one has converged and starts anew, or is stuck,
+       the turn goes to that which has had fewer evaluations.
+    4. Else: ``quasi_newton``.
 
     The choice does not depend on the number of workers, so that neither does the run; nor on
     bounds. `minimize` says in its message which solvers ran, and for how many evaluations.
@@ -179,11 +181,15 @@ class Auto(Solver):
         if inner is None:
             return ""
         plan = PLANS[inner.plan]
-        told = zip([arm.n_told for arm in inner.arms], plan.solvers, strict=True)
-        shares = [f"{n} by {solver.name}" for n, solver in told if n]
-        if inner.n_before:
-            shares.insert(0, f"{inner.n_before} to find the noise")
-        return f"auto, for {plan.task}: {', '.join(shares) or 'no'} evaluations."
+        told = [(s, arm.n_told) for s, arm in zip(plan.solvers, inner.arms, strict=True)]
+        names = [solver.name for solver, n in told if n] or [plan.solvers[0].name]
+        counts = [n for _, n in told if n] or [0]
+        dim = state.x.shape[0]
+        task = f"{dim} dimension{'' if dim == 1 else 's'}{plan.reason}"
+        spent = " and ".join(map(str, counts))
+        before = inner.n_before
+        found = f", after {before} to detect the noise" if before else ""
+        return f"auto chose {' and '.join(names)} ({task}): {spent} evaluations{found}."
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         if state.inner is None:  # not before: a warm start may move x

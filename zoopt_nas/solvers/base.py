@@ -3,6 +3,13 @@
 The public ``init``, ``ask`` and ``tell`` check their input once and call ``_init``, ``_ask`` and
 ``_tell``; those three (the first is optional) are all that a new solver writes::
 
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    from array_api_compat import array_namespace
+
+    from zoopt_nas import Solver, sampling
+
     @dataclass(frozen=True)
     class RandomWalk(Solver):
         name: ClassVar[str] = "random_walk"
@@ -37,8 +44,8 @@ from zoopt_nas._arrays import (
     as_point,
     copy,
     device,
-    finite_or,
     finite_values,
+    moved_iterate,
     to_numpy,
 )
 from zoopt_nas._checks import check_positive, check_positive_int
@@ -72,49 +79,37 @@ class Solver(ABC):
     Attributes:
         name: the key in ``SOLVERS``.
         uses_guide: whether ``ask`` takes a ``guide``.
-        annealed: the fields that an outer schedule may shrink; see ``scaled``.
-        lengths: the fields that are lengths in units of x, where they are not None.
+        evaluates_iterate: whether the iterate is always a point that was evaluated: no other
+            evaluation is needed. Such a solver keeps its value, as last measured, in
+            ``state.value``; NaN says that it is not known at the moment.
+        adapts_steps: whether the solver finds the lengths of its steps by itself. Where it is not
+            told in which units to begin, by one of its ``lengths``, `minimize` then gives each
+            coordinate a unit in which a first step of 1 is sensible. And where nothing near the
+            start tells a direction, the base class looks farther away.
+        keeps_bounds: whether all candidates lie within ``state.lower`` and ``state.upper``, where
+            given.
         weighs_candidates: whether each step goes to one of the candidates or to their weighted mean
             and says so in ``state.weights``.
+        annealed: the fields that an outer schedule may shrink; see ``scaled``.
+        lengths: the fields that are lengths in units of x, where they are not None.
         inner_states: the classes of ``state.inner`` and of what it is made of: dataclasses of
             numbers, arrays and each other, and IntEnums. Only these are read from a file.
     """
 
     name: ClassVar[str]
     uses_guide: ClassVar[bool] = False
+    evaluates_iterate: ClassVar[bool] = False
+    adapts_steps: ClassVar[bool] = False
+    keeps_bounds: ClassVar[bool] = False
     weighs_candidates: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
     lengths: ClassVar[tuple[str, ...]] = ()
     inner_states: ClassVar[tuple[type, ...]] = ()
 
     @property
-    def evaluates_iterate(self) -> bool:
-        """Whether the iterate is always a point that was evaluated: no other evaluation is needed.
-
-        Such a solver keeps its value, as last measured, in ``state.value``; NaN says that it is not
-        known at the moment.
-        """
-        return False
-
-    @property
-    def adapts_steps(self) -> bool:
-        """Whether the solver finds the lengths of its steps by itself.
-
-        Where it is not told in which units to begin, by one of its ``lengths``, `minimize` then
-        gives each coordinate a unit in which a first step of 1 is sensible. And where nothing near
-        the start tells a direction, the base class looks farther away.
-        """
-        return False
-
-    @property
     def has_lengths(self) -> bool:
         """Whether one of the ``lengths`` was given."""
         return any(getattr(self, name) is not None for name in self.lengths)
-
-    @property
-    def keeps_bounds(self) -> bool:
-        """Whether all candidates lie within ``state.lower`` and ``state.upper``, where given."""
-        return False
 
     @property
     def antithetic(self) -> bool:
@@ -226,7 +221,8 @@ class Solver(ABC):
             values = finite_values("values", values, state.x, candidates.shape[0])
             state.weights = None
             if state.has_contrast or not self._looks_for_contrast(state, candidates, values):
-                state.x = finite_or(self._tell(state, candidates, values), state.x)
+                x = self._tell(state, candidates, values)
+                state.x = moved_iterate(x, state.x, values)
         state.n_steps += 1
         state.pending = None
         return state
@@ -281,7 +277,6 @@ class Solver(ABC):
         is_better = value < state.first_value or not had_value
         if is_better:
             state.x = copy(candidates[best])
-        state.memory.clear()
         state.value, state.inner = math.nan, None
         self._init(state)
         state.value = value if is_better else state.first_value
@@ -320,9 +315,11 @@ class Solver(ABC):
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         """Returns the new iterate (dim,); ``value``, ``inner`` and ``metrics`` may be written.
 
+        Where every evaluation failed, ``tell`` discards it and keeps ``state.x``.
+
         ``candidates`` is (n, dim) like ``state.x``. ``values`` is (n,), of ``value_dtype``, with
         +inf where the evaluation failed and finite everywhere else. Never write into either, nor
-        into ``state.x``. A returned iterate with a non-finite entry is discarded by ``tell``.
+        into ``state.x``. An iterate with a non-finite entry is discarded too.
 
         With ``weighs_candidates`` it sets ``state.weights`` too: (n,) like ``values``, 0 where the
         evaluation failed.

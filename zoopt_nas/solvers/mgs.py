@@ -1,49 +1,26 @@
 """MGS: maximum-likelihood guided parameter search (ZARTS, section 4.2 and A.3).
 
-The step is the mean of random displacements, weighted by how likely each is under
-p(u) ∝ exp(-[L(x + u) - L(x)] / τ) (Eq. 7), estimated by importance sampling from a proposal q.
-
-With a ``temperature`` this is the paper's form: τ and σ are fixed. Without one, τ follows from the
-values and the proposal N(0, σ² C) from the weighted samples, as in CMA-ES (docs/solvers/mgs.md).
-
 Source: Wang et al., "ZARTS: On Zero-order Optimization for Neural Architecture Search", NeurIPS
-2022, Eq. 7-10, 26, 27; after Welleck and Cho, AAAI 2021, arXiv 2006.03158. The adaptation: Hansen,
-"The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; samples from elsewhere: Hansen,
-"Injecting External Solutions Into CMA-ES", arXiv 1110.4181.
+2022, Eq. 7-10, 26, 27; after Welleck and Cho, AAAI 2021, arXiv 2006.03158.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace, as_like, copy, device, value_dtype
+from zoopt_nas._arrays import Array, array_namespace, copy
 from zoopt_nas._checks import check_choice, check_fraction, check_positive, check_positive_int
-from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.solvers.adaptation import (
-    MAX_FULL_DIM,
-    covariance_rates,
-    growth,
-    log_mixture,
-    mean_norm,
-    path_rates,
-    tempered_weights,
-)
 from zoopt_nas.solvers.base import Solver, SolverState
-from zoopt_nas.solvers.quadratic_model import model_step
 
 WEIGHTINGS = ("exact", "density_free", "fixed_norm")
-# A fit of the model costs as much as all else of a step together: every second batch has one.
-MODEL_PERIOD = 2
-# What a batch in which all values are the same leaves of σ.
-BLANK_SHRINKAGE = 0.5
 
 
 @dataclass(eq=False)
 class MGSState:
-    """What the paper's form of MGS keeps.
+    """What MGS keeps.
 
     Attributes:
         guide: that of the pending batch, (dim,), or None.
@@ -52,85 +29,40 @@ class MGSState:
     guide: Array = None
 
 
-@dataclass(eq=False)
-class AdaptiveMGSState:
-    """What the adaptive form of MGS keeps. Above 64 dimensions C = I, and what is None stays so.
-
-    Attributes:
-        sigma: σ, the size of the proposal.
-        path: the path that tells whether σ grows, (dim,).
-        n_restarts: how many there were.
-        n_local: the steps since the last restart.
-        n_flat: how many batches in a row had the least value ``reference``, up to rounding.
-        reference: that value.
-        guide: where the model says that the next batch should look, (dim,), as a displacement of
-            x; or None.
-        long_path: the path along which C grows, (dim,).
-        covariance: C, (dim, dim).
-        root: its square root, of the last decomposition.
-        inverse_root: the inverse of that.
-        axis_ratio: the longest axis of C by the shortest one.
-        longest_axis: its length.
-        points: the newest points that the model is fitted to, in a ring, (size, dim).
-        values: theirs, (size,).
-        n_points: how many were ever written into the ring.
-        low: the least value on which a whole batch was looked for plateaus, and ...
-        low_x: ... its point, (dim,); None before the first batch.
-    """
-
-    sigma: float
-    path: Array
-    n_restarts: int = 0
-    n_local: int = 0
-    n_flat: int = 0
-    reference: float = math.inf
-    guide: Array = None
-    long_path: Array = None
-    covariance: Array = None
-    root: Array = None
-    inverse_root: Array = None
-    axis_ratio: float = 1.0
-    longest_axis: float = 1.0
-    points: Array = None
-    values: Array = None
-    n_points: int = 0
-    low: float = math.inf
-    low_x: Array = None
-
-
 @dataclass(frozen=True)
 class MGS(Solver):
-    """Maximum-likelihood guided search: x <- x + weighted mean of n_samples displacements.
+    """Maximum-likelihood guided search: x <- x + weighted mean of random displacements u_i.
+
+    A displacement is the better, the more likely it is under the distribution p, which is estimated
+    by importance sampling from a proposal q::
+
+        p(u) ∝ exp(-[f(x + u) - f(x)] / τ)                                               (Eq. 7)
+        x <- x + Σ c_i u_i / Σ c_i,  c_i = exp(-[f(x + u_i) - f(x)] / τ) / q(u_i)       (Eq. 10)
+        q = (1 - λ) N(guide, σ² I) + λ N(0, σ² I)                                       (Eq. 26)
+
+    The guide of ``ask`` is the negative gradient where one is cheap; without one, q is N(0, σ² I).
 
     A failed candidate has weight 0; if all failed, x stays. Each step leaves N_e = 1 / Σ c_i² in
-    ``metrics["n_effective"]`` and N_e / N (Eq. 27) in ``metrics["effective_ratio"]``. The adaptive
-    form leaves ``metrics["temperature"]`` and ``metrics["sigma"]`` too.
+    ``metrics["n_effective"]`` and N_e / N (Eq. 27) in ``metrics["effective_ratio"]``.
 
     Attributes:
-        sigma: σ > 0, the standard deviation of each proposal component, per coordinate. The
-            adaptive form starts with it, about a third of the distance to the optimum. Default: 1,
-            or 0.025 in the paper's form.
-        temperature: None, for the adaptive form; or τ > 0, in units of the objective, for the
-            paper's form. Small, and the best sample takes all.
-        n_samples: N, the evaluations a step. Default: 4 + floor(3 ln dim), as in CMA-ES, up to 64
-            dimensions and 10 above; 4 in the paper's form. More help against noise.
-        ess_target: N_e / N in (0, 1) that the adaptive form keeps by its choice of τ.
-        mixing: λ in [0, 1] of Eq. 26, the probability that a sample is centred at x rather than at
-            x + guide. Paper's form only: the adaptive form has one sample at x + guide and, where
-            N >= 8, one at x + guide / 2.
+        sigma: σ > 0, the standard deviation of each component of q, per coordinate.
+        temperature: τ > 0, in units of the objective. Small, and the best sample takes all.
+        n_samples: N, the evaluations a step.
+        mixing: λ in [0, 1], the probability that a sample is centred at x rather than at x + guide.
+            Without a guide it has no effect.
         weighting: how the displacement u_i is weighted:
 
-            * ``"exact"``: c ∝ exp(-L/τ) / q(u), Eq. 10 as printed. log q varies by sqrt(dim / 2)
+            * ``"exact"``: c ∝ exp(-f / τ) / q(u), Eq. 10 as printed. log q varies by sqrt(dim / 2)
               between samples, so that in more than a few dimensions one sample takes all.
-            * ``"density_free"``: c ∝ exp(-L/τ). What the paper's released code computes in effect:
-              its q is constant in floating point. The only one of the adaptive form.
+            * ``"density_free"``: c ∝ exp(-f / τ). What the paper's released code computes in
+              effect: its q is constant in floating point.
             * ``"fixed_norm"``: the noise is scaled to the norm σ sqrt(dim) and c is as in "exact".
               The density of a sample's own component is then the same for all, and the ratio
               corrects for the mixture alone.
 
-    The guide of ``ask`` is the centre of the first component of Eq. 26: the negative gradient where
-    one is cheap. Without one both components are centred at x in the paper's form; the adaptive
-    form takes the step of a quadratic model of the last values as its guide, in every second batch.
+    The defaults of σ, τ, N and λ are those of the paper's released search script; the default
+    weighting is the best of ``benchmarks/mgs_weightings.py``.
 
     Raises:
         InvalidValueError: a field is out of its range.
@@ -140,69 +72,25 @@ class MGS(Solver):
     uses_guide: ClassVar[bool] = True
     weighs_candidates: ClassVar[bool] = True
     annealed: ClassVar[tuple[str, ...]] = ("sigma",)
-    lengths: ClassVar[tuple[str, ...]] = ("sigma",)
-    inner_states: ClassVar[tuple[type, ...]] = (MGSState, AdaptiveMGSState)
+    inner_states: ClassVar[tuple[type, ...]] = (MGSState,)
 
-    # The paper's form: σ, N and λ are those of the paper's released search script; the weighting is
-    # measured (benchmarks/mgs_weightings.py).
-    sigma: float | None = None
-    temperature: float | None = None
-    n_samples: int | None = None
+    sigma: float = 0.025
+    temperature: float = 0.01
+    n_samples: int = 4
     mixing: float = 1e-3
     weighting: str = "density_free"
-    ess_target: float = 0.35
 
     def __post_init__(self) -> None:
-        if self.sigma is not None:
-            check_positive("sigma", self.sigma)
-        if self.temperature is not None:
-            check_positive("temperature", self.temperature)
-        if self.n_samples is not None:
-            check_positive_int("n_samples", self.n_samples)
+        check_positive("sigma", self.sigma)
+        check_positive("temperature", self.temperature)
+        check_positive_int("n_samples", self.n_samples)
         check_fraction("mixing", self.mixing)
         check_choice("weighting", self.weighting, WEIGHTINGS)
-        if not 0 < check_fraction("ess_target", self.ess_target) < 1:
-            raise InvalidValueError(
-                f"ess_target must be a number in (0, 1), got {self.ess_target!r}"
-            )
-        if self.temperature is None and self.weighting != "density_free":
-            raise InvalidValueError(
-                "weighting must be density_free unless temperature is given, "
-                f"got {self.weighting!r}"
-            )
-
-    def scaled(self, factor: float) -> Self:
-        """Returns a copy whose ``sigma`` is multiplied by ``factor`` > 0.
-
-        The adaptive form uses ``sigma`` as its start alone.
-        """
-        return replace(self, sigma=self._sigma * check_positive("factor", factor))
-
-    @property
-    def adapts_steps(self) -> bool:
-        return self.temperature is None
-
-    @property
-    def _sigma(self) -> float:
-        default = 1.0 if self.temperature is None else 0.025
-        return default if self.sigma is None else self.sigma
-
-    def _n(self, dim: int) -> int:
-        if self.n_samples is not None:
-            return self.n_samples
-        if self.temperature is not None:
-            return 4
-        return 4 + int(3 * math.log(dim)) if dim <= MAX_FULL_DIM else 10
 
     def _init(self, state: SolverState) -> None:
-        if self.temperature is None:
-            self._restart(state)
-        else:
-            state.inner = MGSState()
+        state.inner = MGSState()
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
-        if self.temperature is None:
-            return self._ask_adaptive(state, guide)
         noise = self._noise(state)
         if guide is None:
             state.inner.guide = None
@@ -210,240 +98,67 @@ class MGS(Solver):
         xp = array_namespace(state.x)
         state.inner.guide = copy(guide)  # _tell needs q again
         # A mixture: each sample draws the component that it comes from (Eq. 26).
-        is_centred = sampling.choose(state.rng, self._n(state.x.shape[0]), self.mixing, state.x)
+        is_centred = sampling.choose(state.rng, self.n_samples, self.mixing, state.x)
         centres = xp.where(is_centred[:, None], xp.zeros_like(guide), guide)
         return state.x + (centres + noise)
 
     def _noise(self, state: SolverState) -> Array:
+        """Returns the distances of the displacements from their centres, (n_samples, dim)."""
         if self.weighting == "fixed_norm":
-            norm = self._sigma * math.sqrt(state.x.shape[0])
-            return norm * sampling.sphere(state.rng, self._n(state.x.shape[0]), state.x)
-        return self._sigma * sampling.gaussian(state.rng, self._n(state.x.shape[0]), state.x)
+            norm = self.sigma * math.sqrt(state.x.shape[0])
+            return norm * sampling.sphere(state.rng, self.n_samples, state.x)
+        return self.sigma * sampling.gaussian(state.rng, self.n_samples, state.x)
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
-        if self.temperature is None:
-            return self._tell_adaptive(state, candidates, values)
         xp = array_namespace(state.x)
         steps = candidates - state.x
         weights = self._weights(steps, values, state.inner.guide)
         squares = xp.sum(weights * weights)
         n_effective = xp.sum(weights) / xp.where(squares > 0, squares, 1.0)  # N_e of A.3; or 0
         state.metrics["n_effective"] = n_effective
-        state.metrics["effective_ratio"] = n_effective / values.shape[0]  # Eq. 27
+        state.metrics["effective_ratio"] = n_effective / values.shape[0]  # (Eq. 27)
         state.weights = weights
         return state.x + xp.astype(weights, steps.dtype) @ steps
 
     def _weights(self, steps: Array, values: Array, guide: Array | None) -> Array:
         """Returns (n,) weights that sum to 1, or all 0 if every value is +inf (Eq. 10)."""
         xp = array_namespace(values)
-        # Only differences of values matter, so L(x) of Eq. 10 cancels; the least value in its place
+        # Only differences of values matter, so f(x) of Eq. 10 cancels; the least value in its place
         # keeps the exponent of the best sample at 0 whatever the scale of the objective.
         best = xp.min(values)
         best = xp.where(xp.isfinite(best), best, 0.0)
-        log_c = -(values - best) / self.temperature
+        log_c = -(values - best) / self.temperature  # (Eq. 7)
         if self.weighting != "density_free":
-            log_q = log_mixture(steps, guide, self._sigma, self.mixing)
+            log_q = log_mixture(steps, guide, self.sigma, self.mixing)
             log_c = log_c - xp.astype(log_q, log_c.dtype)
         top = xp.max(log_c)
-        c = xp.exp(log_c - xp.where(xp.isfinite(top), top, 0.0))
+        c = xp.exp(log_c - xp.where(xp.isfinite(top), top, 0.0))  # (Eq. 10)
         total = xp.sum(c)
         return c / xp.where(total > 0, total, 1.0)
 
-    def _restart(self, state: SolverState, n_restarts: int = 0) -> None:
-        """Sets the proposal to N(0, σ² I), with no memory of earlier samples."""
-        xp = array_namespace(state.x)
-        dim = state.x.shape[0]
-        before: AdaptiveMGSState | None = state.inner
-        # Basins may be near each other or far: the spreads take turns.
-        sigma = self._sigma * 2 ** (n_restarts % 4)
-        inner = AdaptiveMGSState(sigma, xp.zeros_like(state.x), n_restarts=n_restarts)
-        state.inner = inner
-        if before is not None:
-            inner.low, inner.low_x = before.low, before.low_x
-        if dim > MAX_FULL_DIM:
-            return
-        size = min(2 * dim + 16, 100)
-        kind = {"dtype": value_dtype(state.x), "device": device(state.x)}
-        inner.path, inner.long_path = xp.zeros(dim, **kind), xp.zeros(dim, **kind)
-        inner.covariance = xp.eye(dim, **kind)
-        inner.root, inner.inverse_root = xp.eye(dim, **kind), xp.eye(dim, **kind)
-        inner.points = xp.zeros((size, dim), **kind)
-        inner.values = xp.full((size,), math.inf, **kind)
 
-    def _ask_adaptive(self, state: SolverState, guide: Array | None) -> Array:
-        xp = array_namespace(state.x)
-        inner: AdaptiveMGSState = state.inner
-        sigma = inner.sigma
-        batch = sampling.gaussian(state.rng, self._n(state.x.shape[0]), state.x)
-        if inner.root is not None:
-            root = inner.root
-            batch = xp.astype(xp.astype(batch, root.dtype, copy=False) @ root, batch.dtype)
-        batch *= sigma
-        batch += state.x
-        if state.n_steps == 0 and batch.shape[0] > 1:
-            batch[0, :] = state.x  # the start is often the best guess that there is
-        if guide is None:
-            guide = inner.guide
-        if guide is not None:
-            guide = xp.astype(guide, batch.dtype, copy=False)
-            batch[-1, :] = state.x + guide
-            if batch.shape[0] >= 8:  # a guide is more often too long than too short
-                batch[-2, :] = state.x + 0.5 * guide
-        return batch
+def log_mixture(steps: Array, guide: Array | None, sigma: float, mixing: float) -> Array:
+    """Returns log q(u) at each row (Eq. 26), up to a constant of both components.
 
-    def _tell_adaptive(self, state: SolverState, candidates: Array, values: Array) -> Array:
-        host = values.tolist()
-        weights, temperature = tempered_weights(host, self.ess_target)
-        total = sum(w * w for w in weights)
-        n_effective = 1 / total if total > 0 else 0.0
-        state.metrics |= {"n_effective": n_effective, "effective_ratio": n_effective / len(host)}
-        if n_effective == 0:
-            return state.x
-        inner: AdaptiveMGSState = state.inner
-        best = min(host)
-        if inner.root is not None and self._is_above(state, candidates, host, best):
-            inner.sigma = BLANK_SHRINKAGE * inner.sigma
-            return copy(inner.low_x)
-        inner.n_local += 1
-        update = self._adapt_full if inner.root is not None else self._adapt_isotropic
-        x = update(state, candidates, weights, n_effective)
-        state.metrics |= {"temperature": temperature, "sigma": inner.sigma}
-        if self._has_converged(state, best):
-            self._restart(state, inner.n_restarts + 1)
-            return x + 2 * state.inner.sigma * sampling.gaussian(state.rng, 1, x)[0]
-        state.weights = as_like("weights", weights, values, (len(host),))
-        if inner.root is not None:
-            self._remember(inner, candidates, values)
-            inner.guide = None
-            if state.n_steps % MODEL_PERIOD == 0:
-                inner.guide = self._model_guide(inner, x)
-        return x
+    Args:
+        steps: (n, dim), the displacements u.
+        guide: (dim,), the centre of the first component; None where both are centred at 0.
+        sigma: the standard deviation of each.
+        mixing: λ, the weight of the second.
+    """
+    centred = -_half_square(steps, sigma)
+    if guide is None:
+        return centred
+    guided = -_half_square(steps - guide, sigma)
+    xp = array_namespace(steps)
+    return xp.logaddexp(guided + _log_weight(1 - mixing), centred + _log_weight(mixing))
 
-    def _is_above(self, state: SolverState, rows: Array, told: list[float], best: float) -> bool:
-        """Whether all rows lie on one plateau, above the lowest point so far; remembers that."""
-        inner: AdaptiveMGSState = state.inner
-        if inner.low_x is None:  # the value of x may be known
-            inner.low = state.value if state.has_value else math.inf
-            inner.low_x = copy(state.x)
-        if best < inner.low:
-            inner.low, inner.low_x = best, copy(rows[told.index(best)])
-        return best > inner.low and all(v in (best, math.inf) for v in told)
 
-    def _adapt_isotropic(
-        self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
-    ) -> Array:
-        """Returns the new iterate, and adapts σ. In place: a vector may be large."""
-        xp = array_namespace(state.x)
-        inner: AdaptiveMGSState = state.inner
-        dim, sigma = state.x.shape[0], inner.sigma
-        rate, damping = path_rates(dim, n_effective)
-        scale = math.sqrt(rate * (2 - rate) * n_effective) / sigma
-        x = xp.asarray(weights, dtype=candidates.dtype, device=device(candidates)) @ candidates
-        x -= state.x
-        x *= scale
-        path = inner.path
-        path *= 1 - rate
-        path += x
-        x /= scale
-        x += state.x
-        inner.sigma = sigma * growth(math.sqrt(float(path @ path)), dim, rate, damping)
-        return x
+def _log_weight(probability: float) -> float:
+    return math.log(probability) if probability > 0 else -math.inf
 
-    def _adapt_full(
-        self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
-    ) -> Array:
-        """Returns the new iterate, and adapts σ and C (Hansen 2016, Eq. 31-37 and 47)."""
-        xp = array_namespace(state.x)
-        inner: AdaptiveMGSState = state.inner
-        C, inverse_root = inner.covariance, inner.inverse_root
-        dim, sigma, n_local = state.x.shape[0], inner.sigma, inner.n_local
-        x = xp.astype(state.x, C.dtype, copy=False)
-        steps = xp.astype(candidates, C.dtype, copy=False) - x
-        steps /= sigma
-        # A guide or a repaired point may be far away: σ and C see no more of it than of a sample
-        # at the edge of the proposal (Hansen 2011).
-        limit = math.sqrt(dim) + 2 * dim / (dim + 2)
-        white = steps @ inverse_root
-        white *= white
-        norms = [math.sqrt(square) for square in white.sum(1).tolist()]
-        shrunk = [limit / norm if norm > limit else 1.0 for norm in norms]
-        c_path, c_one, c_mu = covariance_rates(dim, n_effective)
-        c = xp.asarray(
-            [
-                weights,
-                [w * s for w, s in zip(weights, shrunk, strict=True)],
-                [c_mu * w * s * s for w, s in zip(weights, shrunk, strict=True)],
-            ],
-            dtype=C.dtype,
-            device=device(C),
-        )
-        move, mean = c[:2] @ steps
-        rate, damping = path_rates(dim, n_effective)
-        path = inner.path
-        path *= 1 - rate
-        path += (math.sqrt(rate * (2 - rate) * n_effective) * mean) @ inverse_root
-        norm = math.sqrt(float(path @ path))
-        inner.sigma = sigma * growth(norm, dim, rate, damping)
-        # A long path says that σ grows; C need not grow along it too.
-        settled = 1 - (1 - rate) ** (2 * n_local)
-        moves = norm < (1.4 + 2 / (dim + 1)) * mean_norm(dim) * math.sqrt(settled)
-        long_path = inner.long_path
-        long_path *= 1 - c_path
-        if moves:
-            long_path += math.sqrt(c_path * (2 - c_path) * n_effective) * mean
-        C *= 1 - c_one - c_mu + (0.0 if moves else c_one * c_path * (2 - c_path))
-        C += (c_one * long_path)[:, None] * long_path
-        C += (c[2][:, None] * steps).T @ steps
-        if n_local % max(1, dim // 5) == 0:
-            self._decompose(inner)
-        move *= sigma
-        move += x
-        return xp.astype(move, state.x.dtype, copy=False)
 
-    def _decompose(self, inner: AdaptiveMGSState) -> None:
-        """Brings the roots of C up to date: once in some steps, as they cost dim³."""
-        xp = array_namespace(inner.covariance)
-        squares, axes = xp.linalg.eigh(inner.covariance)
-        lengths = xp.sqrt(xp.where(squares > 1e-30, squares, 1e-30))
-        inner.root = (axes * lengths) @ axes.T
-        inner.inverse_root = (axes / lengths) @ axes.T
-        inner.longest_axis = float(lengths[-1])
-        inner.axis_ratio = inner.longest_axis / float(lengths[0])
-
-    def _has_converged(self, state: SolverState, best: float) -> bool:
-        """Whether σ has left the range in which a step means anything, or values are all alike."""
-        inner: AdaptiveMGSState = state.inner
-        dim, sigma = state.x.shape[0], inner.sigma
-        reference = inner.reference
-        # Both signs, for on a noisy objective it is normal that nothing better comes for long.
-        if reference < math.inf and abs(best - reference) <= 1e-12 * abs(reference):
-            inner.n_flat += 1
-        else:
-            inner.n_flat, inner.reference = 0, best
-        high = inner.longest_axis
-        return (
-            inner.n_flat > 10 + 30 * dim / self._n(dim)
-            or not 1e-11 < sigma * high / self._sigma < 1e11
-            or inner.axis_ratio > 1e7
-        )
-
-    def _remember(self, inner: AdaptiveMGSState, candidates: Array, values: Array) -> None:
-        """Adds the batch to the samples that the model is fitted to, in the place of the oldest."""
-        points = inner.points
-        size = points.shape[0]
-        candidates, values = candidates[-size:], values[-size:]
-        start = inner.n_points % size
-        room, end = size - start, start + values.shape[0]
-        for ring, rows in ((points, candidates), (inner.values, values)):
-            ring[start:end] = rows[:room]
-            if end > size:
-                ring[: end - size] = rows[room:]
-        inner.n_points += values.shape[0]
-
-    def _model_guide(self, inner: AdaptiveMGSState, x: Array) -> Array | None:
-        """Returns the step of the model from x, in an ellipsoid of the size of the proposal."""
-        n, sigma = inner.n_points, inner.sigma
-        white = inner.points[:n] - x
-        white /= sigma
-        step = model_step(white @ inner.inverse_root, inner.values[:n])
-        return None if step is None else sigma * (step @ inner.root)
+def _half_square(rows: Array, sigma: float) -> Array:
+    xp = array_namespace(rows)
+    scaled = rows / sigma
+    return xp.sum(scaled * scaled, axis=1) / 2

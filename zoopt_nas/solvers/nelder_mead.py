@@ -19,7 +19,12 @@ import numpy as np
 from zoopt_nas._arrays import Array, array_namespace
 from zoopt_nas._checks import check_bool, check_positive
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.restarting import RestartingSolver, Restarts, as_float64, as_rows
+from zoopt_nas.solvers.engines.restarting import (
+    RestartingSolver,
+    Restarts,
+    as_float64,
+    as_rows,
+)
 
 # inf - inf is NaN, at which the tolerance would never be met.
 _LARGEST = float(np.finfo(np.float64).max)

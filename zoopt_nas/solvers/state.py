@@ -45,7 +45,6 @@ class SolverState:
     pending: Array | None = None
     value: Any = math.nan
     inner: Any = None
-    memory: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     weights: Array | None = None
     lower: Array | None = None

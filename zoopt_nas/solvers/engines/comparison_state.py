@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 from zoopt_nas._arrays import Array
 
-# The first values of ``spread`` and ``patience``.
-FIRST_SPREAD = 1.0
-MIN_PATIENCE = 1
-
 
 @dataclass(eq=False)
 class ComparisonState:
     """What a descent by comparisons keeps.
 
     Attributes:
+        spread: how far restarts draw, in units of ``max_radius``.
+        patience: the batches without a success after which x is evaluated again.
         log_radius: the logarithm of r, the radius of the new directions.
         log_lead_radius: the logarithm of R, the radius of the extrapolation.
         log_limit: what neither may exceed.
@@ -34,15 +32,15 @@ class ComparisonState:
         n_before: the rows before the new candidates.
         is_mirror: whether the new candidates are antithetic partners.
         is_restart: whether the pending batch, or the next one, draws points far from x.
-        spread: how far, in units of ``max_radius``.
         is_noisy: whether x had another value when it was evaluated again.
-        patience: the batches without a success after which x is evaluated again.
         n_failures: how many there were in a row.
         log_share: the logarithm of the share of the way that x moves where values are noisy.
         has_moved: whether x has moved since its value was measured.
         measured: the value measured last, if ``has_moved``.
     """
 
+    spread: float
+    patience: int
     log_radius: float = 0.0
     log_lead_radius: float = 0.0
     log_limit: float = math.inf
@@ -59,9 +57,7 @@ class ComparisonState:
     n_before: int = 0
     is_mirror: bool = False
     is_restart: bool = False
-    spread: float = FIRST_SPREAD
     is_noisy: bool = False
-    patience: int = MIN_PATIENCE
     n_failures: int = 0
     log_share: float = 0.0
     has_moved: bool = False

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.descent import averaged_noise
-from zoopt_nas.solvers.descent_state import Phase
-from zoopt_nas.solvers.differences import interpolated_gradient, orthogonal_to
+from zoopt_nas.solvers.engines.descent import averaged_noise
+from zoopt_nas.solvers.engines.descent_state import Phase
+from zoopt_nas.solvers.engines.differences import interpolated_gradient, orthogonal_to
 from zoopt_nas.solvers.widening import natural_scale, natural_size
 
 # The lengths that a search tries, and what a search that failed leaves of the length.
@@ -67,22 +67,13 @@ def begin(state: SolverState) -> None:
     state.inner = SubspaceState(length=natural_scale(state))
 
 
-def ask(
-    state: SolverState,
-    *,
-    n_directions: int | None,
-    smoothing: float | None,
-    has_momentum: bool,
-    known: Array | None = None,
-) -> Array:
+def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None) -> Array:
     """Returns the batch of the current phase.
 
     Args:
         state: the run.
         n_directions: how many a step probes; None for ``default_directions``.
         smoothing: the distance of the probes; None for one that follows the steps.
-        has_momentum: whether the last step is one of the directions.
-        known: (k, dim) displacements with known differences, each instead of a new direction.
     """
     inner: SubspaceState = state.inner
     xp = array_namespace(state.x)
@@ -96,10 +87,8 @@ def ask(
     n = min(n_directions or default_directions(dim), dim)
     first = int(_measures_iterate(inner))
     again = int(inner.phase == Phase.START)
-    if known is not None:
-        n = max(n - known.shape[0], 1)
-    rows = _directions(state, n, first + again, known)
-    if has_momentum and n > 1 and inner.direction is not None:
+    rows = _directions(state, n, first + again)
+    if n > 1 and inner.direction is not None:
         rows[first, :] = inner.direction
     rows *= probe_distance(state, smoothing)
     rows += state.x
@@ -108,21 +97,8 @@ def ask(
     return rows
 
 
-def tell(
-    state: SolverState,
-    candidates: Array,
-    values: Array,
-    *,
-    known: tuple[Array, Array] | None = None,
-) -> Array:
-    """Returns the new iterate.
-
-    Args:
-        state: the run.
-        candidates: (n, dim), the batch.
-        values: (n,), its values.
-        known: displacements (k, dim) from the iterate, and the values (k,) there, known before.
-    """
+def tell(state: SolverState, candidates: Array, values: Array) -> Array:
+    """Returns the new iterate."""
     inner: SubspaceState = state.inner
     if inner.phase == Phase.SEARCH:
         return _tell_search(state, candidates, values)
@@ -138,13 +114,8 @@ def tell(
             return _best_of(state, candidates, numbers)
         inner.phase = Phase.PROBE
     last = len(numbers) - int(was_start)
-    xp = array_namespace(candidates)
-    rows, row_values = candidates[first:last], values[first:last]
-    if known is not None:
-        rows = xp.concat([rows, state.x + known[0]], axis=0)
-        row_values = xp.concat([row_values, known[1]])
     inner.direction = None  # it is one of the rows, and the gradient takes its memory
-    gradient = span_gradient(state, rows, row_values)
+    gradient = span_gradient(state, candidates[first:last], values[first:last])
     norm = _norm(gradient)
     state.metrics["gradient_norm"] = norm
     best = min(numbers)
@@ -214,14 +185,13 @@ def _norm(vector: Array) -> float:
     return math.hypot(*[float(of_block(vector[k : k + BLOCK_SIZE])) for k in starts])
 
 
-def _directions(state: SolverState, n: int, n_spare: int, known: Array | None) -> Array:
+def _directions(state: SolverState, n: int, n_spare: int) -> Array:
     """Returns n unit rows, orthogonal if that is cheap, with spare rows around them."""
     xp = array_namespace(state.x)
     dim = state.x.shape[0]
     if n * dim > MAX_EXACT_SIZE:
         return sampling.sphere(state.rng, n + n_spare, state.x)
-    none = xp.zeros_like(state.x)[None, :][:0, :]
-    rows = orthogonal_to(none if known is None else known, n, state)
+    rows = orthogonal_to(xp.zeros_like(state.x)[None, :][:0, :], n, state)
     if n_spare == 0:
         return rows
     spare = xp.zeros_like(rows[:1, :])

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, minimize
+from zoopt_nas import AdaptiveGLD, minimize
 from zoopt_nas.problems import ellipsoid, rosenbrock, sphere
-from zoopt_nas.solvers.comparison_descent import (
+from zoopt_nas.solvers.adaptive_gld import (
     MAX_METRIC_DIM,
     MIN_PATIENCE,
     MIN_SHARE,
@@ -44,13 +44,13 @@ X_AFTER_20_STEPS = {
     ],
 }
 # Without the wide candidate and the antithetic partners.
-PLAIN = GLD(wide_radius=0, mirror=False)
+PLAIN = AdaptiveGLD(wide_radius=0, mirror=False)
 VARIANTS = {
-    "default": GLD(),
+    "default": AdaptiveGLD(),
     "adaptive": PLAIN,
     "adaptive-one-direction": replace(PLAIN, n_directions=1, max_radius=0.5, deterministic=True),
     "adaptive-seven": replace(PLAIN, n_directions=7, restart=False, min_radius=1e-3),
-    "adaptive-window": GLD(window=1, wide_radius=2.0),
+    "adaptive-window": AdaptiveGLD(window=1, wide_radius=2.0),
 }
 
 
@@ -95,7 +95,7 @@ def test_a_direction_of_length_0_only_scales():
 
 
 def test_the_inverse_stays_one_over_a_long_run():
-    *_, (state, _) = drive(GLD(restart=False), ellipsoid(6), np.ones(6), 1500)
+    *_, (state, _) = drive(AdaptiveGLD(restart=False), ellipsoid(6), np.ones(6), 1500)
     product = state.inner.factor @ state.inner.inverse
     np.testing.assert_allclose(product, np.eye(6), atol=1e-8)
 
@@ -107,7 +107,7 @@ def test_the_metric_learns_the_curvature():
     curvatures = np.logspace(0, 4, dim)
     Q, _ = np.linalg.qr(np.random.default_rng(3).standard_normal((dim, dim)))
     hessian = Q.T @ np.diag(curvatures) @ Q
-    solver = GLD(min_radius=1e-200)
+    solver = AdaptiveGLD(min_radius=1e-200)
     *_, (state, _) = drive(solver, lambda x: x @ hessian @ x, np.ones(dim), 500)
     factor = state.inner.factor
     assert np.linalg.cond(factor.T @ hessian @ factor) < 30
@@ -119,7 +119,7 @@ def test_the_descent_direction_of_a_linear_objective(dim):
     # E sum |z_i . u| / sqrt(dim) -> sqrt(2 / pi) = 0.80; forgetting costs some of it.
     gradient = np.random.default_rng(1).standard_normal(dim)
     gradient /= np.linalg.norm(gradient)
-    *_, (state, _) = drive(GLD(), lambda x: gradient @ x, np.zeros(dim), dim)
+    *_, (state, _) = drive(AdaptiveGLD(), lambda x: gradient @ x, np.zeros(dim), dim)
     descent = state.inner.descent
     factor = np.eye(dim) if state.inner.factor is None else state.inner.factor
     # In the coordinates of the metric, the gradient is A' g.
@@ -131,7 +131,7 @@ def test_the_descent_direction_of_a_linear_objective(dim):
 def test_only_comparisons_count():
     # Over hundreds of steps, so that restarts, metric and radii have all been at work.
     fun = rosenbrock(3)
-    solver = GLD(min_radius=1e-4)
+    solver = AdaptiveGLD(min_radius=1e-4)
     plain = [s.x for s, _ in drive(solver, lambda x: float(fun(x)), np.zeros(3), 400)]
     # Multiplication by a power of two is exact: no tie appears or disappears.
     scaled = [s.x for s, _ in drive(solver, lambda x: 8 * float(fun(x)), np.zeros(3), 400)]
@@ -139,7 +139,7 @@ def test_only_comparisons_count():
 
 
 def test_rows_of_a_batch_are_orthonormal_at_first():
-    solver = GLD(n_directions=4, max_radius=0.5, deterministic=True)
+    solver = AdaptiveGLD(n_directions=4, max_radius=0.5, deterministic=True)
     x0 = np.arange(5.0)
     candidates = solver.ask(solver.init(x0, rng=0))
     np.testing.assert_array_equal(candidates[0], x0)
@@ -149,7 +149,7 @@ def test_rows_of_a_batch_are_orthonormal_at_first():
 
 def test_the_extrapolation_doubles_while_it_wins_and_halves_when_not():
     lengths = []
-    for state, _ in drive(GLD(), lambda x: -float(x[0]), np.zeros(300), 60):
+    for state, _ in drive(AdaptiveGLD(), lambda x: -float(x[0]), np.zeros(300), 60):
         lengths.append(state.inner.log_lead_radius)
     changes = np.diff(lengths)
     assert np.max(changes) == pytest.approx(0.7)
@@ -157,7 +157,7 @@ def test_the_extrapolation_doubles_while_it_wins_and_halves_when_not():
     assert lengths[-1] > state.inner.log_radius + 3
 
 
-ONCE = GLD(deterministic=True, wide_radius=0)
+ONCE = AdaptiveGLD(deterministic=True, wide_radius=0)
 
 
 def test_x_is_evaluated_once_if_deterministic():
@@ -172,7 +172,7 @@ def test_x_is_evaluated_once_if_deterministic():
 
 
 def test_x_is_evaluated_anew_after_failures_and_less_often_if_it_holds():
-    solver = GLD(restart=False, wide_radius=0)
+    solver = AdaptiveGLD(restart=False, wide_radius=0)
     n_rows = [len(c) for _, c in drive(solver, lambda x: float(x.any()), np.zeros(3), 80)]
     again = [step for step, n in enumerate(n_rows) if n == 4]
     gaps = np.diff([0, *again])
@@ -181,7 +181,7 @@ def test_x_is_evaluated_anew_after_failures_and_less_often_if_it_holds():
 
 
 def test_a_lucky_value_does_not_hold():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state = solver.init(np.zeros(3), rng=0)
     solver.tell(state, solver.ask(state), [5.0, -100.0, 6.0])
     lucky = state.x
@@ -198,7 +198,7 @@ def test_a_lucky_value_does_not_hold():
 
 
 def test_a_failed_batch_says_nothing_about_x():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state = solver.init(np.zeros(3), rng=0)
     solver.tell(state, solver.ask(state), [5.0, 6.0, 7.0])
     candidates = solver.ask(state)  # with x, after one batch of failures
@@ -210,7 +210,7 @@ def test_a_failed_batch_says_nothing_about_x():
 @pytest.mark.parametrize(("dim", "lag"), [(3, 0.1), (20, 0.3)])
 def test_a_drifting_objective_is_followed(dim, lag):
     # The optimum moves by 0.01 a step; a value that was kept for ever would hold x where it is.
-    solver = GLD(min_radius=1e-3, restart=False)
+    solver = AdaptiveGLD(min_radius=1e-3, restart=False)
     state = solver.init(np.zeros(dim), rng=0)
     distances = []
     for step in range(1000):
@@ -223,7 +223,7 @@ def test_a_drifting_objective_is_followed(dim, lag):
 
 
 def test_restarts_leave_x_to_the_best_of_the_new_points():
-    solver = GLD(min_radius=1e-2)
+    solver = AdaptiveGLD(min_radius=1e-2)
     jumps = []
     before = np.full(2, 5.0)
     for state, candidates in drive(solver, sphere(2), before, 300):
@@ -237,14 +237,14 @@ def test_restarts_leave_x_to_the_best_of_the_new_points():
 
 
 def test_without_restart_x_never_leaves_the_optimum():
-    run = list(drive(GLD(min_radius=1e-5, restart=False), sphere(2), np.ones(2), 400))
+    run = list(drive(AdaptiveGLD(min_radius=1e-5, restart=False), sphere(2), np.ones(2), 400))
     state, _ = run[-1]
     assert sphere(2)(state.x) < 1e-9
     assert state.inner.log_radius >= math.log(1e-5)
 
 
 def test_the_radii_of_an_unbounded_objective_have_a_limit():
-    *_, (state, _) = drive(GLD(), lambda x: -float(np.sum(x)), np.zeros(2), 1500)
+    *_, (state, _) = drive(AdaptiveGLD(), lambda x: -float(np.sum(x)), np.zeros(2), 1500)
     assert np.all(np.isfinite(state.x))
     assert state.inner.log_lead_radius <= state.inner.log_limit
     assert state.inner.log_limit == math.log(np.finfo(float).max) / 2
@@ -253,7 +253,9 @@ def test_the_radii_of_an_unbounded_objective_have_a_limit():
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
 def test_the_scale_of_max_radius_hardly_matters(factor):
-    result = minimize(sphere(5), np.ones(5), GLD(max_radius=factor), maxfev=600, rng=0, target=1e-6)
+    result = minimize(
+        sphere(5), np.ones(5), AdaptiveGLD(max_radius=factor), maxfev=600, rng=0, target=1e-6
+    )
     assert result.success
 
 
@@ -269,7 +271,7 @@ def test_the_scale_of_max_radius_hardly_matters(factor):
 )
 def test_it_reaches_the_optimum_of_ordinary_functions(fun, maxfev, target):
     x0 = np.full(fun.x0.shape, -1.0)
-    result = minimize(fun, x0, "gld", maxfev=maxfev, rng=0, target=target)
+    result = minimize(fun, x0, "adaptive_gld", maxfev=maxfev, rng=0, target=target)
     assert result.success
 
 
@@ -318,7 +320,7 @@ def noisy_state(solver, values):
 
 
 def test_noise_found_lets_x_move_only_a_share_of_the_way():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state, _, _ = noisy_state(solver, [5.6, 4.0, 7.0, 7.0])
     # The first move is whole; then x turns out no better than it was.
     candidates = solver.ask(state)
@@ -337,7 +339,7 @@ def test_the_share_stays_between_its_limits():
     rng = np.random.default_rng(0)
     shares = [
         math.exp(state.inner.log_share)
-        for state, _ in drive(GLD(), lambda x: rng.standard_normal(), np.zeros(3), 600)
+        for state, _ in drive(AdaptiveGLD(), lambda x: rng.standard_normal(), np.zeros(3), 600)
     ]
     assert min(shares) == pytest.approx(MIN_SHARE)
     assert max(shares) == 1.0
@@ -346,14 +348,14 @@ def test_the_share_stays_between_its_limits():
 
 
 def test_from_an_x_that_failed_the_move_is_whole():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state, candidates, _ = noisy_state(solver, [math.inf, 8.0, 9.0, 9.0])
     np.testing.assert_array_equal(state.x, candidates[1])
     assert state.value == 8.0
 
 
 def test_a_deterministic_objective_has_no_share():
-    *_, (state, _) = drive(GLD(), ellipsoid(4), np.ones(4), 300)
+    *_, (state, _) = drive(AdaptiveGLD(), ellipsoid(4), np.ones(4), 300)
     assert state.inner.log_share == 0.0
     assert not state.inner.is_noisy
 

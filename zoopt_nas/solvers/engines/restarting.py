@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,10 +44,7 @@ class RestartingSolver(Solver):
     The algorithm computes in float64 on the CPU, whatever the points are.
     """
 
-    @property
-    def evaluates_iterate(self) -> bool:
-        """True: the iterate is the best point told."""
-        return True
+    evaluates_iterate: ClassVar[bool] = True
 
     @property
     @abstractmethod

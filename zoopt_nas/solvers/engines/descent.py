@@ -1,4 +1,4 @@
-"""The steps of a descent along estimated gradients: RS and LIZO differ only in the estimate.
+"""A quasi-Newton descent along gradients of differences, up to 100 dimensions.
 
 A run is a sequence of batches of four kinds. START measures a new starting point with a central
 difference along every coordinate. PROBE measures the slopes at the iterate. SEARCH tries one length
@@ -16,15 +16,25 @@ and 2ε/h from errors ε of the values: h = 2 sqrt(ε) balances the two whatever
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.box_steps import box_step
-from zoopt_nas.solvers.descent_state import DescentState, Phase
-from zoopt_nas.solvers.differences import measures_iterate, value_error
-from zoopt_nas.solvers.first_look import Outcome, ask_look, begin_look, tell_look, widths
+from zoopt_nas.solvers.engines.box_steps import box_step
+from zoopt_nas.solvers.engines.descent_state import DescentState, Phase
+from zoopt_nas.solvers.engines.differences import (
+    basis_slopes,
+    measures_iterate,
+    probe_basis,
+    value_error,
+)
+from zoopt_nas.solvers.engines.first_look import (
+    Outcome,
+    ask_look,
+    begin_look,
+    tell_look,
+    widths,
+)
 from zoopt_nas.solvers.state import within_bounds
 from zoopt_nas.solvers.widening import natural_size
 
@@ -46,15 +56,11 @@ MAX_RENEWALS = 3
 # landscape at a coarse scale, as in implicit filtering (Gilmore & Kelley 1995).
 SMOOTHING_PER_STEP = 0.01
 MAX_SHRINK = 0.1
-# A local descent that expects less than 1/10 of what it lacks to the best one is given up.
-HOPE = 10.0
+# A local descent is given up if 10 times the decrease that it expects leaves it above the best one.
+GIVE_UP_RATIO = 10.0
 # Each second restart goes so much farther, up to 17 times, and then it begins anew.
 RESTART_GROWTH = 1.5
 N_SPREADS = 8
-
-
-Probe = Callable[[SolverState], Array]
-Estimate = Callable[[SolverState, Array, Array], Array]
 
 
 def begin(state: SolverState) -> None:
@@ -64,31 +70,33 @@ def begin(state: SolverState) -> None:
     state.inner = DescentState(start=copy(state.x), best=copy(state.x), look=look)
 
 
-def ask(state: SolverState, probe: Probe) -> Array:
-    """Returns the batch of the current phase; ``probe`` makes that of PROBE."""
+def ask(state: SolverState, *, smoothing: float | None) -> Array:
+    """Returns the batch of the current phase.
+
+    Args:
+        state: the run.
+        smoothing: the distance of the probes; None for one that follows the steps.
+    """
     inner: DescentState = state.inner
     phase = inner.phase
     if phase == Phase.START:
         return ask_look(state)
     if phase == Phase.PROBE:
-        return probe(state)
+        return probe_basis(state, smoothing)
     length = inner.length
     if phase == Phase.EXPAND:  # the iterate has already moved by one length
         length *= EXPANSION - 1
     return within_bounds(state, state.x + length * inner.direction)[None, :]
 
 
-def tell(state: SolverState, candidates: Array, values: Array, estimate: Estimate) -> Array:
-    """Returns the new iterate; ``estimate`` gives the slopes (dim,) along the basis from a PROBE.
-
-    ``estimate(state, candidates, values)`` may leave slopes 0 where it knows nothing.
-    """
+def tell(state: SolverState, candidates: Array, values: Array) -> Array:
+    """Returns the new iterate."""
     inner: DescentState = state.inner
     phase = inner.phase
     if phase == Phase.START:
         return _tell_start(state, candidates, values)
     if phase == Phase.PROBE:
-        return _tell_probe(state, candidates, values, estimate)
+        return _tell_probe(state, candidates, values)
     value = float(values[0])
     if phase == Phase.SEARCH:
         return _tell_search(state, candidates[0], value)
@@ -167,7 +175,7 @@ def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Ar
     return inner.look.origin
 
 
-def _tell_probe(state: SolverState, candidates: Array, values: Array, estimate: Estimate) -> Array:
+def _tell_probe(state: SolverState, candidates: Array, values: Array) -> Array:
     inner: DescentState = state.inner
     xp = array_namespace(candidates)
     if measures_iterate(state) and math.isfinite(again := float(values[0])):
@@ -176,7 +184,7 @@ def _tell_probe(state: SolverState, candidates: Array, values: Array, estimate: 
         inner.noise = averaged_noise(inner.noise, change)
         state.value = state.value + change / 2
     _remember_fallback(state, candidates, values)
-    slopes = _completed(state, estimate(state, candidates, values), values)
+    slopes = _completed(state, basis_slopes(state, candidates, values), values)
     if not (math.isfinite(inner.fallback_value) and bool(xp.all(xp.isfinite(slopes)))):
         return _search_failed(state, state.x)
     # Slopes that a failure left at 0 would pass for a change.
@@ -217,8 +225,8 @@ def _begin_search(state: SolverState, x: Array) -> Array:
     square = float(slopes @ slopes)
     value = state.value
     state.metrics["gradient_norm"] = math.sqrt(square)
-    hopeless = value - HOPE * square > inner.best_value
-    if hopeless and not inner.is_central and inner.smoothing < 0.1:
+    is_behind = value - GIVE_UP_RATIO * square > inner.best_value
+    if is_behind and not inner.is_central and inner.smoothing < 0.1:
         return _restart(state, x)
     step = box_step(state, slopes) if 0 < square < math.inf else None
     if step is None or not 0 < step.promised < math.inf:
@@ -292,6 +300,7 @@ def _search_failed(state: SolverState, x: Array) -> Array:
         state.value = fallback_value
         _adapt_smoothing(inner, math.sqrt(x.shape[0]) * inner.smoothing, error)
         fallback: Array = inner.fallback
+        state.x = fallback  # by itself: where the last trial has no value, `tell` keeps x
         return _restart(state, fallback) if inner.n_stalls >= 3 else fallback
     floor = 2 * math.sqrt(error)
     smoothing = inner.smoothing

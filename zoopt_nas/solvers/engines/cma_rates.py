@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import math
 
-from zoopt_nas._arrays import Array, array_namespace
-
 # Up to here C is a full matrix and the guide comes from a model; above, C = I (memory and time).
 MAX_FULL_DIM = 64
 
@@ -77,30 +75,3 @@ def tempered_weights(values: list[float], ess_target: float) -> tuple[list[float
             break
         low, high = (middle, high) if n_effective < target else (low, middle)
     return [w / total for w in weights], math.exp(middle)
-
-
-def log_mixture(steps: Array, guide: Array | None, sigma: float, mixing: float) -> Array:
-    """Returns log q(u) of ZARTS, Eq. 26, at each row, up to a constant of both components.
-
-    Args:
-        steps: (n, dim), the displacements u.
-        guide: (dim,), the centre of the first component; None where both are centred at 0.
-        sigma: the standard deviation of each.
-        mixing: λ, the weight of the second.
-    """
-    centred = -_half_square(steps, sigma)
-    if guide is None:
-        return centred
-    guided = -_half_square(steps - guide, sigma)
-    xp = array_namespace(steps)
-    return xp.logaddexp(guided + _log_weight(1 - mixing), centred + _log_weight(mixing))
-
-
-def _log_weight(probability: float) -> float:
-    return math.log(probability) if probability > 0 else -math.inf
-
-
-def _half_square(rows: Array, sigma: float) -> Array:
-    xp = array_namespace(rows)
-    scaled = rows / sigma
-    return xp.sum(scaled * scaled, axis=1) / 2

@@ -11,9 +11,9 @@ from enum import IntEnum
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
-from zoopt_nas.solvers.box_steps import paired_offsets
-from zoopt_nas.solvers.descent_state import DescentState, Look
-from zoopt_nas.solvers.differences import measures_iterate, parabola, value_error
+from zoopt_nas.solvers.engines.box_steps import paired_offsets
+from zoopt_nas.solvers.engines.descent_state import DescentState, Look
+from zoopt_nas.solvers.engines.differences import measures_iterate, parabola, value_error
 from zoopt_nas.solvers.state import SolverState
 
 # How far a next look goes, where one told nothing, and how many there are.

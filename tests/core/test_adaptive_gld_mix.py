@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, minimize
+from zoopt_nas import AdaptiveGLD, minimize
 from zoopt_nas.problems import sphere
-from zoopt_nas.solvers.comparison_descent import MAX_METRIC_DIM
+from zoopt_nas.solvers.adaptive_gld import MAX_METRIC_DIM
 
 
 def test_the_window_spreads_the_radii_over_octaves():
-    solver = GLD(window=2, n_directions=3, max_radius=0.5, deterministic=True)
+    solver = AdaptiveGLD(window=2, n_directions=3, max_radius=0.5, deterministic=True)
     candidates = solver.ask(solver.init(np.ones(5), rng=0))
     lengths = np.linalg.norm(candidates[1:] - 1, axis=1)
     np.testing.assert_allclose(lengths, [1.0, 0.5, 0.25], rtol=1e-12)
 
 
 def test_each_sixteenth_batch_has_a_candidate_at_the_wide_radius():
-    solver = GLD(wide_radius=6.0, max_radius=0.5, restart=False, deterministic=True)
+    solver = AdaptiveGLD(wide_radius=6.0, max_radius=0.5, restart=False, deterministic=True)
     fun, before, n_wide = sphere(2), np.ones(2), 0
     state = solver.init(before, rng=0)
     for _ in range(200):
@@ -39,7 +39,7 @@ def test_the_wide_candidate_finds_another_valley():
         return float(min(100 * x @ x, (x - 4) @ (x - 4) - 1))
 
     runs = [
-        minimize(valleys, [0.0], GLD(wide_radius=wide, restart=False), maxfev=400, rng=seed)
+        minimize(valleys, [0.0], AdaptiveGLD(wide_radius=wide, restart=False), maxfev=400, rng=seed)
         for wide in (0.0, 4.0)
         for seed in range(10)
     ]
@@ -48,14 +48,14 @@ def test_the_wide_candidate_finds_another_valley():
 
 
 def test_above_the_metric_nothing_is_mirrored():
-    solver = GLD(deterministic=True)
+    solver = AdaptiveGLD(deterministic=True)
     state = solver.init(np.zeros(MAX_METRIC_DIM + 1), rng=0)
     solver.tell(state, solver.ask(state), [1.0, 2.0, 2.0])
     assert state.inner.failed is None
 
 
 def test_a_batch_without_success_is_mirrored_once():
-    solver = GLD(deterministic=True)
+    solver = AdaptiveGLD(deterministic=True)
     state = solver.init(np.zeros(3), rng=0)
     steps = []
     for _ in range(5):

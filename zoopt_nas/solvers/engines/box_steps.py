@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from zoopt_nas._arrays import Array, array_namespace, device, value_dtype
-from zoopt_nas.solvers.descent_state import DescentState
+from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.state import SolverState
 
 # How often a round of pivots may fail to make the wrong coordinates fewer.

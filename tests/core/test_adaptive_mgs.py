@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from zoopt_nas import MGS, minimize
+from zoopt_nas import AdaptiveMGS, minimize
 from zoopt_nas.diagnostics import effective_sample_size
-from zoopt_nas.solvers.adaptation import mean_norm, tempered_weights
-from zoopt_nas.solvers.quadratic_model import _shift, model_step
+from zoopt_nas.solvers.engines.cma_rates import mean_norm, tempered_weights
+from zoopt_nas.solvers.engines.quadratic_model import _shift, model_step
 from zoopt_nas.testing import SolverConformance, run_steps
 
 ILL = 10.0 ** np.linspace(0, 4, 6)
 
 
 class TestAdaptive(SolverConformance):
-    @pytest.fixture(params=[MGS(), MGS(sigma=0.3, n_samples=2, ess_target=0.6)])
+    @pytest.fixture(params=[AdaptiveMGS(), AdaptiveMGS(sigma=0.3, n_samples=2, ess_target=0.6)])
     def solver(self, request):
         return request.param
 
@@ -50,7 +50,7 @@ def test_the_weights_of_ties_failures_and_extreme_values():
 def test_only_differences_and_no_scale_of_values_matter():
     ends = []
     for transform in (lambda v: v, lambda v: 1024 * v, lambda v: v / 1024):
-        solver = MGS()
+        solver = AdaptiveMGS()
         state = solver.init(np.arange(1.0, 5.0), rng=0)
         for _ in range(20):
             candidates = solver.ask(state)
@@ -121,7 +121,7 @@ def test_a_model_without_slope_or_curvature_raises_nothing():
 
 
 def test_the_model_forgets_the_oldest_samples_first():
-    solver = MGS(n_samples=5)
+    solver = AdaptiveMGS(n_samples=5)
     state = solver.init(np.zeros(2), rng=0)  # 2 * 2 + 16 = 20 samples, four batches
     batches = []
     for k in range(7):
@@ -139,7 +139,7 @@ def test_the_model_forgets_the_oldest_samples_first():
 
 
 def test_the_first_row_is_the_start_and_the_last_one_the_guide():
-    solver = MGS()
+    solver = AdaptiveMGS()
     x0 = np.array([1.0, 2.0, 3.0])
     state = solver.init(x0, rng=0)
     guide = np.array([0.5, -0.5, 0.0])
@@ -153,14 +153,14 @@ def test_the_first_row_is_the_start_and_the_last_one_the_guide():
 def test_half_of_the_guide_is_tried_too_from_eight_rows_on():
     guide = np.array([0.5, -0.5, 0.0])
     for n, is_tried in ((7, False), (8, True)):
-        solver = MGS(n_samples=n)
+        solver = AdaptiveMGS(n_samples=n)
         candidates = solver.ask(solver.init(np.ones(3), rng=0), guide=guide)
         np.testing.assert_array_equal(candidates[-1], 1 + guide)
         assert np.array_equal(candidates[-2], 1 + guide / 2) == is_tried
 
 
 def test_a_good_guide_pulls_the_iterate_without_blowing_up_sigma():
-    solver = MGS(sigma=0.01)
+    solver = AdaptiveMGS(sigma=0.01)
     state = solver.init(np.full(10, 5.0), rng=0)
     for _ in range(10):
         candidates = solver.ask(state, guide=-state.x / 2)
@@ -171,7 +171,7 @@ def test_a_good_guide_pulls_the_iterate_without_blowing_up_sigma():
 
 
 def test_the_covariance_learns_the_scales_of_an_ellipsoid():
-    solver = MGS()
+    solver = AdaptiveMGS()
     state = solver.init(np.ones(6), rng=0)
     for _ in range(120):
         candidates = solver.ask(state)
@@ -184,7 +184,7 @@ def test_the_covariance_learns_the_scales_of_an_ellipsoid():
 
 def test_x_moves_by_the_weighted_mean_of_the_displacements():
     for dim in (7, 80):  # a full covariance, and none
-        solver = MGS(n_samples=8)
+        solver = AdaptiveMGS(n_samples=8)
         x0 = np.linspace(-1.0, 1.0, dim)
         state = solver.init(x0, rng=1)
         candidates = solver.ask(state)
@@ -210,7 +210,7 @@ def test_a_converged_run_starts_again_and_finds_another_basin():
     def two_basins(x):
         return min(1 + (x - 2) @ (x - 2), (x + 1.5) @ (x + 1.5))
 
-    result = minimize(two_basins, np.full(2, 2.0), MGS(sigma=0.5), maxfev=4000, rng=0)
+    result = minimize(two_basins, np.full(2, 2.0), AdaptiveMGS(sigma=0.5), maxfev=4000, rng=0)
     assert result.fun < 1e-6
 
 
@@ -223,17 +223,17 @@ def test_noise_does_not_stop_the_run_and_leaves_the_iterate_near():
 
 
 def test_with_n_samples_sets_the_batch():
-    solver = MGS().with_n_samples(11)
+    solver = AdaptiveMGS().with_n_samples(11)
     assert solver.ask(solver.init(np.zeros(3), rng=0)).shape == (11, 3)
     for dim, n in ((1, 4), (2, 6), (5, 8), (10, 10), (64, 16), (65, 10)):
-        assert MGS().ask(MGS().init(np.zeros(dim), rng=0)).shape == (n, dim)
+        assert AdaptiveMGS().ask(AdaptiveMGS().init(np.zeros(dim), rng=0)).shape == (n, dim)
 
 
 def test_scaled_changes_the_start_alone():
-    solver = MGS().scaled(0.5)
-    assert solver == MGS(sigma=0.5)
-    state = MGS().init(np.ones(3), rng=0)
-    run_steps(MGS(), state, 3)
+    solver = AdaptiveMGS().scaled(0.5)
+    assert solver == AdaptiveMGS(sigma=0.5)
+    state = AdaptiveMGS().init(np.ones(3), rng=0)
+    run_steps(AdaptiveMGS(), state, 3)
     before = state.inner.sigma
     solver.ask(state)
     assert state.inner.sigma == before
@@ -248,8 +248,8 @@ def test_the_mean_norm_is_that_of_a_normal_vector(dim):
 def test_bfloat16_runs():
     torch = pytest.importorskip("torch")
     for dim in (4, 80):
-        state = MGS().init(torch.ones(dim, dtype=torch.bfloat16), rng=0)
-        solver = MGS()
+        state = AdaptiveMGS().init(torch.ones(dim, dtype=torch.bfloat16), rng=0)
+        solver = AdaptiveMGS()
         for _ in range(5):
             candidates = solver.ask(state)
             solver.tell(state, candidates, (candidates * candidates).sum(1))
@@ -258,8 +258,8 @@ def test_bfloat16_runs():
 
 
 def test_a_plateau_above_the_best_point_brings_the_samples_closer():
-    state = MGS().init(np.zeros(3), rng=0)
-    solver = MGS()
+    state = AdaptiveMGS().init(np.zeros(3), rng=0)
+    solver = AdaptiveMGS()
     rows = solver.ask(state)
     values = np.full(len(rows), 10.0)
     values[2] = 1.0

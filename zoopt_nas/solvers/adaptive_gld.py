@@ -1,31 +1,33 @@
-"""The adaptive form of GLD: radii, metric and extrapolation learnt from comparisons of values.
+"""Adaptive GLD: radii, metric and extrapolation learnt from comparisons of values.
 
 Sources: the success rule for the radius, Rechenberg (1973), here with the ratio 1 : 1/4 of growth
-to shrinkage that is in balance where one direction of five improves; the metric, Igel, Suttorp and
-Hansen, "A Computational Efficient Covariance Matrix Update and a (1+1)-CMA for Evolution
-Strategies", GECCO 2006; its negative update, Arnold and Hansen, "Active Covariance Matrix
-Adaptation for the (1+1)-CMA-ES", GECCO 2010. The signed sum of directions is the one-bit relative
-of weighted recombination, Arnold, "Optimal Weighted Recombination", FOGA 2005. That noise wants
-long trial steps and short moves: Beyer, "Evolutionary algorithms in noisy environments", Computer
-Methods in Applied Mechanics and Engineering 186, 2000 ("mutate large, but inherit small").
+to shrinkage that is in balance where one direction of five improves; that noise wants long trial
+steps and short moves: Beyer, "Evolutionary algorithms in noisy environments", Computer Methods in
+Applied Mechanics and Engineering 186, 2000 ("mutate large, but inherit small"). The metric and the
+descent direction: see ``engines.comparison_metric``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
-from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.comparison_state import MIN_PATIENCE, ComparisonState
+from zoopt_nas._checks import check_bool, check_positive, check_positive_int
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.solvers.base import Solver, SolverState
+from zoopt_nas.solvers.engines.comparison_metric import (
+    learn_descent,
+    learn_shape,
+    learns_metric,
+    norm_or_one,
+)
+from zoopt_nas.solvers.engines.comparison_state import ComparisonState
 
-# Up to here a dim x dim metric is learnt. It takes about dim² evaluations to learn one, and two
-# matrices of that size to keep it.
-MAX_METRIC_DIM = 100
 # A new direction that improves multiplies the radius by exp(GROWTH / s), one that fails by
-# exp(-SHRINKAGE / s), s = sqrt((dim + 1) n_directions). On BBOB in 2 to 10 dimensions, 1.4
-# times these, and an extrapolation that changes by 0.5 to 1.4, score within 0.01 of each other.
+# exp(-SHRINKAGE / s), s = sqrt((dim + 1) n_directions).
 GROWTH = 1.0
 SHRINKAGE = 0.25
 # The extrapolation is tried at a radius of its own, doubled on success and halved on failure, ...
@@ -35,9 +37,11 @@ MAX_LEAD = 7.0
 # Batches without a success after which x is evaluated anew: doubled, up to the second number, each
 # time that its value was the same again, and the first number once it was not. So a deterministic
 # objective costs few evaluations of x, and a noisy one cannot lock in a lucky value.
+MIN_PATIENCE = 1
 MAX_PATIENCE = 32
 # Restarts draw around x with this standard deviation per coordinate, in units of max_radius, which
 # doubles from one restart to the next.
+FIRST_SPREAD = 1.0
 MAX_SPREAD = 4.0
 # Where values are found to change, x moves only a share of the way to the best row. It grows by the
 # first factor (a logarithm) when x then has a lower value than before, and shrinks by the second
@@ -45,54 +49,85 @@ MAX_SPREAD = 4.0
 SHARE_GROWTH = 0.05
 SHARE_SHRINKAGE = 0.15
 MIN_SHARE = 0.1
-# Batches from one candidate at the wide radius to the next: often enough to leave a local minimum
-# in a long run. On BBOB each 16th costs nothing that can be measured, each 4th 0.008 of score.
+# Each 16th batch has one more candidate, at so many times max_radius, which does not shrink with
+# the others: it can leave a local minimum in a long run.
 WIDE_PERIOD = 16
+WIDE_RADIUS = 4.0
 
 
 @dataclass(frozen=True)
-class ComparisonDescent:
-    """Descent by comparisons with x: each batch has a few new directions and one extrapolation.
+class AdaptiveGLD(Solver):
+    """Gradientless descent that adapts: a few new directions and one extrapolation in each batch.
 
     With the factor A of the metric (C = A A'), the radius r and orthonormal z_i, the new candidates
     are x + r A z_i, and x moves to the best row of the batch if that is better. The signs
     s_i = +1 (better than x) and -1 (not) say on which side of a hyperplane the descent lies, so
     that g <- (1 - n / (dim + n)) g + sum_i s_i z_i points downhill after some dim evaluations: the
     cosine with the gradient is about sqrt(2 / pi) where the objective is linear on the scale of r.
-    The next batch also has x + R A g / |g|, with a radius R of its own.
+    The next batch also has x + R A g / |g|, with a radius R of its own. A batch in which nothing
+    was better than x is followed by that of the antithetic partners, x - v for each new candidate
+    x + v, where a metric is learnt: above 100 dimensions, keeping them would cost memory.
 
     Noise makes lucky rows win. Where values change, x moves a share of the way only, which keeps
     the direction of the step and takes out most of its random walk, and is measured after each
     move; the metric learns more slowly by the same share.
 
+    Only comparisons of values are used, so any increasing transform of the objective gives the same
+    run.
+
     Attributes:
-        max_radius: the first radius.
-        min_radius: the radius at which the run has converged.
-        n_directions: n, new directions in a batch.
-        restart: whether to go on from a random point when converged.
-        deterministic: whether the value of x, once measured, holds.
-        window: w, the octaves around the radius over which the new directions of a batch are
-            spread evenly: their radii are from 2^(w / 2) to 2^(-w / 2) times it.
-        wide_radius: the radius of one more candidate in each 16th batch, in units of
-            ``max_radius``; 0 for none.
-        mirror: whether a batch without success is followed by that of the antithetic partners,
-            x - v for each new candidate x + v. Where a metric is learnt only: above, keeping the
-            displacements would cost memory.
+        max_radius: > 0, the first radius, which then grows and shrinks as it must: any value within
+            a few orders of magnitude does. None: 1.
+        min_radius: in (0, max_radius], the radius at which the run has converged. None: 1e-9 times
+            ``max_radius``.
+        n_directions: n, new directions in a batch. More serve more parallel workers, at some cost
+            per evaluation.
+        restart: whether to go on from a point further away when converged. Without it the radius
+            stays at ``min_radius``.
+        deterministic: the value of x, once measured, holds. Without it x is evaluated anew after a
+            run of failures.
+
+    Raises:
+        InvalidValueError: a field is out of its range.
     """
 
-    max_radius: float
-    min_radius: float
-    n_directions: int
-    restart: bool
-    deterministic: bool
-    window: float = 0.0
-    wide_radius: float = 4.0
-    mirror: bool = True
+    name: ClassVar[str] = "adaptive_gld"
+    evaluates_iterate: ClassVar[bool] = True
+    weighs_candidates: ClassVar[bool] = True
+    adapts_steps: ClassVar[bool] = True
+    lengths: ClassVar[tuple[str, ...]] = ("max_radius", "min_radius")
+    inner_states: ClassVar[tuple[type, ...]] = (ComparisonState,)
 
-    def init(self, state: SolverState) -> None:
-        """Fills ``state.inner``."""
+    max_radius: float | None = None
+    min_radius: float | None = None
+    n_directions: int = 2
+    restart: bool = True
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_radius is not None:
+            check_positive("max_radius", self.max_radius)
+        if self.min_radius is not None and (
+            check_positive("min_radius", self.min_radius) > self._max_radius
+        ):
+            raise InvalidValueError(
+                f"min_radius must be at most max_radius ({self._max_radius}), got {self.min_radius}"
+            )
+        check_positive_int("n_directions", self.n_directions)
+        check_bool("restart", self.restart)
+        check_bool("deterministic", self.deterministic)
+
+    @property
+    def _max_radius(self) -> float:
+        return 1.0 if self.max_radius is None else self.max_radius
+
+    def with_n_samples(self, n: int) -> Self:
+        """Returns a copy that draws ``n`` new directions a step."""
+        return replace(self, n_directions=check_positive_int("n_samples", n))
+
+    def _init(self, state: SolverState) -> None:
         state.value = math.inf
-        state.inner = ComparisonState()
+        state.inner = ComparisonState(spread=FIRST_SPREAD, patience=MIN_PATIENCE)
         self._reset(state)
 
     def _reset(self, state: SolverState) -> None:
@@ -100,7 +135,7 @@ class ComparisonDescent:
         x = state.x
         xp = array_namespace(x)
         inner: ComparisonState = state.inner
-        inner.log_radius = inner.log_lead_radius = math.log(self.max_radius)
+        inner.log_radius = inner.log_lead_radius = math.log(self._max_radius)
         # An objective without a minimum makes the radii grow until x overflows. Half of the
         # exponent is far off in float64, and in float16 leaves time to end the run.
         inner.log_limit = math.log(float(xp.finfo(x.dtype).max)) / 2
@@ -112,19 +147,19 @@ class ComparisonDescent:
             inner.factor = inner.inverse = xp.eye(x.shape[0], dtype=x.dtype, device=device(x))
             inner.path = xp.zeros_like(x)
 
-    def ask(self, state: SolverState) -> Array:
+    def _ask(self, state: SolverState, guide: Array | None) -> Array:
         """Returns x where it is due, the extrapolation where there is one, and new candidates."""
         x = state.x
         inner: ComparisonState = state.inner
         if inner.is_restart:
             rows = sampling.gaussian(state.rng, self.n_directions + 1, x)
-            rows *= self.max_radius * inner.spread
+            rows *= self._max_radius * inner.spread
             rows += x
             return rows
         is_known = math.isfinite(state.value) and not inner.has_moved
         is_due = not self.deterministic and inner.n_failures >= inner.patience
         has_x, has_lead = bool(is_due or not is_known), inner.has_descent
-        has_wide = self.wide_radius > 0 and state.n_steps % WIDE_PERIOD == WIDE_PERIOD - 1
+        has_wide = state.n_steps % WIDE_PERIOD == WIDE_PERIOD - 1
         is_mirror = inner.failed is not None and state.pending is None  # asked again: a fresh batch
         n_before = has_x + has_lead + has_wide
         inner.has_x, inner.has_lead, inner.is_mirror = has_x, has_lead, is_mirror
@@ -137,7 +172,7 @@ class ComparisonDescent:
             self._write_directions(state, rows[n_before:])
         if has_wide:
             rows[n_before - 1] = sampling.sphere(state.rng, 1, x)[0]
-            rows[n_before - 1] *= self.wide_radius * self.max_radius
+            rows[n_before - 1] *= WIDE_RADIUS * self._max_radius
         if has_lead:
             self._write_lead(state, rows[int(has_x)])
         if has_x:
@@ -157,12 +192,9 @@ class ComparisonDescent:
             for k in range(rows.shape[0]):
                 rows[k] = sampling.sphere(state.rng, 1, x)[0]
                 rows[k] *= radius
-        n = self.n_directions
-        # One coordinate has two directions only: there the rows differ in length.
-        window = max(self.window, n - 1.0) if x.shape[0] == 1 else self.window
-        if window > 0 and n > 1:
-            for k in range(n):
-                rows[k] *= 2.0 ** (window * (0.5 - k / (n - 1)))
+        if x.shape[0] == 1:  # there are two directions only: the rows differ in length instead
+            for k in range(self.n_directions):
+                rows[k] *= 2.0 ** ((self.n_directions - 1) / 2 - k)
 
     def _orthogonal_block(self, state: SolverState) -> Array:
         """Returns the next n_directions rows of orthonormal blocks, drawn one QR at a time."""
@@ -181,10 +213,10 @@ class ComparisonDescent:
         inner: ComparisonState = state.inner
         descent = inner.descent
         row[:] = inner.factor @ descent if inner.factor is not None else descent
-        row /= _norm_or_one(descent)
+        row /= norm_or_one(descent)
         row *= math.exp(inner.log_lead_radius)
 
-    def tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
+    def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         """Learns from the batch and returns the new x."""
         x = state.x
         inner: ComparisonState = state.inner
@@ -207,9 +239,9 @@ class ComparisonDescent:
             value = told[0]
         wins = [v < value for v in told[n_before:]]
         if inner.factor is not None:
-            self._learn_shape(state, candidates, told, n_before, best, value)
+            learn_shape(state, candidates, told, n_before, best, value)
         else:
-            self._learn_descent(state, candidates, wins, n_before)
+            learn_descent(state, candidates, wins, n_before)
         inner.has_descent = True
         self._adapt_radii(inner, x.shape[0], wins, told[i_lead] < value)
         state.metrics["radius"] = math.exp(inner.log_radius)
@@ -219,7 +251,7 @@ class ComparisonDescent:
         if inner.has_moved:  # still: the evaluation of x failed
             state.value, inner.measured = math.nan, value
         inner.failed = None
-        if self.mirror and inner.factor is not None and not (is_better or inner.is_mirror):
+        if inner.factor is not None and not (is_better or inner.is_mirror):
             inner.failed = candidates[n_before:] - x
         self._restart_if_converged(inner)
         if not is_better:
@@ -233,8 +265,11 @@ class ComparisonDescent:
         state.value, inner.measured, inner.has_moved = math.nan, value, True
         return _go_part(state, candidates, best, math.exp(inner.log_share))
 
-    def absorb(self, state: SolverState, points: Array, values: Array) -> None:
+    def _absorb(self, state: SolverState, points: Array, values: Array) -> None:
         """Goes on from the best of points that were in no batch, if x is known to be worse."""
+        if state.n_steps == 0:
+            super()._absorb(state, points, values)
+            return
         inner: ComparisonState = state.inner
         best = int(array_namespace(values).argmin(values))
         value = float(values[best])
@@ -272,7 +307,7 @@ class ComparisonDescent:
         if inner.is_noisy:
             # Lucky values win about as often as short steps do: where noise is proportional to the
             # value, radius and distance would grow together for ever.
-            limit = min(limit, math.log(MAX_SPREAD * self.max_radius))
+            limit = min(limit, math.log(MAX_SPREAD * self._max_radius))
         radius = min(inner.log_radius + change, limit)
         lead = inner.log_lead_radius
         if inner.has_lead:
@@ -281,93 +316,13 @@ class ComparisonDescent:
         inner.log_lead_radius = min(max(lead, radius), radius + MAX_LEAD, limit)
 
     def _restart_if_converged(self, inner: ComparisonState) -> None:
-        floor = math.log(self.min_radius)
+        floor = math.log(self.min_radius or 1e-9 * self._max_radius)
         if inner.log_radius >= floor:
             return
         if self.restart:
             inner.is_restart = True
         else:
             inner.log_radius = floor
-
-    def _learn_descent(
-        self, state: SolverState, candidates: Array, wins: list[bool], n_before: int
-    ) -> None:
-        """g <- decay g + sum_i s_i z_i, a row at a time and in place: dim may be 10^6."""
-        descent = state.inner.descent
-        descent *= 1 - len(wins) / (descent.shape[0] + len(wins))
-        for k, is_win in enumerate(wins):
-            step = candidates[n_before + k] - state.x
-            step *= (1.0 if is_win else -1.0) / _norm_or_one(step)
-            descent += step
-            del step  # before the next one is made
-
-    def _learn_shape(
-        self,
-        state: SolverState,
-        candidates: Array,
-        told: list[float],
-        n_before: int,
-        best: int,
-        value: float,
-    ) -> None:
-        """Updates g in the coordinates of the metric, and the metric itself."""
-        x = state.x
-        inner: ComparisonState = state.inner
-        dim, new = x.shape[0], told[n_before:]
-        # The rows as they came back, which bounds may have moved.
-        units = (candidates[n_before:] - x) @ inner.inverse.T
-        units *= math.exp(min(-inner.log_radius, 700.0))
-        descent = inner.descent * (1 - len(new) / (dim + len(new)))
-        for v, unit in zip(new, units, strict=True):
-            descent = descent + unit if v < value else descent - unit
-        inner.descent = descent
-        rate = math.exp(inner.log_share) * 2 / (dim * dim + 6)
-        if told[best] < value:
-            step = candidates[best] - x
-            c = 2 / (dim + 2)
-            scale = math.sqrt(c * (2 - c) * dim) / _norm_or_one(inner.inverse @ step)
-            inner.path = inner.path * (1 - c) + step * scale
-            self._reshape(inner, inner.inverse @ inner.path, rate)
-        elif len(new) > 1:
-            worst = max(range(len(new)), key=new.__getitem__)
-            # Half of Arnold and Hansen's limit, for |w|² = dim: C stays positive definite.
-            rate = min(rate, 0.5 / (2 * dim - 1))
-            unit = units[worst] * (math.sqrt(dim) / _norm_or_one(units[worst]))
-            self._reshape(inner, unit, -rate)
-
-    def _reshape(self, inner: ComparisonState, direction: Array, rate: float) -> None:
-        inner.factor, inner.inverse = rank_one_update(inner.factor, inner.inverse, direction, rate)
-
-
-def learns_metric(x: Array) -> bool:
-    """Whether a metric is learnt at ``x``: a small dim, and a dtype that has linear algebra."""
-    name = str(x.dtype).removeprefix("torch.")
-    return x.shape[0] <= MAX_METRIC_DIM and name in ("float64", "float32")
-
-
-def rank_one_update(
-    factor: Array, inverse: Array, direction: Array, rate: float
-) -> tuple[Array, Array]:
-    """Returns A' and its inverse with A' A'^T = (1 - rate) A A^T + rate (A w)(A w)^T.
-
-    Args:
-        factor: A, (dim, dim).
-        inverse: the inverse of A.
-        direction: w, (dim,); with rate < 0, |rate| |w|² < 1 - rate.
-        rate: below 1. A negative one shrinks A along w.
-
-    Igel, Suttorp and Hansen 2006, Theorem 1, and Sherman-Morrison for the inverse.
-    """
-    square = direction @ direction
-    stretch = (1 + (rate / (1 - rate)) * square) ** 0.5
-    square = square + (square == 0)
-    shrink = math.sqrt(1 - rate)
-    column = (factor @ direction) * (shrink * (stretch - 1) / square)
-    row = (direction @ inverse) * ((1 - 1 / stretch) / (shrink * square))
-    return (
-        factor * shrink + column[:, None] * direction,
-        inverse * (1 / shrink) - direction[:, None] * row,
-    )
 
 
 def _go(state: SolverState, candidates: Array, row: int) -> Array:
@@ -389,9 +344,3 @@ def _weigh(state: SolverState, n: int, row: int, share: float) -> None:
     xp = array_namespace(state.x)
     state.weights = xp.zeros(n, dtype=value_dtype(state.x), device=device(state.x))
     state.weights[row] = share
-
-
-def _norm_or_one(vector: Array) -> Array:
-    """Returns the norm of ``vector`` as a 0-d array, or 1 if it is 0."""
-    norm = (vector @ vector) ** 0.5
-    return norm + (norm == 0)  # several times cheaper than `where` on a 0-d array

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD
+from zoopt_nas import AdaptiveGLD
 
 
 def sphere_of(rows):
@@ -11,7 +11,7 @@ def sphere_of(rows):
 
 
 def test_a_better_point_that_was_in_no_batch_is_the_new_iterate():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state = solver.init(np.full(3, 2.0), rng=0)
     for _ in range(3):
         solver.tell(state, solver.ask(state), sphere_of(state.pending))
@@ -32,7 +32,7 @@ def test_a_better_point_that_was_in_no_batch_is_the_new_iterate():
 
 
 def test_a_point_told_before_a_restart_is_searched_around():
-    solver = GLD(min_radius=0.5, max_radius=1.0)
+    solver = AdaptiveGLD(min_radius=0.5, max_radius=1.0)
     state = solver.init(np.zeros(2), rng=0)
     while not state.inner.is_restart:
         solver.tell(state, solver.ask(state), sphere_of(state.pending) + 1.0)
@@ -43,7 +43,7 @@ def test_a_point_told_before_a_restart_is_searched_around():
 
 def test_the_iterate_is_not_moved_where_values_change():
     noise = np.random.default_rng(0)
-    solver = GLD()
+    solver = AdaptiveGLD()
     state = solver.init(np.zeros(2), rng=0)
     while not state.inner.is_noisy:
         rows = solver.ask(state)
@@ -55,7 +55,7 @@ def test_the_iterate_is_not_moved_where_values_change():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_no_two_new_directions_are_the_same_point_in_one_dimension(n):
-    solver = GLD(n_directions=n)
+    solver = AdaptiveGLD(n_directions=n)
     for seed in range(10):
         state = solver.init(np.zeros(1), rng=seed)
         for _ in range(30):
@@ -68,7 +68,7 @@ def test_no_two_new_directions_are_the_same_point_in_one_dimension(n):
 
 
 def test_to_ask_again_gives_other_directions_also_after_a_failure():
-    solver = GLD()
+    solver = AdaptiveGLD()
     state = solver.init(np.zeros(4), rng=0)
     rows = solver.ask(state)
     solver.tell(state, rows, 1.0 + np.arange(len(rows)))  # nothing is better than x, row 0

@@ -7,8 +7,13 @@ from typing import Any
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, device, value_dtype
-from zoopt_nas.solvers.box_steps import align, gradient_near_bounds, inward_steps, near_bounds
-from zoopt_nas.solvers.descent_state import DescentState
+from zoopt_nas.solvers.engines.box_steps import (
+    align,
+    gradient_near_bounds,
+    inward_steps,
+    near_bounds,
+)
+from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.state import SolverState
 
 

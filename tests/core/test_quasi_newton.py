@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from zoopt_nas import RS, minimize
-from zoopt_nas.solvers.descent import Phase
+from zoopt_nas import RS, QuasiNewton, minimize
+from zoopt_nas.solvers.engines.descent import Phase
 
 
 def ellipsoid(points, condition=1e6):
@@ -18,9 +18,9 @@ def rosenbrock(points):
 
 
 def test_the_adaptive_form_is_the_default():
-    assert RS().is_adaptive
-    assert RS().evaluates_iterate
-    assert not RS().antithetic
+    assert QuasiNewton().is_adaptive
+    assert QuasiNewton().evaluates_iterate
+    assert not QuasiNewton().antithetic
     assert not RS(learning_rate=0.1).is_adaptive
     assert not RS(estimator="one_point").is_adaptive
 
@@ -59,21 +59,21 @@ def test_subspaces_converge(options):
 
 
 def test_the_start_probes_pairs_and_then_one_point_a_direction():
-    state = RS().init(np.full(4, 3.0), rng=0)
-    rows = RS().ask(state)
+    state = QuasiNewton().init(np.full(4, 3.0), rng=0)
+    rows = QuasiNewton().ask(state)
     assert rows.shape == (10, 4)  # x, four pairs, x again
     np.testing.assert_array_equal(rows[0], rows[-1])
-    RS().tell(state, rows, ellipsoid(rows))
+    QuasiNewton().tell(state, rows, ellipsoid(rows))
     assert state.inner.phase == Phase.SEARCH
-    rows = RS().ask(state)
+    rows = QuasiNewton().ask(state)
     assert rows.shape == (1, 4)
     np.testing.assert_allclose(rows, 0, atol=1e-7)  # a separable parabola: Newton's step
-    RS().tell(state, rows, ellipsoid(rows))
-    assert RS().ask(state).shape == (4, 4)
+    QuasiNewton().tell(state, rows, ellipsoid(rows))
+    assert QuasiNewton().ask(state).shape == (4, 4)
 
 
 def test_the_value_on_record_is_that_of_the_iterate():
-    solver = RS()
+    solver = QuasiNewton()
     state = solver.init(np.full(3, -1.0), rng=1)
     for _ in range(60):
         candidates = solver.ask(state)
@@ -91,7 +91,7 @@ def test_it_starts_anew_where_it_has_converged():
 
 def test_noise_is_found_and_kept_out_of_the_differences():
     noise = np.random.default_rng(0)
-    solver = RS()
+    solver = QuasiNewton()
     state = solver.init(np.full(5, 3.0), rng=0)
 
     def noisy(points):
@@ -106,7 +106,7 @@ def test_noise_is_found_and_kept_out_of_the_differences():
 
 
 def test_a_fixed_smoothing_is_the_distance_of_the_probes():
-    solver = RS(smoothing=0.125)
+    solver = QuasiNewton(smoothing=0.125)
     state = solver.init(np.full(3, -1.0), rng=1)
     n_probes = 0
     for _ in range(12):
@@ -141,6 +141,6 @@ def test_a_failed_start_moves_to_a_point_that_does_not_fail():
 
 
 def test_with_n_samples_sets_the_batch():
-    solver = RS().with_n_samples(3)
+    solver = QuasiNewton().with_n_samples(3)
     state = solver.init(np.zeros(6), rng=0)
     assert solver.ask(state).shape == (5, 6)  # x, three directions, x again

@@ -1,0 +1,337 @@
+"""Adaptive MGS: guided search whose temperature and proposal follow from the values.
+
+A step is that of MGS: the mean of random displacements, weighted by how likely each is under
+p(u) ∝ exp(-[f(x + u) - f(x)] / τ) (ZARTS, Eq. 7). Here τ follows from the values of the batch and
+the proposal N(0, σ² C) from the weighted samples, as in CMA-ES.
+
+Source: Wang et al., "ZARTS: On Zero-order Optimization for Neural Architecture Search", NeurIPS
+2022, Eq. 7-10; the adaptation: Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772;
+samples from elsewhere: Hansen, "Injecting External Solutions Into CMA-ES", arXiv 1110.4181.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from zoopt_nas import sampling
+from zoopt_nas._arrays import Array, array_namespace, as_like, copy, device, value_dtype
+from zoopt_nas._checks import check_fraction, check_positive, check_positive_int
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.solvers.base import Solver, SolverState
+from zoopt_nas.solvers.engines.cma_rates import (
+    MAX_FULL_DIM,
+    covariance_rates,
+    growth,
+    mean_norm,
+    path_rates,
+    tempered_weights,
+)
+from zoopt_nas.solvers.engines.quadratic_model import model_step
+
+# A fit of the model costs as much as all else of a step together: every second batch has one.
+MODEL_PERIOD = 2
+# What a batch in which all values are the same leaves of σ.
+BLANK_SHRINKAGE = 0.5
+
+
+@dataclass(eq=False)
+class AdaptiveMGSState:
+    """What adaptive MGS keeps. Above 64 dimensions C = I, and what is None stays so.
+
+    Attributes:
+        sigma: σ, the size of the proposal.
+        path: the path that tells whether σ grows, (dim,).
+        n_restarts: how many there were.
+        n_local: the steps since the last restart.
+        n_flat: how many batches in a row had the least value ``reference``, up to rounding.
+        reference: that value.
+        guide: where the model says that the next batch should look, (dim,), as a displacement of
+            x; or None.
+        long_path: the path along which C grows, (dim,).
+        covariance: C, (dim, dim).
+        root: its square root, of the last decomposition.
+        inverse_root: the inverse of that.
+        axis_ratio: the longest axis of C by the shortest one.
+        longest_axis: its length.
+        points: the newest points that the model is fitted to, in a ring, (size, dim).
+        values: theirs, (size,).
+        n_points: how many were ever written into the ring.
+        low: the least value on which a whole batch was looked for plateaus, and ...
+        low_x: ... its point, (dim,); None before the first batch.
+    """
+
+    sigma: float
+    path: Array
+    n_restarts: int = 0
+    n_local: int = 0
+    n_flat: int = 0
+    reference: float = math.inf
+    guide: Array = None
+    long_path: Array = None
+    covariance: Array = None
+    root: Array = None
+    inverse_root: Array = None
+    axis_ratio: float = 1.0
+    longest_axis: float = 1.0
+    points: Array = None
+    values: Array = None
+    n_points: int = 0
+    low: float = math.inf
+    low_x: Array = None
+
+
+@dataclass(frozen=True)
+class AdaptiveMGS(Solver):
+    """Guided search with a normal proposal that adapts: x <- x + weighted mean of displacements.
+
+    A failed candidate has weight 0; if all failed, x stays. Each step leaves N_e = 1 / Σ c_i² in
+    ``metrics["n_effective"]``, N_e / N in ``metrics["effective_ratio"]``, and τ and σ in
+    ``metrics["temperature"]`` and ``metrics["sigma"]``.
+
+    One sample is at x + guide and, where N >= 8, one at x + guide / 2. The guide is that of
+    ``ask``; without one, in every second batch, the step of a quadratic model of the last values.
+
+    Attributes:
+        sigma: σ > 0, the first standard deviation of the proposal, per coordinate, in units of x:
+            about a third of the distance to the optimum. None: 1.
+        n_samples: N, the evaluations a step. None: 4 + floor(3 ln dim), as in CMA-ES, up to 64
+            dimensions and 10 above. More help against noise.
+        ess_target: N_e / N in (0, 1), which the choice of τ keeps.
+
+    Raises:
+        InvalidValueError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "adaptive_mgs"
+    uses_guide: ClassVar[bool] = True
+    weighs_candidates: ClassVar[bool] = True
+    adapts_steps: ClassVar[bool] = True
+    lengths: ClassVar[tuple[str, ...]] = ("sigma",)
+    inner_states: ClassVar[tuple[type, ...]] = (AdaptiveMGSState,)
+
+    sigma: float | None = None
+    n_samples: int | None = None
+    ess_target: float = 0.35
+
+    def __post_init__(self) -> None:
+        if self.sigma is not None:
+            check_positive("sigma", self.sigma)
+        if self.n_samples is not None:
+            check_positive_int("n_samples", self.n_samples)
+        if not 0 < check_fraction("ess_target", self.ess_target) < 1:
+            raise InvalidValueError(
+                f"ess_target must be a number in (0, 1), got {self.ess_target!r}"
+            )
+
+    @property
+    def _sigma(self) -> float:
+        return 1.0 if self.sigma is None else self.sigma
+
+    def _n(self, dim: int) -> int:
+        if self.n_samples is not None:
+            return self.n_samples
+        return 4 + int(3 * math.log(dim)) if dim <= MAX_FULL_DIM else 10
+
+    def _init(self, state: SolverState) -> None:
+        self._restart(state)
+
+    def _restart(self, state: SolverState, n_restarts: int = 0) -> None:
+        """Sets the proposal to N(0, σ² I), with no memory of earlier samples."""
+        xp = array_namespace(state.x)
+        dim = state.x.shape[0]
+        before: AdaptiveMGSState | None = state.inner
+        # Basins may be near each other or far: the spreads take turns.
+        sigma = self._sigma * 2 ** (n_restarts % 4)
+        inner = AdaptiveMGSState(sigma, xp.zeros_like(state.x), n_restarts=n_restarts)
+        state.inner = inner
+        if before is not None:
+            inner.low, inner.low_x = before.low, before.low_x
+        if dim > MAX_FULL_DIM:
+            return
+        size = min(2 * dim + 16, 100)
+        kind = {"dtype": value_dtype(state.x), "device": device(state.x)}
+        inner.path, inner.long_path = xp.zeros(dim, **kind), xp.zeros(dim, **kind)
+        inner.covariance = xp.eye(dim, **kind)
+        inner.root, inner.inverse_root = xp.eye(dim, **kind), xp.eye(dim, **kind)
+        inner.points = xp.zeros((size, dim), **kind)
+        inner.values = xp.full((size,), math.inf, **kind)
+
+    def _ask(self, state: SolverState, guide: Array | None) -> Array:
+        xp = array_namespace(state.x)
+        inner: AdaptiveMGSState = state.inner
+        sigma = inner.sigma
+        batch = sampling.gaussian(state.rng, self._n(state.x.shape[0]), state.x)
+        if inner.root is not None:
+            root = inner.root
+            batch = xp.astype(xp.astype(batch, root.dtype, copy=False) @ root, batch.dtype)
+        batch *= sigma
+        batch += state.x
+        if state.n_steps == 0 and batch.shape[0] > 1:
+            batch[0, :] = state.x  # the start is often the best guess that there is
+        if guide is None:
+            guide = inner.guide
+        if guide is not None:
+            guide = xp.astype(guide, batch.dtype, copy=False)
+            batch[-1, :] = state.x + guide
+            if batch.shape[0] >= 8:  # a guide is more often too long than too short
+                batch[-2, :] = state.x + 0.5 * guide
+        return batch
+
+    def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
+        host = values.tolist()
+        weights, temperature = tempered_weights(host, self.ess_target)
+        total = sum(w * w for w in weights)
+        n_effective = 1 / total if total > 0 else 0.0
+        state.metrics |= {"n_effective": n_effective, "effective_ratio": n_effective / len(host)}
+        if n_effective == 0:
+            return state.x
+        inner: AdaptiveMGSState = state.inner
+        best = min(host)
+        if inner.root is not None and self._is_above(state, candidates, host, best):
+            inner.sigma = BLANK_SHRINKAGE * inner.sigma
+            return copy(inner.low_x)
+        inner.n_local += 1
+        update = self._adapt_full if inner.root is not None else self._adapt_isotropic
+        x = update(state, candidates, weights, n_effective)
+        state.metrics |= {"temperature": temperature, "sigma": inner.sigma}
+        if self._has_converged(state, best):
+            self._restart(state, inner.n_restarts + 1)
+            return x + 2 * state.inner.sigma * sampling.gaussian(state.rng, 1, x)[0]
+        state.weights = as_like("weights", weights, values, (len(host),))
+        if inner.root is not None:
+            self._remember(inner, candidates, values)
+            inner.guide = None
+            if state.n_steps % MODEL_PERIOD == 0:
+                inner.guide = self._model_guide(inner, x)
+        return x
+
+    def _is_above(self, state: SolverState, rows: Array, told: list[float], best: float) -> bool:
+        """Whether all rows lie on one plateau, above the lowest point so far; remembers that."""
+        inner: AdaptiveMGSState = state.inner
+        if inner.low_x is None:  # the value of x may be known
+            inner.low = state.value if state.has_value else math.inf
+            inner.low_x = copy(state.x)
+        if best < inner.low:
+            inner.low, inner.low_x = best, copy(rows[told.index(best)])
+        return best > inner.low and all(v in (best, math.inf) for v in told)
+
+    def _adapt_isotropic(
+        self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
+    ) -> Array:
+        """Returns the new iterate, and adapts σ. In place: a vector may be large."""
+        xp = array_namespace(state.x)
+        inner: AdaptiveMGSState = state.inner
+        dim, sigma = state.x.shape[0], inner.sigma
+        rate, damping = path_rates(dim, n_effective)
+        scale = math.sqrt(rate * (2 - rate) * n_effective) / sigma
+        x = xp.asarray(weights, dtype=candidates.dtype, device=device(candidates)) @ candidates
+        x -= state.x
+        x *= scale
+        path = inner.path
+        path *= 1 - rate
+        path += x
+        x /= scale
+        x += state.x
+        inner.sigma = sigma * growth(math.sqrt(float(path @ path)), dim, rate, damping)
+        return x
+
+    def _adapt_full(
+        self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
+    ) -> Array:
+        """Returns the new iterate, and adapts σ and C (Hansen 2016, Eq. 31-37 and 47)."""
+        xp = array_namespace(state.x)
+        inner: AdaptiveMGSState = state.inner
+        C, inverse_root = inner.covariance, inner.inverse_root
+        dim, sigma, n_local = state.x.shape[0], inner.sigma, inner.n_local
+        x = xp.astype(state.x, C.dtype, copy=False)
+        steps = xp.astype(candidates, C.dtype, copy=False) - x
+        steps /= sigma
+        # A guide or a repaired point may be far away: σ and C see no more of it than of a sample
+        # at the edge of the proposal (Hansen 2011).
+        limit = math.sqrt(dim) + 2 * dim / (dim + 2)
+        white = steps @ inverse_root
+        white *= white
+        norms = [math.sqrt(square) for square in white.sum(1).tolist()]
+        shrunk = [limit / norm if norm > limit else 1.0 for norm in norms]
+        c_path, c_one, c_mu = covariance_rates(dim, n_effective)
+        c = xp.asarray(
+            [
+                weights,
+                [w * s for w, s in zip(weights, shrunk, strict=True)],
+                [c_mu * w * s * s for w, s in zip(weights, shrunk, strict=True)],
+            ],
+            dtype=C.dtype,
+            device=device(C),
+        )
+        move, mean = c[:2] @ steps
+        rate, damping = path_rates(dim, n_effective)
+        path = inner.path
+        path *= 1 - rate
+        path += (math.sqrt(rate * (2 - rate) * n_effective) * mean) @ inverse_root
+        norm = math.sqrt(float(path @ path))
+        inner.sigma = sigma * growth(norm, dim, rate, damping)
+        # A long path says that σ grows; C need not grow along it too.
+        settled = 1 - (1 - rate) ** (2 * n_local)
+        moves = norm < (1.4 + 2 / (dim + 1)) * mean_norm(dim) * math.sqrt(settled)
+        long_path = inner.long_path
+        long_path *= 1 - c_path
+        if moves:
+            long_path += math.sqrt(c_path * (2 - c_path) * n_effective) * mean
+        C *= 1 - c_one - c_mu + (0.0 if moves else c_one * c_path * (2 - c_path))
+        C += (c_one * long_path)[:, None] * long_path
+        C += (c[2][:, None] * steps).T @ steps
+        if n_local % max(1, dim // 5) == 0:
+            self._decompose(inner)
+        move *= sigma
+        move += x
+        return xp.astype(move, state.x.dtype, copy=False)
+
+    def _decompose(self, inner: AdaptiveMGSState) -> None:
+        """Brings the roots of C up to date: once in some steps, as they cost dim³."""
+        xp = array_namespace(inner.covariance)
+        squares, axes = xp.linalg.eigh(inner.covariance)
+        lengths = xp.sqrt(xp.where(squares > 1e-30, squares, 1e-30))
+        inner.root = (axes * lengths) @ axes.T
+        inner.inverse_root = (axes / lengths) @ axes.T
+        inner.longest_axis = float(lengths[-1])
+        inner.axis_ratio = inner.longest_axis / float(lengths[0])
+
+    def _has_converged(self, state: SolverState, best: float) -> bool:
+        """Whether σ has left the range in which a step means anything, or values are all alike."""
+        inner: AdaptiveMGSState = state.inner
+        dim, sigma = state.x.shape[0], inner.sigma
+        reference = inner.reference
+        # Both signs, for on a noisy objective it is normal that nothing better comes for long.
+        if reference < math.inf and abs(best - reference) <= 1e-12 * abs(reference):
+            inner.n_flat += 1
+        else:
+            inner.n_flat, inner.reference = 0, best
+        high = inner.longest_axis
+        return (
+            inner.n_flat > 10 + 30 * dim / self._n(dim)
+            or not 1e-11 < sigma * high / self._sigma < 1e11
+            or inner.axis_ratio > 1e7
+        )
+
+    def _remember(self, inner: AdaptiveMGSState, candidates: Array, values: Array) -> None:
+        """Adds the batch to the samples that the model is fitted to, in the place of the oldest."""
+        points = inner.points
+        size = points.shape[0]
+        candidates, values = candidates[-size:], values[-size:]
+        start = inner.n_points % size
+        room, end = size - start, start + values.shape[0]
+        for ring, rows in ((points, candidates), (inner.values, values)):
+            ring[start:end] = rows[:room]
+            if end > size:
+                ring[: end - size] = rows[room:]
+        inner.n_points += values.shape[0]
+
+    def _model_guide(self, inner: AdaptiveMGSState, x: Array) -> Array | None:
+        """Returns the step of the model from x, in an ellipsoid of the size of the proposal."""
+        n, sigma = inner.n_points, inner.sigma
+        white = inner.points[:n] - x
+        white /= sigma
+        step = model_step(white @ inner.inverse_root, inner.values[:n])
+        return None if step is None else sigma * (step @ inner.root)

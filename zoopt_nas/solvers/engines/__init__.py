@@ -1,0 +1,1 @@
+"""Parts of solvers: steps, differences and models that are no solvers by themselves."""

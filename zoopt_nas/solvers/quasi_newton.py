@@ -1,0 +1,68 @@
+"""Quasi-Newton: BFGS steps along gradients of differences, and subspace steps in many dimensions.
+
+Source: see ``engines.descent`` and ``engines.subspace``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from zoopt_nas._arrays import Array
+from zoopt_nas._checks import check_positive, check_positive_int
+from zoopt_nas.solvers.base import Solver, SolverState
+from zoopt_nas.solvers.engines import descent, subspace
+from zoopt_nas.solvers.engines.descent_state import DESCENT_STATES
+
+
+@dataclass(frozen=True)
+class QuasiNewton(Solver):
+    """Quasi-Newton: steps along a model of slopes and curvatures, which differences of values give.
+
+    Up to 100 dimensions it differences along dim conjugate directions, which gives the whole
+    gradient, takes BFGS steps, and starts anew where it has converged. Above, or with fewer
+    ``n_samples``, it differences along random orthogonal directions and the last step, and searches
+    along the gradient in their span. Both evaluate the iterate, and adapt the distance of the
+    differences to the steps and to measured noise.
+
+    Attributes:
+        smoothing: > 0, the distance of the differences, in units of x. None adapts it.
+        n_samples: how many directions a step differences along. None: dim up to 100 dimensions,
+            fewer above.
+
+    Raises:
+        InvalidValueError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "quasi_newton"
+    evaluates_iterate: ClassVar[bool] = True
+    adapts_steps: ClassVar[bool] = True
+    keeps_bounds: ClassVar[bool] = True
+    lengths: ClassVar[tuple[str, ...]] = ("smoothing",)
+    inner_states: ClassVar[tuple[type, ...]] = (*DESCENT_STATES, subspace.SubspaceState)
+
+    smoothing: float | None = None
+    n_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.smoothing is not None:
+            check_positive("smoothing", self.smoothing)
+        if self.n_samples is not None:
+            check_positive_int("n_samples", self.n_samples)
+
+    def _has_basis(self, dim: int) -> bool:
+        """Whether a step measures the whole gradient."""
+        return dim <= descent.MAX_BASIS_DIM and (self.n_samples is None or self.n_samples >= dim)
+
+    def _init(self, state: SolverState) -> None:
+        (descent if self._has_basis(state.x.shape[0]) else subspace).begin(state)
+
+    def _ask(self, state: SolverState, guide: Array | None) -> Array:
+        if self._has_basis(state.x.shape[0]):
+            return descent.ask(state, smoothing=self.smoothing)
+        return subspace.ask(state, n_directions=self.n_samples, smoothing=self.smoothing)
+
+    def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
+        if self._has_basis(state.x.shape[0]):
+            return descent.tell(state, candidates, values)
+        return subspace.tell(state, candidates, values)
