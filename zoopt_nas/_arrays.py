@@ -38,11 +38,11 @@ __all__ = [
     "device",
     "encode_array",
     "encode_generator",
+    "finite_or",
     "finite_values",
     "import_torch",
     "is_generator",
     "is_torch_array",
-    "moved_iterate",
     "to_numpy",
     "value_dtype",
 ]
@@ -176,23 +176,17 @@ def finite_values(name: str, values: object, like: Array, n: int) -> Array:
     return xp.where(xp.isfinite(values), values, xp.inf)
 
 
-def moved_iterate(x: Array, before: Array, values: Array) -> Array:
-    """Returns ``x`` if it is finite and one of ``values`` is, else the iterate ``before``.
-
-    Args:
-        x: (dim,), where a solver goes.
-        before: (dim,), where it was.
-        values: (n,), +inf where an evaluation failed.
-    """
+def finite_or(x: Array, default: Array) -> Array:
+    """Returns ``x`` if every entry is finite, else ``default``."""
     if isinstance(x, np.ndarray):
         # As above: only a sum that is not finite needs a look at each entry.
-        is_finite = math.isfinite(np.add.reduce(x)) or np.all(np.isfinite(x))
-        return x if is_finite and np.minimum.reduce(values) < math.inf else before
+        if math.isfinite(np.add.reduce(x)):
+            return x
+        return x if np.all(np.isfinite(x)) else default
     if x.device.type == "cpu" and math.isfinite(float(x.sum())):
-        return x if float(values.min()) < math.inf else before  # no vectors as of where
+        return x  # without the vectors that isfinite and where make
     xp = array_namespace(x)
-    has_moved = xp.all(xp.isfinite(x)) & xp.any(values < math.inf)
-    return xp.where(has_moved, x, before)  # no wait for the device
+    return xp.where(xp.all(xp.isfinite(x)), x, default)  # no wait for the device
 
 
 def to_numpy(value: Any) -> Any:

@@ -1,57 +1,45 @@
-"""GLD's adaptive form: the metric, what is learnt, noise, restarts, and progress."""
+"""adaptive_gld: the metric, what is learnt, noise, restarts, and progress."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from zoopt_nas import AdaptiveGLD, minimize
+from zoopt_nas import AdaptiveGLD, InvalidValueError, minimize
 from zoopt_nas.problems import ellipsoid, rosenbrock, sphere
+from zoopt_nas.solvers import adaptive_gld
 from zoopt_nas.solvers.adaptive_gld import (
-    MAX_METRIC_DIM,
     MIN_PATIENCE,
     MIN_SHARE,
     SHARE_GROWTH,
     SHARE_SHRINKAGE,
-    rank_one_update,
 )
+from zoopt_nas.solvers.engines.comparison_metric import MAX_METRIC_DIM, rank_one_update
 from zoopt_nas.testing import SolverConformance, run_steps
 
-# After 20 steps from (1, ..., 5) on the sphere function, at seed 0: a change is one of behaviour.
-X_AFTER_20_STEPS = {
-    "adaptive": [-0.198059742769, 1.20339234846, -0.210504708075, 0.0782813661197, 0.208687325248],
-    "adaptive-one-direction": [
-        -0.0792589037691,
-        0.452809418755,
-        0.708807928895,
-        -0.23775803797,
-        0.585284899015,
-    ],
-    "default": [
-        0.16074730738,
-        -0.0321546257809,
-        1.21519988262,
-        0.83640797981,
-        -0.289050874357,
-    ],
-    "adaptive-seven": [
-        0.174851130354,
-        0.118717181676,
-        3.15996536735e-05,
-        0.0538098932934,
-        -0.0450460560554,
-    ],
-}
-# Without the wide candidate and the antithetic partners.
-PLAIN = AdaptiveGLD(wide_radius=0, mirror=False)
 VARIANTS = {
     "default": AdaptiveGLD(),
-    "adaptive": PLAIN,
-    "adaptive-one-direction": replace(PLAIN, n_directions=1, max_radius=0.5, deterministic=True),
-    "adaptive-seven": replace(PLAIN, n_directions=7, restart=False, min_radius=1e-3),
-    "adaptive-window": AdaptiveGLD(window=1, wide_radius=2.0),
+    "one-direction": AdaptiveGLD(n_directions=1, max_radius=0.5, deterministic=True),
+    "seven": AdaptiveGLD(n_directions=7, restart=False, min_radius=1e-3),
 }
+# After 20 steps from (1, ..., 5) on the sphere function, at seed 0: a change is one of behaviour.
+X_AFTER_20_STEPS = {
+    "default": [0.16074730738, -0.0321546257809, 1.21519988262, 0.83640797981, -0.289050874357],
+    "one-direction": [
+        -0.289213053861,
+        0.351594283047,
+        -0.242998191513,
+        -0.547099651418,
+        0.758189266634,
+    ],
+    "seven": [0.287152773931, 0.0444903126195, 0.00468037265391, -0.126877812204, 0.111200403969],
+}
+
+
+@pytest.fixture
+def no_wide_candidate(monkeypatch):
+    """Leaves out the candidate at the wide radius."""
+    monkeypatch.setattr(adaptive_gld, "WIDE_PERIOD", 10**9)
 
 
 class TestConformance(SolverConformance):
@@ -157,9 +145,10 @@ def test_the_extrapolation_doubles_while_it_wins_and_halves_when_not():
     assert lengths[-1] > state.inner.log_radius + 3
 
 
-ONCE = AdaptiveGLD(deterministic=True, wide_radius=0)
+ONCE = AdaptiveGLD(deterministic=True)
 
 
+@pytest.mark.usefixtures("no_wide_candidate")
 def test_x_is_evaluated_once_if_deterministic():
     steps = drive(ONCE, sphere(2), np.ones(2), 200)
     n_rows, is_restart = zip(*[(len(c), s.inner.is_restart) for s, c in steps], strict=True)
@@ -171,8 +160,9 @@ def test_x_is_evaluated_once_if_deterministic():
     assert np.array_equal(ONCE.ask(ONCE.init(np.ones(2), rng=0))[0], np.ones(2))
 
 
+@pytest.mark.usefixtures("no_wide_candidate")
 def test_x_is_evaluated_anew_after_failures_and_less_often_if_it_holds():
-    solver = AdaptiveGLD(restart=False, wide_radius=0)
+    solver = AdaptiveGLD(restart=False)
     n_rows = [len(c) for _, c in drive(solver, lambda x: float(x.any()), np.zeros(3), 80)]
     again = [step for step, n in enumerate(n_rows) if n == 4]
     gaps = np.diff([0, *again])
@@ -284,7 +274,7 @@ def test_noise_does_not_stop_it():
         result = minimize(
             lambda x, noise=noise: float(x @ x) + 0.1 * noise.standard_normal(),
             np.full(5, 2.0),
-            "gld",
+            "adaptive_gld",
             maxfev=1000,
             rng=seed,
         )
@@ -299,7 +289,7 @@ def test_noise_proportional_to_the_value_is_no_obstacle():
         result = minimize(
             lambda x, noise=noise: float(x @ x) * math.exp(0.5 * noise.standard_normal()),
             np.full(20, 2.0),
-            "gld",
+            "adaptive_gld",
             maxfev=6000,
             rng=seed,
         )
@@ -363,6 +353,28 @@ def test_a_deterministic_objective_has_no_share():
 def test_bfloat16_has_no_linear_algebra_and_runs_without():
     torch = pytest.importorskip("torch")
     x0 = torch.ones(8, dtype=torch.bfloat16)
-    result = minimize(lambda x: float((x * x).sum()), x0, "gld", maxfev=400, rng=0)
+    result = minimize(lambda x: float((x * x).sum()), x0, "adaptive_gld", maxfev=400, rng=0)
     assert result.x.dtype == torch.bfloat16
     assert result.fun < 0.1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("max_radius", 0, "max_radius must be a positive finite number, got 0"),
+        ("min_radius", 2.0, "min_radius must be at most max_radius (1.0), got 2.0"),
+        ("n_directions", 0, "n_directions must be a positive integer, got 0"),
+        ("restart", 1, "restart must be True or False, got 1"),
+        ("deterministic", "yes", "deterministic must be True or False, got 'yes'"),
+    ],
+)
+def test_bad_fields_are_named(field, value, message):
+    with pytest.raises(InvalidValueError) as caught:
+        AdaptiveGLD(**{field: value})
+    assert str(caught.value) == message
+
+
+def test_with_n_samples_sets_the_new_directions():
+    assert AdaptiveGLD().with_n_samples(5) == AdaptiveGLD(n_directions=5)
+    with pytest.raises(InvalidValueError, match=r"n_samples must be a positive integer, got 0"):
+        AdaptiveGLD().with_n_samples(0)

@@ -1,22 +1,16 @@
-"""What GLD's adaptive form mixes into a batch: a window, a wide radius, antithetic partners."""
+"""What adaptive_gld mixes into a batch: a wide radius and antithetic partners."""
 
 import numpy as np
 import pytest
 
 from zoopt_nas import AdaptiveGLD, minimize
 from zoopt_nas.problems import sphere
-from zoopt_nas.solvers.adaptive_gld import MAX_METRIC_DIM
-
-
-def test_the_window_spreads_the_radii_over_octaves():
-    solver = AdaptiveGLD(window=2, n_directions=3, max_radius=0.5, deterministic=True)
-    candidates = solver.ask(solver.init(np.ones(5), rng=0))
-    lengths = np.linalg.norm(candidates[1:] - 1, axis=1)
-    np.testing.assert_allclose(lengths, [1.0, 0.5, 0.25], rtol=1e-12)
+from zoopt_nas.solvers import adaptive_gld
+from zoopt_nas.solvers.engines.comparison_metric import MAX_METRIC_DIM
 
 
 def test_each_sixteenth_batch_has_a_candidate_at_the_wide_radius():
-    solver = AdaptiveGLD(wide_radius=6.0, max_radius=0.5, restart=False, deterministic=True)
+    solver = AdaptiveGLD(max_radius=0.5, restart=False, deterministic=True)
     fun, before, n_wide = sphere(2), np.ones(2), 0
     state = solver.init(before, rng=0)
     for _ in range(200):
@@ -26,25 +20,28 @@ def test_each_sixteenth_batch_has_a_candidate_at_the_wide_radius():
         is_wide = state.n_steps % 16 == 0
         assert len(candidates) == 3 + is_wide
         if is_wide:
-            assert lengths[1] == pytest.approx(3.0)  # behind the extrapolation
+            assert lengths[1] == pytest.approx(2.0)  # behind the extrapolation
             n_wide += 1
         before = state.x
     assert n_wide == 12
     assert np.delete(lengths, 1)[1:].max() < 1e-3
 
 
-def test_the_wide_candidate_finds_another_valley():
+def test_the_wide_candidate_finds_another_valley(monkeypatch):
     # A narrow valley around 0 and, a length of 4 away, a wide and deeper one.
     def valleys(x):
         return float(min(100 * x @ x, (x - 4) @ (x - 4) - 1))
 
-    runs = [
-        minimize(valleys, [0.0], AdaptiveGLD(wide_radius=wide, restart=False), maxfev=400, rng=seed)
-        for wide in (0.0, 4.0)
-        for seed in range(10)
-    ]
-    n_found = [sum(run.fun < -0.9 for run in part) for part in (runs[:10], runs[10:])]
-    assert n_found == [0, 10]
+    def n_found():
+        runs = [
+            minimize(valleys, [0.0], AdaptiveGLD(restart=False), maxfev=400, rng=seed)
+            for seed in range(10)
+        ]
+        return sum(run.fun < -0.9 for run in runs)
+
+    assert n_found() == 10
+    monkeypatch.setattr(adaptive_gld, "WIDE_PERIOD", 10**9)
+    assert n_found() == 0
 
 
 def test_above_the_metric_nothing_is_mirrored():

@@ -14,13 +14,14 @@ from zoopt_nas.solvers.base import Task
 
 def shares(message):
     """The evaluations of each solver, as the message has them."""
-    return {name: int(n) for n, name in re.findall(r"(\d+) by (\w+)", message)}
+    found = re.search(r"auto chose ([\w ]+) \(.*\): ([\d and]+) evaluations", message)
+    return dict(zip(found[1].split(" and "), map(int, found[2].split(" and ")), strict=True))
 
 
 def test_auto_is_the_default_and_says_what_it_chose():
     result = minimize(rastrigin(3), [2.5, -3.5, 1.5], maxfev=900, rng=0)
-    assert "auto, for few dimensions:" in result.message
-    assert list(shares(result.message)) == ["rs", "cma"]
+    assert "auto chose quasi_newton and cma (3 dimensions): " in result.message
+    assert list(shares(result.message)) == ["quasi_newton", "cma"]
     assert sum(shares(result.message).values()) + 1 == result.nfev  # and one for the iterate
 
 
@@ -28,7 +29,7 @@ def test_until_it_converges_the_first_solver_runs_as_it_would_alone():
     fun = rosenbrock(6)
     result = minimize(fun, fun.x0, maxfev=300, rng=0, history=True)
     alone = minimize(fun, fun.x0, QuasiNewton(), maxfev=300, rng=0, history=True)
-    n_alone = shares(result.message)["rs"]
+    n_alone = shares(result.message)["quasi_newton"]
     assert n_alone >= 100
     np.testing.assert_array_equal(result.history[: n_alone - 1], alone.history[: n_alone - 1])
 
@@ -54,22 +55,23 @@ def test_the_two_share_the_evaluations_of_a_long_run():
     result = minimize(rastrigin(4), np.full(4, 2.5), maxfev=6000, rng=1)
     counts = shares(result.message)
     # A turn lasts until its solver has converged: they are equal but for the last turn.
-    assert 0.2 < counts["rs"] / (counts["rs"] + counts["cma"]) < 0.8
+    assert 0.2 < counts["quasi_newton"] / (counts["quasi_newton"] + counts["cma"]) < 0.8
 
 
 def test_rules():
     def plan(dim, **task):
         result = minimize(sphere(dim), np.ones(dim), rng=0, **task)
-        return re.search(r"auto, for ([a-z ]+):", result.message)[1], list(shares(result.message))
+        reason = re.search(r"\(\d+ dimensions(?:, ([a-z ]+))?\)", result.message)[1]
+        return reason, list(shares(result.message))
 
-    assert plan(5, maxfev=12) == ("a small budget", ["gld"])
-    assert plan(5, maxfev=13) == ("few dimensions", ["rs"])
-    assert plan(29, maxfev=72) == ("a small budget", ["gld"])
-    assert plan(30, maxfev=74) == ("a small budget", ["rs"])
-    assert plan(100, maxfev=250) == ("few dimensions", ["rs"])
-    assert plan(101, maxfev=152) == ("many dimensions", ["rs"])
-    assert plan(101, maxfev=151) == ("a small budget", ["rs"])
-    assert plan(5, maxiter=2)[0] == "few dimensions"
+    assert plan(5, maxfev=12) == ("small budget", ["adaptive_gld"])
+    assert plan(5, maxfev=13) == (None, ["quasi_newton"])
+    assert plan(29, maxfev=72) == ("small budget", ["adaptive_gld"])
+    assert plan(30, maxfev=74) == ("small budget", ["quasi_newton"])
+    assert plan(100, maxfev=250) == (None, ["quasi_newton"])
+    assert plan(101, maxfev=152) == (None, ["quasi_newton"])
+    assert plan(101, maxfev=151) == ("small budget", ["quasi_newton"])
+    assert plan(5, maxiter=2) == (None, ["quasi_newton"])
 
 
 def test_noise_is_told_or_found():
@@ -79,12 +81,12 @@ def test_noise_is_told_or_found():
         return float((x**2).sum() + 0.1 * noise.standard_normal())
 
     told = minimize(noisy, np.ones(4), maxfev=500, rng=0, noisy=True)
-    assert "auto, for noise:" in told.message
+    assert "auto chose adaptive_mgs (4 dimensions, noisy): " in told.message
     found = minimize(noisy, np.ones(4), maxfev=500, rng=0)
-    n_before = int(re.search(r"(\d+) to find the noise", found.message)[1])
-    assert n_before == 2 * 4 + 2  # the first batch of rs
+    n_before = int(re.search(r"after (\d+) to detect the noise", found.message)[1])
+    assert n_before == 2 * 4 + 2  # the first batch of quasi_newton
     denied = minimize(noisy, np.ones(4), Auto(noisy=False), maxfev=500, rng=0)
-    assert "auto, for few dimensions:" in denied.message
+    assert "noisy" not in denied.message
     for result in (told, found):
         # The noise is a hundredth of what there is to gain.
         assert float((result.x_iterate**2).sum()) < 0.2

@@ -187,10 +187,10 @@ def test_what_a_method_is_given():
 
 def test_a_solver_or_its_name():
     pytest.importorskip("ioh")
-    by_name = run("gld", SMALL)
+    by_name = run("adaptive_gld", SMALL)
     np.testing.assert_array_equal(run(AdaptiveGLD(), SMALL).hit_times, by_name.hit_times)
     other = run(AdaptiveGLD(max_radius=3.0), SMALL, name="wide")
-    assert (by_name.method, other.method) == ("gld", "wide")
+    assert (by_name.method, other.method) == ("adaptive_gld", "wide")
     assert not np.array_equal(other.hit_times, by_name.hit_times)
     assert np.all(by_name.hit_times[np.isfinite(by_name.hit_times)] <= 60)
     assert run(walk, SMALL).method == "walk"
@@ -212,7 +212,10 @@ def test_what_minimize_is_told(monkeypatch):
     told = []
     monkeypatch.setattr(bbob_module, "minimize", lambda fun, x0, method, **kw: told.append(kw))
     for bounded, noise in ((False, 0.0), (True, 0.0), (False, 0.1)):
-        run("rs", Suite(dims=[3], functions=[1], instances=[1], bounded=bounded, noise=noise))
+        run(
+            "quasi_newton",
+            Suite(dims=[3], functions=[1], instances=[1], bounded=bounded, noise=noise),
+        )
     assert [kw["bounds"] for kw in told] == [None, [(-5.0, 5.0)] * 3, None]
     assert [kw["noisy"] for kw in told] == [False, False, True]
     assert {kw["maxfev"] for kw in told} == {900}
@@ -294,7 +297,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(UnknownNameError, match="did you mean 'gld'"):
         run("gdl")
     with pytest.raises(InvalidValueError, match="seed must be a non-negative integer, got -1"):
-        run("gld", seed=-1)
+        run("adaptive_gld", seed=-1)
     with pytest.raises(InvalidValueError, match="method must be the name of a solver"):
         run(3)
 
@@ -302,7 +305,7 @@ def test_bad_arguments_are_named():
 def test_ioh_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ioh", None)  # importing it fails
     with pytest.raises(MissingDependencyError, match=r"pip install 'zoopt-nas\[bench\]'"):
-        run("gld", SMALL)
+        run("adaptive_gld", SMALL)
 
 
 # --- files ---
@@ -314,14 +317,14 @@ def test_results_survive_a_file(tmp_path):
     for suite in (SMALL, Suite([4], [2], [3], noise=0.1, noise_kind="multiplicative")):
         times = rng.integers(1, 90, (len(suite.problems), N_TARGETS)).astype(float)
         times[rng.random(times.shape) < 0.5] = np.inf
-        results.append(BBOBResult("gld", suite, 7, times))
+        results.append(BBOBResult("adaptive_gld", suite, 7, times))
     path = tmp_path / "results.json"
     save_results(path, results)
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
     loaded = load_results(path)
     assert len(loaded) == 2
     for result, again in zip(results, loaded, strict=True):
-        assert (again.method, again.suite, again.seed) == ("gld", result.suite, 7)
+        assert (again.method, again.suite, again.seed) == ("adaptive_gld", result.suite, 7)
         np.testing.assert_array_equal(again.hit_times, result.hit_times)
         assert again.score == result.score
     entries = json.loads(path.read_text(), parse_constant=pytest.fail)["results"]

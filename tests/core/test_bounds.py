@@ -194,7 +194,7 @@ def test_rs_by_transform_descends_towards_the_corner():
 
 
 @pytest.mark.parametrize("method", BOUND_METHODS)
-@pytest.mark.parametrize("solver", ["gld", RS(learning_rate=0.1), "mgs"])
+@pytest.mark.parametrize("solver", ["adaptive_gld", RS(learning_rate=0.1), "adaptive_mgs"])
 def test_an_optimum_inside_is_found_and_fixed_coordinates_stay(solver, method):
     target = np.array([0.3, 0.5, -0.2])
     result = minimize(
@@ -210,9 +210,9 @@ def test_an_optimum_inside_is_found_and_fixed_coordinates_stay(solver, method):
 
 
 def test_wide_open_bounds_change_nothing():
-    plain = minimize(sphere(2), [1.0, -2.0], "rs", maxfev=200, rng=0)
+    plain = minimize(sphere(2), [1.0, -2.0], "quasi_newton", maxfev=200, rng=0)
     for box in ([(None, None)] * 2, [(-100, None), (None, 50)], Box(method="transform")):
-        bounded = minimize(sphere(2), [1.0, -2.0], "rs", maxfev=200, rng=0, bounds=box)
+        bounded = minimize(sphere(2), [1.0, -2.0], "quasi_newton", maxfev=200, rng=0, bounds=box)
         np.testing.assert_array_equal(bounded.x_iterate, plain.x_iterate)
 
 

@@ -128,7 +128,7 @@ def test_a_quadratic_in_a_box_takes_two_steps(start, width):
     result = minimize(
         fun,
         np.full(dim, start * width),
-        "rs",
+        "quasi_newton",
         bounds=[(0, width)] * dim,
         maxfev=2 * dim + 4,
         rng=0,
@@ -142,7 +142,7 @@ def test_a_coordinate_that_cannot_move_costs_nothing():
     minimize(
         lambda x: seen.append(x) or float(((x - 0.3) ** 2).sum()),
         [0.9, 0.5, 0.1],
-        "rs",
+        "quasi_newton",
         bounds=bounds,
         maxfev=7,
         rng=0,
@@ -152,7 +152,7 @@ def test_a_coordinate_that_cannot_move_costs_nothing():
 
 
 def test_where_no_coordinate_can_move_the_start_is_the_answer():
-    for method in ("rs", "auto"):
+    for method in ("quasi_newton", "auto"):
         result = minimize(
             lambda x: float(x @ x), [1.0, 2.0], method, bounds=[(1, 1), (2, 2)], maxfev=30, rng=0
         )

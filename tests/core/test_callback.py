@@ -37,7 +37,13 @@ def test_a_target_reached_by_a_whole_batch(how):
     def callback(xk):
         seen.append(xk)
 
-    run = {"x0": [1.0, -2.0], "method": "gld", "target": 0.5, "rng": 0, "callback": callback}
+    run = {
+        "x0": [1.0, -2.0],
+        "method": "adaptive_gld",
+        "target": 0.5,
+        "rng": 0,
+        "callback": callback,
+    }
     if how == "vectorized":
         result = minimize(lambda rows: (rows**2).sum(1), **run, vectorized=True)
     else:
@@ -119,7 +125,7 @@ def test_the_style_is_told_by_the_name_of_the_only_parameter(style, case, throug
         )
     else:
         result = scipy.optimize.minimize(
-            bowl, [1.0, -2.0], method=scipy_method("gld"), callback=callbacks[case],
+            bowl, [1.0, -2.0], method=scipy_method("adaptive_gld"), callback=callbacks[case],
             options={"maxiter": 4, "rng": 0},
         )  # fmt: skip
     assert len(got) == 4

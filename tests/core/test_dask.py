@@ -74,7 +74,7 @@ def raises_below(x):
     return float(x[0])
 
 
-@pytest.mark.parametrize("method", ["gld", "mgs", "rs"])
+@pytest.mark.parametrize("method", ["adaptive_gld", "adaptive_mgs", "quasi_newton"])
 def test_the_run_is_that_of_one_worker(client, method):
     limits = {"maxfev": 61, "rng": 0, "history": True, "bounds": [(-3, 3)] * 2}
     plain = minimize(fails_on_half, X0, method, **limits)
@@ -109,7 +109,7 @@ def test_an_exception_of_the_function_costs_the_point_or_ends_the_run(client):
         minimize(
             raises_below,
             [1.0, -2.0],
-            "gld",
+            "adaptive_gld",
             options={"max_radius": 0.3},
             rng=0,
             workers=executor,

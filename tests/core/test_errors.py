@@ -105,7 +105,7 @@ def test_an_exception_that_pickle_loses_costs_its_evaluation_only(kind):
         fails_on_the_left, [1.0, 1.0], "adaptive_gld", maxfev=60, rng=0, on_error="fail"
     )
     assert alone.n_failed > 0
-    run = {"x0": [1.0, 1.0], "method": "gld", "maxfev": 60, "rng": 0, "on_error": "fail"}
+    run = {"x0": [1.0, 1.0], "method": "adaptive_gld", "maxfev": 60, "rng": 0, "on_error": "fail"}
     if kind == "count":
         result = minimize(fails_on_the_left, **run, workers=2)
     elif kind == "executor":

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoopt_nas import GLD, AdaptiveGLD, InvalidValueError
+from zoopt_nas import GLD, InvalidValueError
 from zoopt_nas.problems import rastrigin, sphere
 from zoopt_nas.solvers.gld import DIRECTIONS, SCHEDULES
 
@@ -97,11 +97,6 @@ def test_h_scale_shrinks_the_radii_sooner(h_scale, n_steps):
     assert solver.radii(7, n_steps)[0] == 4.0
 
 
-def test_the_adaptive_schedule_has_no_fixed_radii():
-    with pytest.raises(InvalidValueError, match="schedule must be search or fast for radii"):
-        AdaptiveGLD().radii(3)
-
-
 def test_the_fast_schedule_follows_the_steps_of_the_run():
     solver = GLD(schedule="fast", condition_number=2.0, max_radius=1.0, deterministic=True)
     state = solver.init(np.zeros(1), rng=0)  # H = 2
@@ -124,7 +119,7 @@ def test_with_n_samples_draws_n_candidates_beside_x(n, max_radius):
 
 def test_with_n_samples_refuses_what_cannot_be():
     with pytest.raises(InvalidValueError, match=r"n_samples must be a positive integer, got 0"):
-        AdaptiveGLD().with_n_samples(0)
+        GLD().with_n_samples(0)
     with pytest.raises(InvalidValueError, match=r"n_samples must be left to condition_number"):
         GLD(schedule="fast").with_n_samples(5)
 
@@ -199,7 +194,7 @@ def test_failures_never_win_but_anything_beats_a_failed_x(failure):
     [
         ("max_radius", 0, "max_radius must be a positive finite number, got 0"),
         ("min_radius", 2.0, "min_radius must be at most max_radius (1.0), got 2.0"),
-        ("schedule", "slow", "schedule must be one of adaptive, search, fast, got 'slow'"),
+        ("schedule", "slow", "schedule must be one of search, fast, got 'slow'"),
         (
             "condition_number",
             0.5,
@@ -207,15 +202,20 @@ def test_failures_never_win_but_anything_beats_a_failed_x(failure):
         ),
         ("direction", "cube", "direction must be one of sphere, ball, gaussian, got 'cube'"),
         ("h_scale", 0.0, "h_scale must be a positive finite number, got 0.0"),
-        ("n_directions", 0, "n_directions must be a positive integer, got 0"),
-        ("restart", 1, "restart must be True or False, got 1"),
-        ("window", -1, "window must be a finite number of at least 0, got -1"),
-        ("wide_radius", -1, "wide_radius must be a finite number of at least 0, got -1"),
-        ("mirror", 1, "mirror must be True or False, got 1"),
         ("deterministic", "yes", "deterministic must be True or False, got 'yes'"),
     ],
 )
 def test_bad_fields_are_named(field, value, message):
+    schedule = {"schedule": "fast"} if field in ("condition_number", "h_scale") else {}
     with pytest.raises(InvalidValueError) as caught:
-        GLD(**{field: value})
+        GLD(**{field: value}, **schedule)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("schedule", "field"),
+    [("fast", "min_radius"), ("search", "condition_number"), ("search", "h_scale")],
+)
+def test_a_field_of_the_other_schedule_is_refused(schedule, field):
+    with pytest.raises(InvalidValueError, match=f"^{field} must be None with schedule"):
+        GLD(schedule=schedule, **{field: 0.5})

@@ -13,9 +13,7 @@ from zoopt_nas.testing import run_steps
 SOLVERS = {
     "rs": RS(learning_rate=0.02, smoothing=0.01, n_samples=4),
     "rs-one_point": RS(learning_rate=0.002, smoothing=0.5, n_samples=4, estimator="one_point"),
-    "rs-two_point": RS(
-        learning_rate=0.02, smoothing=0.01, estimator="two_point", direction="gaussian"
-    ),
+    "rs-one_pair": RS(learning_rate=0.02, smoothing=0.01, n_samples=1, direction="gaussian"),
     "rs-orthogonal": RS(learning_rate=0.02, smoothing=0.01, n_samples=4, orthogonal=True),
     "mgs-density_free": MGS(sigma=0.025, temperature=0.01, n_samples=4, weighting="density_free"),
     "mgs-exact": MGS(sigma=0.025, temperature=0.01, n_samples=4, weighting="exact"),
@@ -30,7 +28,7 @@ SOLVERS = {
 X_AFTER_20_STEPS = {
     "rs": [0.874017486011, 0.618891678006, 1.31117118091, 1.85227168904, 1.90329044867],
     "rs-one_point": [2.02623772087, 2.645575886, 2.55200440825, 5.56494361904, 2.41533259209],
-    "rs-two_point": [1.56535584953, 0.576918800737, 0.106121452077, 1.77009103676, 1.06133275535],
+    "rs-one_pair": [1.56535584953, 0.576918800737, 0.106121452077, 1.77009103676, 1.06133275535],
     "rs-orthogonal": [0.406387745728, 0.814735386931, 1.13462533642, 1.88211059361, 1.99326800604],
     "mgs-density_free": [0.834366986917, 1.77536382964, 2.97699596622, 3.6418364188, 4.58738795308],
     "mgs-exact": [0.826560629604, 1.78256299264, 2.97358566099, 3.63857496085, 4.59237837316],

@@ -90,7 +90,7 @@ TORCH = pytest.param("torch", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("objective", [quadratic, noise, plateau, failures])
-@pytest.mark.parametrize("name", ["rs", "mgs", "gld", "auto"])
+@pytest.mark.parametrize("name", ["quasi_newton", "adaptive_mgs", "adaptive_gld", "auto"])
 @pytest.mark.parametrize("library", ["numpy", TORCH])
 def test_a_step_holds_the_batch_and_three_vectors(library, name, objective, monkeypatch):
     # As few directions as at 10^6 dimensions.

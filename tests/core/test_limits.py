@@ -8,7 +8,7 @@ import pytest
 
 from zoopt_nas import GLD, MGS, RS, SOLVERS, AdaptiveGLD, InvalidValueError, Status, minimize
 
-OWN = ["rs", "mgs", "gld"]
+OWN = ["quasi_newton", "adaptive_mgs", "adaptive_gld"]
 
 
 def bowl(x):

@@ -1,11 +1,9 @@
-"""LIZO: the interpolation, what is reused, and the plain form on an objective that drifts."""
+"""LIZO: the interpolation, what is reused, and an objective that drifts."""
 
 import numpy as np
 import pytest
 
-from zoopt_nas import minimize
-from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.solvers.lizo import LIZO
+from zoopt_nas import LIZO, InvalidValueError
 
 B = np.array([1.0, -2.0, 0.5, 3.0, -1.0])
 
@@ -14,7 +12,7 @@ def quadratic(points):
     return points @ B + (np.arange(1.0, 6.0) * points**2).sum(-1)
 
 
-def plain_steps(solver, fun, n_steps, x0=None):
+def steps(solver, fun, n_steps, x0=None):
     state = solver.init(np.zeros(5) if x0 is None else x0, rng=0)
     for step in range(n_steps):
         candidates = solver.ask(state)
@@ -23,7 +21,7 @@ def plain_steps(solver, fun, n_steps, x0=None):
 
 
 def test_a_linear_objective_gives_its_gradient_exactly():
-    state = plain_steps(LIZO(learning_rate=0.1, n_samples=5), lambda points, _: points @ B, 1)
+    state = steps(LIZO(learning_rate=0.1, n_samples=5), lambda points, _: points @ B, 1)
     np.testing.assert_allclose(state.x, -0.1 * B, rtol=1e-9)
 
 
@@ -38,7 +36,7 @@ def test_fewer_points_than_dim_give_the_shortest_solution():
 
 
 def test_reused_queries_take_the_place_of_new_ones():
-    solver = LIZO(learning_rate=0.1, n_samples=5, reuse_radius=1e3, memory=10)
+    solver = LIZO(learning_rate=0.1, n_samples=5, reuse_radius=1e3, max_queries=10)
     state = solver.init(np.zeros(5), rng=0)
     sizes = []
     for _ in range(3):
@@ -51,7 +49,7 @@ def test_reused_queries_take_the_place_of_new_ones():
 
 
 def test_new_points_are_orthogonal_to_reused_ones():
-    solver = LIZO(learning_rate=1e-6, n_samples=4, reuse_radius=1.0, memory=2)
+    solver = LIZO(learning_rate=1e-6, n_samples=4, reuse_radius=1.0, max_queries=2)
     state = solver.init(np.zeros(5), rng=0)
     for _ in range(2):
         candidates = solver.ask(state)
@@ -63,13 +61,13 @@ def test_new_points_are_orthogonal_to_reused_ones():
 
 
 def test_radius_zero_reuses_nothing():
-    state = plain_steps(LIZO(learning_rate=0.1, n_samples=4, reuse_radius=0), drifting, 3)
+    state = steps(LIZO(learning_rate=0.1, n_samples=4, reuse_radius=0), drifting, 3)
     assert len(state.inner.displacements) == 0
 
 
 def test_a_batch_of_failures_moves_nothing_and_is_not_reused():
     solver = LIZO(learning_rate=0.01, n_samples=4, reuse_radius=50.0)
-    state = plain_steps(solver, drifting, 3)
+    state = steps(solver, drifting, 3)
     x = state.x.copy()
     for values in (np.full(9, np.nan), [np.inf, *np.arange(8.0)], [0.0, *[np.nan] * 8]):
         candidates = solver.ask(state)
@@ -84,15 +82,18 @@ def test_a_batch_of_failures_moves_nothing_and_is_not_reused():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_the_plain_form_reuses_alike_in_numpy_and_torch(dtype):
+def test_queries_are_reused_alike_in_numpy_and_torch(dtype):
     torch = pytest.importorskip("torch")
-    solver = LIZO(learning_rate=0.01, n_samples=5, reuse_radius=50.0)
+    solver = LIZO(smoothing=0.06, n_samples=5, reuse_radius=50.0)
     points = np.random.default_rng(0).standard_normal((6, 5)).astype(dtype)
-    memory = {"points": points, "travelled": np.arange(6, dtype=np.promote_types(dtype, "f4"))}
-    expected = solver._nearest(memory, 0.06, 2)
+    memory = {
+        "displacements": points,
+        "travelled": np.arange(6, dtype=np.promote_types(dtype, "f4")),
+    }
+    expected = solver._reusable(memory, 2)
     assert expected == [3, 2]  # the youngest that have gone at most 50 * 0.06
     held = {name: torch.from_numpy(array) for name, array in memory.items()}
-    assert solver._nearest(held, 0.06, 2) == expected
+    assert solver._reusable(held, 2) == expected
 
 
 def drifting(points, step):
@@ -102,32 +103,14 @@ def drifting(points, step):
 
 def test_a_drifting_level_changes_nothing():
     solver = LIZO(learning_rate=0.01, n_samples=4, reuse_radius=50.0)
-    drifted = plain_steps(solver, drifting, 20)
-    still = plain_steps(solver, lambda points, _: quadratic(points), 20)
+    drifted = steps(solver, drifting, 20)
+    still = steps(solver, lambda points, _: quadratic(points), 20)
     np.testing.assert_allclose(drifted.x, still.x, atol=1e-6)
     assert drifted.metrics["n_reused"] > 0
 
 
-def test_the_adaptive_form_converges():
-    def evaluations(radius):
-        result = minimize(
-            lambda points: (points**4 + points**2).sum(-1),
-            np.full(12, 2.0),
-            LIZO(reuse_radius=radius),
-            maxfev=2000,
-            target=1e-8,
-            rng=0,
-            vectorized=True,
-        )
-        assert result.success
-        return result.nfev
-
-    # Reuse must not cost much where BFGS steps are long and little can be reused.
-    assert evaluations(LIZO().reuse_radius) <= 1.25 * evaluations(0.0)
-
-
-def test_the_memory_is_bounded():
-    solver = LIZO(memory=7)
+def test_the_queries_kept_are_bounded():
+    solver = LIZO(max_queries=7)
     state = solver.init(np.full(4, 2.0), rng=0)
     for _ in range(20):
         candidates = solver.ask(state)
@@ -138,7 +121,7 @@ def test_the_memory_is_bounded():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("learning_rate", 0), ("reuse_radius", -1), ("memory", 0)]
+    ("field", "value"), [("learning_rate", 0), ("reuse_radius", -1), ("max_queries", 0)]
 )
 def test_bad_fields_are_named(field, value):
     with pytest.raises(InvalidValueError, match=f"^{field} must be"):

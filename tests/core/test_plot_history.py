@@ -80,16 +80,19 @@ def test_the_axis_is_logarithmic_where_positive_values_span_two_orders(history, 
 
 
 def test_several_runs_have_a_line_and_a_label_each():
-    ax = plot_history({"gld": run_of(4, 2), "mgs": run_of(3, 1, 0)})
+    ax = plot_history({"adaptive_gld": run_of(4, 2), "adaptive_mgs": run_of(3, 1, 0)})
     assert points_of(ax) == [[(1, 4), (2, 2)], [(1, 3), (2, 1), (3, 0)]]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["gld", "mgs"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "adaptive_gld",
+        "adaptive_mgs",
+    ]
 
 
 def test_a_run_of_minimize_into_given_axes(tmp_path):
     from matplotlib.figure import Figure
 
     result = minimize(
-        lambda x: float((x**2).sum()), [1.0, -2.0], "gld", maxfev=90, rng=0, history=True
+        lambda x: float((x**2).sum()), [1.0, -2.0], "adaptive_gld", maxfev=90, rng=0, history=True
     )
     ax = Figure().add_subplot()
     assert plot_history(result, ax=ax, fun_opt=0.0) is ax
@@ -103,8 +106,11 @@ def test_a_run_of_minimize_into_given_axes(tmp_path):
     ("results", "message"),
     [
         (OptimizeResult(fun=1.0, nfev=2), r"^results must be of minimize\(..., history=True\)"),
-        ({"gld": OptimizeResult(fun=1.0, nfev=2)}, r"^results\['gld'\] must be of minimize"),
-        ({"gld": 3}, r"^results\['gld'\] must be of minimize"),
+        (
+            {"adaptive_gld": OptimizeResult(fun=1.0, nfev=2)},
+            r"^results\['gld'\] must be of minimize",
+        ),
+        ({"adaptive_gld": 3}, r"^results\['gld'\] must be of minimize"),
         ({}, r"^results must be a result of minimize or several by label, got {}"),
         ([1.0, 2.0], r"^results must be a result of minimize"),
     ],

@@ -1,9 +1,9 @@
-"""RS in its adaptive form: it converges, starts anew, and stands noise, failures and bounds."""
+"""quasi_newton: it converges, starts anew, and stands noise, failures and bounds."""
 
 import numpy as np
 import pytest
 
-from zoopt_nas import RS, QuasiNewton, minimize
+from zoopt_nas import QuasiNewton, minimize
 from zoopt_nas.solvers.engines.descent import Phase
 
 
@@ -17,25 +17,29 @@ def rosenbrock(points):
     return (100 * (b - a**2) ** 2 + (1 - a) ** 2).sum(-1)
 
 
-def test_the_adaptive_form_is_the_default():
-    assert QuasiNewton().is_adaptive
-    assert QuasiNewton().evaluates_iterate
-    assert not QuasiNewton().antithetic
-    assert not RS(learning_rate=0.1).is_adaptive
-    assert not RS(estimator="one_point").is_adaptive
-
-
 @pytest.mark.parametrize(("dim", "maxfev"), [(2, 120), (10, 300), (40, 1200)])
 def test_an_ellipsoid_of_condition_1e6_takes_a_few_gradients(dim, maxfev):
     result = minimize(
-        ellipsoid, np.full(dim, 2.0), "rs", maxfev=maxfev, target=1e-8, rng=0, vectorized=True
+        ellipsoid,
+        np.full(dim, 2.0),
+        "quasi_newton",
+        maxfev=maxfev,
+        target=1e-8,
+        rng=0,
+        vectorized=True,
     )
     assert result.success
 
 
 def test_rosenbrock():
     result = minimize(
-        rosenbrock, np.full(5, -1.0), "rs", maxfev=1500, target=1e-8, rng=0, vectorized=True
+        rosenbrock,
+        np.full(5, -1.0),
+        "quasi_newton",
+        maxfev=1500,
+        target=1e-8,
+        rng=0,
+        vectorized=True,
     )
     assert result.success
 
@@ -48,7 +52,7 @@ def test_subspaces_converge(options):
     result = minimize(
         sphere,
         np.full(8, 2.0),
-        "rs",
+        "quasi_newton",
         maxfev=2000,
         target=1e-8,
         rng=0,
@@ -85,7 +89,9 @@ def test_it_starts_anew_where_it_has_converged():
     def two_wells(x):  # the lower one at +4
         return float(min((x + 1) @ (x + 1), 0.5 * (x - 4) @ (x - 4) - 1))
 
-    result = minimize(two_wells, np.full(2, -1.5), "rs", maxfev=4000, target=-0.999, rng=0)
+    result = minimize(
+        two_wells, np.full(2, -1.5), "quasi_newton", maxfev=4000, target=-0.999, rng=0
+    )
     assert result.success
 
 
@@ -126,7 +132,13 @@ def test_the_optimum_inside_a_box_is_found(options):
         return float((x - 0.4) @ (x - 0.4))
 
     result = minimize(
-        shifted, np.full(4, 0.9), "rs", bounds=[(-1, 1)] * 4, maxfev=1000, rng=0, options=options
+        shifted,
+        np.full(4, 0.9),
+        "quasi_newton",
+        bounds=[(-1, 1)] * 4,
+        maxfev=1000,
+        rng=0,
+        options=options,
     )
     assert result.fun < 1e-6
 
@@ -136,7 +148,9 @@ def test_a_failed_start_moves_to_a_point_that_does_not_fail():
         values = (points**2).sum(-1)
         return np.where((points >= 1.0).any(-1), np.nan, values)
 
-    result = minimize(half, np.array([1.2, 0.0]), "rs", maxfev=400, rng=0, vectorized=True)
+    result = minimize(
+        half, np.array([1.2, 0.0]), "quasi_newton", maxfev=400, rng=0, vectorized=True
+    )
     assert result.fun < 1e-8
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from zoopt_nas import (
+    RS,
     AdaptiveGLD,
     AdaptiveMGS,
     Box,
@@ -95,7 +96,7 @@ def nfev_of(path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
-@pytest.mark.parametrize("method", ["rs", "gld"])
+@pytest.mark.parametrize("method", ["quasi_newton", "adaptive_gld"])
 def test_a_run_that_was_killed_twice_is_the_uninterrupted_run(tmp_path, method):
     path = tmp_path / "run.npz"
     expected = finish(start("", 0, method))
@@ -155,7 +156,7 @@ def test_the_generator_of_the_caller_resumes(tmp_path, kind):
 
 def test_a_finished_run_is_not_repeated_but_may_be_extended(tmp_path):
     path = tmp_path / "run.npz"
-    run = functools.partial(minimize, x0=X0, method="gld", rng=0, checkpoint=path)
+    run = functools.partial(minimize, x0=X0, method="adaptive_gld", rng=0, checkpoint=path)
     first = run(bowl, maxiter=5)
     equal(run(kill_after(0), maxiter=5), first)
     longer = run(bowl, maxiter=9)
@@ -172,9 +173,9 @@ def test_a_callback_may_stop_and_go_on(tmp_path):
             raise StopIteration
 
     path = tmp_path / "run.npz"
-    run = functools.partial(minimize, bowl, X0, "mgs", rng=0, maxfev=80, checkpoint=path)
+    run = functools.partial(minimize, bowl, X0, "adaptive_mgs", rng=0, maxfev=80, checkpoint=path)
     assert run(callback=stop).nit == 4
-    equal(run(), minimize(bowl, X0, "mgs", rng=0, maxfev=80))
+    equal(run(), minimize(bowl, X0, "adaptive_mgs", rng=0, maxfev=80))
 
 
 def test_it_is_written_every_so_many_seconds(tmp_path, monkeypatch):
@@ -204,7 +205,7 @@ def test_the_seconds_of_the_first_part_count(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "field"),
     [
-        ({"method": "rs"}, "method"),
+        ({"method": "quasi_newton"}, "method"),
         ({"options": {"max_radius": 0.5}}, "options"),
         ({"x0": X0 + 1e-15}, "x0"),
         ({"x0": X0.astype(np.float32)}, "x0"),
@@ -220,16 +221,16 @@ def test_the_seconds_of_the_first_part_count(tmp_path):
 def test_the_checkpoint_of_another_run_is_refused(tmp_path, changed, field):
     path = tmp_path / "run.npz"
     run = functools.partial(minimize, bowl, maxiter=2, checkpoint=path)
-    run(x0=X0, method="gld", rng=0)
+    run(x0=X0, method="adaptive_gld", rng=0)
     before = path.read_bytes()
     with pytest.raises(RunError) as caught:
-        run(**{"x0": X0, "method": "gld", "rng": 0, **changed})
+        run(**{"x0": X0, "method": "adaptive_gld", "rng": 0, **changed})
     assert str(caught.value) == (
         f"{path} was saved by a run with another {field}; "
         f"give it the same {field}, or use another file"
     )
     assert path.read_bytes() == before
-    assert run(x0=X0, method="gld").nit == 2  # no seed was asked for
+    assert run(x0=X0, method="adaptive_gld").nit == 2  # no seed was asked for
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, changed, field):
 )
 def test_the_checkpoint_of_a_noisy_run_is_resumed_as_such(tmp_path, first, changed, field):
     run = functools.partial(
-        minimize, bowl, X0, method="gld", rng=0, maxiter=2, checkpoint=tmp_path / "run.npz"
+        minimize, bowl, X0, method="adaptive_gld", rng=0, maxiter=2, checkpoint=tmp_path / "run.npz"
     )
     run(**first)
     with pytest.raises(RunError, match=f"saved by a run with another {field}; "):

@@ -91,7 +91,7 @@ def test_batch_sizes():
     x0 = np.zeros(3)
     solvers = {e: RS(learning_rate=0.1, estimator=e, n_samples=7) for e in ESTIMATORS}
     sizes = {e: len(solver.ask(solver.init(x0))) for e, solver in solvers.items()}
-    assert sizes == {"one_point": 7, "two_point": 2, "multi_point": 14}
+    assert sizes == {"one_point": 7, "multi_point": 14}
 
 
 def test_candidates_are_interleaved_pairs_at_distance_smoothing():
@@ -127,17 +127,9 @@ def test_a_failed_member_drops_its_pair(failure, member):
     np.testing.assert_allclose(solver.tell(state, candidates, values).x, expected, rtol=1e-9)
 
 
-def test_none_is_the_default_of_the_paper_form():
-    explicit = RS(learning_rate=0.1, smoothing=0.01, n_samples=4)
-    for solver in (explicit, RS(learning_rate=0.1)):
-        state = solver.init(X0, rng=3)
-        candidates = solver.ask(state)
-        x = solver.tell(state, candidates, quadratic(candidates)).x
-        if solver is explicit:
-            expected = x
-    np.testing.assert_array_equal(x, expected)
-    assert not explicit.evaluates_iterate
-    assert explicit.antithetic
+def test_only_pairs_are_antithetic():
+    assert RS().antithetic
+    assert not RS(estimator="one_point").antithetic
 
 
 def test_a_step_that_overflows_is_no_step():
@@ -164,10 +156,9 @@ def test_gradient_norm_is_measured():
         ("n_samples", 0, "a positive integer"),
         ("n_samples", 2.0, "a positive integer"),
         ("n_samples", True, "a positive integer"),
-        ("estimator", "three_point", "one of one_point, two_point, multi_point"),
+        ("estimator", "three_point", "one of one_point, multi_point"),
         ("direction", "cube", "one of sphere, gaussian"),
         ("orthogonal", 1, "True or False"),
-        ("acceleration", "nesterov", "one of quasi_newton, momentum, none"),
     ],
 )
 def test_bad_fields_are_named(field, value, rule):

@@ -1,5 +1,8 @@
 """What the base class checks for every solver, the registry, and a solver of minimal size."""
 
+import re
+import runpy
+import textwrap
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,42 +18,32 @@ from zoopt_nas import (
     AdaptiveMGS,
     InvalidValueError,
     QuasiNewton,
-    Solver,
     UnknownNameError,
     minimize,
-    sampling,
 )
-from zoopt_nas._arrays import array_namespace
 from zoopt_nas.registry import Registry
+from zoopt_nas.solvers import base
 from zoopt_nas.testing import SolverConformance
 
 
-@dataclass(frozen=True)
-class RandomWalk(Solver):
-    """The example of the documentation: `_ask` and `_tell` are all that a solver writes."""
-
-    name: ClassVar[str] = "random_walk"
-    step: float = 0.1
-    n_samples: int = 4
-
-    def _ask(self, state, guide):
-        return state.x + self.step * sampling.gaussian(state.rng, self.n_samples, state.x)
-
-    def _tell(self, state, candidates, values):
-        xp = array_namespace(candidates)
-        best = xp.argmin(values)[None]
-        moved = xp.take(candidates, best, axis=0)[0]
-        return xp.where(xp.isfinite(xp.min(values)), moved, state.x)
+@pytest.fixture(scope="module")
+def random_walk(tmp_path_factory):
+    """The class at the head of the contract, run as it is written there."""
+    text = re.search(r"::\n\n(.*?)\n\n(?=\S)", base.__doc__, re.DOTALL)[1]
+    path = tmp_path_factory.mktemp("example") / "random_walk.py"
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    return runpy.run_path(str(path))["RandomWalk"]
 
 
-class TestMinimalSolver(SolverConformance):
+class TestDocumentedSolver(SolverConformance):
     @pytest.fixture
-    def solver(self):
-        return RandomWalk()
+    def solver(self, random_walk):
+        return random_walk()
 
 
-def test_minimal_solver_is_a_method_of_minimize():
-    result = minimize(lambda x: float(x @ x), [1.0, 1.0], RandomWalk(step=0.2), maxfev=400, rng=0)
+def test_the_documented_solver_is_a_method_of_minimize(random_walk):
+    solver = random_walk(step=0.2)
+    result = minimize(lambda x: float(x @ x), [1.0, 1.0], solver, maxfev=400, rng=0)
     assert result.fun < 0.01
 
 
@@ -192,9 +185,9 @@ def test_with_n_samples(kind):
         kind().with_n_samples(-2)
 
 
-def test_with_n_samples_needs_the_field():
+def test_with_n_samples_needs_the_field(random_walk):
     @dataclass(frozen=True)
-    class Fixed(RandomWalk):
+    class Fixed(random_walk):
         n_samples: ClassVar[int] = 4
 
     with pytest.raises(InvalidValueError, match="random_walk has no n_samples to set to 3"):

@@ -42,8 +42,8 @@ def test_a_few_roundings_outside_is_at_the_bound(low, width, side, n):
     assert ours[0] == end
     theirs = []
     scipy.optimize.minimize(
-        lambda x: theirs.append(x) or 0.0, [x0], bounds=[(low, high)], method=scipy_method("gld"),
-        options={"maxfev": 1, "rng": 0},
+        lambda x: theirs.append(x) or 0.0, [x0], bounds=[(low, high)],
+        method=scipy_method("adaptive_gld"), options={"maxfev": 1, "rng": 0},
     )  # fmt: skip
     assert theirs[0][0] == end
 
@@ -88,7 +88,7 @@ def test_a_start_that_is_outside_is_refused(x0):
 
 def test_the_best_known_point_may_be_rounded_too():
     result = minimize(
-        lambda x: float(x[0]), [0.2], "gld", bounds=[(0.0, 0.3)], maxfev=1, rng=0,
+        lambda x: float(x[0]), [0.2], "adaptive_gld", bounds=[(0.0, 0.3)], maxfev=1, rng=0,
         warm_start=([[0.1 + 0.2]], [-9.0]),
     )  # fmt: skip
     assert result.x_iterate[0] <= 0.3

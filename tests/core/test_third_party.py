@@ -87,7 +87,7 @@ def test_the_command_line_lists_it_and_minimizes_with_it(site, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     listed = json.loads(done.stdout)
     assert listed["evolution"].startswith("Evolution strategy (1 + n): ")
-    assert {"rs", "mgs", "gld"} <= listed.keys()
+    assert {"quasi_newton", "adaptive_mgs", "adaptive_gld"} <= listed.keys()
 
     (tmp_path / "bowl.py").write_text("def fun(x):\n    return float((x**2).sum())\n")
     limits = ("--maxfev", 200, "--seed", 0, "--option", "step=0.5", "--json")

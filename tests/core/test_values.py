@@ -83,8 +83,8 @@ def test_no_finite_number_has_failed(name):
         return float((x**2).sum()) if x[0] > 0.9 else FAILED[name]
 
     expected = minimize(
-        lambda x: float((x**2).sum()) if x[0] > 0.9 else math.nan, [1.0, 2.0], "gld", maxfev=80,
-        rng=0,
+        lambda x: float((x**2).sum()) if x[0] > 0.9 else math.nan, [1.0, 2.0], "adaptive_gld",
+        maxfev=80, rng=0,
     )  # fmt: skip
     result = minimize(fun, [1.0, 2.0], "adaptive_gld", maxfev=80, rng=0)
     assert result.n_failed == expected.n_failed > 0
@@ -99,7 +99,7 @@ def test_what_is_no_number_is_treated_as_an_exception_is(name, on_error, workers
     def fun(x):
         return float((x**2).sum()) if x[0] > 0.9 else NO_NUMBERS[name]
 
-    run = {"x0": [1.0, 2.0], "method": "gld", "maxfev": 80, "rng": 0, "workers": workers}
+    run = {"x0": [1.0, 2.0], "method": "adaptive_gld", "maxfev": 80, "rng": 0, "workers": workers}
     if on_error == "raise" or (on_error is None and workers == 1):
         with pytest.raises(InvalidValueError, match="the value of fun must be a real number, got"):
             minimize(fun, **run, on_error=on_error)
@@ -111,7 +111,7 @@ def test_what_is_no_number_is_treated_as_an_exception_is(name, on_error, workers
 
 @pytest.mark.parametrize("workers", [1, map])
 def test_a_function_that_returns_nothing(workers):
-    run = {"x0": [1.0, 2.0], "method": "gld", "maxfev": 30, "rng": 0, "workers": workers}
+    run = {"x0": [1.0, 2.0], "method": "adaptive_gld", "maxfev": 30, "rng": 0, "workers": workers}
     with pytest.raises(InvalidValueError, match="must be a real number, got None"):
         minimize(lambda x: None, **run)  # with workers too: no call has ever returned a number
     result = minimize(lambda x: None, **run, on_error="fail")
@@ -141,7 +141,7 @@ def test_failed_rows_of_a_vectorized_function(kind):
     def masked(points):
         return np.ma.array((points**2).sum(1), mask=points[:, 0] <= 0.9)
 
-    run = {"x0": [1.0, 2.0], "method": "gld", "maxfev": 80, "rng": 0, "vectorized": True}
+    run = {"x0": [1.0, 2.0], "method": "adaptive_gld", "maxfev": 80, "rng": 0, "vectorized": True}
     expected = minimize(masked, **run)
     assert expected.n_failed > 0
     if kind is np.ma.array:
@@ -200,7 +200,7 @@ def test_a_target_of_infinity_is_met_by_the_first_finite_value(target, workers, 
             return np.where(x[:, 1] > 2.5, (x**2).sum(1), np.nan)
         return float((x**2).sum()) if x[1] > 2.5 else math.nan
 
-    run = {"x0": [1.0, 2.0], "method": "gld", "rng": 0, "workers": workers}
+    run = {"x0": [1.0, 2.0], "method": "adaptive_gld", "rng": 0, "workers": workers}
     result = minimize(fun, **run, target=target, maxfev=200, vectorized=vectorized)
     assert (result.success, result.status) == (True, Status.TARGET_REACHED)
     assert math.isfinite(result.fun)

@@ -203,8 +203,8 @@ def test_a_run_can_be_saved_at_any_point(solver, n_told, tmp_path):
 
 
 def test_a_configured_optimizer_can_be_pickled():
-    configured = pickle.loads(pickle.dumps(ZooptOptimizer("gld", max_radius=0.5)))  # noqa: S301
-    assert configured == ZooptOptimizer("gld", max_radius=0.5)
+    configured = pickle.loads(pickle.dumps(ZooptOptimizer("adaptive_gld", max_radius=0.5)))  # noqa: S301
+    assert configured == ZooptOptimizer("adaptive_gld", max_radius=0.5)
     assert configured(2, 100)._solver == AdaptiveGLD(max_radius=0.5)
 
 
@@ -227,9 +227,9 @@ def test_parameters_of_other_kinds():
 
 def test_wrong_options():
     with pytest.raises(UnknownNameError, match="did you mean 'max_radius'"):
-        ZooptOptimizer("gld", max_radus=1.0)
+        ZooptOptimizer("adaptive_gld", max_radus=1.0)
     with pytest.raises(InvalidValueError, match="max_radius must be a positive finite number"):
-        ZooptOptimizer("gld", max_radius=-1.0)
+        ZooptOptimizer("adaptive_gld", max_radius=-1.0)
     with pytest.raises(UnknownNameError, match="unknown solver 'glb'"):
         ZooptOptimizer("glb")
 
@@ -292,7 +292,7 @@ def test_a_slow_worker_keeps_its_row():
 
 
 def test_gld_goes_on_from_a_spare_that_is_better():
-    optimizer = make("gld", num_workers=8)
+    optimizer = make("adaptive_gld", num_workers=8)
     candidates = [optimizer.ask() for _ in range(8)]
     spare = candidates[-1]
     for candidate in candidates:

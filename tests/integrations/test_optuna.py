@@ -241,7 +241,7 @@ def test_x0_is_the_first_trial_and_scale_the_unit_of_the_solver():
 
 def test_wrong_input():
     with pytest.raises(UnknownNameError, match="did you mean 'max_radius'"):
-        ZooptSampler("gld", max_radus=1)
+        ZooptSampler("adaptive_gld", max_radus=1)
     with pytest.raises(InvalidValueError, match=r"scale must be in \(0, 1\], got 2"):
         ZooptSampler(scale=2)
     with pytest.raises(InvalidValueError, match="seed must be None or a non-negative integer"):
@@ -325,7 +325,7 @@ def objective(trial):
     return (trial.suggest_float("x", -5, 5) - 1) ** 2 + (trial.suggest_float("y", 0, 10) - 3) ** 2
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-sampler = ZooptSampler("gld", schedule="search", min_radius=2**-4, seed=0)
+sampler = ZooptSampler("adaptive_gld", schedule="search", min_radius=2**-4, seed=0)
 study = optuna.load_study(study_name="s", storage={storage}, sampler=sampler)
 study.optimize(objective, n_trials=50)
 """

@@ -103,7 +103,7 @@ def test_spares_of_integers_are_new_parameters():
     def grid(trial):
         return (trial.suggest_int("a", 0, 9) - 4) ** 2 + (trial.suggest_int("b", 0, 9) - 6) ** 2
 
-    study = optuna.create_study(sampler=ZooptSampler("gld", seed=0))
+    study = optuna.create_study(sampler=ZooptSampler("adaptive_gld", seed=0))
     study.optimize(grid, n_trials=1)
     trials = [study.ask() for _ in range(30)]
     for trial in trials:
@@ -116,7 +116,7 @@ def test_spares_of_integers_are_new_parameters():
     assert not rows & set(spares)
 
 
-@pytest.mark.parametrize("name", ["auto", "rs", "lizo"])
+@pytest.mark.parametrize("name", ["auto", "quasi_newton", "lizo"])
 def test_a_third_of_failures_does_not_stop_a_descent(name):
     """Of 10 runs each the worst ended at 6e-4; `gld` ends near 0.05."""
     for seed in range(3):

@@ -44,7 +44,7 @@ def test_the_run_is_that_of_the_package():
     assert scipys.fun == sphere(scipys.x) < 1e-3
 
 
-@pytest.mark.parametrize("method", ["rs", "mgs", "gld"])
+@pytest.mark.parametrize("method", ["quasi_newton", "adaptive_mgs", "adaptive_gld"])
 def test_every_solver_improves_by_name(method):
     result = run(method=method, x0=np.full(3, 2.0), maxfev=600)
     assert result.fun < sphere(np.full(3, 2.0))
@@ -196,7 +196,7 @@ def test_fields_of_the_solver_are_options_too():
     in_ours = minimize(
         sphere,
         [1.0, -2.0],
-        method=scipy_method("gld", schedule="search", max_radius=0.1),
+        method=scipy_method("adaptive_gld", schedule="search", max_radius=0.1),
         options={"maxfev": 100, "rng": 0},
     )
     np.testing.assert_array_equal(in_scipys.x, direct.x)
@@ -205,7 +205,7 @@ def test_fields_of_the_solver_are_options_too():
 
 def test_unknown_names():
     with pytest.raises(UnknownNameError, match="did you mean 'max_radius'"):
-        scipy_method("gld", max_radus=1.0)
+        scipy_method("adaptive_gld", max_radus=1.0)
     with pytest.raises(UnknownNameError, match="unknown solver 'glb'"):
         scipy_method("glb")
     with pytest.warns(OptimizeWarning, match="option of gld: maxfevs; did you mean 'maxfev'"):
@@ -243,7 +243,7 @@ def test_basinhopping_escapes_a_local_minimum(bounds):
 
 
 def test_it_can_be_pickled_and_run_by_worker_processes():
-    method = pickle.loads(pickle.dumps(scipy_method("gld", schedule="search")))  # noqa: S301
+    method = pickle.loads(pickle.dumps(scipy_method("adaptive_gld", schedule="search")))  # noqa: S301
     alone = run(scaled_sphere, args=(2.0, 1.0), maxfev=60)
     options = {"maxfev": 60, "rng": 0, "workers": 2}
     together = minimize(scaled_sphere, [1.0, -2.0], (2.0, 1.0), method=method, options=options)
@@ -291,9 +291,9 @@ def test_the_global_optimizers_of_scipy_take_every_solver(name, tool):
 
 
 def test_arguments_may_be_given_with_the_method():
-    method = scipy_method("gld", maxfev=70, rng=3, max_radius=0.5)
+    method = scipy_method("adaptive_gld", maxfev=70, rng=3, max_radius=0.5)
     expected = zoopt_nas.minimize(
-        sphere, [1.0, -2.0], "gld", maxfev=70, rng=3, options={"max_radius": 0.5}
+        sphere, [1.0, -2.0], "adaptive_gld", maxfev=70, rng=3, options={"max_radius": 0.5}
     )
     result = minimize(sphere, [1.0, -2.0], method=method)
     assert (result.nfev, result.fun) == (70, expected.fun)
@@ -301,6 +301,6 @@ def test_arguments_may_be_given_with_the_method():
     again = pickle.loads(pickle.dumps(method))  # noqa: S301
     assert minimize(sphere, [1.0, -2.0], method=again).fun == expected.fun
     with pytest.raises(UnknownNameError, match="did you mean 'maxfev'"):
-        scipy_method("gld", maxfv=3)
+        scipy_method("adaptive_gld", maxfv=3)
     with pytest.raises(UnknownNameError, match="unknown option of gld 'callback'"):
-        scipy_method("gld", callback=print)
+        scipy_method("adaptive_gld", callback=print)

@@ -21,7 +21,9 @@ The public ``init``, ``ask`` and ``tell`` check their input once and call ``_ini
 
         def _tell(self, state, candidates, values):
             xp = array_namespace(candidates)
-            return xp.take(candidates, xp.argmin(values)[None], axis=0)[0]
+            best = xp.argmin(values)[None]
+            x = xp.take(candidates, best, axis=0)[0]
+            return xp.where(values[best] < xp.inf, x, state.x)  # +inf: all have failed
 
 A solver keeps no best-so-far: where the objective drifts (in architecture search the weights move
 between two steps) an old value is stale. `minimize` keeps it for the user whose objective does not.
@@ -44,8 +46,8 @@ from zoopt_nas._arrays import (
     as_point,
     copy,
     device,
+    finite_or,
     finite_values,
-    moved_iterate,
     to_numpy,
 )
 from zoopt_nas._checks import check_positive, check_positive_int
@@ -221,8 +223,7 @@ class Solver(ABC):
             values = finite_values("values", values, state.x, candidates.shape[0])
             state.weights = None
             if state.has_contrast or not self._looks_for_contrast(state, candidates, values):
-                x = self._tell(state, candidates, values)
-                state.x = moved_iterate(x, state.x, values)
+                state.x = finite_or(self._tell(state, candidates, values), state.x)
         state.n_steps += 1
         state.pending = None
         return state
@@ -315,11 +316,9 @@ class Solver(ABC):
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         """Returns the new iterate (dim,); ``value``, ``inner`` and ``metrics`` may be written.
 
-        Where every evaluation failed, ``tell`` discards it and keeps ``state.x``.
-
         ``candidates`` is (n, dim) like ``state.x``. ``values`` is (n,), of ``value_dtype``, with
         +inf where the evaluation failed and finite everywhere else. Never write into either, nor
-        into ``state.x``. An iterate with a non-finite entry is discarded too.
+        into ``state.x``. A returned iterate with a non-finite entry is discarded by ``tell``.
 
         With ``weighs_candidates`` it sets ``state.weights`` too: (n,) like ``values``, 0 where the
         evaluation failed.

@@ -300,7 +300,6 @@ def _search_failed(state: SolverState, x: Array) -> Array:
         state.value = fallback_value
         _adapt_smoothing(inner, math.sqrt(x.shape[0]) * inner.smoothing, error)
         fallback: Array = inner.fallback
-        state.x = fallback  # by itself: where the last trial has no value, `tell` keeps x
         return _restart(state, fallback) if inner.n_stalls >= 3 else fallback
     floor = 2 * math.sqrt(error)
     smoothing = inner.smoothing

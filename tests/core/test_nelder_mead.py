@@ -1,4 +1,4 @@
-"""Nelder-Mead and BFGS: step by step those of scipy.optimize; restarted and resumed."""
+"""Nelder-Mead: step by step that of scipy.optimize; restarted and resumed."""
 
 import copy
 import math
@@ -7,14 +7,13 @@ import threading
 import numpy as np
 import pytest
 from scipy import optimize
-from zoopt_nas.solvers.bfgs import BFGS
 
 from zoopt_nas import Box, InvalidValueError, SolverState, minimize
 from zoopt_nas.problems import rosenbrock, sphere
 from zoopt_nas.solvers.nelder_mead import NelderMead
 from zoopt_nas.testing import SolverConformance
 
-SOLVERS = [NelderMead(), BFGS()]
+SOLVERS = [NelderMead()]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.name)
 
 
@@ -73,63 +72,6 @@ def test_nelder_mead_evaluates_what_scipy_does(adaptive):
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(state.x, result.x)
     assert state.value == result.fun
-
-
-def test_bfgs_evaluates_what_scipy_does():
-    fun = rosenbrock(4)
-    x0 = np.array([0.5, 1.5, 0.5, 1.5])
-    solver = BFGS()
-    state = solver.init(x0, rng=0)
-    signs = np.sign((solver.ask(state)[1:] - x0).sum(1))
-    rows, firsts = until_restart(solver, state, fun)
-
-    expected = []
-
-    def slopes(x):
-        expected.append(x.copy())
-        slope = np.empty(4)
-        for i in range(4):
-            neighbour = x.copy()
-            neighbour[i] += math.sqrt(np.finfo(float).eps) * signs[i] * max(1, abs(x[i]))
-            slope[i] = (float(fun(neighbour)) - float(fun(x))) / (neighbour[i] - x[i])
-        return slope
-
-    result = optimize.minimize(lambda x: float(fun(x)), x0, jac=slopes, method="BFGS")
-    # The values are those of single points there and of a batch here: the last digits may differ,
-    # and a line search carries them on.
-    np.testing.assert_allclose(firsts[:10], expected[:10], rtol=1e-6)
-    np.testing.assert_allclose(firsts[-1], result.x, rtol=1e-4)
-    np.testing.assert_allclose(state.x, 1.0, rtol=1e-4)
-    assert len(rows) == 5 * len(firsts)
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_the_difference_step_fits_the_dtype(dtype):
-    x0 = np.array([0.5, -30.0], dtype=dtype)
-    epsilon = float(np.finfo(dtype).eps)
-    rows = BFGS().ask(BFGS().init(x0, rng=0)).astype(float)
-    assert rows.shape == (3, 2)
-    distances = np.abs(rows[1:] - x0)
-    # A point near 30 is rounded to 16 units of epsilon, half of it off.
-    np.testing.assert_allclose(distances[0], [math.sqrt(epsilon), 0], atol=epsilon)
-    np.testing.assert_allclose(distances[1], [0, 30 * math.sqrt(epsilon)], atol=16 * epsilon)
-    solver = BFGS(difference_step=0.125)
-    rows = solver.ask(solver.init(x0, rng=0)).astype(float)
-    np.testing.assert_array_equal(np.abs(rows[1:] - x0), [[0.125, 0], [0, 3.75]])
-
-
-def test_a_failed_neighbour_makes_a_slope_of_zero():
-    solver = BFGS()
-    x0 = np.array([1.0, 2.0, 3.0])
-    state = solver.init(x0, rng=0)
-    candidates = solver.ask(state)
-    values = sphere(3)(candidates)
-    values[2] = np.nan
-    solver.tell(state, candidates, values)
-    moved = solver.ask(state)[0] - x0
-    assert moved[1] == 0
-    # The first step of scipy has length 1.01, against the gradient.
-    np.testing.assert_allclose(moved[[0, 2]], 1.01 * np.array([-1, -3]) / math.sqrt(10), rtol=1e-6)
 
 
 @each_solver
@@ -261,30 +203,6 @@ def test_a_run_starts_no_thread(solver):
     assert threading.enumerate() == before
 
 
-def test_an_error_within_the_algorithm_is_raised_and_the_run_can_go_on(monkeypatch):
-    def broken(*args):
-        raise OSError("within the algorithm")
-
-    solver = BFGS()
-    state = solver.init(np.ones(2), rng=0)
-    candidates = solver.ask(state)
-    solver.tell(state, candidates, sphere(2)(candidates))
-    monkeypatch.setattr("zoopt_nas.solvers.bfgs.LineSearch", broken)
-    for _ in range(2):
-        with pytest.raises(OSError, match="within the algorithm"):
-            solver.ask(state)
-    monkeypatch.undo()
-    assert solver.ask(state).shape == (3, 2)
-
-
-def test_the_memory_of_a_long_run_grows_by_doubling():
-    solver = BFGS()
-    state = solver.init(np.zeros(10), rng=0)
-    steps(solver, state, rosenbrock(10), 30)
-    assert state.inner.n_told == 330
-    assert 330 <= len(state.inner.told) < 660
-
-
 def test_the_iterate_is_finite_far_out_in_float32():
     solver = NelderMead(step=1e38)
     state = solver.init(np.full(2, 2e38, dtype=np.float32), rng=0)
@@ -299,9 +217,6 @@ def test_the_iterate_is_finite_far_out_in_float32():
         (NelderMead, {"step": 0}, "step must be a positive finite number, got 0"),
         (NelderMead, {"adaptive": 1}, "adaptive must be True or False, got 1"),
         (NelderMead, {"tolerance": -1.0}, "tolerance must be a positive finite number"),
-        (BFGS, {"difference_step": 0.0}, "difference_step must be a positive finite number"),
-        (BFGS, {"gtol": math.nan}, "gtol must be a positive finite number, got nan"),
-        (BFGS, {"spread": -2}, "spread must be a positive finite number, got -2"),
     ],
 )
 def test_fields_out_of_range(kind, fields, message):

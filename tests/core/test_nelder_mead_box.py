@@ -1,8 +1,7 @@
-"""Nelder-Mead and BFGS in a box: from corners, edges and the middle, in boxes of any width."""
+"""Nelder-Mead in a box: from corners, edges and the middle, in boxes of any width."""
 
 import numpy as np
 import pytest
-from zoopt_nas.solvers.bfgs import BFGS
 
 from zoopt_nas import Box, minimize
 
@@ -54,29 +53,3 @@ def test_nelder_mead_keeps_a_fixed_coordinate():
         bounds=box, maxfev=300, rng=0,
     )  # fmt: skip
     np.testing.assert_allclose(result.x, [0.3, 0.5, 0.3], atol=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_bfgs_leaves_a_corner_of_a_clipped_box(seed):
-    rng = np.random.default_rng(seed)
-    middle = rng.uniform(-3, 3, 5)
-    middle[0] = 7.0
-    least = 4.0  # at the bound of the first coordinate
-    result = minimize(
-        lambda x: float(((x - middle) ** 2).sum()), rng.choice([-5.0, 5.0], 5), "bfgs",
-        bounds=Box(-5.0, 5.0, "clip"), maxfev=400, rng=seed,
-    )  # fmt: skip
-    assert result.fun - least < 1e-6
-
-
-def test_an_equal_neighbour_is_followed_by_the_one_on_the_other_side():
-    solver = BFGS(difference_step=0.5)
-    state = solver.init(np.array([1.0, 1.0]), rng=0)
-    rows = solver.ask(state)
-    solver.tell(state, rows, [3.0, 3.0, 2.0])
-    other = solver.ask(state)
-    np.testing.assert_array_equal(other, [[2 - rows[1, 0], 1.0]])
-    solver.tell(state, other, [4.0])
-    slopes = np.array([(3.0 - 4.0) / (rows[1, 0] - 1), (2.0 - 3.0) / (rows[2, 1] - 1)])
-    moved = solver.ask(state)[0] - 1.0
-    np.testing.assert_allclose(moved / np.linalg.norm(moved), -slopes / np.linalg.norm(slopes))
