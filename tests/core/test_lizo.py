@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from zoopt_nas import LIZO, InvalidValueError
+from zoopt_nas.solvers.lizo import LIZOState
 
 B = np.array([1.0, -2.0, 0.5, 3.0, -1.0])
 
@@ -86,13 +87,10 @@ def test_queries_are_reused_alike_in_numpy_and_torch(dtype):
     torch = pytest.importorskip("torch")
     solver = LIZO(smoothing=0.06, n_samples=5, reuse_radius=50.0)
     points = np.random.default_rng(0).standard_normal((6, 5)).astype(dtype)
-    memory = {
-        "displacements": points,
-        "travelled": np.arange(6, dtype=np.promote_types(dtype, "f4")),
-    }
-    expected = solver._reusable(memory, 2)
+    travelled = np.arange(6, dtype=np.promote_types(dtype, "f4"))
+    expected = solver._reusable(LIZOState(points, np.zeros(6), travelled), 2)
     assert expected == [3, 2]  # the youngest that have gone at most 50 * 0.06
-    held = {name: torch.from_numpy(array) for name, array in memory.items()}
+    held = LIZOState(*map(torch.from_numpy, (points, np.zeros(6), travelled)))
     assert solver._reusable(held, 2) == expected
 
 
