@@ -15,7 +15,7 @@ from zoopt_nas.problems import sphere
 SOLVERS = [
     RS(learning_rate=3.0),
     RS(estimator="one_point", smoothing=2.0),
-    QuasiNewton(smoothing=50.0, direction="gaussian", n_samples=2),
+    RS(smoothing=50.0, direction="gaussian", n_samples=2),
     AdaptiveMGS(sigma=5.0),
     AdaptiveGLD(max_radius=100.0),
     AdaptiveGLD(deterministic=True),
@@ -155,7 +155,7 @@ CORNER = np.array([0.0, 1.0, -2.0])
         (RS(learning_rate=0.1), "clip", 0.2),
         # Exact on a linear function as long as the budget cuts no batch: x0, 250 of 6, and 1.
         (RS(learning_rate=0.1, orthogonal=True, n_samples=3), "reflect", 0.0),
-        (RS(learning_rate=0.1, direction="gaussian", estimator="two_point"), "reflect", 1.0),
+        (RS(learning_rate=0.1, direction="gaussian", n_samples=1), "reflect", 1.0),
         (RS(learning_rate=0.1, orthogonal=True, n_samples=3), "clip", 0.2),
         # One descent: after a restart, which a twelfth of the runs is in, the iterate is anywhere.
         (AdaptiveGLD(restart=False), "reflect", 0.1),

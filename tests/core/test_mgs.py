@@ -173,8 +173,6 @@ def test_scaled_shrinks_sigma_alone():
         ("n_samples", -1, "a positive integer"),
         ("mixing", 1.5, "a number in [0, 1]"),
         ("weighting", "none", "one of exact, density_free, fixed_norm"),
-        ("weighting", "exact", "density_free unless temperature is given"),
-        ("ess_target", 1.0, "a number in (0, 1)"),
     ],
 )
 def test_bad_fields_are_named(field, value, rule):

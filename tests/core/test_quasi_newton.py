@@ -44,8 +44,7 @@ def test_rosenbrock():
     assert result.success
 
 
-@pytest.mark.parametrize("options", [{"n_samples": 3}, {"acceleration": "momentum"}])
-def test_subspaces_converge(options):
+def test_subspaces_converge():
     def sphere(points):
         return (points**2).sum(-1)
 
@@ -57,7 +56,7 @@ def test_subspaces_converge(options):
         target=1e-8,
         rng=0,
         vectorized=True,
-        options=options,
+        options={"n_samples": 3},
     )
     assert result.success
 

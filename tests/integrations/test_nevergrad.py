@@ -62,7 +62,7 @@ def test_the_registry_has_the_solvers_also_after_the_module_was_run_again():
     spec = importlib.util.find_spec(integration.__name__)
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        for name in ("ZooptRS", "ZooptMGS", "ZooptGLD"):
+        for name in ("ZooptQuasiNewton", "ZooptAdaptiveMGS", "ZooptAdaptiveGLD"):
             optimizer = ng.optimizers.registry[name](parametrization=3, budget=50, num_workers=2)
             assert optimizer.name == name
             assert optimizer._solver.name == name.removeprefix("Zoopt").lower()

@@ -56,8 +56,8 @@ class LIZO(Solver):
     that an objective that drifts never has a value compared with one of another time.
 
     Attributes:
-        learning_rate: ξ > 0. The default is stable on the sphere function in 2, 10 and 50
-            dimensions; 0.5 times the inverse curvature is where reused slopes make it unstable.
+        learning_rate: ξ > 0. On the sphere function in 2, 10 and 50 dimensions, values from 0.05 to
+            0.45 serve alike.
         smoothing: μ > 0, the distance of new points from x.
         n_samples: how many points a gradient is interpolated from, new and reused; at most dim.
         reuse_radius: how far x may have gone since a reused point, in units of ``smoothing``. 0
