@@ -301,7 +301,7 @@ class Solver(ABC):
             return
         best = int(array_namespace(values).argmin(values))
         value = float(values[best])
-        if value < (float(state.value) if state.has_value else math.inf):
+        if value < (state.value if state.has_value else math.inf):
             state.x = copy(points[best])
             state.value = value
 

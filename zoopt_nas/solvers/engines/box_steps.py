@@ -69,11 +69,15 @@ def align(state: SolverState, is_near: Array) -> None:
     free_columns = xp.arange(turned.shape[1], device=device(basis)) >= k
     turned = xp.where(is_near[:, None] & free_columns[None, :], 0.0, turned)
     inner.basis = xp.astype(turned, state.x.dtype)
-    for name in ("slopes", "step"):
-        before = getattr(inner, name)
-        if before is not None:
-            vector = xp.astype(before, turned.dtype) @ turn
-            setattr(inner, name, xp.astype(vector, before.dtype))
+    inner.slopes, inner.step = _turned(inner.slopes, turn), _turned(inner.step, turn)
+
+
+def _turned(vector: Array | None, turn: Array) -> Array | None:
+    """Returns coordinates of the basis, (dim,), as those of the turned one."""
+    if vector is None:
+        return None
+    xp = array_namespace(vector)
+    return xp.astype(xp.astype(vector, turn.dtype) @ turn, vector.dtype)
 
 
 def inward_steps(state: SolverState, is_near: Array, lengths: Array) -> Array:
