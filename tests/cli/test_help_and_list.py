@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import zoopt_nas
+from zoopt_nas import SOLVERS
 from zoopt_nas.nas.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.datasets import DATASETS
 from zoopt_nas.nas.search import METHODS
@@ -143,7 +144,7 @@ def test_the_installed_command_runs():
 
 
 LISTS = {
-    "solvers": ["rs", "mgs", "gld", "lizo", "cma", "nelder_mead", "bfgs", "auto"],
+    "solvers": list(SOLVERS),
     "spaces": list(SPACES),
     "datasets": list(DATASETS),
     "methods": list(METHODS),

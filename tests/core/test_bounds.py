@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds
 
-from zoopt_nas import RS, AdaptiveGLD, AdaptiveMGS, Box, InvalidValueError, QuasiNewton, minimize
+from zoopt_nas import RS, AdaptiveGLD, AdaptiveMGS, Box, InvalidValueError, minimize
 from zoopt_nas.bounds import BOUND_METHODS, as_box
 from zoopt_nas.problems import sphere
 

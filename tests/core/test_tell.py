@@ -67,7 +67,7 @@ def test_late_rows_of_a_closed_batch_change_nothing(solver, namespace):
     pending = solver.ask(state)  # replaces the first batch
     before = np.array(to_numpy(state.x))
     # A row that equals the iterate belongs to every batch of GLD: it is no late row.
-    strangers = late[1:] if solver.name == "adaptive_gld" else late
+    strangers = late[1:] if solver.name == "gld" else late
     solver.tell(state, strangers, np.full(len(strangers), -1e9))
     assert state.pending is pending
     assert state.n_steps == 0

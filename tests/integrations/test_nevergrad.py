@@ -23,6 +23,7 @@ from zoopt_nas import (
 )
 from zoopt_nas import SOLVERS as REGISTERED
 from zoopt_nas.integrations.nevergrad import ZooptOptimizer
+from zoopt_nas.solvers import KINDS
 
 OPTIMUM = np.array([0.5, -0.8])
 # The paper's forms; six, eight and six evaluations a batch.
@@ -62,10 +63,11 @@ def test_the_registry_has_the_solvers_also_after_the_module_was_run_again():
     spec = importlib.util.find_spec(integration.__name__)
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        for name in ("ZooptQuasiNewton", "ZooptAdaptiveMGS", "ZooptAdaptiveGLD"):
+        for kind in KINDS:
+            name = f"Zoopt{kind.__name__}"
             optimizer = ng.optimizers.registry[name](parametrization=3, budget=50, num_workers=2)
             assert optimizer.name == name
-            assert optimizer._solver.name == name.removeprefix("Zoopt").lower()
+            assert optimizer._solver.name == kind.name
     finally:
         integration._register()
 

@@ -196,7 +196,7 @@ def test_fields_of_the_solver_are_options_too():
     in_ours = minimize(
         sphere,
         [1.0, -2.0],
-        method=scipy_method("adaptive_gld", schedule="search", max_radius=0.1),
+        method=scipy_method("gld", schedule="search", max_radius=0.1),
         options={"maxfev": 100, "rng": 0},
     )
     np.testing.assert_array_equal(in_scipys.x, direct.x)
@@ -243,7 +243,7 @@ def test_basinhopping_escapes_a_local_minimum(bounds):
 
 
 def test_it_can_be_pickled_and_run_by_worker_processes():
-    method = pickle.loads(pickle.dumps(scipy_method("adaptive_gld", schedule="search")))  # noqa: S301
+    method = pickle.loads(pickle.dumps(scipy_method("gld", schedule="search")))  # noqa: S301
     alone = run(scaled_sphere, args=(2.0, 1.0), maxfev=60)
     options = {"maxfev": 60, "rng": 0, "workers": 2}
     together = minimize(scaled_sphere, [1.0, -2.0], (2.0, 1.0), method=method, options=options)

@@ -46,19 +46,18 @@ _DIGITS_BY_ALGO: dict[str, dict[str, Any]] = {
     "pc": {"partial_channels": 2},
 }
 _PC_WARMUP = 0.3  # 15 of 50 epochs
-# What a zero-order solver gets on alpha unless the config says otherwise. N = 4 is the default of
-# each (paper B.2).
+# What a zero-order solver gets on alpha unless the config says otherwise. N = 4: paper B.2.
 _SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
     # The paper gives no numbers for RS. smoothing: the released landscape script. learning_rate:
     # ours, of 0.1, 0.5 and 2 the one with the lowest loss on the digits (2 throws alpha about).
-    "rs": {"learning_rate": 0.5, "smoothing": 0.1},
+    "rs": {"n_samples": 4, "learning_rate": 0.5, "smoothing": 0.1},
     # As RS (ours).
-    "lizo": {"learning_rate": 0.5, "smoothing": 0.1},
-    # Released run_search_rdarts.sh: sigma 0.2, tau and lambda as by default; the paper gives none.
-    "mgs": {"sigma": 0.2},
+    "lizo": {"n_samples": 4, "learning_rate": 0.5, "smoothing": 0.1},
+    # Released run_search_rdarts.sh: sigma 0.2, tau 0.01, lambda 1e-3; the paper gives none.
+    "mgs": {"n_samples": 4, "sigma": 0.2, "temperature": 0.01, "mixing": 1e-3},
     # No numbers in the paper either: radii 2, 1, 1/2, 1/4 (ours; 1 and 4 in place of 2 gave the
     # same loss on the digits).
-    "gld": {"max_radius": 2.0, "min_radius": 0.25},
+    "gld": {"schedule": "search", "max_radius": 2.0, "min_radius": 0.25},
 }
 # Released run_search.sh, for the space without `none`: sigma 0.025.
 _DARTS_SIGMA = 0.025

@@ -115,5 +115,5 @@ def _n_samples(config: SearchConfig) -> int | None:
     solver = make_solver(config.algo, options)
     if isinstance(solver, GLD):
         return len(solver.radii(1))
-    n: int | None = getattr(solver, "n_directions", getattr(solver, "n_samples", None))
+    n: int | None = getattr(solver, "n_samples", None)
     return n
