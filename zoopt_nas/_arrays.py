@@ -7,6 +7,7 @@ imported here, inside functions, and only for input that is already torch.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, SupportsFloat, TypeAlias
 
@@ -260,6 +261,14 @@ def as_generator(rng: object, like: Array) -> Generator:
     generator = torch.Generator(device=like.device)
     generator.manual_seed(int(source.integers(2**63 - 1)))
     return generator
+
+
+def is_generator(value: object) -> bool:
+    """Returns whether ``value`` is a generator of NumPy or of torch; torch is not imported."""
+    torch = sys.modules.get("torch")
+    return isinstance(value, np.random.Generator) or (
+        torch is not None and isinstance(value, torch.Generator)
+    )
 
 
 def encode_array(value: Array) -> tuple[np.ndarray, dict[str, str]]:

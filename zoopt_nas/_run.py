@@ -92,7 +92,7 @@ class Run:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes on from the checkpoint if there is one, and saves into it from now on."""
         self.checkpoint = checkpoint
-        saved = checkpoint.load()
+        saved = checkpoint.load(self.solver)
         if saved is not None:
             self.state, record = saved
             self.objective.restore(record)
@@ -236,7 +236,7 @@ class Run:
         solver has not.
         """
         if self.solver.evaluates_iterate:
-            self.fun_iterate = float(self.state.memory.get("value", np.nan))
+            self.fun_iterate = float(self.state.value)
         if self.objective.reached_target:
             return
         n_calls = self.n_final_calls

@@ -79,7 +79,8 @@ def load_state(
         if meta["solver"] not in solvers:
             raise RunError(f"{path} was saved by an unknown solver, {meta['solver']!r}")
         solver = solvers[meta["solver"]](**meta["fields"])
-        return solver, SolverState.from_dict({"arrays": arrays, "meta": meta["state"]})
+        data = {"arrays": arrays, "meta": meta["state"]}
+        return solver, SolverState.from_dict(data, solver.inner_states)
 
 
 class Checkpoint:
@@ -108,8 +109,11 @@ class Checkpoint:
         self._identity = json.loads(_to_json(identity))
         self._last = time.monotonic()
 
-    def load(self) -> tuple[SolverState, dict[str, Any]] | None:
+    def load(self, solver: Solver) -> tuple[SolverState, dict[str, Any]] | None:
         """Returns the state and the record that the file holds, or None if there is no file.
+
+        Args:
+            solver: whose state it is.
 
         Raises:
             RunError: the file is truncated, no checkpoint, or that of another run.
@@ -126,7 +130,8 @@ class Checkpoint:
                         f"give it the same {key}, or use another file"
                     )
             parts = _split(arrays)
-            state = SolverState.from_dict({"arrays": parts["state"], "meta": meta["state"]})
+            data = {"arrays": parts["state"], "meta": meta["state"]}
+            state = SolverState.from_dict(data, solver.inner_states)
             return state, {"arrays": parts["record"], "meta": meta["record"]}
 
     def save_if_due(self, state: SolverState, record: Callable[[], Mapping[str, Any]]) -> None:

@@ -84,7 +84,7 @@ def test_a_direction_of_length_0_only_scales():
 
 def test_the_inverse_stays_one_over_a_long_run():
     *_, (state, _) = drive(AdaptiveGLD(restart=False), ellipsoid(6), np.ones(6), 1500)
-    product = state.memory["factor"] @ state.memory["inverse"]
+    product = state.inner.factor @ state.inner.inverse
     np.testing.assert_allclose(product, np.eye(6), atol=1e-8)
 
 
@@ -97,7 +97,7 @@ def test_the_metric_learns_the_curvature():
     hessian = Q.T @ np.diag(curvatures) @ Q
     solver = AdaptiveGLD(min_radius=1e-200)
     *_, (state, _) = drive(solver, lambda x: x @ hessian @ x, np.ones(dim), 500)
-    factor = state.memory["factor"]
+    factor = state.inner.factor
     assert np.linalg.cond(factor.T @ hessian @ factor) < 30
 
 
@@ -108,8 +108,8 @@ def test_the_descent_direction_of_a_linear_objective(dim):
     gradient = np.random.default_rng(1).standard_normal(dim)
     gradient /= np.linalg.norm(gradient)
     *_, (state, _) = drive(AdaptiveGLD(), lambda x: gradient @ x, np.zeros(dim), dim)
-    descent = state.memory["descent"]
-    factor = state.memory.get("factor", np.eye(dim))
+    descent = state.inner.descent
+    factor = np.eye(dim) if state.inner.factor is None else state.inner.factor
     # In the coordinates of the metric, the gradient is A' g.
     local = factor.T @ gradient
     cosine = -descent @ local / np.linalg.norm(descent) / np.linalg.norm(local)
@@ -138,11 +138,11 @@ def test_rows_of_a_batch_are_orthonormal_at_first():
 def test_the_extrapolation_doubles_while_it_wins_and_halves_when_not():
     lengths = []
     for state, _ in drive(AdaptiveGLD(), lambda x: -float(x[0]), np.zeros(300), 60):
-        lengths.append(state.memory["log_lead_radius"])
+        lengths.append(state.inner.log_lead_radius)
     changes = np.diff(lengths)
     assert np.max(changes) == pytest.approx(0.7)
     # Downhill without end: the radius of the extrapolation has left that of the directions.
-    assert lengths[-1] > state.memory["log_radius"] + 3
+    assert lengths[-1] > state.inner.log_radius + 3
 
 
 ONCE = AdaptiveGLD(deterministic=True)
@@ -151,7 +151,7 @@ ONCE = AdaptiveGLD(deterministic=True)
 @pytest.mark.usefixtures("no_wide_candidate")
 def test_x_is_evaluated_once_if_deterministic():
     steps = drive(ONCE, sphere(2), np.ones(2), 200)
-    n_rows, is_restart = zip(*[(len(c), s.memory["is_restart"]) for s, c in steps], strict=True)
+    n_rows, is_restart = zip(*[(len(c), s.inner.is_restart) for s, c in steps], strict=True)
     # x and two directions, then the extrapolation and two directions; a restart has three points
     # around x, and the batch behind it no extrapolation yet.
     expected = [2 if before else 3 for before in (False, False, *is_restart[:-2])]
@@ -181,10 +181,10 @@ def test_a_lucky_value_does_not_hold():
     solver.tell(state, candidates, [2.5, 3.0, 2.0, 4.0])
     np.testing.assert_array_equal(state.x, candidates[2])
     # Values change: that of x is not known until it is measured where it is now.
-    assert math.isnan(state.memory["value"])
-    assert state.memory["measured"] == 2.5
+    assert math.isnan(state.value)
+    assert state.inner.measured == 2.5
     np.testing.assert_array_equal(solver.ask(state)[0], state.x)
-    assert state.memory["patience"] == MIN_PATIENCE
+    assert state.inner.patience == MIN_PATIENCE
 
 
 def test_a_failed_batch_says_nothing_about_x():
@@ -193,7 +193,7 @@ def test_a_failed_batch_says_nothing_about_x():
     solver.tell(state, solver.ask(state), [5.0, 6.0, 7.0])
     candidates = solver.ask(state)  # with x, after one batch of failures
     solver.tell(state, candidates, [math.nan] * len(candidates))
-    assert state.memory["value"] == 5.0
+    assert state.value == 5.0
     np.testing.assert_array_equal(state.x, np.zeros(3))
 
 
@@ -221,7 +221,7 @@ def test_restarts_leave_x_to_the_best_of_the_new_points():
         if is_jump and sphere(2)(state.x) > 1.0:
             jumps.append((state.x, candidates))
             assert sphere(2)(state.x) == min(sphere(2)(candidates))
-            assert state.memory["value"] == sphere(2)(state.x)
+            assert state.value == sphere(2)(state.x)
         before = state.x
     assert len(jumps) > 2
 
@@ -230,15 +230,15 @@ def test_without_restart_x_never_leaves_the_optimum():
     run = list(drive(AdaptiveGLD(min_radius=1e-5, restart=False), sphere(2), np.ones(2), 400))
     state, _ = run[-1]
     assert sphere(2)(state.x) < 1e-9
-    assert state.memory["log_radius"] >= math.log(1e-5)
+    assert state.inner.log_radius >= math.log(1e-5)
 
 
 def test_the_radii_of_an_unbounded_objective_have_a_limit():
     *_, (state, _) = drive(AdaptiveGLD(), lambda x: -float(np.sum(x)), np.zeros(2), 1500)
     assert np.all(np.isfinite(state.x))
-    assert state.memory["log_lead_radius"] <= state.memory["log_limit"]
-    assert state.memory["log_limit"] == math.log(np.finfo(float).max) / 2
-    assert state.memory["value"] < -1e150
+    assert state.inner.log_lead_radius <= state.inner.log_limit
+    assert state.inner.log_limit == math.log(np.finfo(float).max) / 2
+    assert state.value < -1e150
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
@@ -302,7 +302,7 @@ def noisy_state(solver, values):
     solver.tell(state, solver.ask(state), [5.0, 6.0, 7.0])
     candidates = solver.ask(state)
     solver.tell(state, candidates, [5.5, 7.0, 7.0, 7.0])  # x, due after a failure, has changed
-    assert state.memory["is_noisy"]
+    assert state.inner.is_noisy
     candidates = solver.ask(state)
     x = state.x
     solver.tell(state, candidates, values)
@@ -317,18 +317,18 @@ def test_noise_found_lets_x_move_only_a_share_of_the_way():
     x = state.x
     np.testing.assert_array_equal(candidates[0], x)
     solver.tell(state, candidates, [6.0, 7.0, 3.0, 7.0])
-    assert math.exp(state.memory["log_share"]) == pytest.approx(math.exp(-SHARE_SHRINKAGE))
+    assert math.exp(state.inner.log_share) == pytest.approx(math.exp(-SHARE_SHRINKAGE))
     expected = x + math.exp(-SHARE_SHRINKAGE) * (candidates[2] - x)
     np.testing.assert_allclose(state.x, expected, rtol=1e-12)
     # And now it is better than the 6.0 that it had: the share grows.
     solver.tell(state, solver.ask(state), [5.9, 7.0, 7.0, 7.0])
-    assert state.memory["log_share"] == pytest.approx(SHARE_GROWTH - SHARE_SHRINKAGE)
+    assert state.inner.log_share == pytest.approx(SHARE_GROWTH - SHARE_SHRINKAGE)
 
 
 def test_the_share_stays_between_its_limits():
     rng = np.random.default_rng(0)
     shares = [
-        math.exp(state.memory["log_share"])
+        math.exp(state.inner.log_share)
         for state, _ in drive(AdaptiveGLD(), lambda x: rng.standard_normal(), np.zeros(3), 600)
     ]
     assert min(shares) == pytest.approx(MIN_SHARE)
@@ -341,13 +341,13 @@ def test_from_an_x_that_failed_the_move_is_whole():
     solver = AdaptiveGLD()
     state, candidates, _ = noisy_state(solver, [math.inf, 8.0, 9.0, 9.0])
     np.testing.assert_array_equal(state.x, candidates[1])
-    assert state.memory["value"] == 8.0
+    assert state.value == 8.0
 
 
 def test_a_deterministic_objective_has_no_share():
     *_, (state, _) = drive(AdaptiveGLD(), ellipsoid(4), np.ones(4), 300)
-    assert state.memory["log_share"] == 0.0
-    assert not state.memory["is_noisy"]
+    assert state.inner.log_share == 0.0
+    assert not state.inner.is_noisy
 
 
 def test_bfloat16_has_no_linear_algebra_and_runs_without():

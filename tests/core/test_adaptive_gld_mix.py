@@ -48,7 +48,7 @@ def test_above_the_metric_nothing_is_mirrored():
     solver = AdaptiveGLD(deterministic=True)
     state = solver.init(np.zeros(MAX_METRIC_DIM + 1), rng=0)
     solver.tell(state, solver.ask(state), [1.0, 2.0, 2.0])
-    assert "failed" not in state.memory
+    assert state.inner.failed is None
 
 
 def test_a_batch_without_success_is_mirrored_once():

@@ -17,7 +17,7 @@ def test_a_better_point_that_was_in_no_batch_is_the_new_iterate():
         solver.tell(state, solver.ask(state), sphere_of(state.pending))
     solver.tell(state, np.array([[9.0, 9.0, 9.0], [0.5, 0.0, 0.0]]), [243.0, 0.25])
     np.testing.assert_array_equal(state.x, [0.5, 0.0, 0.0])
-    assert state.memory["value"] == 0.25
+    assert state.value == 0.25
     assert state.n_steps == 3
     before = state.x.copy()
     solver.tell(state, np.array([[1.0, 0.0, 0.0]]), [1.0])  # worse
@@ -28,13 +28,13 @@ def test_a_better_point_that_was_in_no_batch_is_the_new_iterate():
     np.testing.assert_array_equal(state.x, before)
     for _ in range(40):
         solver.tell(state, solver.ask(state), sphere_of(state.pending))
-    assert state.memory["value"] < 0.2
+    assert state.value < 0.2
 
 
 def test_a_point_told_before_a_restart_is_searched_around():
     solver = AdaptiveGLD(min_radius=0.5, max_radius=1.0)
     state = solver.init(np.zeros(2), rng=0)
-    while not state.memory["is_restart"]:
+    while not state.inner.is_restart:
         solver.tell(state, solver.ask(state), sphere_of(state.pending) + 1.0)
     solver.tell(state, np.array([[30.0, 40.0]]), [0.5])
     rows = solver.ask(state)
@@ -45,7 +45,7 @@ def test_the_iterate_is_not_moved_where_values_change():
     noise = np.random.default_rng(0)
     solver = AdaptiveGLD()
     state = solver.init(np.zeros(2), rng=0)
-    while not state.memory["is_noisy"]:
+    while not state.inner.is_noisy:
         rows = solver.ask(state)
         solver.tell(state, rows, noise.standard_normal(len(rows)))
     before = state.x.copy()
@@ -63,7 +63,7 @@ def test_no_two_new_directions_are_the_same_point_in_one_dimension(n):
             points = rows[-n:, 0].tolist()
             assert len(set(points)) == len(points)
             solver.tell(state, rows, ((rows - 0.3) ** 2).sum(1))
-            if state.memory["is_restart"]:
+            if state.inner.is_restart:
                 break
 
 

@@ -131,7 +131,7 @@ def test_the_model_forgets_the_oldest_samples_first():
         values[2] = np.inf if k == 5 else values[2]
         solver.tell(state, candidates, values)
     kept = np.concatenate(batches[-4:])
-    points, values = state.memory["points"], state.memory["values"]
+    points, values = state.inner.points, state.inner.values
     assert {tuple(row) for row in points.tolist()} == {tuple(row) for row in kept.tolist()}
     assert np.isinf(values).sum() == 1
     finite = np.isfinite(values)
@@ -167,7 +167,7 @@ def test_a_good_guide_pulls_the_iterate_without_blowing_up_sigma():
         solver.tell(state, candidates, (candidates**2).sum(1))
     # Noise of σ = 0.01 alone moves x by some 0.01 * sqrt(10) a step.
     assert np.linalg.norm(state.x) < 0.5 * np.linalg.norm(np.full(10, 5.0))
-    assert float(state.memory["sigma"]) < 1.0
+    assert state.inner.sigma < 1.0
 
 
 def test_the_covariance_learns_the_scales_of_an_ellipsoid():
@@ -176,7 +176,7 @@ def test_the_covariance_learns_the_scales_of_an_ellipsoid():
     for _ in range(120):
         candidates = solver.ask(state)
         solver.tell(state, candidates, ellipsoid(candidates))
-    diagonal = np.diag(state.memory["covariance"])
+    diagonal = np.diag(state.inner.covariance)
     # C tends to the inverse Hessian, up to a factor: from 1e4 to 1.
     assert diagonal[0] / diagonal[-1] > 100
     assert ellipsoid(state.x) < 1e-3
@@ -259,8 +259,8 @@ def test_a_plateau_above_the_best_point_brings_the_samples_closer():
     values[2] = 1.0
     best = rows[2].copy()
     solver.tell(state, rows, values)
-    sigma = state.memory["sigma"]
+    sigma = state.inner.sigma
     rows = solver.ask(state)
     solver.tell(state, rows, np.full(len(rows), 10.0))
     np.testing.assert_array_equal(state.x, best)
-    assert state.memory["sigma"] == sigma / 2
+    assert state.inner.sigma == sigma / 2

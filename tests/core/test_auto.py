@@ -39,7 +39,7 @@ def test_the_second_begins_at_the_best_point_of_the_first():
     state = Auto().init(fun.x0 + 0.5, rng=0)
     solver = Auto()
     best = (math.inf, None)
-    while int(state.memory.get("auto.arm", 0)) == 0:
+    while state.inner is None or state.inner.turn == 0:
         rows = solver.ask(state)
         values = fun(rows)
         k = int(np.argmin(values))
@@ -112,7 +112,7 @@ def test_a_saved_race_continues_bitwise(tmp_path):
     state = solver.init(fun.x0 + 0.5, rng=0)
     arms = []
     for _ in range(260):
-        arms.append(int(state.memory.get("auto.arm", 0)))
+        arms.append(0 if state.inner is None else state.inner.turn)
         save_state(tmp_path / "state.npz", solver, state)
         loaded_solver, loaded = load_state(tmp_path / "state.npz")
         for run in (state, loaded):

@@ -19,7 +19,7 @@ def a_state(rng, dim, basis=None):
     upper = lower + rng.uniform(0.1, 3, dim)
     x = lower + rng.choice([0.0, 0.3, 1.0], dim) * (upper - lower)
     state = QuasiNewton().init(np.clip(x, lower, upper), rng=0, bounds=(lower, upper))
-    state.memory["basis"] = rng.standard_normal((dim, dim)) if basis is None else basis
+    state.inner.basis = rng.standard_normal((dim, dim)) if basis is None else basis
     return state
 
 
@@ -47,10 +47,10 @@ def test_a_separable_model_is_minimized_exactly(seed, dim):
     state = a_state(rng, dim, np.diag(10 ** rng.uniform(-2, 2, dim)))
     slopes = rng.standard_normal(dim) * 3
     step = box_steps.box_step(state, slopes)
-    widths = np.diag(state.memory["basis"])
+    widths = np.diag(state.inner.basis)
     expected = np.clip(state.x - widths * slopes, state.lower, state.upper) - state.x
     np.testing.assert_allclose(step.direction, expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(state.memory["basis"] @ step.in_basis, step.direction, atol=1e-9)
+    np.testing.assert_allclose(state.inner.basis @ step.in_basis, step.direction, atol=1e-9)
     np.testing.assert_allclose(step.promised, -(slopes / widths) @ expected, rtol=1e-9, atol=1e-12)
 
 
@@ -60,7 +60,7 @@ def test_a_step_goes_to_the_minimum_of_the_model_in_the_box(seed, dim):
     rng = np.random.default_rng(seed)
     state = a_state(rng, dim)
     slopes = rng.standard_normal(dim) * 3
-    inverse = np.linalg.inv(state.memory["basis"])
+    inverse = np.linalg.inv(state.inner.basis)
     gradient, hessian = inverse.T @ slopes, inverse.T @ inverse
     best = best_in_the_box(state.x, gradient, hessian, state.lower, state.upper)
     d, in_basis, promised = box_steps.box_step(state, slopes)
@@ -69,7 +69,7 @@ def test_a_step_goes_to_the_minimum_of_the_model_in_the_box(seed, dim):
     rounding = 1e-9 * (1 + np.linalg.cond(hessian))
     assert gradient @ d + d @ hessian @ d / 2 <= best + rounding * (1 + abs(best))
     np.testing.assert_allclose(promised, -gradient @ d, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(state.memory["basis"] @ in_basis, d, atol=rounding)
+    np.testing.assert_allclose(state.inner.basis @ in_basis, d, atol=rounding)
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
@@ -80,7 +80,7 @@ def test_slopes_of_a_quadratic_are_exact_near_bounds(seed, dim, central):
 
     rng = np.random.default_rng(seed)
     state = a_state(rng, dim)
-    basis = np.array(state.memory["basis"])
+    basis = np.array(state.inner.basis)
     inverse = np.linalg.inv(basis)
     hessian, gradient = inverse.T @ inverse, rng.standard_normal(dim)
 
@@ -88,13 +88,13 @@ def test_slopes_of_a_quadratic_are_exact_near_bounds(seed, dim, central):
         ways = points - state.x
         return ways @ gradient + np.einsum("ij,jk,ik->i", ways, hessian, ways) / 2
 
-    state.memory.update(central=int(central), smoothing=0.05, noise=0.0, value=0.0)
+    state.inner.is_central, state.inner.smoothing, state.value = central, 0.05, 0.0
     rows = probe_basis(state, None)
     assert np.all((state.lower <= rows) & (rows <= state.upper))
     state.pending = rows
     slopes = basis_slopes(state, rows, fun(rows))
     scale = np.abs(basis).max() * (1 + np.linalg.cond(basis))
-    turned = state.memory["basis"]
+    turned = state.inner.basis
     np.testing.assert_allclose(turned @ turned.T, basis @ basis.T, atol=1e-9 * scale**2)
     np.testing.assert_allclose(slopes, turned.T @ gradient, atol=1e-6 * scale)
 

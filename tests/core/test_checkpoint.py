@@ -1,6 +1,8 @@
 """Saving and resuming: bitwise, atomic, and one line for whatever is no saved state."""
 
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -43,7 +45,7 @@ def test_every_numpy_bit_generator_resumes(tmp_path, kind):
     assert encode_generator(state.rng) == encode_generator(loaded.rng)
 
 
-def test_memory_metrics_and_pending_come_back():
+def test_inner_metrics_and_pending_come_back():
     solver = MGS(temperature=0.01, weighting="exact", mixing=0.2)
     state = solver.init(np.ones(3, dtype=np.float32), rng=0)
     candidates = solver.ask(state, guide=[0.1, 0.2, 0.3])
@@ -52,22 +54,23 @@ def test_memory_metrics_and_pending_come_back():
     data = state.to_dict()
     json.dumps(data["meta"])  # JSON-able
     assert all(isinstance(array, np.ndarray) for array in data["arrays"].values())
-    loaded = SolverState.from_dict(data)
+    loaded = SolverState.from_dict(data, solver.inner_states)
     assert loaded.x.dtype == np.float32
     np.testing.assert_array_equal(loaded.pending, state.pending)
-    np.testing.assert_array_equal(loaded.memory["guide"], state.memory["guide"])
-    assert {k: float(v) for k, v in loaded.metrics.items()} == {
-        k: float(v) for k, v in state.metrics.items()
-    }
+    np.testing.assert_array_equal(loaded.inner.guide, state.inner.guide)
+    assert loaded.metrics == state.metrics
+    assert [type(v) for v in loaded.metrics.values()] == [type(v) for v in state.metrics.values()]
 
 
 def test_the_dict_is_a_copy():
     solver = QuasiNewton()
     state = solver.init([1.0, -1.0], rng=0)
     data = state.to_dict()
-    first = run_steps(solver, SolverState.from_dict(data), 3)
+    first = run_steps(solver, SolverState.from_dict(data, solver.inner_states), 3)
     run_steps(solver, state, 3)
-    np.testing.assert_array_equal(run_steps(solver, SolverState.from_dict(data), 3), first)
+    np.testing.assert_array_equal(
+        run_steps(solver, SolverState.from_dict(data, solver.inner_states), 3), first
+    )
 
 
 def test_torch_dtype_and_device_come_back(tmp_path):
@@ -80,7 +83,7 @@ def test_torch_dtype_and_device_come_back(tmp_path):
     assert loaded.x.dtype == torch.bfloat16
     assert loaded.x.device == state.x.device
     assert torch.equal(loaded.x, state.x)
-    assert loaded.memory["value"].dtype == torch.float64
+    assert loaded.value.dtype == torch.float64
     np.testing.assert_array_equal(
         run_steps(solver, state, 3).astype(float), run_steps(solver, loaded, 3).astype(float)
     )
@@ -163,6 +166,52 @@ def test_a_foreign_file_is_one_line(tmp_path, write):
     write(path)
     with pytest.raises(RunError, match="is not a saved solver state, or is truncated"):
         load_state(path)
+
+
+@dataclass
+class Count:
+    """What `Counting` keeps."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class Counting(RS):
+    """A solver with another name for its state than the file has."""
+
+    inner_states: ClassVar[tuple[type, ...]] = (Count,)
+
+    def _init(self, state):
+        state.inner = Count(1)
+
+
+@dataclass
+class Other:
+    """What no solver declares."""
+
+    n: int
+
+
+@dataclass
+class Longer:
+    """What has other fields than the file."""
+
+    n: int
+    m: int
+
+
+Longer.__name__ = "Count"
+
+
+@pytest.mark.parametrize("known", [(), (Other,), (Longer,)])
+def test_an_unknown_class_or_field_is_one_line(tmp_path, monkeypatch, known):
+    path = tmp_path / "s.npz"
+    save_state(path, Counting(), Counting().init([1.0]))
+    assert load_state(path, solvers={"rs": Counting})[1].inner == Count(1)
+    monkeypatch.setattr(Counting, "inner_states", known)
+    with pytest.raises(RunError) as caught:
+        load_state(path, solvers={"rs": Counting})
+    assert str(caught.value) == f"{path} is not a saved solver state, or is truncated"
 
 
 def test_missing_file_and_folder(tmp_path):

@@ -63,7 +63,7 @@ def test_the_covariance_follows_the_dimension():
     def is_full(solver, dim):
         state = solver.init(np.zeros(dim), rng=0)
         solver.ask(state)
-        return "cmaes._c_1d" in state.memory
+        return "_c_1d" in state.inner.optimizer
 
     assert is_full(CMA(), 200)
     assert not is_full(CMA(), 201)
@@ -79,9 +79,9 @@ def test_a_loaded_state_goes_on_bitwise_through_a_restart(covariance, n_before):
     fun = sphere(4)
     state = solver.init(np.ones(4), rng=5)
     steps(solver, state, fun, n_before)
-    loaded = SolverState.from_dict(state.to_dict())
+    loaded = SolverState.from_dict(state.to_dict(), solver.inner_states)
     expected = steps(solver, state, fun, 250)
-    assert state.memory["n_restarts"] > 0
+    assert state.inner.n_restarts > 0
     for one, two in zip(expected, steps(solver, loaded, fun, 250), strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -94,10 +94,10 @@ def test_restarts_double_the_population_around_the_start():
         state = solver.init(x0, rng=seed)
         state.has_contrast = True  # or it would be left where it is for points farther away
         # An objective that is flat stops the package by its tolerance in values.
-        while state.memory.get("n_restarts", 0) == 0:
+        while state.inner is None or state.inner.n_restarts == 0:
             (candidates,) = steps(solver, state, lambda rows: np.zeros(len(rows)), 1)
             sizes.add(len(candidates))
-        means.append(2.0 * state.memory["cmaes._mean"])
+        means.append(2.0 * state.inner.optimizer["_mean"])
         assert len(solver.ask(state)) == 12
         assert state.metrics["sigma"] == 2.0
     assert sizes == {6}
@@ -110,7 +110,7 @@ def test_without_restart_it_stays_where_it_converged():
     solver = CMA(restart=False)
     state = solver.init(np.ones(2), rng=0)
     batches = steps(solver, state, sphere(2), 250)
-    assert state.memory["n_restarts"] == 0
+    assert state.inner.n_restarts == 0
     assert {len(batch) for batch in batches} == {6}
     assert sphere(2)(state.x) < 1e-20
 
@@ -144,10 +144,10 @@ def test_a_failed_row_is_ranked_last():
 def test_a_batch_that_failed_is_drawn_anew_from_the_same_distribution():
     state = CMA().init(np.ones(3), rng=0)
     steps(CMA(), state, sphere(3), 3)
-    before = {key: np.array(value) for key, value in state.memory.items()}
+    before = {key: np.array(value) for key, value in state.inner.optimizer.items()}
     (failed,) = steps(CMA(), state, lambda rows: np.full(len(rows), np.inf), 1)
     for key, value in before.items():
-        np.testing.assert_array_equal(state.memory[key], value)
+        np.testing.assert_array_equal(state.inner.optimizer[key], value)
     assert not np.any(CMA().ask(state) == failed)
 
 
@@ -160,7 +160,7 @@ def test_the_mean_is_that_of_the_better_half_as_repaired():
     weights = math.log(3.5) - np.log([1, 2, 3])
     weights /= weights.sum()
     np.testing.assert_allclose(state.x, weights @ told[[1, 4, 3]], rtol=1e-12)
-    np.testing.assert_array_equal(state.memory["cmaes._mean"], state.x)
+    np.testing.assert_array_equal(state.inner.optimizer["_mean"], state.x)
 
 
 def test_the_worse_half_counts_as_drawn():
@@ -170,10 +170,10 @@ def test_the_worse_half_counts_as_drawn():
         told = CMA().ask(state).copy()
         told[k] /= 100
         CMA().tell(state, told, range(6), repaired=True)
-        matrices.append(state.memory["cmaes._c_1d"])
+        matrices.append(state.inner.optimizer["_c_1d"])
     as_drawn = CMA().init(np.zeros(2), rng=0)
     CMA().tell(as_drawn, CMA().ask(as_drawn), range(6))
-    np.testing.assert_array_equal(matrices[0], as_drawn.memory["cmaes._c_1d"])
+    np.testing.assert_array_equal(matrices[0], as_drawn.inner.optimizer["_c_1d"])
     assert np.max(np.abs(matrices[1] - matrices[0])) > 0.01
 
 
@@ -220,7 +220,7 @@ def test_an_overflow_begins_anew(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cma, "_has_ended", lambda *args: True)
         solver.tell(state, candidates, range(6))
-    assert state.memory["n_restarts"] == 1
+    assert state.inner.n_restarts == 1
     optimizer = cmaes.CMA(mean=np.ones(2), sigma=1.0)
     assert not cma._has_ended(optimizer, True)
     monkeypatch.setattr(cmaes.CMA, "should_stop", overflows)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoopt_nas import Auto, minimize
+from zoopt_nas.solvers.auto import _forget_progress
 
 seeds = st.integers(0, 10**6)
 few = settings(deadline=None, derandomize=True, max_examples=25)
@@ -220,10 +221,10 @@ def looks_until_stuck(gains):
     solver.ask(state)  # begins the plan
     value = 1000.0
     n_told = 15 * (2 + 2)
-    solver._is_stuck(state, [value])
+    solver._is_stuck(state.inner, [value], state.x.shape[0])
     for look, gain in enumerate(gains):
         value -= gain
-        if solver._is_stuck(state, [value] * n_told):
+        if solver._is_stuck(state.inner, [value] * n_told, state.x.shape[0]):
             return look
     return None
 
@@ -242,20 +243,20 @@ def test_a_challenger_has_to_gain_more_or_gives_the_turn_back():
         state = solver.init(np.zeros(2), rng=0)
         solver.ask(state)
         value, n_told = 100.0, 15 * (2 + 2)
-        solver._is_stuck(state, [1000.0])
+        solver._is_stuck(state.inner, [1000.0], state.x.shape[0])
         for _ in range(5):
             value -= 1e-3
-            state.memory["auto.best_value"] = value
-            is_stuck = solver._is_stuck(state, [value] * n_told)
+            state.inner.best_value = value
+            is_stuck = solver._is_stuck(state.inner, [value] * n_told, state.x.shape[0])
         assert is_stuck
-        solver._forget_progress(state)  # as where the turn is given
+        _forget_progress(state.inner)  # as where the turn is given
         leaves = []
         for _ in range(3):
             value -= gain
-            state.memory["auto.best_value"] = value
-            leaves.append(solver._is_stuck(state, [value] * n_told))
+            state.inner.best_value = value
+            leaves.append(solver._is_stuck(state.inner, [value] * n_told, state.x.shape[0]))
         assert leaves == [False, False, comes_back]
-        assert int(state.memory["auto.patience"]) == (6 if comes_back else 3)
+        assert state.inner.patience == (6 if comes_back else 3)
 
 
 def test_a_long_valley_is_followed_to_its_end():

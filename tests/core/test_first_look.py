@@ -20,7 +20,7 @@ def test_the_widths_of_a_separable_quadratic_are_exact():
     weights = np.array([0.5, 8.0, 1e4])
     state = SOLVER.init(np.array([1.0, -2.0, 3.0]), rng=0, is_scaled=True)
     told(state, lambda x: float(weights @ x**2))
-    np.testing.assert_allclose(state.memory["basis"], np.diag(1 / np.sqrt(2 * weights)), rtol=1e-6)
+    np.testing.assert_allclose(state.inner.basis, np.diag(1 / np.sqrt(2 * weights)), rtol=1e-6)
 
 
 def test_a_coordinate_that_tells_nothing_is_looked_at_farther_away():
@@ -53,8 +53,8 @@ def test_repeated_values_that_differ_by_rounding_are_no_noise():
         values = (rows**2).sum(1)
         values[-1] += difference
         SOLVER.tell(state, rows, values)
-        assert (state.memory["noise"] > 0) == is_noisy
-        assert state.memory["jitter"] == pytest.approx(0 if is_noisy else difference, rel=1e-3)
+        assert (state.inner.noise > 0) == is_noisy
+        assert state.inner.jitter == pytest.approx(0 if is_noisy else difference, rel=1e-3)
 
 
 @pytest.mark.parametrize("solver", [QuasiNewton(), AdaptiveGLD()])
@@ -104,4 +104,4 @@ def test_an_origin_that_a_box_has_moved_is_where_the_look_is_from():
     SOLVER.tell(state, rows, values, repaired=True)
     np.testing.assert_array_equal(state.x, [1.0, 0.5])
     # From (1, 0.5): one point at 0.5 along the first, (1 - 2.25) / -0.5, a pair along the second.
-    np.testing.assert_allclose(state.memory["gradient"], [2.5, 0.5])
+    np.testing.assert_allclose(state.inner.look.gradient, [2.5, 0.5])

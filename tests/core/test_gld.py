@@ -154,7 +154,7 @@ def test_deterministic_evaluates_x_once():
         candidates = solver.ask(state)
         sizes.append(len(candidates))
         solver.tell(state, candidates, sphere(2)(candidates))
-        assert float(state.memory["value"]) == pytest.approx(float(sphere(2)(state.x)), rel=1e-12)
+        assert state.value == pytest.approx(float(sphere(2)(state.x)), rel=1e-12)
     assert sizes == [n_radii + 1, n_radii, n_radii]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from zoopt_nas import LIZO, InvalidValueError
+from zoopt_nas.solvers.lizo import LIZOState
 
 B = np.array([1.0, -2.0, 0.5, 3.0, -1.0])
 
@@ -53,16 +54,16 @@ def test_new_points_are_orthogonal_to_reused_ones():
     state = solver.init(np.zeros(5), rng=0)
     for _ in range(2):
         candidates = solver.ask(state)
-        if len(state.memory["displacements"]) == 0:
+        if len(state.inner.displacements) == 0:
             solver.tell(state, candidates, quadratic(candidates))
     assert len(candidates) == 3
     rows = candidates[1:] - candidates[0]
-    np.testing.assert_allclose(rows @ state.memory["reused"].T, 0, atol=1e-12)
+    np.testing.assert_allclose(rows @ state.inner.reused.T, 0, atol=1e-12)
 
 
 def test_radius_zero_reuses_nothing():
     state = steps(LIZO(learning_rate=0.1, n_samples=4, reuse_radius=0), drifting, 3)
-    assert len(state.memory["displacements"]) == 0
+    assert len(state.inner.displacements) == 0
 
 
 def test_a_batch_of_failures_moves_nothing_and_is_not_reused():
@@ -75,7 +76,7 @@ def test_a_batch_of_failures_moves_nothing_and_is_not_reused():
         np.testing.assert_array_equal(state.x, x)
         assert float(state.metrics["gradient_norm"]) == 0
     candidates = solver.ask(state)
-    assert np.all(np.linalg.norm(state.memory["reused"], axis=1) > 0)
+    assert np.all(np.linalg.norm(state.inner.reused, axis=1) > 0)
     solver.tell(state, candidates, drifting(candidates, 9))
     assert np.all(np.isfinite(state.x))
     assert np.any(state.x != x)
@@ -86,13 +87,10 @@ def test_queries_are_reused_alike_in_numpy_and_torch(dtype):
     torch = pytest.importorskip("torch")
     solver = LIZO(smoothing=0.06, n_samples=5, reuse_radius=50.0)
     points = np.random.default_rng(0).standard_normal((6, 5)).astype(dtype)
-    memory = {
-        "displacements": points,
-        "travelled": np.arange(6, dtype=np.promote_types(dtype, "f4")),
-    }
-    expected = solver._reusable(memory, 2)
+    travelled = np.arange(6, dtype=np.promote_types(dtype, "f4"))
+    expected = solver._reusable(LIZOState(points, np.zeros(6), travelled), 2)
     assert expected == [3, 2]  # the youngest that have gone at most 50 * 0.06
-    held = {name: torch.from_numpy(array) for name, array in memory.items()}
+    held = LIZOState(*map(torch.from_numpy, (points, np.zeros(6), travelled)))
     assert solver._reusable(held, 2) == expected
 
 
@@ -115,7 +113,7 @@ def test_the_queries_kept_are_bounded():
     for _ in range(20):
         candidates = solver.ask(state)
         solver.tell(state, candidates, (candidates**2).sum(-1))
-        assert len(state.memory["displacements"]) <= 7
+        assert len(state.inner.displacements) <= 7
     assert solver.capacity(10**6) == 0
     assert LIZO().capacity(10) == 20
 

@@ -38,7 +38,7 @@ def until_restart(solver, state, fun):
     rows, firsts = [], []
     while True:
         candidates = solver.ask(state)
-        if int(state.memory["n_restarts"]) > 0:
+        if state.inner.n_restarts > 0:
             return np.concatenate(rows), np.array(firsts)
         rows.append(candidates)
         firsts.append(candidates[0])
@@ -71,7 +71,7 @@ def test_nelder_mead_evaluates_what_scipy_does(adaptive):
     assert result.success
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(state.x, result.x)
-    assert state.memory["value"] == result.fun
+    assert state.value == result.fun
 
 
 @each_solver
@@ -80,7 +80,7 @@ def test_x_is_the_best_point_told(solver):
     state = solver.init(np.array([-1.0, 1.0]), rng=1)
     told = np.concatenate(steps(solver, state, fun, 300))
     values = fun(told)
-    assert state.memory["value"] == values.min()
+    assert state.value == values.min()
     np.testing.assert_array_equal(state.x, told[np.argmin(values)])
     assert int(state.metrics["n_restarts"]) > 0  # of all restarts
 
@@ -100,10 +100,10 @@ def test_restarts_begin_around_the_start_at_growing_scales(solver):
     starts = []
     for seed in range(40):
         state = solver.init(x0, rng=seed)
-        while int(state.memory.get("n_restarts", 0)) < 4:
+        while state.inner.n_restarts < 4:
             candidates = solver.ask(state)
-            if len(starts) < 4 * seed + int(state.memory["n_restarts"]):
-                starts.append(state.memory["start"])
+            if len(starts) < 4 * seed + state.inner.n_restarts:
+                starts.append(state.inner.start)
             solver.tell(state, candidates, np.zeros(len(candidates)))
     # 40 restarts of two coordinates each: 80 normal numbers, whose mean square is chi²_80 / 80, of
     # standard deviation sqrt(2 / 80) = 0.16.
@@ -117,10 +117,10 @@ def test_a_loaded_state_goes_on_bitwise_through_restarts(solver, n_before):
     fun = sphere(3)
     state = solver.init(np.array([1.0, -2.0, 3.0]), rng=5)
     steps(solver, state, fun, n_before)
-    loaded = SolverState.from_dict(state.to_dict())
+    loaded = SolverState.from_dict(state.to_dict(), solver.inner_states)
     deep = copy.deepcopy(state)
     expected = steps(solver, state, fun, 400)
-    assert int(state.memory["n_restarts"]) > 0
+    assert state.inner.n_restarts > 0
     for other in (loaded, deep):
         for one, two in zip(expected, steps(solver, other, fun, 400), strict=True):
             np.testing.assert_array_equal(one, two)

@@ -67,7 +67,7 @@ def test_the_start_probes_pairs_and_then_one_point_a_direction():
     assert rows.shape == (10, 4)  # x, four pairs, x again
     np.testing.assert_array_equal(rows[0], rows[-1])
     QuasiNewton().tell(state, rows, ellipsoid(rows))
-    assert int(state.memory["phase"]) == Phase.SEARCH
+    assert state.inner.phase == Phase.SEARCH
     rows = QuasiNewton().ask(state)
     assert rows.shape == (1, 4)
     np.testing.assert_allclose(rows, 0, atol=1e-7)  # a separable parabola: Newton's step
@@ -81,7 +81,7 @@ def test_the_value_on_record_is_that_of_the_iterate():
     for _ in range(60):
         candidates = solver.ask(state)
         solver.tell(state, candidates, rosenbrock(candidates))
-        assert float(state.memory["value"]) == pytest.approx(rosenbrock(state.x), rel=1e-12)
+        assert state.value == pytest.approx(rosenbrock(state.x), rel=1e-12)
 
 
 def test_it_starts_anew_where_it_has_converged():
@@ -105,8 +105,8 @@ def test_noise_is_found_and_kept_out_of_the_differences():
     for _ in range(8):
         candidates = solver.ask(state)
         solver.tell(state, candidates, noisy(candidates))
-    assert 0.02 < float(state.memory["noise"]) < 0.5
-    assert float(state.memory["smoothing"]) >= 2 * np.sqrt(0.02)
+    assert 0.02 < state.inner.noise < 0.5
+    assert state.inner.smoothing >= 2 * np.sqrt(0.02)
     assert (state.x**2).sum() < 1.0  # from 45
 
 
@@ -115,7 +115,7 @@ def test_a_fixed_smoothing_is_the_distance_of_the_probes():
     state = solver.init(np.full(3, -1.0), rng=1)
     n_probes = 0
     for _ in range(12):
-        phase = int(state.memory["phase"])
+        phase = state.inner.phase
         candidates = solver.ask(state)
         if phase == Phase.PROBE:
             n_probes += 1

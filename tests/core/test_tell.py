@@ -95,7 +95,7 @@ def test_points_told_before_the_first_batch_are_a_warm_start(solver, namespace):
     points = np.array([[4.0, 4.0, 4.0], [0.5, 0.25, 0.5], [9.0, 9.0, 9.0]])
     solver.tell(state, points, [5.0, 2.0, np.nan])
     np.testing.assert_array_equal(to_numpy(state.x), points[1])
-    assert float(state.memory["value"]) == 2.0
+    assert state.value == 2.0
     solver.tell(state, points[[0]], [3.0])  # worse than what is known
     np.testing.assert_array_equal(to_numpy(state.x), points[1])
     assert state.n_steps == 0
@@ -115,7 +115,7 @@ def test_equal_rows_are_told_apart_by_their_order():
     rows = solver.ask(state)
     assert rows[0] == rows[1]
     solver.tell(state, np.array(rows), [1.0, 2.0])
-    assert float(state.memory["value"]) == 1.0
+    assert state.value == 1.0
 
 
 def test_repaired_rows_are_used_as_given():

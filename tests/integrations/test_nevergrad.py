@@ -301,4 +301,4 @@ def test_gld_goes_on_from_a_spare_that_is_better():
         optimizer.tell(candidate, -1.0 if candidate is spare else 1.0)
     optimizer.ask()
     np.testing.assert_array_equal(optimizer._state.x, spare.value)
-    assert optimizer._state.memory["value"] == -1.0
+    assert optimizer._state.value == -1.0

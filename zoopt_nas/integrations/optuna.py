@@ -275,7 +275,7 @@ class _Run:
         # workers go on with the one of the earliest trial.
         _, _, header, attrs = max(headers, key=lambda entry: entry[:2])
         text = "".join(attrs[f"{_CHUNK}{i}"] for i in range(header["n_chunks"]))
-        return header["generation"], _decode(text)
+        return header["generation"], _decode(text, self.solver)
 
     def _open(self, state: SolverState) -> str:
         """Writes a state with its batch into the trial, and returns the new generation."""
@@ -390,11 +390,11 @@ def _encode(state: SolverState) -> str:
     return json.dumps({"arrays": arrays, "meta": data["meta"]})
 
 
-def _decode(text: str) -> SolverState:
+def _decode(text: str, solver: Solver) -> SolverState:
     """The inverse of ``_encode``."""
     data = json.loads(text)
     arrays = {
         name: np.frombuffer(base64.b64decode(text), dtype).reshape(shape)
         for name, (dtype, shape, text) in data["arrays"].items()
     }
-    return SolverState.from_dict({"arrays": arrays, "meta": data["meta"]})
+    return SolverState.from_dict({"arrays": arrays, "meta": data["meta"]}, solver.inner_states)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
@@ -24,6 +24,7 @@ from zoopt_nas.solvers.engines.comparison_metric import (
     learns_metric,
     norm_or_one,
 )
+from zoopt_nas.solvers.engines.comparison_state import ComparisonState
 
 # A new direction that improves multiplies the radius by exp(GROWTH / s), one that fails by
 # exp(-SHRINKAGE / s), s = sqrt((dim + 1) n_directions).
@@ -95,6 +96,7 @@ class AdaptiveGLD(Solver):
     weighs_candidates: ClassVar[bool] = True
     adapts_steps: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("max_radius", "min_radius")
+    inner_states: ClassVar[tuple[type, ...]] = (ComparisonState,)
 
     max_radius: float | None = None
     min_radius: float | None = None
@@ -124,50 +126,48 @@ class AdaptiveGLD(Solver):
         return replace(self, n_directions=check_positive_int("n_samples", n))
 
     def _init(self, state: SolverState) -> None:
-        state.memory |= {"value": math.inf, "is_restart": False, "spread": FIRST_SPREAD}
-        state.memory |= {"patience": MIN_PATIENCE, "is_noisy": False, "log_share": 0.0}
+        state.value = math.inf
+        state.inner = ComparisonState(spread=FIRST_SPREAD, patience=MIN_PATIENCE)
         self._reset(state)
 
     def _reset(self, state: SolverState) -> None:
         """Forgets radii, metric and descent direction: at the start and at a restart."""
         x = state.x
         xp = array_namespace(x)
-        state.memory |= {
-            "log_radius": math.log(self._max_radius),
-            "log_lead_radius": math.log(self._max_radius),
-            "descent": xp.zeros_like(x),
-            "has_descent": False,
-            "n_failures": 0,
-            "has_moved": False,  # since its value was measured
-            # An objective without a minimum makes the radii grow until x overflows. Half of the
-            # exponent is far off in float64, and in float16 leaves time to end the run.
-            "log_limit": math.log(float(xp.finfo(x.dtype).max)) / 2,
-        }
-        state.memory.pop("failed", None)
+        inner: ComparisonState = state.inner
+        inner.log_radius = inner.log_lead_radius = math.log(self._max_radius)
+        # An objective without a minimum makes the radii grow until x overflows. Half of the
+        # exponent is far off in float64, and in float16 leaves time to end the run.
+        inner.log_limit = math.log(float(xp.finfo(x.dtype).max)) / 2
+        inner.descent = xp.zeros_like(x)
+        inner.has_descent = inner.has_moved = False
+        inner.n_failures = 0
+        inner.failed = None
         if learns_metric(x):
-            eye = xp.eye(x.shape[0], dtype=x.dtype, device=device(x))
-            state.memory |= {"factor": eye, "inverse": eye, "path": xp.zeros_like(x)}
+            inner.factor = inner.inverse = xp.eye(x.shape[0], dtype=x.dtype, device=device(x))
+            inner.path = xp.zeros_like(x)
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         """Returns x where it is due, the extrapolation where there is one, and new candidates."""
-        x, memory = state.x, state.memory
-        if memory["is_restart"]:
+        x = state.x
+        inner: ComparisonState = state.inner
+        if inner.is_restart:
             rows = sampling.gaussian(state.rng, self.n_directions + 1, x)
-            rows *= self._max_radius * float(memory["spread"])
+            rows *= self._max_radius * inner.spread
             rows += x
             return rows
-        is_known = math.isfinite(float(memory["value"])) and not memory["has_moved"]
-        is_due = not self.deterministic and memory["n_failures"] >= memory["patience"]
-        has_x, has_lead = bool(is_due or not is_known), bool(memory["has_descent"])
+        is_known = math.isfinite(state.value) and not inner.has_moved
+        is_due = not self.deterministic and inner.n_failures >= inner.patience
+        has_x, has_lead = bool(is_due or not is_known), inner.has_descent
         has_wide = state.n_steps % WIDE_PERIOD == WIDE_PERIOD - 1
-        is_mirror = "failed" in memory and state.pending is None  # asked again: a fresh batch
+        is_mirror = inner.failed is not None and state.pending is None  # asked again: a fresh batch
         n_before = has_x + has_lead + has_wide
-        memory |= {"has_x": has_x, "has_lead": has_lead, "is_mirror": is_mirror}
-        memory["n_before"] = n_before
+        inner.has_x, inner.has_lead, inner.is_mirror = has_x, has_lead, is_mirror
+        inner.n_before = n_before
         shape = (n_before + self.n_directions, x.shape[0])
         rows = array_namespace(x).empty(shape, dtype=x.dtype, device=device(x))
         if is_mirror:
-            rows[n_before:] = -memory["failed"]
+            rows[n_before:] = -inner.failed
         else:
             self._write_directions(state, rows[n_before:])
         if has_wide:
@@ -182,10 +182,11 @@ class AdaptiveGLD(Solver):
 
     def _write_directions(self, state: SolverState, rows: Array) -> None:
         """Sets ``rows`` to new directions, as displacements of x."""
-        x, memory = state.x, state.memory
-        radius = math.exp(float(memory["log_radius"]))
-        if "factor" in memory:
-            rows[:] = self._orthogonal_block(state) @ (radius * memory["factor"].T)
+        x = state.x
+        inner: ComparisonState = state.inner
+        radius = math.exp(inner.log_radius)
+        if inner.factor is not None:
+            rows[:] = self._orthogonal_block(state) @ (radius * inner.factor.T)
         else:
             # One row at a time: no second (n, dim) array.
             for k in range(rows.shape[0]):
@@ -197,125 +198,131 @@ class AdaptiveGLD(Solver):
 
     def _orthogonal_block(self, state: SolverState) -> Array:
         """Returns the next n_directions rows of orthonormal blocks, drawn one QR at a time."""
-        memory, n = state.memory, self.n_directions
-        used = int(memory.get("n_used", 0))
-        if "directions" not in memory or used + n > memory["directions"].shape[0]:
+        n = self.n_directions
+        inner: ComparisonState = state.inner
+        used = inner.n_used
+        if inner.directions is None or used + n > inner.directions.shape[0]:
             n_drawn = max(n, state.x.shape[0])
-            memory["directions"] = sampling.orthogonal(state.rng, n_drawn, state.x)
+            inner.directions = sampling.orthogonal(state.rng, n_drawn, state.x)
             used = 0
-        memory["n_used"] = used + n
-        return memory["directions"][used : used + n]
+        inner.n_used = used + n
+        return inner.directions[used : used + n]
 
     def _write_lead(self, state: SolverState, row: Array) -> None:
         """Sets ``row`` to the extrapolation, as a displacement of x."""
-        memory = state.memory
-        descent = memory["descent"]
-        row[:] = memory["factor"] @ descent if "factor" in memory else descent
+        inner: ComparisonState = state.inner
+        descent = inner.descent
+        row[:] = inner.factor @ descent if inner.factor is not None else descent
         row /= norm_or_one(descent)
-        row *= math.exp(float(memory["log_lead_radius"]))
+        row *= math.exp(inner.log_lead_radius)
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         """Learns from the batch and returns the new x."""
-        memory, x = state.memory, state.x
+        x = state.x
+        inner: ComparisonState = state.inner
         told: list[float] = values.tolist()
         best = min(range(len(told)), key=told.__getitem__)
-        if memory["is_restart"]:
+        if inner.is_restart:
             if told[best] == math.inf:
                 return x
             self._reset(state)
-            spread = min(2 * float(memory["spread"]), MAX_SPREAD)
-            memory |= {"value": told[best], "is_restart": False, "spread": spread}
+            state.value = told[best]
+            inner.is_restart = False
+            inner.spread = min(2 * inner.spread, MAX_SPREAD)
             return _go(state, candidates, best)
-        i_lead = int(memory["has_x"])
-        n_before = int(memory["n_before"])
-        value = _last_measured(memory)
-        if memory["has_x"] and told[best] < math.inf:
-            self._compare_x(memory, told[0])
+        i_lead = int(inner.has_x)
+        n_before = inner.n_before
+        # The last value of x that was measured may be from before it moved.
+        value: float = inner.measured if inner.has_moved else state.value
+        if inner.has_x and told[best] < math.inf:
+            self._compare_x(inner, told[0], value)
             value = told[0]
         wins = [v < value for v in told[n_before:]]
-        if "factor" in memory:
+        if inner.factor is not None:
             learn_shape(state, candidates, told, n_before, best, value)
         else:
             learn_descent(state, candidates, wins, n_before)
-        memory["has_descent"] = True
-        self._adapt_radii(memory, x.shape[0], wins, told[i_lead] < value)
-        state.metrics["radius"] = math.exp(float(memory["log_radius"]))
+        inner.has_descent = True
+        self._adapt_radii(inner, x.shape[0], wins, told[i_lead] < value)
+        state.metrics["radius"] = math.exp(inner.log_radius)
         is_better = told[best] < value
-        memory["n_failures"] = 0 if is_better else int(memory["n_failures"]) + 1
-        memory["value"] = told[best] if is_better else value
-        if memory["has_moved"]:  # still: the evaluation of x failed
-            memory |= {"value": math.nan, "measured": value}
-        memory.pop("failed", None)
-        if "factor" in memory and not (is_better or memory["is_mirror"]):
-            memory["failed"] = candidates[n_before:] - x
-        self._restart_if_converged(memory)
+        inner.n_failures = 0 if is_better else inner.n_failures + 1
+        state.value = told[best] if is_better else value
+        if inner.has_moved:  # still: the evaluation of x failed
+            state.value, inner.measured = math.nan, value
+        inner.failed = None
+        if inner.factor is not None and not (is_better or inner.is_mirror):
+            inner.failed = candidates[n_before:] - x
+        self._restart_if_converged(inner)
         if not is_better:
-            if memory["has_x"] and told[0] < math.inf:  # it is row 0 that was not beaten
+            if inner.has_x and told[0] < math.inf:  # it is row 0 that was not beaten
                 _weigh(state, len(told), 0, 1.0)
             return x
         # From an x that failed, all the way: nothing is known of the points in between.
-        if not memory["is_noisy"] or value == math.inf:
+        if not inner.is_noisy or value == math.inf:
             return _go(state, candidates, best)
         # The value of the point that x goes to is not known.
-        memory |= {"value": math.nan, "measured": value, "has_moved": True}
-        return _go_part(state, candidates, best, math.exp(float(memory["log_share"])))
+        state.value, inner.measured, inner.has_moved = math.nan, value, True
+        return _go_part(state, candidates, best, math.exp(inner.log_share))
 
     def _absorb(self, state: SolverState, points: Array, values: Array) -> None:
         """Goes on from the best of points that were in no batch, if x is known to be worse."""
         if state.n_steps == 0:
             super()._absorb(state, points, values)
             return
-        memory = state.memory
+        inner: ComparisonState = state.inner
         best = int(array_namespace(values).argmin(values))
         value = float(values[best])
         # The rows of a batch that is out are displacements of x.
-        is_bound = state.pending is not None or memory["is_noisy"] or memory["has_moved"]
-        if not is_bound and value < float(memory["value"]):
+        is_bound = state.pending is not None or inner.is_noisy or inner.has_moved
+        if not is_bound and value < state.value:
             state.x = copy(points[best])
-            if memory["is_restart"]:  # it would have been a random point
+            if inner.is_restart:  # it would have been a random point
                 self._reset(state)
-            memory |= {"value": value, "is_restart": False, "n_failures": 0}
-            memory.pop("failed", None)
+            state.value = value
+            inner.is_restart = False
+            inner.n_failures = 0
+            inner.failed = None
 
-    def _compare_x(self, memory: dict[str, Any], value: float) -> None:
+    def _compare_x(self, inner: ComparisonState, value: float, last: float) -> None:
         """Compares a new value of x with its last one."""
-        last = _last_measured(memory)
-        if memory["has_moved"]:
+        if inner.has_moved:
             change = SHARE_GROWTH if value < last else -SHARE_SHRINKAGE
-            share = float(memory["log_share"]) + change
-            memory["log_share"] = min(max(share, math.log(MIN_SHARE)), 0.0)
+            share = inner.log_share + change
+            inner.log_share = min(max(share, math.log(MIN_SHARE)), 0.0)
         elif math.isfinite(last):
             is_stale = value != last
-            patience = MIN_PATIENCE if is_stale else 2 * int(memory["patience"])
-            memory["patience"] = min(patience, MAX_PATIENCE)
-            memory["is_noisy"] = is_stale
-        memory |= {"has_moved": False, "n_failures": 0}
+            patience = MIN_PATIENCE if is_stale else 2 * inner.patience
+            inner.patience = min(patience, MAX_PATIENCE)
+            inner.is_noisy = is_stale
+        inner.has_moved = False
+        inner.n_failures = 0
 
     def _adapt_radii(
-        self, memory: dict[str, Any], dim: int, wins: list[bool], lead_wins: bool
+        self, inner: ComparisonState, dim: int, wins: list[bool], lead_wins: bool
     ) -> None:
         n, n_wins = len(wins), sum(wins)
         change = (GROWTH * n_wins - SHRINKAGE * (n - n_wins)) / math.sqrt((dim + 1) * n)
-        limit = float(memory["log_limit"])
-        if memory["is_noisy"]:
+        limit = inner.log_limit
+        if inner.is_noisy:
             # Lucky values win about as often as short steps do: where noise is proportional to the
             # value, radius and distance would grow together for ever.
             limit = min(limit, math.log(MAX_SPREAD * self._max_radius))
-        radius = min(float(memory["log_radius"]) + change, limit)
-        lead = float(memory["log_lead_radius"])
-        if memory["has_lead"]:
+        radius = min(inner.log_radius + change, limit)
+        lead = inner.log_lead_radius
+        if inner.has_lead:
             lead += LEAD_CHANGE if lead_wins else -LEAD_CHANGE
-        memory["log_radius"] = radius
-        memory["log_lead_radius"] = min(max(lead, radius), radius + MAX_LEAD, limit)
+        inner.log_radius = radius
+        inner.log_lead_radius = min(max(lead, radius), radius + MAX_LEAD, limit)
 
-    def _restart_if_converged(self, memory: dict[str, Any]) -> None:
+    def _restart_if_converged(self, inner: ComparisonState) -> None:
         floor = math.log(self.min_radius or 1e-9 * self._max_radius)
-        if float(memory["log_radius"]) >= floor:
+        if inner.log_radius >= floor:
             return
         if self.restart:
-            memory["is_restart"] = True
+            inner.is_restart = True
         else:
-            memory["log_radius"] = floor
+            inner.log_radius = floor
 
 
 def _go(state: SolverState, candidates: Array, row: int) -> Array:
@@ -337,8 +344,3 @@ def _weigh(state: SolverState, n: int, row: int, share: float) -> None:
     xp = array_namespace(state.x)
     state.weights = xp.zeros(n, dtype=value_dtype(state.x), device=device(state.x))
     state.weights[row] = share
-
-
-def _last_measured(memory: dict[str, Any]) -> float:
-    """Returns the last value of x that was measured, which may be from before it moved."""
-    return float(memory["measured" if memory["has_moved"] else "value"])

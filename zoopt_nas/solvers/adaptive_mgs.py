@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, as_like, copy, device, value_dtype
@@ -34,6 +34,52 @@ from zoopt_nas.solvers.engines.quadratic_model import model_step
 MODEL_PERIOD = 2
 # What a batch in which all values are the same leaves of σ.
 BLANK_SHRINKAGE = 0.5
+
+
+@dataclass(eq=False)
+class AdaptiveMGSState:
+    """What adaptive MGS keeps. Above 64 dimensions C = I, and what is None stays so.
+
+    Attributes:
+        sigma: σ, the size of the proposal.
+        path: the path that tells whether σ grows, (dim,).
+        n_restarts: how many there were.
+        n_local: the steps since the last restart.
+        n_flat: how many batches in a row had the least value ``reference``, up to rounding.
+        reference: that value.
+        guide: where the model says that the next batch should look, (dim,), as a displacement of
+            x; or None.
+        long_path: the path along which C grows, (dim,).
+        covariance: C, (dim, dim).
+        root: its square root, of the last decomposition.
+        inverse_root: the inverse of that.
+        axis_ratio: the longest axis of C by the shortest one.
+        longest_axis: its length.
+        points: the newest points that the model is fitted to, in a ring, (size, dim).
+        values: theirs, (size,).
+        n_points: how many were ever written into the ring.
+        low: the least value on which a whole batch was looked for plateaus, and ...
+        low_x: ... its point, (dim,); None before the first batch.
+    """
+
+    sigma: float
+    path: Array
+    n_restarts: int = 0
+    n_local: int = 0
+    n_flat: int = 0
+    reference: float = math.inf
+    guide: Array = None
+    long_path: Array = None
+    covariance: Array = None
+    root: Array = None
+    inverse_root: Array = None
+    axis_ratio: float = 1.0
+    longest_axis: float = 1.0
+    points: Array = None
+    values: Array = None
+    n_points: int = 0
+    low: float = math.inf
+    low_x: Array = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +109,7 @@ class AdaptiveMGS(Solver):
     weighs_candidates: ClassVar[bool] = True
     adapts_steps: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("sigma",)
+    inner_states: ClassVar[tuple[type, ...]] = (AdaptiveMGSState,)
 
     sigma: float | None = None
     n_samples: int | None = None
@@ -94,43 +141,37 @@ class AdaptiveMGS(Solver):
         """Sets the proposal to N(0, σ² I), with no memory of earlier samples."""
         xp = array_namespace(state.x)
         dim = state.x.shape[0]
+        before: AdaptiveMGSState | None = state.inner
         # Basins may be near each other or far: the spreads take turns.
-        state.memory["sigma"] = self._sigma * 2 ** (n_restarts % 4)
-        state.memory |= {"n_restarts": n_restarts, "n_local": 0}
-        state.memory |= {"n_flat": 0, "reference": math.inf}
-        state.memory["path"] = xp.zeros_like(state.x)
-        state.memory.pop("guide", None)
+        sigma = self._sigma * 2 ** (n_restarts % 4)
+        inner = AdaptiveMGSState(sigma, xp.zeros_like(state.x), n_restarts=n_restarts)
+        state.inner = inner
+        if before is not None:
+            inner.low, inner.low_x = before.low, before.low_x
         if dim > MAX_FULL_DIM:
             return
         size = min(2 * dim + 16, 100)
         kind = {"dtype": value_dtype(state.x), "device": device(state.x)}
-        state.memory |= {
-            "path": xp.zeros(dim, **kind),
-            "long_path": xp.zeros(dim, **kind),
-            "covariance": xp.eye(dim, **kind),
-            "root": xp.eye(dim, **kind),
-            "inverse_root": xp.eye(dim, **kind),
-            "axis_ratio": 1.0,
-            "longest_axis": 1.0,
-            "points": xp.zeros((size, dim), **kind),
-            "values": xp.full((size,), math.inf, **kind),
-            "n_points": 0,
-        }
+        inner.path, inner.long_path = xp.zeros(dim, **kind), xp.zeros(dim, **kind)
+        inner.covariance = xp.eye(dim, **kind)
+        inner.root, inner.inverse_root = xp.eye(dim, **kind), xp.eye(dim, **kind)
+        inner.points = xp.zeros((size, dim), **kind)
+        inner.values = xp.full((size,), math.inf, **kind)
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         xp = array_namespace(state.x)
-        memory = state.memory
-        sigma = float(memory["sigma"])
+        inner: AdaptiveMGSState = state.inner
+        sigma = inner.sigma
         batch = sampling.gaussian(state.rng, self._n(state.x.shape[0]), state.x)
-        if "root" in memory:
-            root = memory["root"]
+        if inner.root is not None:
+            root = inner.root
             batch = xp.astype(xp.astype(batch, root.dtype, copy=False) @ root, batch.dtype)
         batch *= sigma
         batch += state.x
         if state.n_steps == 0 and batch.shape[0] > 1:
             batch[0, :] = state.x  # the start is often the best guess that there is
         if guide is None:
-            guide = memory.get("guide")
+            guide = inner.guide
         if guide is not None:
             guide = xp.astype(guide, batch.dtype, copy=False)
             batch[-1, :] = state.x + guide
@@ -146,55 +187,54 @@ class AdaptiveMGS(Solver):
         state.metrics |= {"n_effective": n_effective, "effective_ratio": n_effective / len(host)}
         if n_effective == 0:
             return state.x
-        memory = state.memory
+        inner: AdaptiveMGSState = state.inner
         best = min(host)
-        if "root" in memory and self._is_above(state, candidates, host, best):
-            memory["sigma"] = BLANK_SHRINKAGE * float(memory["sigma"])
-            return copy(memory["low_x"])
-        memory["n_local"] = int(memory["n_local"]) + 1
-        update = self._adapt_full if "root" in memory else self._adapt_isotropic
+        if inner.root is not None and self._is_above(state, candidates, host, best):
+            inner.sigma = BLANK_SHRINKAGE * inner.sigma
+            return copy(inner.low_x)
+        inner.n_local += 1
+        update = self._adapt_full if inner.root is not None else self._adapt_isotropic
         x = update(state, candidates, weights, n_effective)
-        state.metrics |= {"temperature": temperature, "sigma": memory["sigma"]}
+        state.metrics |= {"temperature": temperature, "sigma": inner.sigma}
         if self._has_converged(state, best):
-            self._restart(state, int(memory["n_restarts"]) + 1)
-            return x + 2 * memory["sigma"] * sampling.gaussian(state.rng, 1, x)[0]
+            self._restart(state, inner.n_restarts + 1)
+            return x + 2 * state.inner.sigma * sampling.gaussian(state.rng, 1, x)[0]
         state.weights = as_like("weights", weights, values, (len(host),))
-        if "root" in memory:
-            self._remember(memory, candidates, values)
-            memory.pop("guide", None)
+        if inner.root is not None:
+            self._remember(inner, candidates, values)
+            inner.guide = None
             if state.n_steps % MODEL_PERIOD == 0:
-                guide = self._model_guide(memory, x)
-                if guide is not None:
-                    memory["guide"] = guide
+                inner.guide = self._model_guide(inner, x)
         return x
 
     def _is_above(self, state: SolverState, rows: Array, told: list[float], best: float) -> bool:
         """Whether all rows lie on one plateau, above the lowest point so far; remembers that."""
-        memory = state.memory
-        if "low" not in memory:  # the value of x may be known
-            memory["low"], memory["low_x"] = memory.get("value", math.inf), copy(state.x)
-        if best < float(memory["low"]):
-            memory["low"], memory["low_x"] = best, copy(rows[told.index(best)])
-        return best > float(memory["low"]) and all(v in (best, math.inf) for v in told)
+        inner: AdaptiveMGSState = state.inner
+        if inner.low_x is None:  # the value of x may be known
+            inner.low = state.value if state.has_value else math.inf
+            inner.low_x = copy(state.x)
+        if best < inner.low:
+            inner.low, inner.low_x = best, copy(rows[told.index(best)])
+        return best > inner.low and all(v in (best, math.inf) for v in told)
 
     def _adapt_isotropic(
         self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
     ) -> Array:
         """Returns the new iterate, and adapts σ. In place: a vector may be large."""
         xp = array_namespace(state.x)
-        memory = state.memory
-        dim, sigma = state.x.shape[0], float(memory["sigma"])
+        inner: AdaptiveMGSState = state.inner
+        dim, sigma = state.x.shape[0], inner.sigma
         rate, damping = path_rates(dim, n_effective)
         scale = math.sqrt(rate * (2 - rate) * n_effective) / sigma
         x = xp.asarray(weights, dtype=candidates.dtype, device=device(candidates)) @ candidates
         x -= state.x
         x *= scale
-        path = memory["path"]
+        path = inner.path
         path *= 1 - rate
         path += x
         x /= scale
         x += state.x
-        memory["sigma"] = sigma * growth(math.sqrt(float(path @ path)), dim, rate, damping)
+        inner.sigma = sigma * growth(math.sqrt(float(path @ path)), dim, rate, damping)
         return x
 
     def _adapt_full(
@@ -202,9 +242,9 @@ class AdaptiveMGS(Solver):
     ) -> Array:
         """Returns the new iterate, and adapts σ and C (Hansen 2016, Eq. 31-37 and 47)."""
         xp = array_namespace(state.x)
-        memory = state.memory
-        C, inverse_root = memory["covariance"], memory["inverse_root"]
-        dim, sigma, n_local = state.x.shape[0], float(memory["sigma"]), int(memory["n_local"])
+        inner: AdaptiveMGSState = state.inner
+        C, inverse_root = inner.covariance, inner.inverse_root
+        dim, sigma, n_local = state.x.shape[0], inner.sigma, inner.n_local
         x = xp.astype(state.x, C.dtype, copy=False)
         steps = xp.astype(candidates, C.dtype, copy=False) - x
         steps /= sigma
@@ -227,15 +267,15 @@ class AdaptiveMGS(Solver):
         )
         move, mean = c[:2] @ steps
         rate, damping = path_rates(dim, n_effective)
-        path = memory["path"]
+        path = inner.path
         path *= 1 - rate
         path += (math.sqrt(rate * (2 - rate) * n_effective) * mean) @ inverse_root
         norm = math.sqrt(float(path @ path))
-        memory["sigma"] = sigma * growth(norm, dim, rate, damping)
+        inner.sigma = sigma * growth(norm, dim, rate, damping)
         # A long path says that σ grows; C need not grow along it too.
         settled = 1 - (1 - rate) ** (2 * n_local)
         moves = norm < (1.4 + 2 / (dim + 1)) * mean_norm(dim) * math.sqrt(settled)
-        long_path = memory["long_path"]
+        long_path = inner.long_path
         long_path *= 1 - c_path
         if moves:
             long_path += math.sqrt(c_path * (2 - c_path) * n_effective) * mean
@@ -243,55 +283,55 @@ class AdaptiveMGS(Solver):
         C += (c_one * long_path)[:, None] * long_path
         C += (c[2][:, None] * steps).T @ steps
         if n_local % max(1, dim // 5) == 0:
-            self._decompose(memory)
+            self._decompose(inner)
         move *= sigma
         move += x
         return xp.astype(move, state.x.dtype, copy=False)
 
-    def _decompose(self, memory: dict[str, Any]) -> None:
+    def _decompose(self, inner: AdaptiveMGSState) -> None:
         """Brings the roots of C up to date: once in some steps, as they cost dim³."""
-        xp = array_namespace(memory["covariance"])
-        squares, axes = xp.linalg.eigh(memory["covariance"])
+        xp = array_namespace(inner.covariance)
+        squares, axes = xp.linalg.eigh(inner.covariance)
         lengths = xp.sqrt(xp.where(squares > 1e-30, squares, 1e-30))
-        memory["root"] = (axes * lengths) @ axes.T
-        memory["inverse_root"] = (axes / lengths) @ axes.T
-        memory["longest_axis"] = float(lengths[-1])
-        memory["axis_ratio"] = memory["longest_axis"] / float(lengths[0])
+        inner.root = (axes * lengths) @ axes.T
+        inner.inverse_root = (axes / lengths) @ axes.T
+        inner.longest_axis = float(lengths[-1])
+        inner.axis_ratio = inner.longest_axis / float(lengths[0])
 
     def _has_converged(self, state: SolverState, best: float) -> bool:
         """Whether σ has left the range in which a step means anything, or values are all alike."""
-        memory = state.memory
-        dim, sigma = state.x.shape[0], float(memory["sigma"])
-        reference = float(memory["reference"])
+        inner: AdaptiveMGSState = state.inner
+        dim, sigma = state.x.shape[0], inner.sigma
+        reference = inner.reference
         # Both signs, for on a noisy objective it is normal that nothing better comes for long.
         if reference < math.inf and abs(best - reference) <= 1e-12 * abs(reference):
-            memory["n_flat"] = int(memory["n_flat"]) + 1
+            inner.n_flat += 1
         else:
-            memory["n_flat"], memory["reference"] = 0, best
-        high = float(memory.get("longest_axis", 1.0))
+            inner.n_flat, inner.reference = 0, best
+        high = inner.longest_axis
         return (
-            memory["n_flat"] > 10 + 30 * dim / self._n(dim)
+            inner.n_flat > 10 + 30 * dim / self._n(dim)
             or not 1e-11 < sigma * high / self._sigma < 1e11
-            or float(memory.get("axis_ratio", 1.0)) > 1e7
+            or inner.axis_ratio > 1e7
         )
 
-    def _remember(self, memory: dict[str, Any], candidates: Array, values: Array) -> None:
+    def _remember(self, inner: AdaptiveMGSState, candidates: Array, values: Array) -> None:
         """Adds the batch to the samples that the model is fitted to, in the place of the oldest."""
-        points = memory["points"]
+        points = inner.points
         size = points.shape[0]
         candidates, values = candidates[-size:], values[-size:]
-        start = int(memory["n_points"]) % size
+        start = inner.n_points % size
         room, end = size - start, start + values.shape[0]
-        for ring, rows in ((points, candidates), (memory["values"], values)):
+        for ring, rows in ((points, candidates), (inner.values, values)):
             ring[start:end] = rows[:room]
             if end > size:
                 ring[: end - size] = rows[room:]
-        memory["n_points"] = int(memory["n_points"]) + values.shape[0]
+        inner.n_points += values.shape[0]
 
-    def _model_guide(self, memory: dict[str, Any], x: Array) -> Array | None:
+    def _model_guide(self, inner: AdaptiveMGSState, x: Array) -> Array | None:
         """Returns the step of the model from x, in an ellipsoid of the size of the proposal."""
-        n, sigma = int(memory["n_points"]), float(memory["sigma"])
-        white = memory["points"][:n] - x
+        n, sigma = inner.n_points, inner.sigma
+        white = inner.points[:n] - x
         white /= sigma
-        step = model_step(white @ memory["inverse_root"], memory["values"][:n])
-        return None if step is None else sigma * (step @ memory["root"])
+        step = model_step(white @ inner.inverse_root, inner.values[:n])
+        return None if step is None else sigma * (step @ inner.root)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from zoopt_nas._arrays import Array, array_namespace, copy
 from zoopt_nas._checks import check_bool, check_positive_int
@@ -12,6 +12,7 @@ from zoopt_nas.solvers.adaptive_gld import AdaptiveGLD
 from zoopt_nas.solvers.adaptive_mgs import AdaptiveMGS
 from zoopt_nas.solvers.base import Solver, SolverState, Task
 from zoopt_nas.solvers.cma import CMA
+from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.quasi_newton import QuasiNewton
 
 
@@ -61,7 +62,63 @@ N_SLOW = 3
 # Beyond, as where the objective falls for ever, cmaes refuses to start.
 FARTHEST = 1e30
 
-_OWN = "auto."
+
+@dataclass(eq=False)
+class Arm:
+    """One solver of a plan.
+
+    Attributes:
+        inner: what the solver keeps.
+        n_told: the finite values that it was told.
+        x: where it gave up the turn, (dim,); None before.
+        value: the value there, as in the state.
+    """
+
+    inner: Any = None
+    n_told: int = 0
+    x: Array = None
+    value: Any = math.nan
+
+
+@dataclass(eq=False)
+class AutoState:
+    """Who has the turn, and how it goes.
+
+    Attributes:
+        plan: the number in ``PLANS``.
+        arms: one for each solver of the plan.
+        turn: the number of the arm that has the turn.
+        n_before: the evaluations that found the noise, before this plan.
+        best: the best point told, (dim,), and ...
+        best_value: ... its value.
+        best_before: the best value when the last arm was stuck.
+        challenged: the gain of a look that this arm has to beat; NaN if none.
+        patience: how often in a row an arm may be slow.
+        first: the first value of this turn.
+        low: the least one.
+        mark: the least one at the last look.
+        gain: how much the last look found.
+        n_unmarked: the values since the last look.
+        n_slow: how many looks in a row were slow.
+        n_looks: how many there were in this turn.
+    """
+
+    plan: int
+    arms: list[Arm]
+    turn: int = 0
+    n_before: int = 0
+    best: Array = None
+    best_value: float = math.inf
+    best_before: float = math.inf
+    challenged: float = math.nan
+    patience: int = N_SLOW
+    first: float = math.inf
+    low: float = math.inf
+    mark: float = math.inf
+    gain: float = 0.0
+    n_unmarked: int = 0
+    n_slow: int = 0
+    n_looks: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +153,11 @@ class Auto(Solver):
 
     name: ClassVar[str] = "auto"
     adapts_steps: ClassVar[bool] = True
+    inner_states: ClassVar[tuple[type, ...]] = (
+        AutoState,
+        Arm,
+        *{kind for plan in PLANS for solver in plan.solvers for kind in solver.inner_states},
+    )
 
     maxfev: int | None = None
     noisy: bool | None = None
@@ -115,97 +177,89 @@ class Auto(Solver):
 
     def describe(self, state: SolverState) -> str:
         """Returns which solvers ran, and for how many evaluations."""
-        memory = state.memory
-        if _OWN + "plan" not in memory:
+        inner: AutoState | None = state.inner
+        if inner is None:
             return ""
-        plan = PLANS[int(memory[_OWN + "plan"])]
-        told = list(zip(plan.solvers, self._counts(state), strict=True))
+        plan = PLANS[inner.plan]
+        told = [(s, arm.n_told) for s, arm in zip(plan.solvers, inner.arms, strict=True)]
         names = [solver.name for solver, n in told if n] or [plan.solvers[0].name]
         counts = [n for _, n in told if n] or [0]
         dim = state.x.shape[0]
         task = f"{dim} dimension{'' if dim == 1 else 's'}{plan.reason}"
         spent = " and ".join(map(str, counts))
-        before = int(memory[_OWN + "n_before"])
+        before = inner.n_before
         found = f", after {before} to detect the noise" if before else ""
         return f"auto chose {' and '.join(names)} ({task}): {spent} evaluations{found}."
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
-        if _OWN + "plan" not in state.memory:  # not before: a warm start may move x
+        if state.inner is None:  # not before: a warm start may move x
             self._begin(state, self._plan(state.x.shape[0]))
-        return self._arm(state)._ask(state, guide)
+        return _with_turn(state, "_ask", guide)
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
-        memory = state.memory
+        inner: AutoState = state.inner
         told: list[float] = values.tolist()
+        arm, n_arms = inner.arms[inner.turn], len(inner.arms)
         # Without those that failed or that a budget cut off, which look the same from here.
-        n_told = f"{_OWN}n_told.{int(memory[_OWN + 'arm'])}"
-        memory[n_told] = int(memory[n_told]) + sum(map(math.isfinite, told))
-        plan = int(memory[_OWN + "plan"])
-        n_arms = len(PLANS[plan].solvers)
-        if n_arms > 1:
-            self._remember_best(state, candidates, told)
-        n_restarts = int(memory.get("n_restarts", 0))
-        state.x = self._arm(state)._tell(state, candidates, values)
-        if plan == FEW and self.noisy is None and float(memory.get("noise", 0.0)) > 0:
-            self._meet_noise(state, told)
-        elif n_arms > 1:
-            if int(memory.get("n_restarts", 0)) > n_restarts:
-                memory[_OWN + "challenged"] = math.nan
-                self._forget_progress(state)
-                self._give_turn(state, min(range(n_arms), key=self._counts(state).__getitem__))
-            elif self._is_stuck(state, told):
-                self._give_turn(state, (int(memory[_OWN + "arm"]) + 1) % n_arms)
+        arm.n_told += sum(map(math.isfinite, told))
+        if n_arms == 1:
+            state.x = _with_turn(state, "_tell", candidates, values)
+            return state.x
+        self._remember_best(inner, candidates, told)
+        n_restarts = arm.inner.n_restarts
+        state.x = _with_turn(state, "_tell", candidates, values)
+        is_descent = isinstance(arm.inner, DescentState)
+        if inner.plan == FEW and self.noisy is None and is_descent and arm.inner.noise > 0:
+            self._meet_noise(state, told, arm.inner.noise)
+        elif arm.inner.n_restarts > n_restarts:
+            inner.challenged = math.nan
+            _forget_progress(inner)
+            self._give_turn(state, min(range(n_arms), key=lambda k: inner.arms[k].n_told))
+        elif self._is_stuck(inner, told, state.x.shape[0]):
+            self._give_turn(state, (inner.turn + 1) % n_arms)
         return state.x
 
-    def _meet_noise(self, state: SolverState, told: list[float]) -> None:
+    def _meet_noise(self, state: SolverState, told: list[float], noise: float) -> None:
         """Goes over to a plan for noise, which the first batch has shown."""
-        memory = state.memory
+        inner: AutoState = state.inner
         finite = [value for value in told if math.isfinite(value)]
-        if float(memory["noise"]) < LITTLE_NOISE * (max(finite) - min(finite)):
-            memory[_OWN + "plan"] = QUIET
+        if noise < LITTLE_NOISE * (max(finite) - min(finite)):
+            inner.plan = QUIET
+            inner.arms[1] = Arm()  # of another solver
             return
-        n_before = int(memory[_OWN + "n_told.0"])
-        memory.clear()
+        state.value = math.nan
         self._begin(state, NOISY)
-        memory[_OWN + "n_before"] = n_before
+        state.inner.n_before = inner.arms[0].n_told
         state.metrics["is_noisy"] = True
 
-    def _is_stuck(self, state: SolverState, told: list[float]) -> bool:
+    def _is_stuck(self, inner: AutoState, told: list[float], dim: int) -> bool:
         """Takes in the values of a batch; returns whether the solver that has the turn is stuck."""
-        memory = state.memory
         low = min(told)
-        if not math.isfinite(float(memory[_OWN + "first"])):
-            memory[_OWN + "first"] = memory[_OWN + "mark"] = low
-        memory[_OWN + "low"] = low = min(low, float(memory[_OWN + "low"]))
-        memory[_OWN + "n_unmarked"] = int(memory[_OWN + "n_unmarked"]) + len(told)
-        if int(memory[_OWN + "n_unmarked"]) < EVALUATIONS_PER_LOOK * (state.x.shape[0] + 2):
+        if not math.isfinite(inner.first):
+            inner.first = inner.mark = low
+        inner.low = low = min(low, inner.low)
+        inner.n_unmarked += len(told)
+        if inner.n_unmarked < EVALUATIONS_PER_LOOK * (dim + 2):
             return False
-        gain = float(memory[_OWN + "mark"]) - low
-        total = float(memory[_OWN + "first"]) - low
-        is_slow = gain <= SLOW * total and gain >= SHRINKING * float(memory[_OWN + "gain"])
-        n_slow = int(memory[_OWN + "n_slow"]) + 1 if is_slow or gain <= 0 else 0
-        n_looks = int(memory[_OWN + "n_looks"]) + 1
-        memory.update({_OWN + "mark": low, _OWN + "gain": gain, _OWN + "n_unmarked": 0})
-        memory.update({_OWN + "n_slow": n_slow, _OWN + "n_looks": n_looks})
-        challenged = float(memory[_OWN + "challenged"])  # the gain of a look to beat
-        if n_looks == N_SLOW and not math.isnan(challenged):
-            memory[_OWN + "challenged"] = math.nan
-            gained = float(memory[_OWN + "best_before"]) - float(memory[_OWN + "best_value"])
+        gain = inner.mark - low
+        total = inner.first - low
+        is_slow = gain <= SLOW * total and gain >= SHRINKING * inner.gain
+        inner.mark, inner.gain, inner.n_unmarked = low, gain, 0
+        inner.n_slow = inner.n_slow + 1 if is_slow or gain <= 0 else 0
+        inner.n_looks += 1
+        challenged = inner.challenged  # the gain of a look to beat
+        if inner.n_looks == N_SLOW and not math.isnan(challenged):
+            inner.challenged = math.nan
+            gained = inner.best_before - inner.best_value
             if gained <= N_SLOW * challenged:
-                memory[_OWN + "patience"] = 2 * int(memory[_OWN + "patience"])
+                inner.patience = 2 * inner.patience
                 return True
-            memory[_OWN + "patience"] = N_SLOW
-        if n_slow < int(memory[_OWN + "patience"]):
+            inner.patience = N_SLOW
+        if inner.n_slow < inner.patience:
             return False
-        memory[_OWN + "challenged"] = max(gain, 0.0)
-        memory[_OWN + "best_before"] = memory[_OWN + "best_value"]
+        inner.challenged = max(gain, 0.0)
+        inner.best_before = inner.best_value
         return True
-
-    def _forget_progress(self, state: SolverState) -> None:
-        for name in ("first", "mark", "low"):
-            state.memory[_OWN + name] = math.inf
-        state.memory.update({_OWN + "gain": 0.0, _OWN + "n_unmarked": 0})
-        state.memory.update({_OWN + "n_slow": 0, _OWN + "n_looks": 0})
 
     def _plan(self, dim: int) -> int:
         if self.noisy:
@@ -217,54 +271,44 @@ class Auto(Solver):
         return FEW if is_few else MANY
 
     def _begin(self, state: SolverState, plan: int) -> None:
-        memory = state.memory
-        memory.update({_OWN + "plan": plan, _OWN + "arm": 0, _OWN + "n_before": 0})
-        for k in range(len(PLANS[plan].solvers)):
-            memory[f"{_OWN}n_told.{k}"] = 0
-        memory.update({_OWN + "best_value": math.inf, _OWN + "best_before": math.inf})
-        memory.update({_OWN + "challenged": math.nan, _OWN + "patience": N_SLOW})
-        self._forget_progress(state)
-        self._arm(state)._init(state)
+        state.inner = AutoState(plan, [Arm() for _ in PLANS[plan].solvers])
+        _with_turn(state, "_init")
 
-    def _arm(self, state: SolverState) -> Solver:
-        plan = PLANS[int(state.memory[_OWN + "plan"])]
-        return plan.solvers[int(state.memory[_OWN + "arm"])]
-
-    def _counts(self, state: SolverState) -> list[int]:
-        """Returns the evaluations of each solver of the plan."""
-        n_arms = len(PLANS[int(state.memory[_OWN + "plan"])].solvers)
-        return [int(state.memory[f"{_OWN}n_told.{k}"]) for k in range(n_arms)]
-
-    def _remember_best(self, state: SolverState, candidates: Array, told: list[float]) -> None:
+    def _remember_best(self, inner: AutoState, candidates: Array, told: list[float]) -> None:
         best = min(range(len(told)), key=told.__getitem__)
-        if told[best] < float(state.memory[_OWN + "best_value"]):
-            state.memory[_OWN + "best_value"] = told[best]
-            state.memory[_OWN + "best"] = copy(candidates[best])
+        if told[best] < inner.best_value:
+            inner.best_value, inner.best = told[best], copy(candidates[best])
 
     def _give_turn(self, state: SolverState, following: int) -> None:
-        """Gives the turn to another arm, or to the same; puts the memory of this one away.
-
-        An arm sees its own entries of the memory and those of `Auto`, which it does not know.
-        """
-        memory = state.memory
-        arm = int(memory[_OWN + "arm"])
-        best = memory[_OWN + "best"]
+        """Gives the turn to another arm, or to the same."""
+        inner: AutoState = state.inner
+        best = inner.best
         is_far = not float(array_namespace(best).max(abs(best))) < FARTHEST
-        if following == arm or is_far:
+        if following == inner.turn or is_far:
             return
-        own = {key: value for key, value in memory.items() if key.startswith(_OWN)}
-        away = {f"{_OWN}{arm}.{key}": v for key, v in memory.items() if not key.startswith(_OWN)}
-        away[f"{_OWN}{arm}.x"] = state.x
-        prefix = f"{_OWN}{following}."
-        kept = [key for key in own if key.startswith(prefix)]
-        back = {key.removeprefix(prefix): own.pop(key) for key in kept}
-        own[_OWN + "arm"] = following
-        memory.clear()
-        memory.update(own | away)
-        self._forget_progress(state)
-        if "x" in back:
-            state.x = back.pop("x")
-            memory.update(back)
+        before, arm = inner.arms[inner.turn], inner.arms[following]
+        before.x, before.value = state.x, state.value
+        inner.turn = following
+        _forget_progress(inner)
+        if arm.x is not None:
+            state.x, state.value = arm.x, arm.value
         else:  # its first turn
-            state.x = own[_OWN + "best"]
-            self._arm(state)._init(state)
+            state.x, state.value = best, math.nan
+            _with_turn(state, "_init")
+
+
+def _with_turn(state: SolverState, method: str, *args: Any) -> Any:
+    """Calls a method of the solver that has the turn, for which ``state.inner`` is its own."""
+    inner: AutoState = state.inner
+    solver, arm = PLANS[inner.plan].solvers[inner.turn], inner.arms[inner.turn]
+    state.inner = arm.inner
+    try:
+        return getattr(solver, method)(state, *args)
+    finally:
+        arm.inner, state.inner = state.inner, inner
+
+
+def _forget_progress(inner: AutoState) -> None:
+    inner.first = inner.mark = inner.low = math.inf
+    inner.gain = 0.0
+    inner.n_unmarked = inner.n_slow = inner.n_looks = 0

@@ -83,7 +83,7 @@ class Solver(ABC):
         uses_guide: whether ``ask`` takes a ``guide``.
         evaluates_iterate: whether the iterate is always a point that was evaluated: no other
             evaluation is needed. Such a solver keeps its value, as last measured, in
-            ``state.memory["value"]``; NaN there says that it is not known at the moment.
+            ``state.value``; NaN says that it is not known at the moment.
         adapts_steps: whether the solver finds the lengths of its steps by itself. Where it is not
             told in which units to begin, by one of its ``lengths``, `minimize` then gives each
             coordinate a unit in which a first step of 1 is sensible. And where nothing near the
@@ -94,6 +94,8 @@ class Solver(ABC):
             and says so in ``state.weights``.
         annealed: the fields that an outer schedule may shrink; see ``scaled``.
         lengths: the fields that are lengths in units of x, where they are not None.
+        inner_states: the classes of ``state.inner`` and of what it is made of: dataclasses of
+            numbers, arrays and each other, and IntEnums. Only these are read from a file.
     """
 
     name: ClassVar[str]
@@ -104,6 +106,7 @@ class Solver(ABC):
     weighs_candidates: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
     lengths: ClassVar[tuple[str, ...]] = ()
+    inner_states: ClassVar[tuple[type, ...]] = ()
 
     @property
     def has_lengths(self) -> bool:
@@ -275,13 +278,13 @@ class Solver(ABC):
         is_better = value < state.first_value or not had_value
         if is_better:
             state.x = copy(candidates[best])
-        state.memory.clear()
+        state.value, state.inner = math.nan, None
         self._init(state)
-        state.memory["value"] = value if is_better else state.first_value
+        state.value = value if is_better else state.first_value
         return True
 
     def _init(self, state: SolverState) -> None:  # noqa: B027 (an optional hook)
-        """Fills ``state.memory`` with what the solver wants to keep. Optional."""
+        """Sets ``state.inner`` to what the solver wants to keep. Optional."""
 
     def _absorb(self, state: SolverState, points: Array, values: Array) -> None:
         """Makes use of points that are no rows of the pending batch. Optional.
@@ -290,7 +293,7 @@ class Solver(ABC):
         ones are ignored: the value of an old point says nothing where the objective drifts.
 
         Args:
-            state: the run; ``state.memory["value"]`` is the value of its iterate, where known.
+            state: the run; ``state.value`` is the value of its iterate, where known.
             points: (n, dim) like ``state.x``.
             values: (n,), +inf where failed.
         """
@@ -298,9 +301,9 @@ class Solver(ABC):
             return
         best = int(array_namespace(values).argmin(values))
         value = float(values[best])
-        if value < float(state.memory.get("value", np.inf)):
+        if value < (state.value if state.has_value else math.inf):
             state.x = copy(points[best])
-            state.memory["value"] = value
+            state.value = value
 
     @abstractmethod
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
@@ -311,7 +314,7 @@ class Solver(ABC):
 
     @abstractmethod
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
-        """Returns the new iterate (dim,), and may write ``state.memory`` and ``state.metrics``.
+        """Returns the new iterate (dim,); ``value``, ``inner`` and ``metrics`` may be written.
 
         ``candidates`` is (n, dim) like ``state.x``. ``values`` is (n,), of ``value_dtype``, with
         +inf where the evaluation failed and finite everywhere else. Never write into either, nor

@@ -9,7 +9,7 @@ arXiv 2402.01373.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +28,21 @@ _LARGEST_FULL_DIM = 200
 _LEAST_N_SAMPLES = 4
 # The package refuses coordinates from 1e32 on.
 _LARGEST_COORDINATE = 0.99e32
-_PREFIX = "cmaes."
+
+
+@dataclass(eq=False)
+class CMAState:
+    """What CMA-ES keeps.
+
+    Attributes:
+        origin: the start, (dim,), around which restarts begin.
+        optimizer: the arrays and numbers of the package's optimizer, by its own names.
+        n_restarts: how many there were.
+    """
+
+    origin: np.ndarray
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    n_restarts: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class CMA(Solver):
     name: ClassVar[str] = "cma"
     adapts_steps: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("sigma",)
+    inner_states: ClassVar[tuple[type, ...]] = (CMAState,)
 
     sigma: float | None = None
     n_samples: int | None = None
@@ -81,7 +96,7 @@ class CMA(Solver):
         return 1.0 if self.sigma is None else self.sigma
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
-        if "n_restarts" not in state.memory:
+        if state.inner is None:
             # Not before: a warm start moves x between `init` and the first batch.
             self._start(state)
         optimizer = self._load(state)
@@ -112,23 +127,22 @@ class CMA(Solver):
                 self._restart(state, 2 * optimizer.population_size)
             else:
                 self._save(state, optimizer)
-        state.metrics["sigma"] = self._sigma * float(state.memory[_PREFIX + "_sigma"])
-        state.metrics["n_restarts"] = int(state.memory["n_restarts"])
+        state.metrics["sigma"] = self._sigma * float(state.inner.optimizer["_sigma"])
+        state.metrics["n_restarts"] = state.inner.n_restarts
         return as_like("x", x, state.x, x.shape)
 
     def _start(self, state: SolverState) -> None:
         origin = np.array(to_numpy(state.x), dtype=np.float64)
         if np.max(np.abs(origin)) / self._sigma >= _LARGEST_COORDINATE:
             raise InvalidValueError(f"x0 must be below 1e32 * sigma for cma, got {origin!r}")
-        state.memory["origin"] = origin
-        state.memory["n_restarts"] = 0
+        state.inner = CMAState(origin)
         self._save(state, self._optimizer(origin, self.n_samples))
 
     def _restart(self, state: SolverState, n_samples: int) -> None:
-        memory = state.memory
+        inner: CMAState = state.inner
         step = np.array(to_numpy(sampling.gaussian(state.rng, 1, state.x)[0]), dtype=np.float64)
-        memory["n_restarts"] = int(memory["n_restarts"]) + 1
-        self._save(state, self._optimizer(memory["origin"] + self._sigma * step, n_samples))
+        inner.n_restarts += 1
+        self._save(state, self._optimizer(inner.origin + self._sigma * step, n_samples))
 
     def _optimizer(self, mean: np.ndarray, n_samples: int | None) -> Any:
         """Returns the package's optimizer in units of sigma, in which its tolerances are."""
@@ -143,26 +157,22 @@ class CMA(Solver):
         return kind(mean=mean, sigma=1.0, population_size=n_samples)
 
     def _save(self, state: SolverState, optimizer: Any) -> None:
-        """Moves the optimizer into the memory.
+        """Moves the optimizer into the state.
 
-        Every step begins with what `_load` makes of the memory, also in a run that was never saved:
+        Every step begins with what `_load` makes of the state, also in a run that was never saved:
         the package symmetrizes its matrix on the way, so that an optimizer that lives on would not
         be that of a resumed run to the last bit.
         """
         # Decomposes the matrix, after which no entry but `_bounds` is None.
         optimizer.should_stop()
-        for name, value in optimizer.__getstate__().items():
-            if value is not None:
-                state.memory[_PREFIX + name] = value
+        parts = optimizer.__getstate__()
+        state.inner.optimizer |= {name: v for name, v in parts.items() if v is not None}
 
     def _load(self, state: SolverState) -> Any:
         import cmaes
 
-        saved = {
-            key.removeprefix(_PREFIX): _plain(value)
-            for key, value in state.memory.items()
-            if key.startswith(_PREFIX)
-        }
+        inner: CMAState = state.inner
+        saved = {name: _plain(part) for name, part in inner.optimizer.items()}
         kind = cmaes.CMA if "_c_1d" in saved else cmaes.SepCMA
         optimizer: Any = object.__new__(kind)
         optimizer.__setstate__(saved)

@@ -135,7 +135,7 @@ class GLD(Solver):
         for k, radius in enumerate(radii):  # an array of them would be copied to a device
             steps[k, :] *= radius
         candidates = state.x + steps
-        if self.deterministic and "value" in state.memory:
+        if self.deterministic and state.has_value:
             return candidates
         return array_namespace(state.x).concat([state.x[None, :], candidates], axis=0)
 
@@ -153,12 +153,12 @@ class GLD(Solver):
         value = xp.take(values, best, axis=0)[0]
         x = xp.take(candidates, best, axis=0)[0]
         is_better = value < math.inf
-        if self.deterministic and "value" in state.memory:  # no row of this batch is x
-            known = state.memory["value"]
+        if self.deterministic and state.has_value:  # no row of this batch is x
+            known = state.value
             is_better = value < known
             x = xp.where(is_better, x, state.x)
             value = xp.where(is_better, value, known)
-        state.memory["value"] = value
+        state.value = value
         state.weights = xp.zeros_like(values)
         state.weights[best] = 1.0
         state.weights *= is_better

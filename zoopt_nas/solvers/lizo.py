@@ -7,7 +7,7 @@ Optimization", NeurIPS 2024.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +22,25 @@ MAX_KEPT_SIZE = 20_000
 MIN_SINE = 0.3
 # At most so much of a gradient may be old: with more, wrong slopes live on in what reuses them.
 MAX_REUSED = 0.5
+
+
+@dataclass(eq=False)
+class LIZOState:
+    """The queries of earlier steps, the youngest last, and those that the pending batch reuses.
+
+    Attributes:
+        displacements: of the k kept queries from the x of their batch, (k, dim).
+        differences: of their values from its value, (k,).
+        travelled: how far x has gone since, (k,).
+        reused: the displacements that the pending batch reuses, (n, dim).
+        reused_differences: theirs, (n,).
+    """
+
+    displacements: Array
+    differences: Array
+    travelled: Array
+    reused: Array = None
+    reused_differences: Array = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,7 @@ class LIZO(Solver):
     """
 
     name: ClassVar[str] = "lizo"
+    inner_states: ClassVar[tuple[type, ...]] = (LIZOState,)
 
     learning_rate: float = 0.1
     smoothing: float = 0.01
@@ -73,28 +93,23 @@ class LIZO(Solver):
 
     def _init(self, state: SolverState) -> None:
         xp = array_namespace(state.x)
+        rows = xp.zeros((0, state.x.shape[0]), dtype=state.x.dtype, device=device(state.x))
         numbers = xp.zeros((0,), dtype=value_dtype(state.x), device=device(state.x))
-        state.memory.update(
-            displacements=xp.zeros(
-                (0, state.x.shape[0]), dtype=state.x.dtype, device=device(state.x)
-            ),
-            differences=numbers,
-            travelled=numbers,  # how far x has gone since
-        )
+        state.inner = LIZOState(rows, numbers, numbers)
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         xp = array_namespace(state.x)
-        memory = state.memory
+        inner: LIZOState = state.inner
         n = min(self.n_samples, state.x.shape[0])
-        chosen = self._reusable(memory, int(n * MAX_REUSED))
-        memory["reused"] = _rows_at(memory["displacements"], chosen)
-        memory["reused_differences"] = _rows_at(memory["differences"], chosen)
-        rows = orthogonal_to(memory["reused"], n - len(chosen), state)
+        chosen = self._reusable(inner, int(n * MAX_REUSED))
+        inner.reused = _rows_at(inner.displacements, chosen)
+        inner.reused_differences = _rows_at(inner.differences, chosen)
+        rows = orthogonal_to(inner.reused, n - len(chosen), state)
         return xp.concat([state.x[None, :], state.x + self.smoothing * rows], axis=0)
 
-    def _reusable(self, memory: dict[str, Any], most: int) -> list[int]:
+    def _reusable(self, inner: LIZOState, most: int) -> list[int]:
         """Returns which kept displacements to reuse: the youngest first, well apart."""
-        displacements, travelled = memory["displacements"], memory["travelled"]
+        displacements, travelled = inner.displacements, inner.travelled
         if displacements.shape[0] == 0:
             return []
         # How many there are decides how many points are new, so that the host has to know. One copy
@@ -107,41 +122,38 @@ class LIZO(Solver):
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         xp = array_namespace(candidates)
-        memory = state.memory
+        inner: LIZOState = state.inner
         displacements = candidates[1:, :] - candidates[:1, :]
         differences = values[1:] - values[0]
         alive = xp.isfinite(differences)
         displacements = xp.where(alive[:, None], displacements, 0.0)
         differences = xp.where(alive, differences, 0.0)
         gradient = interpolated_gradient(
-            xp.concat([displacements, memory["reused"]], axis=0),  # D
-            xp.concat([differences, memory["reused_differences"]]),  # δ
+            xp.concat([displacements, inner.reused], axis=0),  # D
+            xp.concat([differences, inner.reused_differences]),  # δ
         )
         # Where everything failed there is no step, and no wait for the device to find out.
         gradient = xp.where(xp.any(alive), gradient, 0.0)
         state.metrics["gradient_norm"] = xp.linalg.vector_norm(gradient)
-        state.metrics["n_reused"] = memory["reused"].shape[0]
+        state.metrics["n_reused"] = inner.reused.shape[0]
         x = state.x - self.learning_rate * gradient
-        self._keep(memory, displacements, differences, x - state.x)
+        self._keep(inner, displacements, differences, x - state.x)
         return x
 
     def _keep(
-        self, memory: dict[str, Any], displacements: Array, differences: Array, step: Array
+        self, inner: LIZOState, displacements: Array, differences: Array, step: Array
     ) -> None:
         """Adds the queries of a batch to those kept, whose oldest make room."""
         capacity = self.capacity(step.shape[0])
         if capacity == 0:
             return
         xp = array_namespace(step)
-        news = {
-            "displacements": displacements,
-            "differences": differences,
-            "travelled": xp.zeros_like(differences),
-        }
-        for name, rows in news.items():
-            memory[name] = xp.concat([memory[name], rows], axis=0)[-capacity:, ...]
+        rows = xp.concat([inner.displacements, displacements], axis=0)
+        inner.displacements = rows[-capacity:, :]
+        inner.differences = xp.concat([inner.differences, differences])[-capacity:]
+        travelled = xp.concat([inner.travelled, xp.zeros_like(differences)])[-capacity:]
         way = xp.linalg.vector_norm(xp.astype(step, differences.dtype))
-        memory["travelled"] = memory["travelled"] + way
+        inner.travelled = travelled + way
 
 
 def _rows_at(rows: Array, chosen: list[int]) -> Array:

@@ -18,6 +18,17 @@ from zoopt_nas.solvers.base import Solver, SolverState
 WEIGHTINGS = ("exact", "density_free", "fixed_norm")
 
 
+@dataclass(eq=False)
+class MGSState:
+    """What MGS keeps.
+
+    Attributes:
+        guide: that of the pending batch, (dim,), or None.
+    """
+
+    guide: Array = None
+
+
 @dataclass(frozen=True)
 class MGS(Solver):
     """Maximum-likelihood guided search: x <- x + weighted mean of random displacements u_i.
@@ -61,6 +72,7 @@ class MGS(Solver):
     uses_guide: ClassVar[bool] = True
     weighs_candidates: ClassVar[bool] = True
     annealed: ClassVar[tuple[str, ...]] = ("sigma",)
+    inner_states: ClassVar[tuple[type, ...]] = (MGSState,)
 
     sigma: float = 0.025
     temperature: float = 0.01
@@ -75,13 +87,16 @@ class MGS(Solver):
         check_fraction("mixing", self.mixing)
         check_choice("weighting", self.weighting, WEIGHTINGS)
 
+    def _init(self, state: SolverState) -> None:
+        state.inner = MGSState()
+
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         noise = self._noise(state)
         if guide is None:
-            state.memory.pop("guide", None)
+            state.inner.guide = None
             return state.x + noise
         xp = array_namespace(state.x)
-        state.memory["guide"] = copy(guide)  # _tell needs q again
+        state.inner.guide = copy(guide)  # _tell needs q again
         # A mixture: each sample draws the component that it comes from (Eq. 26).
         is_centred = sampling.choose(state.rng, self.n_samples, self.mixing, state.x)
         centres = xp.where(is_centred[:, None], xp.zeros_like(guide), guide)
@@ -97,7 +112,7 @@ class MGS(Solver):
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         xp = array_namespace(state.x)
         steps = candidates - state.x
-        weights = self._weights(steps, values, state.memory.get("guide"))
+        weights = self._weights(steps, values, state.inner.guide)
         squares = xp.sum(weights * weights)
         n_effective = xp.sum(weights) / xp.where(squares > 0, squares, 1.0)  # N_e of A.3; or 0
         state.metrics["n_effective"] = n_effective

@@ -12,6 +12,7 @@ from zoopt_nas._arrays import Array
 from zoopt_nas._checks import check_positive, check_positive_int
 from zoopt_nas.solvers.base import Solver, SolverState
 from zoopt_nas.solvers.engines import descent, subspace
+from zoopt_nas.solvers.engines.descent_state import DESCENT_STATES
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class QuasiNewton(Solver):
     adapts_steps: ClassVar[bool] = True
     keeps_bounds: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("smoothing",)
+    inner_states: ClassVar[tuple[type, ...]] = (*DESCENT_STATES, subspace.SubspaceState)
 
     smoothing: float | None = None
     n_samples: int | None = None

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
-from zoopt_nas._arrays import (
-    Array,
-    Generator,
-    array_namespace,
-    decode_array,
-    decode_generator,
-    encode_array,
-    encode_generator,
-)
+from zoopt_nas._arrays import Array, Generator, array_namespace
+from zoopt_nas.solvers.encoding import decode, encode
 
 
 @dataclass(eq=False)
@@ -27,9 +20,12 @@ class SolverState:
         rng: the generator of every draw; a ``torch.Generator`` if ``x`` is a torch tensor.
         n_steps: how many batches have been told.
         pending: the batch that was asked and not told yet, (n, dim), or None.
-        memory: what the solver keeps between steps: arrays and numbers, by name.
+        value: the value of ``x`` as it was measured last; NaN where it is not known, +inf where it
+            has not been measured or that failed. It may be a 0-d array on the device of ``x``, so
+            that a step never waits for the device.
+        inner: what the solver itself keeps between steps: one of its ``inner_states``, or None.
         metrics: what the last ``tell`` measured, by name. An entry may be a 0-d array on the device
-            of ``x``, so that a step never waits for the device; ``float()`` reads it.
+            of ``x`` too; ``float()`` reads it.
         weights: how much of each row of the last batch is in ``x``, (n,): w of
             x = Σ w_i row_i + (1 - Σ w_i) (x before), with w_i >= 0 and Σ w_i <= 1, up to rounding.
             None if the step was another one; see ``weighs_candidates``.
@@ -47,7 +43,8 @@ class SolverState:
     rng: Generator
     n_steps: int = 0
     pending: Array | None = None
-    memory: dict[str, Any] = field(default_factory=dict)
+    value: Any = math.nan
+    inner: Any = None
     metrics: dict[str, Any] = field(default_factory=dict)
     weights: Array | None = None
     lower: Array | None = None
@@ -58,59 +55,36 @@ class SolverState:
     n_equal: int = 0
     n_widenings: int = 0
 
+    @property
+    def has_value(self) -> bool:
+        """Whether there is a ``value``; no wait for a device."""
+        return not (isinstance(self.value, float) and math.isnan(self.value))
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns a complete copy: ``{"arrays": {name: numpy array}, "meta": JSON-able dict}``."""
-        parts: dict[str, Any] = {"x": self.x}
-        for name in ("pending", "weights", "lower", "upper"):
-            if getattr(self, name) is not None:
-                parts[name] = getattr(self, name)
-        parts |= {f"memory.{key}": value for key, value in self.memory.items()}
-        parts |= {f"metrics.{key}": value for key, value in self.metrics.items()}
-        encoded = {name: encode_array(value) for name, value in parts.items()}
-        return {
-            "arrays": {name: array for name, (array, _) in encoded.items()},
-            "meta": {
-                "n_steps": self.n_steps,
-                "is_scaled": self.is_scaled,
-                "has_contrast": self.has_contrast,
-                "first_value": None if math.isnan(self.first_value) else self.first_value,
-                "n_equal": self.n_equal,
-                "n_widenings": self.n_widenings,
-                "rng": encode_generator(self.rng),
-                "arrays": {name: spec for name, (_, spec) in encoded.items()},
-            },
-        }
+        """Returns a complete copy: ``{"arrays": {name: NumPy array}, "meta": JSON-able dict}``.
+
+        Raises:
+            InvalidValueError: the solver keeps something in ``inner`` that cannot be saved.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SolverState:
+    def from_dict(cls, data: Mapping[str, Any], inner_states: Iterable[type] = ()) -> Self:
         """The inverse of ``to_dict``: the state continues bitwise as the saved one would.
 
-        Numbers in ``memory`` and ``metrics`` come back as 0-d arrays of the same value.
+        Args:
+            data: what ``to_dict`` returned.
+            inner_states: those of the solver.
 
         Raises:
             RunError: the generator is of a kind that NumPy does not bring.
-            KeyError: a part is missing.
+            KeyError: a part is missing, or of another class.
+            TypeError: it is no state, or a class has other fields.
         """
-        meta = data["meta"]
-        decoded = {
-            name: decode_array(data["arrays"][name], spec) for name, spec in meta["arrays"].items()
-        }
-        return cls(
-            x=decoded["x"],
-            rng=decode_generator(meta["rng"]),
-            n_steps=meta["n_steps"],
-            pending=decoded.get("pending"),
-            memory=_section("memory.", decoded),
-            metrics=_section("metrics.", decoded),
-            weights=decoded.get("weights"),
-            lower=decoded.get("lower"),
-            upper=decoded.get("upper"),
-            is_scaled=meta["is_scaled"],
-            has_contrast=meta["has_contrast"],
-            first_value=math.nan if meta["first_value"] is None else meta["first_value"],
-            n_equal=meta["n_equal"],
-            n_widenings=meta["n_widenings"],
-        )
+        state = decode(data, (cls, *inner_states))
+        if not isinstance(state, cls):
+            raise TypeError(f"expected a {cls.__name__}, got {type(state).__name__}")
+        return state
 
 
 def within_bounds(state: SolverState, points: Array) -> Array:
@@ -119,7 +93,3 @@ def within_bounds(state: SolverState, points: Array) -> Array:
         return points
     xp = array_namespace(points)
     return xp.minimum(xp.maximum(points, state.lower), state.upper)
-
-
-def _section(prefix: str, decoded: Mapping[str, Array]) -> dict[str, Any]:
-    return {key.removeprefix(prefix): v for key, v in decoded.items() if key.startswith(prefix)}

@@ -274,6 +274,28 @@ class SolverConformance:
             to_numpy(solver.ask(state)), to_numpy(solver.ask(loaded))
         )  # the generators still agree
 
+    @conformance_settings
+    @given(dim=dims, seed=seeds, n_before=st.integers(0, 8), is_pending=st.booleans())
+    def test_a_loaded_run_is_saved_as_the_same_file(
+        self,
+        solver: Solver,
+        backend: Backend,
+        tmp_path: Path,
+        dim: int,
+        seed: int,
+        n_before: int,
+        is_pending: bool,
+    ) -> None:
+        state = solver.init(backend.start(dim, seed), rng=seed)
+        run_steps(solver, state, n_before)
+        if is_pending:
+            solver.ask(state)
+        first, second = tmp_path / "first.npz", tmp_path / "second.npz"
+        save_state(first, solver, state)
+        loaded = load_state(first, solvers={**SOLVERS, solver.name: type(solver)})
+        save_state(second, *loaded)
+        assert first.read_bytes() == second.read_bytes()
+
     def test_the_global_generators_are_untouched(self, solver: Solver, backend: Backend) -> None:
         def snapshot() -> tuple[str, str, str]:
             legacy = repr(np.random.get_state())  # noqa: NPY002 (its state is what we watch)

@@ -268,4 +268,5 @@ class ZeroOrderUpdater(AlphaUpdater):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         arrays = {name: tensor.cpu().numpy() for name, tensor in state["arrays"].items()}
-        self._state = SolverState.from_dict({"arrays": arrays, "meta": json.loads(state["meta"])})
+        data = {"arrays": arrays, "meta": json.loads(state["meta"])}
+        self._state = SolverState.from_dict(data, self._solver.inner_states)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from zoopt_nas._arrays import Array, array_namespace, device, value_dtype
+from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.state import SolverState
 
 # How often a round of pivots may fail to make the wrong coordinates fewer.
@@ -60,18 +61,23 @@ def near_bounds(state: SolverState, reach: Array) -> Array | None:
 def align(state: SolverState, is_near: Array) -> None:
     """Turns the basis so that only its first columns move the coordinates near a bound."""
     xp = array_namespace(state.x)
-    memory = state.memory
-    basis = xp.astype(memory["basis"], value_dtype(state.x))
+    inner: DescentState = state.inner
+    basis = xp.astype(inner.basis, value_dtype(state.x))
     k = int(xp.sum(xp.astype(is_near, xp.int64)))
     turn = xp.linalg.qr(xp.matrix_transpose(basis[is_near, :]), mode="complete")[0]
     turned = basis @ turn
     free_columns = xp.arange(turned.shape[1], device=device(basis)) >= k
     turned = xp.where(is_near[:, None] & free_columns[None, :], 0.0, turned)
-    memory["basis"] = xp.astype(turned, state.x.dtype)
-    for name in ("slopes", "step"):
-        if name in memory:
-            vector = xp.astype(memory[name], turned.dtype) @ turn
-            memory[name] = xp.astype(vector, memory[name].dtype)
+    inner.basis = xp.astype(turned, state.x.dtype)
+    inner.slopes, inner.step = _turned(inner.slopes, turn), _turned(inner.step, turn)
+
+
+def _turned(vector: Array | None, turn: Array) -> Array | None:
+    """Returns coordinates of the basis, (dim,), as those of the turned one."""
+    if vector is None:
+        return None
+    xp = array_namespace(vector)
+    return xp.astype(xp.astype(vector, turn.dtype) @ turn, vector.dtype)
 
 
 def inward_steps(state: SolverState, is_near: Array, lengths: Array) -> Array:
@@ -94,7 +100,7 @@ def gradient_near_bounds(
         slopes_free: (dim - k,), the slopes along the other columns.
     """
     xp = array_namespace(state.x)
-    basis = xp.astype(state.memory["basis"], slopes_near.dtype)
+    basis = xp.astype(state.inner.basis, slopes_near.dtype)
     k = slopes_near.shape[0]
     gradient = xp.zeros_like(basis[0, :])
     gradient[is_near] = slopes_near
@@ -124,7 +130,7 @@ def box_step(state: SolverState, slopes: Array) -> BoxStep:
         slopes: (dim,), Zᵀ times the gradient.
     """
     xp = array_namespace(state.x)
-    direction = -(state.memory["basis"] @ slopes)
+    direction = -(state.inner.basis @ slopes)
     free = BoxStep(direction, -slopes, float(slopes @ slopes))
     if state.lower is None or state.upper is None:
         return free
@@ -132,7 +138,7 @@ def box_step(state: SolverState, slopes: Array) -> BoxStep:
     if bool(xp.all((end >= state.lower) & (end <= state.upper))):
         return free
     kind = value_dtype(state.x)
-    basis, x, rates = (xp.astype(a, kind) for a in (state.memory["basis"], state.x, slopes))
+    basis, x, rates = (xp.astype(a, kind) for a in (state.inner.basis, state.x, slopes))
     lower, upper = xp.astype(state.lower, kind), xp.astype(state.upper, kind)
     try:
         inverse = xp.linalg.inv(basis)

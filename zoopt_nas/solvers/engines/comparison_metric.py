@@ -10,9 +10,9 @@ is the one-bit relative of weighted recombination, Arnold, "Optimal Weighted Rec
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from zoopt_nas._arrays import Array
+from zoopt_nas.solvers.engines.comparison_state import ComparisonState
 from zoopt_nas.solvers.state import SolverState
 
 # Up to here a dim x dim metric is learnt. It takes about dim² evaluations to learn one, and two
@@ -28,7 +28,8 @@ def learns_metric(x: Array) -> bool:
 
 def learn_descent(state: SolverState, candidates: Array, wins: list[bool], n_before: int) -> None:
     """g <- decay g + sum_i s_i z_i, a row at a time and in place: dim may be 10^6."""
-    descent = state.memory["descent"]
+    inner: ComparisonState = state.inner
+    descent = inner.descent
     descent *= 1 - len(wins) / (descent.shape[0] + len(wins))
     for k, is_win in enumerate(wins):
         step = candidates[n_before + k] - state.x
@@ -46,34 +47,33 @@ def learn_shape(
     value: float,
 ) -> None:
     """Updates g in the coordinates of the metric, and the metric itself."""
-    memory, x = state.memory, state.x
+    x = state.x
+    inner: ComparisonState = state.inner
     dim, new = x.shape[0], told[n_before:]
     # The rows as they came back, which bounds may have moved.
-    units = (candidates[n_before:] - x) @ memory["inverse"].T
-    units *= math.exp(min(-float(memory["log_radius"]), 700.0))
-    descent = memory["descent"] * (1 - len(new) / (dim + len(new)))
+    units = (candidates[n_before:] - x) @ inner.inverse.T
+    units *= math.exp(min(-inner.log_radius, 700.0))
+    descent = inner.descent * (1 - len(new) / (dim + len(new)))
     for v, unit in zip(new, units, strict=True):
         descent = descent + unit if v < value else descent - unit
-    memory["descent"] = descent
-    rate = math.exp(float(memory["log_share"])) * 2 / (dim * dim + 6)
+    inner.descent = descent
+    rate = math.exp(inner.log_share) * 2 / (dim * dim + 6)
     if told[best] < value:
         step = candidates[best] - x
         c = 2 / (dim + 2)
-        scale = math.sqrt(c * (2 - c) * dim) / norm_or_one(memory["inverse"] @ step)
-        memory["path"] = memory["path"] * (1 - c) + step * scale
-        _reshape(memory, memory["inverse"] @ memory["path"], rate)
+        scale = math.sqrt(c * (2 - c) * dim) / norm_or_one(inner.inverse @ step)
+        inner.path = inner.path * (1 - c) + step * scale
+        _reshape(inner, inner.inverse @ inner.path, rate)
     elif len(new) > 1:
         worst = max(range(len(new)), key=new.__getitem__)
         # Half of Arnold and Hansen's limit, for |w|² = dim: C stays positive definite.
         rate = min(rate, 0.5 / (2 * dim - 1))
         unit = units[worst] * (math.sqrt(dim) / norm_or_one(units[worst]))
-        _reshape(memory, unit, -rate)
+        _reshape(inner, unit, -rate)
 
 
-def _reshape(memory: dict[str, Any], direction: Array, rate: float) -> None:
-    memory["factor"], memory["inverse"] = rank_one_update(
-        memory["factor"], memory["inverse"], direction, rate
-    )
+def _reshape(inner: ComparisonState, direction: Array, rate: float) -> None:
+    inner.factor, inner.inverse = rank_one_update(inner.factor, inner.inverse, direction, rate)
 
 
 def rank_one_update(

@@ -13,40 +13,41 @@ from zoopt_nas.solvers.engines.box_steps import (
     inward_steps,
     near_bounds,
 )
+from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.state import SolverState
 
 
 def measures_iterate(state: SolverState) -> bool:
     """Whether row 0 of a PROBE is the iterate, as where values are noisy: they then drift apart."""
-    return float(state.memory["noise"]) > 0
+    noise: float = state.inner.noise
+    return noise > 0
 
 
-def value_error(memory: dict[str, Any], dtype: Any, xp: Any) -> float:
+def value_error(state: SolverState) -> float:
     """Returns ε, the error of a value near the iterate: measured noise, or a few roundings.
 
     Where the least value is 0 its rounding is no bound: a run has also converged when its value has
     fallen by eps^1.5, some 24 decades in float64.
     """
-    eps = float(xp.finfo(dtype).eps)
-    value = abs(float(memory["value"]))
+    inner: DescentState = state.inner
+    eps = float(array_namespace(state.x).finfo(state.x.dtype).eps)
+    value = abs(state.value)
     rounding = 4 * eps * value if math.isfinite(value) else 0.0
-    smallest = eps * math.sqrt(eps) * float(memory["origin_value"])
-    return max(rounding, smallest, 2 * float(memory["jitter"]), float(memory["noise"]))
+    smallest = eps * math.sqrt(eps) * inner.origin_value
+    return max(rounding, smallest, 2 * inner.jitter, inner.noise)
 
 
 def probe_basis(state: SolverState, smoothing: float | None) -> Array:
-    """Returns a point, or where ``central`` a pair, on each column of the basis; (n, dim)."""
+    """Returns a point, or where it ``is_central`` a pair, on each column of the basis; (n, dim)."""
     xp = array_namespace(state.x)
-    memory = state.memory
-    memory.pop("near", None)
-    near = near_bounds(state, probe_reach(state, smoothing))
+    inner: DescentState = state.inner
+    near = inner.near = near_bounds(state, probe_reach(state, smoothing))
     if near is not None:
-        memory["near"] = near
         align(state, near)
     # Kept for `basis_slopes`: which side of the iterate is probed must not always be the same.
     signs = sampling.rademacher(state.rng, 1, state.x)[0]
-    memory["steps"] = signs * probe_distances(state, smoothing)
-    steps = xp.matrix_transpose(memory["basis"]) * memory["steps"][:, None]
+    inner.steps = signs * probe_distances(state, smoothing)
+    steps = xp.matrix_transpose(inner.basis) * inner.steps[:, None]
     if near is None:
         rows = _sides(state, steps, -steps)
     else:
@@ -61,45 +62,44 @@ def probe_basis(state: SolverState, smoothing: float | None) -> Array:
 def basis_slopes(state: SolverState, candidates: Array, values: Array) -> Array:
     """Returns the slopes (dim,) along the columns of the basis."""
     xp = array_namespace(candidates)
-    memory = state.memory
+    inner: DescentState = state.inner
     first = int(measures_iterate(state))
     rows = candidates[first:]
-    changes = values[first:] - float(memory["value"])
+    changes = values[first:] - state.value
     if was_repaired(state, candidates):
         alive = xp.isfinite(changes)
         displacements = xp.where(alive[:, None], rows - state.x, 0.0)
         changes = xp.where(alive, changes, 0.0)
         gradient = interpolated_gradient(displacements, changes)
-        return xp.matrix_transpose(memory["basis"]) @ gradient
-    steps = xp.astype(memory["steps"], values.dtype)
-    near = memory.get("near")
+        return xp.matrix_transpose(inner.basis) @ gradient
+    steps = xp.astype(inner.steps, values.dtype)
+    near = inner.near
     if near is None:
-        return xp.astype(_slopes(memory, changes, steps, -steps, 1.0), candidates.dtype)
-    n_rows = (2 if int(memory["central"]) else 1) * memory["inwards"].shape[0]
-    inwards = xp.astype(memory["inwards"], values.dtype)
-    near_slopes = _slopes(
-        memory, changes[:n_rows], inwards, inwards / 2, _coordinate_curvatures(state, near)
-    )
+        return xp.astype(_slopes(inner.is_central, changes, steps, -steps, 1.0), candidates.dtype)
+    n_rows = (2 if inner.is_central else 1) * inner.inwards.shape[0]
+    inwards = xp.astype(inner.inwards, values.dtype)
+    curvatures = _coordinate_curvatures(state, near)
+    near_slopes = _slopes(inner.is_central, changes[:n_rows], inwards, inwards / 2, curvatures)
     free = steps[inwards.shape[0] :]
-    slopes = _slopes(memory, changes[n_rows:], free, -free, 1.0)
+    slopes = _slopes(inner.is_central, changes[n_rows:], free, -free, 1.0)
     slopes = gradient_near_bounds(state, near, near_slopes, slopes)
     return xp.astype(slopes, candidates.dtype)
 
 
 def _slopes(
-    memory: dict[str, Any], changes: Array, ahead: Array, behind: Array, curvatures: Any
+    is_central: bool, changes: Array, ahead: Array, behind: Array, curvatures: Any
 ) -> Array:
     """Returns the slopes along several lines; unknown ones are 0.
 
     Args:
-        memory: of the run: whether it is ``central``.
+        is_central: whether there are two points on each line.
         changes: of the value, at ``ahead``; where central, in turn at ``ahead`` and ``behind``.
         ahead: how far the first point is on each line.
         behind: how far the second one is.
         curvatures: of the model along the lines.
     """
     xp = array_namespace(changes)
-    if int(memory["central"]):
+    if is_central:
         slopes, _ = parabola(ahead, behind, changes[::2], changes[1::2])
     else:
         safe = xp.where(ahead == 0, 1.0, ahead)
@@ -110,7 +110,7 @@ def _slopes(
 def _sides(state: SolverState, ahead: Array, behind: Array) -> Array:
     """Returns the points at these displacements, (k, dim); both sides in turn where central."""
     xp = array_namespace(state.x)
-    if not int(state.memory["central"]):
+    if not state.inner.is_central:
         return state.x + ahead
     return xp.reshape(xp.stack([state.x + ahead, state.x + behind], axis=1), (-1, state.x.shape[0]))
 
@@ -120,15 +120,15 @@ def _inward_rows(state: SolverState, near: Array, smoothing: float | None) -> Ar
     xp = array_namespace(state.x)
     # The model's own width of a coordinate: as far as a column of the basis can move it.
     lengths = probe_reach(state, smoothing)
-    state.memory["inwards"] = inward_steps(state, near, lengths)
+    state.inner.inwards = inward_steps(state, near, lengths)
     eye = xp.eye(state.x.shape[0], dtype=state.x.dtype, device=device(state.x))
-    return eye[near, :] * state.memory["inwards"][:, None]
+    return eye[near, :] * state.inner.inwards[:, None]
 
 
 def _coordinate_curvatures(state: SolverState, near: Array) -> Array:
     """Returns the curvature of the model along the coordinates near a bound, (k,)."""
     xp = array_namespace(state.x)
-    basis = xp.astype(state.memory["basis"], value_dtype(state.x))
+    basis = xp.astype(state.inner.basis, value_dtype(state.x))
     try:
         inverse = xp.linalg.inv(basis)
     except (ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
@@ -141,7 +141,7 @@ def probe_reach(state: SolverState, smoothing: float | None) -> Array:
     xp = array_namespace(state.x)
     if smoothing is not None:
         return xp.ones_like(state.x) * smoothing
-    return adapted_smoothing(state) * xp.linalg.vector_norm(state.memory["basis"], axis=1)
+    return adapted_smoothing(state) * xp.linalg.vector_norm(state.inner.basis, axis=1)
 
 
 def was_repaired(state: SolverState, candidates: Array) -> bool:
@@ -159,7 +159,7 @@ def probe_distances(state: SolverState, smoothing: float | None) -> Array:
         smoothing: a fixed distance in the units of x, or None for the adapted one.
     """
     xp = array_namespace(state.x)
-    basis = state.memory["basis"]
+    basis = state.inner.basis
     if smoothing is None:
         return xp.ones_like(state.x) * adapted_smoothing(state)
     lengths = xp.linalg.vector_norm(basis, axis=0)
@@ -170,7 +170,8 @@ def adapted_smoothing(state: SolverState) -> float:
     """Returns the adapted distance of probes, where huge values would make it overflow, less."""
     xp = array_namespace(state.x)
     largest = float(xp.finfo(state.x.dtype).max)
-    return min(float(state.memory["smoothing"]), math.sqrt(largest))
+    inner: DescentState = state.inner
+    return min(inner.smoothing, math.sqrt(largest))
 
 
 def interpolated_gradient(displacements: Array, differences: Array) -> Array:

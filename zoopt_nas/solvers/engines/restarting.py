@@ -6,9 +6,10 @@ times the solver's own scale: doubling without end would soon leave any region o
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,6 +18,23 @@ from zoopt_nas._arrays import Array, array_namespace, as_like, to_numpy
 from zoopt_nas.solvers.base import Solver, SolverState
 
 _N_SCALES = 4
+
+
+@dataclass(eq=False)
+class Restarts:
+    """What such a solver keeps of its restarts.
+
+    Attributes:
+        origin: the first start, (dim,); None before the first batch.
+        start: where this run of the algorithm began, (dim,).
+        signs: -1 or +1, (dim,), for an algorithm that has to choose sides.
+        n_restarts: how many there were.
+    """
+
+    origin: Any = None
+    start: Any = None
+    signs: Any = None
+    n_restarts: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,34 +52,28 @@ class RestartingSolver(Solver):
         """The standard deviation of the first restart around the start, in units of x."""
 
     def _init(self, state: SolverState) -> None:
-        state.memory["value"] = np.inf
+        state.value = math.inf
 
     def _draw_start(self, state: SolverState) -> None:
-        """Writes where the next run of the algorithm begins: ``start`` and ``signs``, (dim,).
-
-        ``signs`` are -1 or +1, for an algorithm that has to choose sides.
-        """
-        memory = state.memory
-        if "origin" not in memory:
+        """Writes where the next run of the algorithm begins."""
+        inner: Restarts = state.inner
+        if inner.origin is None:
             # Not before the first batch: a warm start moves x.
-            memory["origin"] = memory["start"] = as_float64(state.x)
-            memory["n_restarts"] = 0
+            inner.origin = inner.start = as_float64(state.x)
         else:
-            n_restarts = int(memory["n_restarts"])
-            scale = self._scale * 2.0 ** (n_restarts % _N_SCALES)
+            scale = self._scale * 2.0 ** (inner.n_restarts % _N_SCALES)
             step = as_float64(sampling.gaussian(state.rng, 1, state.x)[0])
-            memory["n_restarts"] = n_restarts + 1
-            memory["start"] = np.nan_to_num(memory["origin"] + scale * step)
-        memory["signs"] = as_float64(sampling.rademacher(state.rng, 1, state.x)[0])
+            inner.n_restarts += 1
+            inner.start = np.nan_to_num(inner.origin + scale * step)
+        inner.signs = as_float64(sampling.rademacher(state.rng, 1, state.x)[0])
 
     def _best_told(self, state: SolverState, candidates: Array, values: np.ndarray) -> Array:
         """Returns the iterate after a batch."""
-        memory = state.memory
-        state.metrics["n_restarts"] = int(memory["n_restarts"])
+        state.metrics["n_restarts"] = state.inner.n_restarts
         best = int(np.argmin(values))
-        if not values[best] < float(memory["value"]):
+        if not values[best] < state.value:
             return state.x
-        memory["value"] = float(values[best])
+        state.value = float(values[best])
         return array_namespace(candidates).asarray(candidates[best], copy=True)
 
 

@@ -11,12 +11,13 @@ Beside x the state holds one vector. Where (n, dim) is large, nothing else of th
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.engines.descent import Phase, averaged_noise
+from zoopt_nas.solvers.engines.descent import averaged_noise
+from zoopt_nas.solvers.engines.descent_state import Phase
 from zoopt_nas.solvers.engines.differences import interpolated_gradient, orthogonal_to
 from zoopt_nas.solvers.widening import natural_scale, natural_size
 
@@ -35,20 +36,35 @@ MIN_DIRECTIONS = 8
 BLOCK_SIZE = 2**15
 
 
+@dataclass(eq=False)
+class SubspaceState:
+    """What a descent in subspaces keeps.
+
+    Attributes:
+        length: the middle one of the lengths that the next search tries.
+        direction: of the last step, or of the one that is searched, a unit vector (dim,). None if
+            there was none, or none since the last gradient that was 0.
+        phase: what the pending batch is for; never EXPAND.
+        noise: the standard deviation of values; 0 where none was seen.
+        n_restarts: how often the steps became too short and began long again.
+    """
+
+    length: float
+    direction: Array = None
+    phase: Phase = Phase.START
+    noise: float = 0.0
+    n_restarts: int = 0
+
+
 def default_directions(dim: int) -> int:
     """Returns how many directions a step probes unless told."""
     return min(dim, max(MIN_DIRECTIONS, min(MAX_DIRECTIONS, MAX_BATCH_SIZE // dim)))
 
 
 def begin(state: SolverState) -> None:
-    """Prepares ``state.memory`` for a descent from ``state.x``."""
-    state.memory.update(
-        phase=int(Phase.START),
-        value=math.inf,
-        noise=0.0,
-        length=natural_scale(state),
-        n_restarts=0,
-    )
+    """Prepares ``state.inner`` for a descent from ``state.x``."""
+    state.value = math.inf
+    state.inner = SubspaceState(length=natural_scale(state))
 
 
 def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None) -> Array:
@@ -59,21 +75,21 @@ def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None
         n_directions: how many a step probes; None for ``default_directions``.
         smoothing: the distance of the probes; None for one that follows the steps.
     """
-    memory = state.memory
+    inner: SubspaceState = state.inner
     xp = array_namespace(state.x)
-    if int(memory["phase"]) == Phase.SEARCH:
-        rows = xp.stack([memory["direction"]] * len(TRIAL_LENGTHS), axis=0)
+    if inner.phase == Phase.SEARCH:
+        rows = xp.stack([inner.direction] * len(TRIAL_LENGTHS), axis=0)
         for k, factor in enumerate(TRIAL_LENGTHS):
-            rows[k, :] *= factor * float(memory["length"])
+            rows[k, :] *= factor * inner.length
         rows += state.x
         return rows
     dim = state.x.shape[0]
     n = min(n_directions or default_directions(dim), dim)
-    first = int(_measures_iterate(memory))
-    again = int(int(memory["phase"]) == Phase.START)
+    first = int(_measures_iterate(inner))
+    again = int(inner.phase == Phase.START)
     rows = _directions(state, n, first + again)
-    if n > 1 and "direction" in memory:
-        rows[first, :] = memory["direction"]
+    if n > 1 and inner.direction is not None:
+        rows[first, :] = inner.direction
     rows *= probe_distance(state, smoothing)
     rows += state.x
     for k in [0] * first + [-1] * again:
@@ -83,35 +99,35 @@ def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None
 
 def tell(state: SolverState, candidates: Array, values: Array) -> Array:
     """Returns the new iterate."""
-    memory = state.memory
-    if int(memory["phase"]) == Phase.SEARCH:
+    inner: SubspaceState = state.inner
+    if inner.phase == Phase.SEARCH:
         return _tell_search(state, candidates, values)
     numbers = values.tolist()
-    was_start = int(memory["phase"]) == Phase.START
-    first = int(_measures_iterate(memory))
+    was_start = inner.phase == Phase.START
+    first = int(_measures_iterate(inner))
     if first and math.isfinite(numbers[0]):
-        _measure(memory, numbers[0])
+        _measure(state, numbers[0])
     if was_start:
         if math.isfinite(numbers[-1]):
-            _measure(memory, numbers[-1])
-        if not math.isfinite(float(memory["value"])):  # x failed: go to where something does not
+            _measure(state, numbers[-1])
+        if not math.isfinite(state.value):  # x failed: go to where something does not
             return _best_of(state, candidates, numbers)
-        memory["phase"] = int(Phase.PROBE)
+        inner.phase = Phase.PROBE
     last = len(numbers) - int(was_start)
-    memory.pop("direction", None)  # it is one of the rows, and the gradient takes its memory
+    inner.direction = None  # it is one of the rows, and the gradient takes its memory
     gradient = span_gradient(state, candidates[first:last], values[first:last])
     norm = _norm(gradient)
     state.metrics["gradient_norm"] = norm
     best = min(numbers)
     # Never smaller than what a probe happened upon.
     if not 0 < norm < math.inf:
-        if best < float(memory["value"]):
+        if best < state.value:
             return _best_of(state, candidates, numbers)
         _shorten(state)
         return state.x
     gradient /= -norm
-    memory["direction"] = gradient
-    memory["phase"] = int(Phase.SEARCH)
+    inner.direction = gradient
+    inner.phase = Phase.SEARCH
     return state.x
 
 
@@ -119,8 +135,9 @@ def probe_distance(state: SolverState, smoothing: float | None) -> float:
     """Returns the distance of the probes from the iterate."""
     if smoothing is not None:
         return smoothing
-    length = float(state.memory["length"])
-    if float(state.memory["noise"]) > 0:
+    inner: SubspaceState = state.inner
+    length = inner.length
+    if inner.noise > 0:
         return length
     return max(SMOOTHING_PER_STEP * length, _floor(state))
 
@@ -128,7 +145,7 @@ def probe_distance(state: SolverState, smoothing: float | None) -> float:
 def span_gradient(state: SolverState, rows: Array, values: Array) -> Array:
     """Returns the gradient (dim,) in the span of the probes; rows that failed are left out."""
     xp = array_namespace(rows)
-    changes = values - float(state.memory["value"])
+    changes = values - state.value
     alive = xp.isfinite(changes)
     changes = xp.where(alive, changes, 0.0)
     if rows.shape[0] * rows.shape[1] <= MAX_EXACT_SIZE:
@@ -181,19 +198,20 @@ def _directions(state: SolverState, n: int, n_spare: int) -> Array:
     return xp.concat([spare, rows, *([spare] * (n_spare - 1))], axis=0)
 
 
-def _measures_iterate(memory: dict[str, Any]) -> bool:
-    return int(memory["phase"]) == Phase.START or float(memory["noise"]) > 0
+def _measures_iterate(inner: SubspaceState) -> bool:
+    return inner.phase == Phase.START or inner.noise > 0
 
 
-def _measure(memory: dict[str, Any], again: float) -> None:
+def _measure(state: SolverState, again: float) -> None:
     """Takes in another measurement of the iterate."""
-    value = float(memory["value"])
+    inner: SubspaceState = state.inner
+    value: float = state.value
     if not math.isfinite(value):
-        memory["value"] = again
+        state.value = again
         return
     change = again - value
-    memory["noise"] = averaged_noise(float(memory["noise"]), change)
-    memory["value"] = value + change / 2
+    inner.noise = averaged_noise(inner.noise, change)
+    state.value = value + change / 2
 
 
 def _best_of(state: SolverState, candidates: Array, numbers: list[float]) -> Array:
@@ -201,32 +219,32 @@ def _best_of(state: SolverState, candidates: Array, numbers: list[float]) -> Arr
     if not math.isfinite(best):
         _shorten(state)
         return state.x
-    state.memory["value"] = best
+    state.value = best
     return copy(candidates[numbers.index(best)])
 
 
 def _tell_search(state: SolverState, candidates: Array, values: Array) -> Array:
-    memory = state.memory
+    inner: SubspaceState = state.inner
     numbers = values.tolist()
     best = min(numbers)
-    memory["phase"] = int(Phase.PROBE)
-    if not best < float(memory["value"]):
+    inner.phase = Phase.PROBE
+    if not best < state.value:
         _shorten(state)
         return state.x
     k = numbers.index(best)
-    memory["length"] = min(float(memory["length"]) * TRIAL_LENGTHS[k], 1e100)
-    memory["value"] = best
+    inner.length = min(inner.length * TRIAL_LENGTHS[k], 1e100)
+    state.value = best
     return copy(candidates[k])
 
 
 def _shorten(state: SolverState) -> None:
     """Makes the next search shorter, or long again where the steps have become too short."""
-    memory = state.memory
-    length = FAILED_LENGTH * float(memory["length"])
+    inner: SubspaceState = state.inner
+    length = FAILED_LENGTH * inner.length
     if length < _floor(state):
-        memory["n_restarts"] = int(memory["n_restarts"]) + 1
+        inner.n_restarts += 1
         length = natural_scale(state)
-    memory["length"] = length
+    inner.length = length
 
 
 def _floor(state: SolverState) -> float:
