@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
+from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas._checks import check_bool, check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers.base import Solver, SolverState
@@ -93,7 +93,6 @@ class AdaptiveGLD(Solver):
 
     name: ClassVar[str] = "adaptive_gld"
     evaluates_iterate: ClassVar[bool] = True
-    weighs_candidates: ClassVar[bool] = True
     adapts_steps: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("max_radius", "min_radius")
     inner_states: ClassVar[tuple[type, ...]] = (ComparisonState,)
@@ -229,7 +228,7 @@ class AdaptiveGLD(Solver):
             state.value = told[best]
             inner.is_restart = False
             inner.spread = min(2 * inner.spread, MAX_SPREAD)
-            return _go(state, candidates, best)
+            return copy(candidates[best])
         i_lead = int(inner.has_x)
         n_before = inner.n_before
         # The last value of x that was measured may be from before it moved.
@@ -255,12 +254,10 @@ class AdaptiveGLD(Solver):
             inner.failed = candidates[n_before:] - x
         self._restart_if_converged(inner)
         if not is_better:
-            if inner.has_x and told[0] < math.inf:  # it is row 0 that was not beaten
-                _weigh(state, len(told), 0, 1.0)
             return x
         # From an x that failed, all the way: nothing is known of the points in between.
         if not inner.is_noisy or value == math.inf:
-            return _go(state, candidates, best)
+            return copy(candidates[best])
         # The value of the point that x goes to is not known.
         state.value, inner.measured, inner.has_moved = math.nan, value, True
         return _go_part(state, candidates, best, math.exp(inner.log_share))
@@ -325,22 +322,9 @@ class AdaptiveGLD(Solver):
             inner.log_radius = floor
 
 
-def _go(state: SolverState, candidates: Array, row: int) -> Array:
-    """Returns a row as the new x."""
-    _weigh(state, candidates.shape[0], row, 1.0)
-    return copy(candidates[row])
-
-
 def _go_part(state: SolverState, candidates: Array, row: int, share: float) -> Array:
     """Returns the point that is a share of the way from x to a row."""
-    _weigh(state, candidates.shape[0], row, share)
     step = candidates[row] - state.x
     step *= share
     step += state.x
     return step
-
-
-def _weigh(state: SolverState, n: int, row: int, share: float) -> None:
-    xp = array_namespace(state.x)
-    state.weights = xp.zeros(n, dtype=value_dtype(state.x), device=device(state.x))
-    state.weights[row] = share

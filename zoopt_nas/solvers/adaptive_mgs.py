@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace, as_like, copy, device, value_dtype
+from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
 from zoopt_nas._checks import check_fraction, check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers.base import Solver, SolverState
@@ -106,7 +106,6 @@ class AdaptiveMGS(Solver):
 
     name: ClassVar[str] = "adaptive_mgs"
     uses_guide: ClassVar[bool] = True
-    weighs_candidates: ClassVar[bool] = True
     adapts_steps: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("sigma",)
     inner_states: ClassVar[tuple[type, ...]] = (AdaptiveMGSState,)
@@ -199,7 +198,6 @@ class AdaptiveMGS(Solver):
         if self._has_converged(state, best):
             self._restart(state, inner.n_restarts + 1)
             return x + 2 * state.inner.sigma * sampling.gaussian(state.rng, 1, x)[0]
-        state.weights = as_like("weights", weights, values, (len(host),))
         if inner.root is not None:
             self._remember(inner, candidates, values)
             inner.guide = None

@@ -90,8 +90,6 @@ class Solver(ABC):
             start tells a direction, the base class looks farther away.
         keeps_bounds: whether all candidates lie within ``state.lower`` and ``state.upper``, where
             given.
-        weighs_candidates: whether each step goes to one of the candidates or to their weighted mean
-            and says so in ``state.weights``.
         annealed: the fields that an outer schedule may shrink; see ``scaled``.
         lengths: the fields that are lengths in units of x, where they are not None.
         inner_states: the classes of ``state.inner`` and of what it is made of: dataclasses of
@@ -103,7 +101,6 @@ class Solver(ABC):
     evaluates_iterate: ClassVar[bool] = False
     adapts_steps: ClassVar[bool] = False
     keeps_bounds: ClassVar[bool] = False
-    weighs_candidates: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
     lengths: ClassVar[tuple[str, ...]] = ()
     inner_states: ClassVar[tuple[type, ...]] = ()
@@ -221,7 +218,6 @@ class Solver(ABC):
         # below and in the solvers, so NumPy need not warn (torch never does).
         with np.errstate(over="ignore", invalid="ignore"):
             values = finite_values("values", values, state.x, candidates.shape[0])
-            state.weights = None
             if state.has_contrast or not self._looks_for_contrast(state, candidates, values):
                 state.x = finite_or(self._tell(state, candidates, values), state.x)
         state.n_steps += 1
@@ -319,9 +315,6 @@ class Solver(ABC):
         ``candidates`` is (n, dim) like ``state.x``. ``values`` is (n,), of ``value_dtype``, with
         +inf where the evaluation failed and finite everywhere else. Never write into either, nor
         into ``state.x``. A returned iterate with a non-finite entry is discarded by ``tell``.
-
-        With ``weighs_candidates`` it sets ``state.weights`` too: (n,) like ``values``, 0 where the
-        evaluation failed.
         """
 
 

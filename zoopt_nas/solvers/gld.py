@@ -65,7 +65,6 @@ class GLD(Solver):
 
     name: ClassVar[str] = "gld"
     evaluates_iterate: ClassVar[bool] = True
-    weighs_candidates: ClassVar[bool] = True
 
     max_radius: float = 1.0
     min_radius: float | None = None
@@ -159,7 +158,4 @@ class GLD(Solver):
             x = xp.where(is_better, x, state.x)
             value = xp.where(is_better, value, known)
         state.value = value
-        state.weights = xp.zeros_like(values)
-        state.weights[best] = 1.0
-        state.weights *= is_better
         return x

@@ -70,7 +70,6 @@ class MGS(Solver):
 
     name: ClassVar[str] = "mgs"
     uses_guide: ClassVar[bool] = True
-    weighs_candidates: ClassVar[bool] = True
     annealed: ClassVar[tuple[str, ...]] = ("sigma",)
     inner_states: ClassVar[tuple[type, ...]] = (MGSState,)
 
@@ -117,7 +116,6 @@ class MGS(Solver):
         n_effective = xp.sum(weights) / xp.where(squares > 0, squares, 1.0)  # N_e of A.3; or 0
         state.metrics["n_effective"] = n_effective
         state.metrics["effective_ratio"] = n_effective / values.shape[0]  # (Eq. 27)
-        state.weights = weights
         return state.x + xp.astype(weights, steps.dtype) @ steps
 
     def _weights(self, steps: Array, values: Array, guide: Array | None) -> Array:

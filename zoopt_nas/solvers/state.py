@@ -26,9 +26,6 @@ class SolverState:
         inner: what the solver itself keeps between steps: one of its ``inner_states``, or None.
         metrics: what the last ``tell`` measured, by name. An entry may be a 0-d array on the device
             of ``x`` too; ``float()`` reads it.
-        weights: how much of each row of the last batch is in ``x``, (n,): w of
-            x = Σ w_i row_i + (1 - Σ w_i) (x before), with w_i >= 0 and Σ w_i <= 1, up to rounding.
-            None if the step was another one; see ``weighs_candidates``.
         lower: the bounds of x, (dim,), for a solver with ``keeps_bounds``; None without bounds.
         upper: the same.
         is_scaled: whether a step of 1 is sensible along each coordinate, as `minimize` sees to for
@@ -46,7 +43,6 @@ class SolverState:
     value: Any = math.nan
     inner: Any = None
     metrics: dict[str, Any] = field(default_factory=dict)
-    weights: Array | None = None
     lower: Array | None = None
     upper: Array | None = None
     is_scaled: bool = False

@@ -365,33 +365,6 @@ class SolverConformance:
         rows = np.asarray(to_numpy(solver.ask(state)), dtype=np.float64)
         np.testing.assert_allclose((rows[::2] + rows[1::2]) / 2, 1.0, rtol=1e-6)
 
-    @conformance_settings
-    @given(dim=dims, seed=seeds, data=st.data())
-    def test_weights_say_what_the_iterate_is_made_of(
-        self, solver: Solver, backend: Backend, dim: int, seed: int, data: Any
-    ) -> None:
-        if not solver.weighs_candidates:
-            pytest.skip("the solver does not weigh its candidates")
-        state = solver.init(backend.start(dim, seed), rng=seed)
-        for _ in range(4):
-            before = np.array(to_numpy(state.x), dtype=np.float64)
-            rows = np.array(to_numpy(solver.ask(state)), dtype=np.float64)
-            values = np.array((rows * rows).sum(1))
-            failed = data.draw(st.integers(0, len(rows) - 1), label="failed")
-            values[failed] = data.draw(failures, label="failure")
-            solver.tell(state, state.pending, values)
-            if state.weights is None:  # the step was of another kind, such as a restart
-                continue
-            weights = np.array(to_numpy(state.weights), dtype=np.float64)
-            assert weights.shape == (len(rows),)
-            assert (weights >= 0).all()
-            assert weights[failed] == 0
-            assert weights.sum() <= 1 + 1e-6
-            expected = before + weights @ (rows - before)
-            x = np.array(to_numpy(state.x), dtype=np.float64)
-            tolerance = 2e-5 * max(1.0, np.abs(rows).max(), np.abs(before).max())
-            np.testing.assert_allclose(x, expected, rtol=0, atol=tolerance)
-
     def test_minimize_improves_the_sphere(self, solver: Solver, backend: Backend) -> None:
         x0 = backend.array([1.0, -2.0])
         result = minimize(sphere, x0, solver, maxfev=2000, rng=0, vectorized=True)
