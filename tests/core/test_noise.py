@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from zoopt_nas import GLD, AdaptiveGLD, InvalidValueError, QuasiNewton, minimize
+from zoopt_nas import AdaptiveGLD, InvalidValueError, QuasiNewton, minimize
 from zoopt_nas._calls import takes_seed
 from zoopt_nas.objective import Objective
 
@@ -192,8 +192,8 @@ def test_bad_n_reevaluations(bad):
         minimize(seeded, [1.0], noisy=1)
 
 
-class FindsNoise(GLD):
-    """GLD that says after its second batch that values are noisy."""
+class FindsNoise(AdaptiveGLD):
+    """A solver that says after its second batch that values are noisy."""
 
     def _tell(self, state, candidates, values):
         if state.n_steps >= 1:

@@ -302,5 +302,5 @@ def test_arguments_may_be_given_with_the_method():
     assert minimize(sphere, [1.0, -2.0], method=again).fun == expected.fun
     with pytest.raises(UnknownNameError, match="did you mean 'maxfev'"):
         scipy_method("adaptive_gld", maxfv=3)
-    with pytest.raises(UnknownNameError, match="unknown option of gld 'callback'"):
+    with pytest.raises(UnknownNameError, match="unknown option of adaptive_gld 'callback'"):
         scipy_method("adaptive_gld", callback=print)
