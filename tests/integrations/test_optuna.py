@@ -325,7 +325,7 @@ def objective(trial):
     return (trial.suggest_float("x", -5, 5) - 1) ** 2 + (trial.suggest_float("y", 0, 10) - 3) ** 2
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-sampler = ZooptSampler("adaptive_gld", schedule="search", min_radius=2**-4, seed=0)
+sampler = ZooptSampler("gld", schedule="search", min_radius=2**-4, seed=0)
 study = optuna.load_study(study_name="s", storage={storage}, sampler=sampler)
 study.optimize(objective, n_trials=50)
 """
