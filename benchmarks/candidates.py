@@ -7,7 +7,7 @@ column is what the stem puts out for a candidate, by which a search chooses on a
 (``--candidates-per-batch``).
 
     python benchmarks/candidates.py [repeats]
-    python benchmarks/candidates.py --native off --sizes 64x8x4 16x32x4 --n 2 4 8
+    python benchmarks/candidates.py --cpu-kernels off --sizes 64x8x4 16x32x4 --n 2 4 8
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def size_of(text: str) -> Size:
     return (batch, 1 if side == 8 else 3, side), init_channels, N_CELLS
 
 
-def ratios(space: str, size: Size, n: int, native: bool, repeats: int) -> list[float]:
+def ratios(space: str, size: Size, n: int, cpu_kernels: bool, repeats: int) -> list[float]:
     """Of n candidates at once to n one by one, for each pair."""
     bench = Bench(space, size)
-    enable_kernels(bench.supernet, native)
+    enable_kernels(bench.supernet, cpu_kernels)
     alphas = torch.stack([bench.space.init_alpha(rng=seed) for seed in range(n)])
     pair = [bench.objective(N_STEPS, at_once) for at_once in (n, 1)]
     for objective in pair:
@@ -56,10 +56,12 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=size_of, default=sizes, metavar="BxSxC")
     parser.add_argument("--n", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--spaces", nargs="+", choices=list(SPACES), default=["s1", "s3", "darts"])
-    parser.add_argument("--native", choices=("on", "off"), default="on")
+    parser.add_argument("--cpu-kernels", choices=("on", "off"), default="on")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"M={N_STEPS}, {N_CELLS} cells, {options.repeats} pairs, native {options.native}")
+    print(
+        f"M={N_STEPS}, {N_CELLS} cells, {options.repeats} pairs, cpu_kernels {options.cpu_kernels}"
+    )
     print("| numbers of the stem | size | N | " + " | ".join(options.spaces) + " |")
     print("|---" * (3 + len(options.spaces)) + "|")
     for size in options.sizes:
@@ -67,7 +69,7 @@ def main() -> None:
         for n in options.n:
             cells = []
             for space in options.spaces:
-                found = ratios(space, size, n, options.native == "on", options.repeats)
+                found = ratios(space, size, n, options.cpu_kernels == "on", options.repeats)
                 median = statistics.median(found)
                 cells.append(f"{median:.2f} ({min(found):.2f} to {max(found):.2f})")
             numbers = batch * side**2 * 3 * init_channels  # the stem has three times as many

@@ -112,7 +112,7 @@ def test_automatic_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
     assert asked(9, limit) == [9]
     assert asked(3, limit) == [1, 1, 1]
     assert asked(4, limit + 1) == [1, 1, 1, 1]
-    beside = CandidateBatches(None, native=True)
+    beside = CandidateBatches(None, cpu_kernels=True)
     for n_numbers, expected in ((limit // 4, [4]), (limit // 4 + 1, [1, 1, 1, 1])):
         memory.asked.clear()
         beside.evaluate(memory, torch.zeros(4, 1), n_numbers)

@@ -27,7 +27,7 @@ COMMON: dict[str, Any] = {
     "amp": "bf16",
     "compile": "on",
     "channels_last": "off",
-    "native": "off",
+    "cpu_kernels": "off",
     "momentum": 0.5,
     "weight_decay": 1e-5,
     "grad_clip": 2.5,
@@ -236,7 +236,7 @@ def test_train_ranges(field: str, value: float):
         ("inner_amp", "auto", "unknown inner_amp 'auto'"),
         ("compile", "yes", "unknown compile 'yes'"),
         ("channels_last", "of", "unknown channels_last 'of'; did you mean 'off'"),
-        ("native", "yes", "unknown native 'yes'"),
+        ("cpu_kernels", "yes", "unknown cpu_kernels 'yes'"),
     ],
 )
 def test_choices(field: str, value: str, message: str):

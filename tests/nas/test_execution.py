@@ -38,9 +38,9 @@ def test_automatic_settings(device, has_bf16, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
     found = Execution.from_config(SearchConfig(), device)
     assert (found.autocast, found.compile, found.channels_last) == expected
-    off = SearchConfig(amp="off", compile="off", channels_last="off", native="off")
+    off = SearchConfig(amp="off", compile="off", channels_last="off", cpu_kernels="off")
     assert Execution.from_config(off, device) == Execution(device, None, False, False)
-    on = SearchConfig(amp="off", compile="on", channels_last="on", native="off")
+    on = SearchConfig(amp="off", compile="on", channels_last="on", cpu_kernels="off")
     assert Execution.from_config(on, device) == Execution(device, None, True, True)
 
 
@@ -95,7 +95,12 @@ WIDE, NARROW = {torch.float32}, {torch.bfloat16}
 @pytest.mark.parametrize("algo", ["rs", "mgs", "gld", "lizo", "darts1", "darts2", "sdarts_adv"])
 def test_what_compares_candidates_is_float32(algo, per_batch, search_config):
     """On a CPU, with the weights' own steps in bfloat16, as on CUDA by default."""
-    options = {"amp": "bf16", "native": "off", "inner_steps": 2, "candidates_per_batch": per_batch}
+    options = {
+        "amp": "bf16",
+        "cpu_kernels": "off",
+        "inner_steps": 2,
+        "candidates_per_batch": per_batch,
+    }
     seen = {}
     for inner_amp in ("off", "bf16"):
         config = search_config(algo, inner_amp=inner_amp, **options)

@@ -94,25 +94,26 @@ def test_other_types_have_none():
 
 
 def test_the_setting():
-    off = Execution.from_config(SearchConfig(native="off"), CPU)
-    assert not off.native
-    with pytest.raises(InvalidValueError, match="native must be auto or off on mps, got on"):
-        Execution.from_config(SearchConfig(native="on"), torch.device("mps"))
-    assert not Execution.from_config(SearchConfig(), torch.device("mps")).native
+    off = Execution.from_config(SearchConfig(cpu_kernels="off"), CPU)
+    assert not off.cpu_kernels
+    with pytest.raises(InvalidValueError, match="cpu_kernels must be auto or off on mps, got on"):
+        Execution.from_config(SearchConfig(cpu_kernels="on"), torch.device("mps"))
+    assert not Execution.from_config(SearchConfig(), torch.device("mps")).cpu_kernels
     if own.library(torch.float32) is not None:
         for setting in ("auto", "on"):
-            assert Execution.from_config(SearchConfig(native=setting), CPU).native
+            assert Execution.from_config(SearchConfig(cpu_kernels=setting), CPU).cpu_kernels
 
 
 @pytest.mark.usefixtures("afresh")
 def test_the_setting_without_a_compiler(monkeypatch):
     monkeypatch.setattr(own, "COMPILERS", ("no-such-compiler",))
     with pytest.raises(own.KernelError, match="need a C compiler"):
-        Execution.from_config(SearchConfig(native="on"), CPU)
+        Execution.from_config(SearchConfig(cpu_kernels="on"), CPU)
     with pytest.warns(UserWarning, match="found none of no-such-compiler; PyTorch's are used"):
         found = Execution.from_config(SearchConfig(), CPU)
-    assert not found.native
-    assert not Execution.from_config(SearchConfig(native="off"), CPU).native  # without a warning
+    assert not found.cpu_kernels
+    off = SearchConfig(cpu_kernels="off")
+    assert not Execution.from_config(off, CPU).cpu_kernels  # without a warning
 
 
 def test_a_run_with_and_without_them(search_config):
@@ -120,8 +121,8 @@ def test_a_run_with_and_without_them(search_config):
     if own.library(torch.float32) is None:
         pytest.skip("no C compiler")
     losses = [
-        [row["train_loss"] for row in run_search(search_config(native=native)).metrics]
-        for native in ("on", "off")
+        [row["train_loss"] for row in run_search(search_config(cpu_kernels=cpu_kernels)).metrics]
+        for cpu_kernels in ("on", "off")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert losses[0] != losses[1]
@@ -129,7 +130,7 @@ def test_a_run_with_and_without_them(search_config):
 
 def test_the_setting_reaches_the_operations(search_config):
     for setting in ("auto", "off"):
-        config = search_config(native=setting)
+        config = search_config(cpu_kernels=setting)
         setup = prepare(config)
         supernet = build_supernet(config, setup.dataset, seed=0, execution=setup.execution)
         found = {op.cpu_kernels for op in supernet.modules() if isinstance(op, Separable)}

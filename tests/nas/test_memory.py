@@ -58,32 +58,34 @@ def test_the_peak_counts_what_lives_at_a_time_with_the_rows_of_a_batch():
     assert peak_bytes(function, 64) == 64 * 30 * 4
 
 
-def loss_of(n_images: int, native: bool = False):
+def loss_of(n_images: int, cpu_kernels: bool = False):
     """A cell of S3 with two nodes on 32x32 images, 8 channels, and its loss."""
     torch.manual_seed(0)
     space = SPACES["small_s3"]
     supernet = Supernet(space, 10, 8, 1)
-    enable_kernels(supernet, native)
+    enable_kernels(supernet, cpu_kernels)
     images = torch.zeros(n_images, 3, 32, 32)
     labels = torch.zeros(n_images, dtype=torch.int64)
     return lambda: F.cross_entropy(supernet(images, torch.zeros(space.dim)), labels)
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("cpu_kernels", [True, False])
 @pytest.mark.parametrize("batch_size", [15, 30])  # convolutions joined, and one by one
-def test_two_images_stand_for_a_batch(batch_size, native, small_spaces, monkeypatch):
+def test_two_images_stand_for_a_batch(batch_size, cpu_kernels, small_spaces, monkeypatch):
     assert (batch_size * 8 * 32 * 32 <= joined_edges.MAX_NUMBERS_ON_CPU) == (batch_size == 15)
-    estimate = peak_bytes(loss_of(memory.N_IMAGES, native), batch_size)
+    estimate = peak_bytes(loss_of(memory.N_IMAGES, cpu_kernels), batch_size)
     monkeypatch.setattr(memory, "N_IMAGES", batch_size)
     # Not equal: a few weights have as many rows as there are images.
-    assert estimate == pytest.approx(peak_bytes(loss_of(batch_size, native), batch_size), rel=1e-3)
+    assert estimate == pytest.approx(
+        peak_bytes(loss_of(batch_size, cpu_kernels), batch_size), rel=1e-3
+    )
 
 
 @pytest.mark.skipif(library(torch.float32) is None, reason="no C compiler")
 def test_own_kernels_keep_less(small_spaces):
-    plain, native = (peak_bytes(loss_of(memory.N_IMAGES, own), 30) for own in (False, True))
+    plain, cpu_kernels = (peak_bytes(loss_of(memory.N_IMAGES, own), 30) for own in (False, True))
     # Of an edge with a separable convolution two tensors in place of five, and no sums of edges.
-    assert 0.4 * plain < native < 0.6 * plain
+    assert 0.4 * plain < cpu_kernels < 0.6 * plain
 
 
 def test_the_way_that_a_whole_batch_takes_matters(small_spaces, monkeypatch):
@@ -95,7 +97,7 @@ def test_the_way_that_a_whole_batch_takes_matters(small_spaces, monkeypatch):
 def test_candidates_at_once_and_kept_fits_take_their_share(search_config):
     options = {"n_samples": 3}  # radii
     config = search_config(
-        "gld", init_channels=4, solver=options, candidates_per_batch=1, native="off"
+        "gld", init_channels=4, solver=options, candidates_per_batch=1, cpu_kernels="off"
     )
     data = data_of(config)
     one = estimate_search(config, data)
@@ -107,9 +109,8 @@ def test_candidates_at_once_and_kept_fits_take_their_share(search_config):
         assert several.parameters == one.parameters * (2 + at_once) // 2
         assert (several.evaluation, several.data) == (one.evaluation, one.data)
         # The CPU kernels take candidates one by one only.
-        assert estimate_search(config.replace(candidates_per_batch=given, native="auto"), data) == (
-            several
-        )
+        same = config.replace(candidates_per_batch=given, cpu_kernels="auto")
+        assert estimate_search(same, data) == several
     # Automatic: all of them at this size, one by one where they do not pay.
     automatic = estimate_search(config.replace(candidates_per_batch=None), data)
     assert automatic.activations == n * one.activations
@@ -152,7 +153,7 @@ def test_the_hessian_has_a_graph_of_its_own(search_config):
 
 
 def test_bfloat16_halves_what_convolutions_keep(search_config):
-    config = search_config(init_channels=8, native="off")  # whose kernels are of float32
+    config = search_config(init_channels=8, cpu_kernels="off")  # whose kernels are of float32
     data = data_of(config)
     plain = estimate_search(config, data)
     halved = estimate_search(config.replace(amp="bf16", inner_amp="bf16"), data)
@@ -169,7 +170,7 @@ def test_bfloat16_halves_what_convolutions_keep(search_config):
         ("gld", {"inner": "first"}, False),
         ("random_ws", {}, False),
     ):
-        config = search_config(algo, init_channels=8, native="off", **changes)
+        config = search_config(algo, init_channels=8, cpu_kernels="off", **changes)
         coarse, fine = (estimate_search(config.replace(amp=amp), data) for amp in ("bf16", "off"))
         assert (coarse.activations == fine.activations) == is_wide
         assert coarse.activations <= fine.activations

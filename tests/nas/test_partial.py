@@ -68,7 +68,7 @@ def edge_by_edge(net: Supernet, images: Tensor, alpha: Tensor, n_parts: int) -> 
 
 
 @pytest.mark.parametrize("n_parts", [2, 4])
-@pytest.mark.parametrize("form", ["native", "joined", "one by one"])
+@pytest.mark.parametrize("form", ["cpu_kernels", "joined", "one by one"])
 @pytest.mark.parametrize("space", list(SPACES))
 @pytest.mark.parametrize("side", [8, 11])
 @pytest.mark.parametrize("normalized", [False, True])
@@ -79,7 +79,7 @@ def test_a_partial_supernet_equals_its_definition(
     torch.manual_seed(0)
     space = dataclasses.replace(SPACES[space], edge_normalization=normalized)
     net = Supernet(space, 3, 8, 3, in_channels=2, partial_channels=n_parts).double()
-    enable_kernels(net, form == "native")
+    enable_kernels(net, form == "cpu_kernels")
     images = torch.randn(5, 2, side, side).double()
     alpha = torch.randn(space.dim).double().requires_grad_()
     results = []

@@ -81,17 +81,17 @@ def values_and_gradients(model: nn.Module, images: Tensor, alpha: Tensor) -> lis
     return [logits.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
 
-@pytest.mark.parametrize("form", ["native", "joined", "one by one"])
+@pytest.mark.parametrize("form", ["cpu_kernels", "joined", "one by one"])
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("space", list(SPACES))
 def test_a_supernet_equals_its_plain_form(space, training, dtype, form, monkeypatch):
-    if form == "native" and library(dtype) is None:
+    if form == "cpu_kernels" and library(dtype) is None:
         pytest.skip("no C compiler")
     monkeypatch.setattr(joined_edges, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
     torch.manual_seed(0)
     net = Supernet(SPACES[space], 3, 4, 3, in_channels=2).to(dtype)
-    enable_kernels(net, form == "native")
+    enable_kernels(net, form == "cpu_kernels")
     images = torch.randn(6, 2, 16, 16, dtype=dtype)
     alpha = torch.randn(SPACES[space].dim, dtype=dtype)
     plain = plain_form.PlainSupernet(net)
@@ -112,12 +112,12 @@ def test_a_supernet_equals_its_plain_form(space, training, dtype, form, monkeypa
         torch.testing.assert_close(tensor, state[name], rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("cpu_kernels", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_network_equals_its_plain_form(training, native):
+def test_a_network_equals_its_plain_form(training, cpu_kernels):
     torch.manual_seed(0)
     net = Network(GENOTYPES["DARTS_V2"], 3, 4, 3, in_channels=2).double().train(training)
-    enable_kernels(net, native)
+    enable_kernels(net, cpu_kernels)
     plain = plain_form.plain_network(net)
     images, labels = torch.randn(6, 2, 16, 16, dtype=torch.float64), torch.arange(6) % 3
     results = []

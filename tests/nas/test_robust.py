@@ -94,7 +94,13 @@ def no_evaluation():
 
 
 def config_of(algo: str, **fields) -> SearchConfig:
-    size = {"init_channels": 2, "n_cells": 1, "batch_size": 4, "device": "cpu", "native": "off"}
+    size = {
+        "init_channels": 2,
+        "n_cells": 1,
+        "batch_size": 4,
+        "device": "cpu",
+        "cpu_kernels": "off",
+    }
     return SearchConfig.for_dataset("digits", algo, space="s2", **size, **fields)
 
 

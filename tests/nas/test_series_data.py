@@ -16,7 +16,7 @@ from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 OF_DATA = {"seed": 7, "data_dir": "here", "download": True, "image_size": 16}
 EXECUTION = {
     **{"device": "cpu", "threads": 2, "amp": "off"},
-    **{"compile": "off", "channels_last": "off", "native": "off"},
+    **{"compile": "off", "channels_last": "off", "cpu_kernels": "off"},
 }
 
 

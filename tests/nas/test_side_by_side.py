@@ -52,10 +52,18 @@ def results_of(runs: dict[str, Callable[[Observer | None], Any]]) -> dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("algos", "native"), [(("gld", "darts1"), "off"), (("mgs", "sdarts_rs"), "auto")]
+    ("algos", "cpu_kernels"), [(("gld", "darts1"), "off"), (("mgs", "sdarts_rs"), "auto")]
 )
-def test_two_searches_give_what_each_gives_alone(algos, native, search_config, without_seconds):
-    common = {"space": "small_s4", "drop_path": 0.3, "cutout": 2, "native": native, "epochs": 2}
+def test_two_searches_give_what_each_gives_alone(
+    algos, cpu_kernels, search_config, without_seconds
+):
+    common = {
+        "space": "small_s4",
+        "drop_path": 0.3,
+        "cutout": 2,
+        "cpu_kernels": cpu_kernels,
+        "epochs": 2,
+    }
     configs = {
         algo: search_config(algo, seed=seed, threads=threads, **common)
         for algo, seed, threads in zip(algos, (0, 1), (2, None), strict=True)

@@ -27,7 +27,7 @@ from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 # What a retraining takes over from the search that found its genotype. Not n_train: the network is
 # trained on all training images unless told otherwise.
 _OF_DATA = ("dataset", "seed", "data_dir", "download", "image_size")
-_OF_EXECUTION = ("device", "threads", "amp", "compile", "channels_last", "native")
+_OF_EXECUTION = ("device", "threads", "amp", "compile", "channels_last", "cpu_kernels")
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 

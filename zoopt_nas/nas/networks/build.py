@@ -51,7 +51,7 @@ def build_supernet(
             partial_channels=config.partial_channels,
         ).to(execution.device)
     supernet.channels_last = execution.channels_last
-    enable_kernels(supernet, execution.native)
+    enable_kernels(supernet, execution.cpu_kernels)
     return supernet
 
 
@@ -77,7 +77,7 @@ def build_network(
             stem=stem_for(dataset.image_size),
         ).to(execution.device)
     network.channels_last = execution.channels_last
-    enable_kernels(network, execution.native)
+    enable_kernels(network, execution.cpu_kernels)
     return network
 
 

@@ -42,8 +42,16 @@ CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
 # What may differ in the config of a run that is resumed: how it is executed, and where its data
 # are, which `DataRecord` compares. Every other setting would make another run of it.
 MAY_CHANGE = (
-    *("device", "threads", "amp", "compile", "channels_last", "native", "candidates_per_batch"),
-    *("dataset", "data_dir", "download"),
+    "device",
+    "threads",
+    "amp",
+    "compile",
+    "channels_last",
+    "cpu_kernels",
+    "candidates_per_batch",
+    "dataset",
+    "data_dir",
+    "download",
 )
 METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"

@@ -23,7 +23,7 @@ from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, start_momentum
 # On a CPU joined candidates pay while all that a node holds stays in the cache, and only from so
 # many candidates on (docs/performance.md). The numbers are those of the stem's output.
 MAX_NUMBERS_ON_CPU = 3 * 2**14
-MAX_NUMBERS_BESIDE_NATIVE = 3 * 2**12  # where kernels of our own compute those one by one
+MAX_NUMBERS_BESIDE_KERNELS = 3 * 2**12  # where the CPU kernels compute those one by one
 MIN_CANDIDATES_ON_CPU = 4
 # Ours: what is left is for the workspaces of the larger operators, and for fragmentation.
 SHARE_OF_FREE_MEMORY = 0.8
@@ -167,11 +167,11 @@ class CandidateBatches:
         size: candidates in a batch; None = automatic: on CUDA as many as fit into the free memory,
             by what the first candidate took; on a CPU all if they are many and small, as
             ``MAX_NUMBERS_ON_CPU`` has it, else one by one; elsewhere one by one.
-        native: whether kernels of our own compute candidates that come one by one.
+        cpu_kernels: whether the CPU kernels compute candidates that come one by one.
     """
 
-    def __init__(self, size: int | None, *, native: bool = False) -> None:
-        self._given, self._native = size, native
+    def __init__(self, size: int | None, *, cpu_kernels: bool = False) -> None:
+        self._given, self._cpu_kernels = size, cpu_kernels
         self._fitting: int | None = None  # what fits into the memory, once that is known
 
     def evaluate(
@@ -204,14 +204,14 @@ class CandidateBatches:
         return torch.cat(values)
 
     def _size(self, alphas: Tensor, n_numbers: int) -> int:
-        size = batch_size(self._given, len(alphas), n_numbers, alphas.device, self._native)
+        size = batch_size(self._given, len(alphas), n_numbers, alphas.device, self._cpu_kernels)
         if self._given is None and alphas.device.type == "cuda":
             return self._fitting or 1
         return min(size, self._fitting or size)
 
 
 def batch_size(
-    given: int | None, n: int, n_numbers: int, device: torch.device, native: bool
+    given: int | None, n: int, n_numbers: int, device: torch.device, cpu_kernels: bool
 ) -> int:
     """How many candidates are evaluated at once, as far as memory does not decide it.
 
@@ -220,11 +220,11 @@ def batch_size(
         n: of so many candidates.
         n_numbers: how many the stem of the supernet puts out for one candidate.
         device: where.
-        native: whether kernels of our own compute them there, one by one.
+        cpu_kernels: whether the CPU kernels compute them there, one by one.
     """
     if given is not None:
         return min(given, n)
-    limit = MAX_NUMBERS_BESIDE_NATIVE if native else MAX_NUMBERS_ON_CPU
+    limit = MAX_NUMBERS_BESIDE_KERNELS if cpu_kernels else MAX_NUMBERS_ON_CPU
     pays = n >= MIN_CANDIDATES_ON_CPU and n_numbers <= limit
     return n if device.type == "cpu" and pays else 1
 

@@ -65,8 +65,8 @@ def memory_of(
     n_inner = config.inner_steps if config.inner == "sgd" else 1
     batch = min(config.batch_size, max(n_fit, n_score))
     n_numbers = supernet.stem_channels * batch * dataset.image_size**2
-    per_batch, native = config.candidates_per_batch, execution.native
-    n_at_once = batch_size(per_batch, n_candidates, n_numbers, device, native)
+    per_batch, cpu_kernels = config.candidates_per_batch, execution.cpu_kernels
+    n_at_once = batch_size(per_batch, n_candidates, n_numbers, device, cpu_kernels)
     if n_at_once > 1:  # which kernels of our own do not take; PyTorch's operators keep more
         enable_kernels(supernet, False)
     is_recorded = execution.compile and device.type == "cuda" and n_candidates > 0
@@ -80,7 +80,7 @@ def memory_of(
         n_batches=1 + n_inner + config.val_batches,
         generators=[noise],
     )
-    enable_kernels(supernet, execution.native)
+    enable_kernels(supernet, execution.cpu_kernels)
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
     n_kept = 0  # epochs to go back to, each with its momentum
     if updater.goes_back and device.type == "cpu":  # they are on the host

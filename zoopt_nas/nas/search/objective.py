@@ -145,7 +145,9 @@ class BilevelObjective:
         self._stacked = StackedCandidates(
             self._scratch, self._grad_clip, execution=execution, generators=(self._noise,)
         )
-        self._batches = CandidateBatches(candidates_per_batch, native=kernels_enabled(supernet))
+        self._batches = CandidateBatches(
+            candidates_per_batch, cpu_kernels=kernels_enabled(supernet)
+        )
 
     @classmethod
     def from_config(

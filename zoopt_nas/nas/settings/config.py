@@ -102,8 +102,8 @@ class RunConfig(Settings):
         choices=_SWITCH)
     channels_last: str = setting(
         "auto", MACHINE, "Memory order: on, off; auto: CPU and CUDA.", "Ours.", choices=_SWITCH)
-    native: str = setting(
-        "auto", MACHINE, "Own CPU kernels: on, off; auto: with a C compiler.",
+    cpu_kernels: str = setting(
+        "auto", MACHINE, "CPU kernels in C: on, off; auto: with a C compiler.",
         "Compiled when a run begins; they need channels_last and float32 (ours).",
         choices=_SWITCH)
     # fmt: on

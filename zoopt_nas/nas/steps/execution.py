@@ -21,36 +21,36 @@ from zoopt_nas.nas.settings.config import RunConfig
 
 @dataclass(frozen=True)
 class Execution:
-    """The settings ``amp``, ``compile``, ``channels_last`` and ``native``, decided for a device.
+    """What ``amp``, ``compile``, ``channels_last`` and ``cpu_kernels`` come to on a device.
 
     Attributes:
         device: where the steps run.
         autocast: the type in which steps compute what bears it; None = that of the weights.
         compile: whether weight steps are recorded as a CUDA graph or, elsewhere, compiled.
         channels_last: whether activations are kept in that memory order.
-        native: whether the package's own kernels compute what they can.
+        cpu_kernels: whether the CPU kernels compute what they can.
     """
 
     device: torch.device
     autocast: torch.dtype | None = None
     compile: bool = False
     channels_last: bool = True
-    native: bool = False
+    cpu_kernels: bool = False
 
     @classmethod
     def from_config(cls, config: RunConfig, device: torch.device) -> Execution:
         """What the settings come to on ``device``.
 
         Raises:
-            InvalidValueError: the device cannot compute in bf16, or has no native kernels.
-            KernelError: native kernels are asked for, and cannot be compiled here.
+            InvalidValueError: the device cannot compute in bf16, or has no CPU kernels.
+            KernelError: CPU kernels are asked for, and cannot be compiled here.
         """
         return cls(
             device,
             autocast=torch.bfloat16 if _uses_bf16("amp", config.amp, device) else None,
             compile=_is_on(config.compile, device.type == "cuda"),
             channels_last=_is_on(config.channels_last, device.type in ("cpu", "cuda")),
-            native=_uses_native(config.native, device),
+            cpu_kernels=_uses_cpu_kernels(config.cpu_kernels, device),
         )
 
     def of_inner_steps(self, inner_amp: str) -> Execution:
@@ -83,12 +83,12 @@ def _uses_bf16(name: str, setting: str, device: torch.device) -> bool:
     return setting == "bf16"
 
 
-def _uses_native(setting: str, device: torch.device) -> bool:
+def _uses_cpu_kernels(setting: str, device: torch.device) -> bool:
     if setting == "off" or device.type == "meta":  # where a model is only measured
         return False
     if device.type != "cpu":
         if setting == "on":
-            raise InvalidValueError(f"native must be auto or off on {device}, got on")
+            raise InvalidValueError(f"cpu_kernels must be auto or off on {device}, got on")
         return False
     try:
         compiled(torch.float32)
