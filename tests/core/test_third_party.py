@@ -147,6 +147,19 @@ def test_search_train_and_show(algo, cli, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_of_searches_by_a_method(cli):
+    vary = ("--vary", "alpha_lr=0.1,0.2", "--seeds", "0", "--algo", "sign")
+    swept = json.loads(cli("sweep", *vary, *SEARCH, "--run-dir", "sweep", "--json"))
+    assert [run["point"] for run in swept["runs"]] == [{"alpha_lr": 0.1}, {"alpha_lr": 0.2}]
+    norms = [
+        row["gradient_norm"]
+        for row in nas.RunFolder.open("sweep/alpha_lr=0.1-seed0").rows("metrics.jsonl")
+    ]
+    assert len(norms) == 2
+    assert all(norm > 0 for norm in norms)
+
+
+@pytest.mark.slow
 def test_a_search_by_a_method_goes_on_bit_for_bit(installed, tmp_path, without_seconds):
     config = SearchConfig.for_dataset(
         *("stripes", "sign"),

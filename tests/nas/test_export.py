@@ -25,6 +25,7 @@ from zoopt_nas.errors import (
     UnknownNameError,
 )
 from zoopt_nas.nas.exports import formats as export_formats
+from zoopt_nas.nas.exports import run as export_run
 from zoopt_nas.nas.exports.source import NetworkFacts, source_of
 from zoopt_nas.nas.networks import standalone
 from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
@@ -108,9 +109,9 @@ class Doubled(torch.nn.Module):
 
 @pytest.mark.filterwarnings(r"ignore:`torch\.jit\.load` is deprecated")
 def test_an_operation_of_someone_else_can_be_exported_as_a_graph(
-    train_config, tmp_path, monkeypatch
+    train_config, tmp_path, third_party
 ):
-    monkeypatch.setitem(OPERATIONS._table, "doubled", Doubled)
+    third_party("zoopt_nas.operations", doubled=f"{__name__}:Doubled")
     text = str(GENOTYPES["DARTS_V2"]).replace("skip_connect", "doubled")
     run = tmp_path / "run"
     nas.run_training(train_config(genotype=text, epochs=1), run_dir=run)
@@ -323,7 +324,7 @@ def test_what_does_not_agree_is_not_written(wrong, trained, monkeypatch):
             network.head.classifier.bias += wrong
         return write(network, facts, folder)
 
-    monkeypatch.setitem(export_formats.FORMATS._table, "python", off)
+    monkeypatch.setattr(export_run, "FORMATS", {"python": off})
     with pytest.raises(ExportError, match=r"up to 0\.0001, got a difference of (0\.00\d+|nan);"):
         nas.export_network(trained, "python")
     assert [path.read_bytes() for path in before] == kept
@@ -340,7 +341,7 @@ def test_other_logits_are_not_written_either(trained, monkeypatch):
         written = export_formats.write_python(network, facts, folder)
         return written._replace(run=lambda images: written.run(images)[:, 1:])
 
-    monkeypatch.setitem(export_formats.FORMATS._table, "python", one_class_less)
+    monkeypatch.setattr(export_run, "FORMATS", {"python": one_class_less})
     with pytest.raises(ExportError, match=r"must give logits \(1, 3\), got \(1, 2\)"):
         nas.export_network(trained, "python")
     assert not (trained / "export").exists()
