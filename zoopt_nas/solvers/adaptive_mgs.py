@@ -1,12 +1,12 @@
-"""Adaptive MGS: guided search whose temperature and proposal follow from the values.
+"""Adaptive MGS: guided search with a temperature and a proposal that follow from the values.
 
-A step is that of MGS: the mean of random displacements, weighted by how likely each is under
-p(u) ∝ exp(-[f(x + u) - f(x)] / τ) (ZARTS, Eq. 7). Here τ follows from the values of the batch and
-the proposal N(0, σ² C) from the weighted samples, as in CMA-ES.
+As in MGS, a step is the mean of random displacements u, weighted by exp(-[f(x + u) - f(x)] / τ)
+(ZARTS, Eq. 7). τ follows from the values of the batch, and the proposal N(0, σ² C) from the
+weighted samples as in CMA-ES.
 
 Source: Wang et al., "ZARTS: On Zero-order Optimization for Neural Architecture Search", NeurIPS
-2022, Eq. 7-10; the adaptation: Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772;
-samples from elsewhere: Hansen, "Injecting External Solutions Into CMA-ES", arXiv 1110.4181.
+2022, Eq. 7-10; Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772 (adaptation);
+Hansen, "Injecting External Solutions Into CMA-ES", arXiv 1110.4181 (guides and repaired points).
 """
 
 from __future__ import annotations
@@ -30,36 +30,35 @@ from zoopt_nas.solvers.engines.cma_rates import (
 )
 from zoopt_nas.solvers.engines.quadratic_model import model_step
 
-# A fit of the model costs as much as all else of a step together: every second batch has one.
+# The batches per fit of the model, which costs as much as the rest of a step.
 MODEL_PERIOD = 2
-# What a batch in which all values are the same leaves of σ.
+# The factor of σ after a batch of equal values.
 BLANK_SHRINKAGE = 0.5
 
 
 @dataclass(eq=False)
 class AdaptiveMGSState:
-    """What adaptive MGS keeps. Above 64 dimensions C = I, and what is None stays so.
+    """The state of adaptive MGS. Above 64 dimensions, C = I and the optional arrays stay None.
 
     Attributes:
-        sigma: σ, the size of the proposal.
-        path: the path that tells whether σ grows, (dim,).
-        n_restarts: how many there were.
-        n_local: the steps since the last restart.
-        n_flat: how many batches in a row had the least value ``reference``, up to rounding.
-        reference: that value.
-        guide: where the model says that the next batch should look, (dim,), as a displacement of
-            x; or None.
-        long_path: the path along which C grows, (dim,).
+        sigma: σ, the scale of the proposal.
+        path: the evolution path of σ, (dim,).
+        n_restarts: the number of restarts.
+        n_local: the number of steps since the last restart.
+        n_flat: the number of batches in a row whose least value was ``reference``, up to rounding.
+        reference: see ``n_flat``.
+        guide: the guide of the model for the next batch, (dim,), as a displacement of x; or None.
+        long_path: the evolution path of C, (dim,).
         covariance: C, (dim, dim).
-        root: its square root, of the last decomposition.
-        inverse_root: the inverse of that.
-        axis_ratio: the longest axis of C by the shortest one.
-        longest_axis: its length.
-        points: the newest points that the model is fitted to, in a ring, (size, dim).
-        values: theirs, (size,).
-        n_points: how many were ever written into the ring.
-        low: the least value on which a whole batch was looked for plateaus, and ...
-        low_x: ... its point, (dim,); None before the first batch.
+        root: the square root of C at the last decomposition.
+        inverse_root: the inverse of ``root``.
+        axis_ratio: the ratio of the longest to the shortest axis of C.
+        longest_axis: the length of the longest axis.
+        points: a ring of the last points, to which the model is fitted, (size, dim).
+        values: the values of ``points``, (size,).
+        n_points: the number of points ever written into the ring.
+        low: the least value known when the last whole batch was compared with it.
+        low_x: the point with the value ``low``, (dim,); None before the first batch.
     """
 
     sigma: float
@@ -86,19 +85,18 @@ class AdaptiveMGSState:
 class AdaptiveMGS(Solver):
     """Guided search with a normal proposal that adapts: x <- x + weighted mean of displacements.
 
-    A failed candidate has weight 0; if all failed, x stays. Each step leaves N_e = 1 / Σ c_i² in
-    ``metrics["n_effective"]``, N_e / N in ``metrics["effective_ratio"]``, and τ and σ in
-    ``metrics["temperature"]`` and ``metrics["sigma"]``.
+    A failed candidate has weight 0; if all failed, x stays. ``metrics`` holds N_e = 1 / Σ c_i² as
+    ``n_effective``, N_e / N as ``effective_ratio``, τ as ``temperature`` and σ as ``sigma``.
 
-    One sample is at x + guide and, where N >= 8, one at x + guide / 2. The guide is that of
-    ``ask``; without one, in every second batch, the step of a quadratic model of the last values.
+    One sample is at x + guide and, if N >= 8, one at x + guide / 2. The guide comes from ``ask``
+    or, in every second batch, from a quadratic model of the last values.
 
     Attributes:
         sigma: σ > 0, the first standard deviation of the proposal, per coordinate, in units of x:
             about a third of the distance to the optimum. None: 1.
-        n_samples: N, the evaluations a step. None: 4 + floor(3 ln dim), as in CMA-ES, up to 64
+        n_samples: N, the evaluations of a step. None: 4 + floor(3 ln dim), as in CMA-ES, up to 64
             dimensions and 10 above. More help against noise.
-        ess_target: N_e / N in (0, 1), which the choice of τ keeps.
+        ess_target: N_e / N in (0, 1), which determines τ.
 
     Raises:
         InvalidValueError: a field is out of its range.
@@ -137,12 +135,11 @@ class AdaptiveMGS(Solver):
         self._restart(state)
 
     def _restart(self, state: SolverState, n_restarts: int = 0) -> None:
-        """Sets the proposal to N(0, σ² I), with no memory of earlier samples."""
+        """Reset the proposal to N(0, σ² I), without earlier samples."""
         xp = array_namespace(state.x)
         dim = state.x.shape[0]
         before: AdaptiveMGSState | None = state.inner
-        # Basins may be near each other or far: the spreads take turns.
-        sigma = self._sigma * 2 ** (n_restarts % 4)
+        sigma = self._sigma * 2 ** (n_restarts % 4)  # basins may be near or far
         inner = AdaptiveMGSState(sigma, xp.zeros_like(state.x), n_restarts=n_restarts)
         state.inner = inner
         if before is not None:
@@ -168,7 +165,7 @@ class AdaptiveMGS(Solver):
         batch *= sigma
         batch += state.x
         if state.n_steps == 0 and batch.shape[0] > 1:
-            batch[0, :] = state.x  # the start is often the best guess that there is
+            batch[0, :] = state.x  # the start is often a good guess
         if guide is None:
             guide = inner.guide
         if guide is not None:
@@ -206,9 +203,9 @@ class AdaptiveMGS(Solver):
         return x
 
     def _is_above(self, state: SolverState, rows: Array, told: list[float], best: float) -> bool:
-        """Whether all rows lie on one plateau, above the lowest point so far; remembers that."""
+        """Return whether all rows have one value, above the least so far; track the least point."""
         inner: AdaptiveMGSState = state.inner
-        if inner.low_x is None:  # the value of x may be known
+        if inner.low_x is None:
             inner.low = state.value if state.has_value else math.inf
             inner.low_x = copy(state.x)
         if best < inner.low:
@@ -218,7 +215,7 @@ class AdaptiveMGS(Solver):
     def _adapt_isotropic(
         self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
     ) -> Array:
-        """Returns the new iterate, and adapts σ. In place: a vector may be large."""
+        """Adapt σ and return the new iterate, with operations in place because dim may be large."""
         xp = array_namespace(state.x)
         inner: AdaptiveMGSState = state.inner
         dim, sigma = state.x.shape[0], inner.sigma
@@ -238,7 +235,7 @@ class AdaptiveMGS(Solver):
     def _adapt_full(
         self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
     ) -> Array:
-        """Returns the new iterate, and adapts σ and C (Hansen 2016, Eq. 31-37 and 47)."""
+        """Adapt σ and C, and return the new iterate (Hansen 2016, Eq. 31-37 and 47)."""
         xp = array_namespace(state.x)
         inner: AdaptiveMGSState = state.inner
         C, inverse_root = inner.covariance, inner.inverse_root
@@ -246,8 +243,8 @@ class AdaptiveMGS(Solver):
         x = xp.astype(state.x, C.dtype, copy=False)
         steps = xp.astype(candidates, C.dtype, copy=False) - x
         steps /= sigma
-        # A guide or a repaired point may be far away: σ and C see no more of it than of a sample
-        # at the edge of the proposal (Hansen 2011).
+        # σ and C see a guide or a repaired point no farther than a sample at the edge of the
+        # proposal (Hansen 2011).
         limit = math.sqrt(dim) + 2 * dim / (dim + 2)
         white = steps @ inverse_root
         white *= white
@@ -270,7 +267,7 @@ class AdaptiveMGS(Solver):
         path += (math.sqrt(rate * (2 - rate) * n_effective) * mean) @ inverse_root
         norm = math.sqrt(float(path @ path))
         inner.sigma = sigma * growth(norm, dim, rate, damping)
-        # A long path says that σ grows; C need not grow along it too.
+        # A long path makes σ grow, so C need not grow along it.
         settled = 1 - (1 - rate) ** (2 * n_local)
         moves = norm < (1.4 + 2 / (dim + 1)) * mean_norm(dim) * math.sqrt(settled)
         long_path = inner.long_path
@@ -287,7 +284,7 @@ class AdaptiveMGS(Solver):
         return xp.astype(move, state.x.dtype, copy=False)
 
     def _decompose(self, inner: AdaptiveMGSState) -> None:
-        """Brings the roots of C up to date: once in some steps, as they cost dim³."""
+        """Update the roots of C; not in every step, because it costs dim³."""
         xp = array_namespace(inner.covariance)
         squares, axes = xp.linalg.eigh(inner.covariance)
         lengths = xp.sqrt(xp.where(squares > 1e-30, squares, 1e-30))
@@ -297,11 +294,11 @@ class AdaptiveMGS(Solver):
         inner.axis_ratio = inner.longest_axis / float(lengths[0])
 
     def _has_converged(self, state: SolverState, best: float) -> bool:
-        """Whether σ has left the range in which a step means anything, or values are all alike."""
+        """Return whether σ or C is out of range, or the least value does not change."""
         inner: AdaptiveMGSState = state.inner
         dim, sigma = state.x.shape[0], inner.sigma
         reference = inner.reference
-        # Both signs, for on a noisy objective it is normal that nothing better comes for long.
+        # The absolute difference, because noise can delay an improvement for long.
         if reference < math.inf and abs(best - reference) <= 1e-12 * abs(reference):
             inner.n_flat += 1
         else:
@@ -314,7 +311,7 @@ class AdaptiveMGS(Solver):
         )
 
     def _remember(self, inner: AdaptiveMGSState, candidates: Array, values: Array) -> None:
-        """Adds the batch to the samples that the model is fitted to, in the place of the oldest."""
+        """Write the batch into the ring of points, in place of the oldest."""
         points = inner.points
         size = points.shape[0]
         candidates, values = candidates[-size:], values[-size:]
@@ -327,7 +324,7 @@ class AdaptiveMGS(Solver):
         inner.n_points += values.shape[0]
 
     def _model_guide(self, inner: AdaptiveMGSState, x: Array) -> Array | None:
-        """Returns the step of the model from x, in an ellipsoid of the size of the proposal."""
+        """Return the step of the model from x, in an ellipsoid of the size of the proposal."""
         n, sigma = inner.n_points, inner.sigma
         white = inner.points[:n] - x
         white /= sigma

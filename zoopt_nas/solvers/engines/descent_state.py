@@ -1,4 +1,4 @@
-"""What a descent keeps between its steps; the files of the descent share it."""
+"""The state of a descent, which the modules of the descent share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zoopt_nas._arrays import Array
 
 
 class Phase(IntEnum):
-    """What the pending batch is for."""
+    """The purpose of the pending batch."""
 
     START = 0
     PROBE = 1
@@ -20,19 +20,19 @@ class Phase(IntEnum):
 
 @dataclass(eq=False)
 class Look:
-    """The first look from an origin: what a START has found so far. Arrays are (dim,).
+    """The first look at a new origin. Arrays are (dim,).
 
     Attributes:
-        origin: where the descent begins.
-        scales: how far the probes are away along each coordinate.
-        unclear: the coordinates that the next batch looks at.
-        is_bent: the coordinates of which both probes have a value.
+        origin: the start of the descent.
+        scales: the distance of the probes along each coordinate.
+        unclear: whether the next batch probes a coordinate.
+        is_bent: whether both probes of a coordinate have a value.
         gradient: the slopes at the origin.
         curvatures: the curvatures along the coordinates.
-        n_looks: how many batches were told.
+        n_looks: the number of batches told.
         n_moves: how often the origin has moved to a better point.
-        ahead: of the pending batch, the displacement of the first probe of each coordinate.
-        looked: the coordinates of the pending batch.
+        ahead: the displacement of the first pending probe of each coordinate.
+        looked: whether the pending batch probes a coordinate.
     """
 
     origin: Array
@@ -49,38 +49,38 @@ class Look:
 
 @dataclass(eq=False)
 class DescentState:
-    """What a descent keeps.
+    """The state of a descent.
 
     Attributes:
-        start: where the run began, (dim,).
-        best: the best end of a descent, (dim,).
+        start: the first iterate, (dim,).
+        best: the best end of a local descent, (dim,).
         look: the last first look.
         best_value: the value of ``best``; +inf before the first end.
-        phase: what the pending batch is for.
-        noise: the standard deviation of values; 0 where none was seen.
-        jitter: the largest difference of two values of one point that was taken for rounding.
-        origin_value: the size of the value of the last origin.
-        n_restarts: how many origins were drawn.
-        n_renewals: how often the model was made anew since the last restart.
-        fallback: the best of the last probes, (dim,), and ...
-        fallback_value: ... its value.
-        basis: Z, (dim, dim): Z Zᵀ is the estimate of the inverse Hessian. None before the first.
-        smoothing: the distance of the probes, in lengths of the columns of the basis.
-        slopes: along the columns, (dim,).
-        steps: how far the pending probes are away along the columns, (dim,).
-        near: which coordinates are near a bound, (dim,); None for none.
-        inwards: the displacements of the pending probes of those, (k,).
+        phase: the purpose of the pending batch.
+        noise: the standard deviation of values; 0 if none was seen.
+        jitter: the largest difference of two values of one point that counts as rounding.
+        origin_value: the absolute value of the objective at the last origin.
+        n_restarts: the number of restarts.
+        n_renewals: the number of new models since the last restart.
+        fallback: the best of the last probes, (dim,).
+        fallback_value: the value of ``fallback``.
+        basis: Z, (dim, dim), where Z Zᵀ estimates the inverse Hessian; None before the first.
+        smoothing: the distance of the probes, in lengths of the columns of Z.
+        slopes: the slopes along the columns, (dim,).
+        steps: the distances of the pending probes along the columns, (dim,).
+        near: whether a coordinate is near a bound, (dim,); None if none is.
+        inwards: the displacements of the pending probes of the k near coordinates, (k,).
         is_central: whether probes are pairs.
-        direction: the step of length 1, (dim,). None before the first search.
-        in_basis: the same in coordinates of the basis.
-        promised: the decrease that the slope promises for a length of 1.
+        direction: the step of length 1, (dim,); None before the first search.
+        in_basis: ``direction`` in coordinates of the basis.
+        promised: the decrease that the slope predicts for length 1.
         length: the length to try, or of the last step.
-        n_trials: how many lengths of this search have failed.
+        n_trials: the number of lengths of this search that failed.
         step: the last step, in coordinates of the basis, (dim,).
-        has_pair: whether ``slopes`` are those before ``step``, so that the next ones tell a
+        has_pair: whether ``slopes`` are those before ``step``, so that the next ones give a
             curvature.
-        n_stalls: how many steps in a row gained nothing that differs from rounding.
-        n_poor: how many searches in a row failed or ended short.
+        n_stalls: the number of steps in a row whose gain was within rounding.
+        n_poor: the number of searches in a row that failed or were short.
     """
 
     start: Array
