@@ -22,17 +22,9 @@ from zoopt_nas.solvers.rs import RS
 
 # The order in which solvers are listed; ``zoopt_nas`` exports these names too.
 __all__ = [  # noqa: RUF022
-    "RS",
-    "MGS",
-    "GLD",
-    "LIZO",
-    "QuasiNewton",
-    "AdaptiveGLD",
-    "AdaptiveMGS",
-    "CMA",
-    "NelderMead",
-    "Auto",
-]
+    "RS", "MGS", "GLD", "LIZO",
+    "QuasiNewton", "AdaptiveGLD", "AdaptiveMGS", "CMA", "NelderMead", "Auto",
+]  # fmt: skip
 KINDS: list[type[Solver]] = [globals()[name] for name in __all__]
 SOLVERS: Registry[type[Solver]] = Registry(
     "solver",

@@ -18,12 +18,7 @@ from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas._checks import check_bool, check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers.base import Solver, SolverState
-from zoopt_nas.solvers.engines.comparison_metric import (
-    learn_descent,
-    learn_shape,
-    learns_metric,
-    norm_or_one,
-)
+from zoopt_nas.solvers.engines import comparison_metric
 from zoopt_nas.solvers.engines.comparison_state import ComparisonState
 
 # A success of a new direction multiplies the radius by exp(GROWTH / s), a failure by
@@ -80,9 +75,6 @@ class AdaptiveGLD(Solver):
             stays at ``min_radius``.
         deterministic: whether a point always has the same value. If not, x is evaluated again after
             failures.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "adaptive_gld"
@@ -135,7 +127,7 @@ class AdaptiveGLD(Solver):
         inner.has_descent = inner.has_moved = False
         inner.n_failures = 0
         inner.failed = None
-        if learns_metric(x):
+        if comparison_metric.learns_metric(x):
             inner.factor = inner.inverse = xp.eye(x.shape[0], dtype=x.dtype, device=device(x))
             inner.path = xp.zeros_like(x)
 
@@ -204,7 +196,7 @@ class AdaptiveGLD(Solver):
         inner: ComparisonState = state.inner
         descent = inner.descent
         row[:] = inner.factor @ descent if inner.factor is not None else descent
-        row /= norm_or_one(descent)
+        row /= comparison_metric.norm_or_one(descent)
         row *= math.exp(inner.log_lead_radius)
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
@@ -229,9 +221,9 @@ class AdaptiveGLD(Solver):
             value = told[0]
         wins = [v < value for v in told[n_before:]]
         if inner.factor is not None:
-            learn_shape(state, candidates, told, n_before, best, value)
+            comparison_metric.learn_shape(state, candidates, told, n_before, best, value)
         else:
-            learn_descent(state, candidates, wins, n_before)
+            comparison_metric.learn_descent(state, candidates, wins, n_before)
         inner.has_descent = True
         self._adapt_radii(inner, x.shape[0], wins, told[i_lead] < value)
         state.metrics["radius"] = math.exp(inner.log_radius)

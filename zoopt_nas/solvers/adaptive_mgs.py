@@ -20,14 +20,8 @@ from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
 from zoopt_nas._checks import check_fraction, check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers.base import Solver, SolverState
-from zoopt_nas.solvers.engines.cma_rates import (
-    MAX_FULL_DIM,
-    covariance_rates,
-    growth,
-    mean_norm,
-    path_rates,
-    tempered_weights,
-)
+from zoopt_nas.solvers.engines import cma_rates
+from zoopt_nas.solvers.engines.cma_rates import MAX_FULL_DIM
 from zoopt_nas.solvers.engines.quadratic_model import model_step
 
 # The batches per fit of the model, which costs as much as the rest of a step.
@@ -97,9 +91,6 @@ class AdaptiveMGS(Solver):
         n_samples: N, the evaluations of a step. None: 4 + floor(3 ln dim), as in CMA-ES, up to 64
             dimensions and 10 above. More help against noise.
         ess_target: N_e / N in (0, 1), which determines τ.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "adaptive_mgs"
@@ -177,7 +168,7 @@ class AdaptiveMGS(Solver):
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         host = values.tolist()
-        weights, temperature = tempered_weights(host, self.ess_target)
+        weights, temperature = cma_rates.tempered_weights(host, self.ess_target)
         total = sum(w * w for w in weights)
         n_effective = 1 / total if total > 0 else 0.0
         state.metrics |= {"n_effective": n_effective, "effective_ratio": n_effective / len(host)}
@@ -219,7 +210,7 @@ class AdaptiveMGS(Solver):
         xp = array_namespace(state.x)
         inner: AdaptiveMGSState = state.inner
         dim, sigma = state.x.shape[0], inner.sigma
-        rate, damping = path_rates(dim, n_effective)
+        rate, damping = cma_rates.path_rates(dim, n_effective)
         scale = math.sqrt(rate * (2 - rate) * n_effective) / sigma
         x = xp.asarray(weights, dtype=candidates.dtype, device=device(candidates)) @ candidates
         x -= state.x
@@ -229,7 +220,7 @@ class AdaptiveMGS(Solver):
         path += x
         x /= scale
         x += state.x
-        inner.sigma = sigma * growth(math.sqrt(float(path @ path)), dim, rate, damping)
+        inner.sigma = sigma * cma_rates.growth(math.sqrt(float(path @ path)), dim, rate, damping)
         return x
 
     def _adapt_full(
@@ -250,7 +241,7 @@ class AdaptiveMGS(Solver):
         white *= white
         norms = [math.sqrt(square) for square in white.sum(1).tolist()]
         shrunk = [limit / norm if norm > limit else 1.0 for norm in norms]
-        c_path, c_one, c_mu = covariance_rates(dim, n_effective)
+        c_path, c_one, c_mu = cma_rates.covariance_rates(dim, n_effective)
         c = xp.asarray(
             [
                 weights,
@@ -261,15 +252,15 @@ class AdaptiveMGS(Solver):
             device=device(C),
         )
         move, mean = c[:2] @ steps
-        rate, damping = path_rates(dim, n_effective)
+        rate, damping = cma_rates.path_rates(dim, n_effective)
         path = inner.path
         path *= 1 - rate
         path += (math.sqrt(rate * (2 - rate) * n_effective) * mean) @ inverse_root
         norm = math.sqrt(float(path @ path))
-        inner.sigma = sigma * growth(norm, dim, rate, damping)
+        inner.sigma = sigma * cma_rates.growth(norm, dim, rate, damping)
         # A long path makes σ grow, so C need not grow along it.
         settled = 1 - (1 - rate) ** (2 * n_local)
-        moves = norm < (1.4 + 2 / (dim + 1)) * mean_norm(dim) * math.sqrt(settled)
+        moves = norm < (1.4 + 2 / (dim + 1)) * cma_rates.mean_norm(dim) * math.sqrt(settled)
         long_path = inner.long_path
         long_path *= 1 - c_path
         if moves:

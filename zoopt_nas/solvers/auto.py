@@ -142,9 +142,6 @@ class Auto(Solver):
         maxfev: the budget, for rule 2. None: the budget of `minimize`.
         noisy: whether the objective is noisy, for rule 1. None: what `minimize` was told, or find
             out.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "auto"

@@ -91,6 +91,9 @@ class Solver(ABC):
         lengths: the fields that are lengths in units of x, or None.
         inner_states: the classes that ``state.inner`` may consist of: IntEnums, and dataclasses of
             numbers, arrays and each other. No other class is read from a checkpoint.
+
+    Raises:
+        InvalidValueError: a field is out of its range; this holds for every solver.
     """
 
     name: ClassVar[str]

@@ -62,9 +62,6 @@ class CMA(Solver):
             overflowed restarts.
         covariance: ``"full"``, ``"diagonal"`` (sep-CMA-ES, from 2 dimensions) or ``"auto"``: full
             up to 200 dimensions.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "cma"

@@ -62,9 +62,6 @@ class LIZO(Solver):
             reuses none.
         max_queries: the largest number of queries kept, None for 2 dim; in any case, at most 20 000
             coordinates are kept.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "lizo"

@@ -61,9 +61,6 @@ class MGS(Solver):
 
     The default numbers are those of the paper's released search script, and the default weighting
     is the best in ``benchmarks/mgs_weightings.py``.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "mgs"
@@ -132,14 +129,7 @@ class MGS(Solver):
 
 
 def log_mixture(steps: Array, guide: Array | None, sigma: float, mixing: float) -> Array:
-    """Return log q(u) (Eq. 26) for each row, up to a constant.
-
-    Args:
-        steps: (n, dim), the displacements u.
-        guide: (dim,), the centre of the first component; None for a single component at 0.
-        sigma: the standard deviation of both components.
-        mixing: λ, the weight of the second component.
-    """
+    """Return log q(u) (Eq. 26) for each row of ``steps``, up to a constant; λ is ``mixing``."""
     centred = -_half_square(steps, sigma)
     if guide is None:
         return centred

@@ -118,9 +118,6 @@ class NelderMead(Solver):
             of Nelder and Mead, which fail above some ten dimensions.
         tolerance: > 0, the run restarts once all corners are within this distance of the best one,
             in every coordinate and in value.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "nelder_mead"
@@ -173,36 +170,28 @@ class NelderMead(Solver):
         """Return the points of the phase, (n, dim)."""
         phase = inner.phase
         if phase == Phase.START:
-            start = inner.start
-            corners = start + np.diag(self._scale * inner.signs)
-            return np.concatenate([start[None, :], corners])
+            corners = inner.start + np.diag(self._scale * inner.signs)
+            return np.concatenate([inner.start[None, :], corners])
         simplex: np.ndarray = inner.simplex
+        dim = simplex.shape[1]
         rows: np.ndarray
         if phase == Phase.CORNERS:
             length = self._scale * _OTHER_LENGTHS[inner.n_tries]
-            axes = np.flatnonzero(inner.is_flat)
-            rows = simplex[0] + length * np.diag(inner.signs)[axes]
-            return rows
-        if phase == Phase.REBUILD:
+            rows = simplex[0] + length * np.diag(inner.signs)[np.flatnonzero(inner.is_flat)]
+        elif phase == Phase.REBUILD:
             axes = np.flatnonzero(_flat_axes(inner))
             inwards = np.where(inner.middle >= simplex[0], 1.0, -1.0)
             rows = simplex[0] + self._edge(simplex) * np.diag(inwards)[axes]
-            return rows
-        _, chi, psi, sigma = self._coefficients(simplex.shape[1])
-        if phase == Phase.SHRINK:
+        elif phase == Phase.SHRINK:
+            sigma = 1 - 1 / dim if self.adaptive else 0.5
             rows = simplex[0] + sigma * (simplex[1:] - simplex[0])
-            return rows
-        # The point m + t (m - worst), with the mean m of all corners but the worst.
-        t = {Phase.REFLECT: 1.0, Phase.EXPAND: chi, Phase.OUTSIDE: psi, Phase.INSIDE: -psi}[phase]
-        middle = np.add.reduce(simplex[:-1], 0) / simplex.shape[1]
-        point: np.ndarray = (1 + t) * middle - t * simplex[-1]
-        return point[None, :]
-
-    def _coefficients(self, dim: int) -> tuple[float, float, float, float]:
-        """Return ρ, χ, ψ and σ."""
-        if self.adaptive:
-            return 1.0, 1 + 2 / dim, 0.75 - 1 / (2 * dim), 1 - 1 / dim
-        return 1.0, 2.0, 0.5, 0.5
+        else:  # the point m + t (m - worst), with the mean m of all corners but the worst
+            chi, psi = (1 + 2 / dim, 0.75 - 1 / (2 * dim)) if self.adaptive else (2.0, 0.5)
+            factors = {Phase.EXPAND: chi, Phase.OUTSIDE: psi, Phase.INSIDE: -psi}
+            t = factors.get(phase, 1.0)
+            middle = np.add.reduce(simplex[:-1], 0) / dim
+            rows = ((1 + t) * middle - t * simplex[-1])[None, :]
+        return rows
 
     def _edge(self, simplex: np.ndarray) -> float:
         return float(np.ptp(simplex, axis=0).max()) or self._scale

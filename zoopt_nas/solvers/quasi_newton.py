@@ -27,9 +27,6 @@ class QuasiNewton(Solver):
     Attributes:
         smoothing: > 0, the distance of the differences, in units of x. None: adaptive.
         n_samples: the number of directions of a step. None: dim up to 100 dimensions, fewer above.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "quasi_newton"

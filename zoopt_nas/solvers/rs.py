@@ -43,9 +43,6 @@ class RS(Solver):
         direction: ``"sphere"`` (φ = dim) or ``"gaussian"`` (φ = 1).
         orthogonal: whether directions are orthogonal within blocks of dim, each of norm 1 or, if
             Gaussian, sqrt(dim); this reduces variance (Choromanski et al., arXiv 1804.02395).
-
-    Raises:
-        InvalidValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "rs"

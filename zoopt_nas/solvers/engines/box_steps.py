@@ -92,11 +92,8 @@ def gradient_near_bounds(
 ) -> Array:
     """Return the slopes (dim,) along all columns of a basis rotated by ``align``.
 
-    Args:
-        state: the run.
-        is_near: (dim,), the k coordinates near a bound.
-        slopes_near: (k,), the derivatives in these coordinates.
-        slopes_free: (dim - k,), the slopes along the other columns.
+    They follow from the derivatives (k,) in the coordinates near a bound and the slopes (dim - k,)
+    along the other columns.
     """
     xp = array_namespace(state.x)
     basis = xp.astype(state.inner.basis, slopes_near.dtype)
@@ -122,12 +119,7 @@ class BoxStep(NamedTuple):
 
 
 def box_step(state: SolverState, slopes: Array) -> BoxStep:
-    """Return the step to the minimum of the model inside the bounds.
-
-    Args:
-        state: the run, with the basis Z.
-        slopes: (dim,), Zᵀ times the gradient.
-    """
+    """Return the step to the minimum of the model inside the bounds; ``slopes`` is Zᵀ ∇f."""
     xp = array_namespace(state.x)
     direction = -(state.inner.basis @ slopes)
     free = BoxStep(direction, -slopes, float(slopes @ slopes))

@@ -78,13 +78,8 @@ def rank_one_update(
 ) -> tuple[Array, Array]:
     """Return A' with A' A'^T = (1 - rate) A A^T + rate (A w)(A w)^T, and its inverse.
 
+    w is ``direction``. A negative rate shrinks A along w and requires |rate| |w|² < 1 - rate.
     Source: Igel, Suttorp and Hansen 2006, Theorem 1; Sherman-Morrison for the inverse.
-
-    Args:
-        factor: A, (dim, dim).
-        inverse: the inverse of A.
-        direction: w, (dim,); with rate < 0, |rate| |w|² < 1 - rate.
-        rate: below 1; a negative one shrinks A along w.
     """
     square = direction @ direction
     stretch = (1 + (rate / (1 - rate)) * square) ** 0.5

@@ -19,6 +19,7 @@ import math
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
+from zoopt_nas.solvers.engines import first_look
 from zoopt_nas.solvers.engines.box_steps import box_step
 from zoopt_nas.solvers.engines.descent_state import DescentState, Phase
 from zoopt_nas.solvers.engines.differences import (
@@ -26,14 +27,6 @@ from zoopt_nas.solvers.engines.differences import (
     measures_iterate,
     probe_basis,
     value_error,
-)
-from zoopt_nas.solvers.engines.first_look import (
-    Outcome,
-    ask_look,
-    begin_look,
-    remember_best,
-    tell_look,
-    widths,
 )
 from zoopt_nas.solvers.state import within_bounds
 from zoopt_nas.solvers.widening import natural_size
@@ -65,21 +58,16 @@ N_SPREADS = 8
 def begin(state: SolverState) -> None:
     """Initialize ``state.inner`` for a descent from ``state.x``."""
     state.value = math.inf
-    look = begin_look(state.x, _first_scales(state, state.x))
+    look = first_look.begin(state.x, _first_scales(state, state.x))
     state.inner = DescentState(start=copy(state.x), best=copy(state.x), look=look)
 
 
 def ask(state: SolverState, *, smoothing: float | None) -> Array:
-    """Return the batch of the current phase.
-
-    Args:
-        state: the run.
-        smoothing: the distance of the probes; None adapts it.
-    """
+    """Return the batch of the current phase; ``smoothing`` fixes the distance of the probes."""
     inner: DescentState = state.inner
     phase = inner.phase
     if phase == Phase.START:
-        return ask_look(state)
+        return first_look.ask(state)
     if phase == Phase.PROBE:
         return probe_basis(state, smoothing)
     length = inner.length
@@ -116,18 +104,11 @@ def averaged_noise(noise: float, change: float) -> float:
 
 
 def bfgs_update(basis: Array, step: Array, change: Array) -> tuple[Array, Array] | None:
-    """Update a product-form BFGS basis Z by one step.
-
-    With s and y, the step and the change of slopes in coordinates of the basis, the new basis is
-    Z M, M = I - s uᵀ, u = y / sᵀy - s / sqrt(sᵀy sᵀs).
-
-    Args:
-        basis: Z, (dim, dim).
-        step: s, (dim,), for the step Z s.
-        change: y, (dim,), Zᵀ times the change of the gradient.
+    """Update a product-form BFGS basis Z by the step Z s, where the slopes along Z change by y.
 
     Returns:
-        Z M and u (slopes g become g - u (sᵀg)), or None if the curvature was not positive.
+        Z M and u, with M = I - s uᵀ and u = y / sᵀy - s / sqrt(sᵀy sᵀs); slopes g become
+        g - u (sᵀg). None if the curvature was not positive.
     """
     xp = array_namespace(basis)
     curvature, square = float(step @ change), float(step @ step)
@@ -146,12 +127,12 @@ def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
     inner: DescentState = state.inner
     if inner.look.n_looks == 0 and not math.isfinite(float(values[0])):
         return _start_elsewhere(state, candidates, values)
-    outcome = tell_look(state, candidates, values)
-    if outcome is Outcome.LOOK_AGAIN:
+    outcome = first_look.tell(state, candidates, values)
+    if outcome is first_look.Outcome.LOOK_AGAIN:
         return inner.look.origin
-    if outcome is Outcome.FLAT:
+    if outcome is first_look.Outcome.FLAT:
         return _restart(state, inner.look.origin)
-    scales = widths(state)
+    scales = first_look.widths(state)
     slopes = inner.look.gradient * scales
     eye = xp.eye(state.x.shape[0], dtype=values.dtype, device=device(values))
     inner.basis = xp.astype(eye * scales, candidates.dtype)
@@ -169,7 +150,7 @@ def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Ar
     value = float(values[best])
     if not math.isfinite(value):
         return _restart(state, state.x)
-    inner.look = begin_look(candidates[best], inner.look.scales)
+    inner.look = first_look.begin(candidates[best], inner.look.scales)
     state.value = value
     return inner.look.origin
 
@@ -182,7 +163,7 @@ def _tell_probe(state: SolverState, candidates: Array, values: Array) -> Array:
         change = again - state.value
         inner.noise = averaged_noise(inner.noise, change)
         state.value = state.value + change / 2
-    remember_best(state, candidates, values, is_first=True)
+    first_look.remember_best(state, candidates, values, is_first=True)
     slopes = _completed(state, basis_slopes(state, candidates, values), values)
     if not (math.isfinite(inner.fallback_value) and bool(xp.all(xp.isfinite(slopes)))):
         return _search_failed(state, state.x)
@@ -309,7 +290,7 @@ def _renew(state: SolverState, x: Array) -> Array:
     inner: DescentState = state.inner
     inner.phase = Phase.START
     inner.n_renewals += 1
-    inner.look = begin_look(x, inner.look.scales / CLOSER)
+    inner.look = first_look.begin(x, inner.look.scales / CLOSER)
     return x
 
 
@@ -323,7 +304,7 @@ def _restart(state: SolverState, x: Array) -> Array:
     inner.phase, inner.n_restarts, inner.n_renewals = Phase.START, n_restarts, 0
     scales = _first_scales(state, inner.start)
     if measures_iterate(state):  # noise looks like convergence: stay and measure again
-        inner.look = begin_look(x, scales)
+        inner.look = first_look.begin(x, scales)
         return x
     centre = inner.best if n_restarts % 2 else inner.start
     spread = RESTART_GROWTH ** ((n_restarts - 1) // 2 % N_SPREADS)
@@ -335,7 +316,7 @@ def _restart(state: SolverState, x: Array) -> Array:
         if bool(xp.any(leaves)):
             anywhere = state.lower + width * sampling.uniform(state.rng, x.shape[0], x)
             origin = xp.where(leaves, anywhere, origin)
-    inner.look = begin_look(within_bounds(state, origin), scales)
+    inner.look = first_look.begin(within_bounds(state, origin), scales)
     return x
 
 

@@ -7,12 +7,7 @@ from typing import Any
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, device, value_dtype
-from zoopt_nas.solvers.engines.box_steps import (
-    align,
-    gradient_near_bounds,
-    inward_steps,
-    near_bounds,
-)
+from zoopt_nas.solvers.engines import box_steps
 from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.state import SolverState
 
@@ -41,9 +36,9 @@ def probe_basis(state: SolverState, smoothing: float | None) -> Array:
     """Return one point or, if ``is_central``, a pair on each column of the basis; (n, dim)."""
     xp = array_namespace(state.x)
     inner: DescentState = state.inner
-    near = inner.near = near_bounds(state, probe_reach(state, smoothing))
+    near = inner.near = box_steps.near_bounds(state, probe_reach(state, smoothing))
     if near is not None:
-        align(state, near)
+        box_steps.align(state, near)
     # Probe a random side.
     signs = sampling.rademacher(state.rng, 1, state.x)[0]
     inner.steps = signs * probe_distances(state, smoothing)
@@ -82,7 +77,7 @@ def basis_slopes(state: SolverState, candidates: Array, values: Array) -> Array:
     near_slopes = _slopes(inner.is_central, changes[:n_rows], inwards, inwards / 2, curvatures)
     free = steps[inwards.shape[0] :]
     slopes = _slopes(inner.is_central, changes[n_rows:], free, -free, 1.0)
-    slopes = gradient_near_bounds(state, near, near_slopes, slopes)
+    slopes = box_steps.gradient_near_bounds(state, near, near_slopes, slopes)
     return xp.astype(slopes, candidates.dtype)
 
 
@@ -91,12 +86,8 @@ def _slopes(
 ) -> Array:
     """Return the slopes along several lines; unknown ones are 0.
 
-    Args:
-        is_central: whether there are two points on each line.
-        changes: the changes of value; if central, alternately ``ahead`` and ``behind``.
-        ahead: the distance of the first point on each line.
-        behind: the distance of the second point.
-        curvatures: the modelled curvatures along the lines.
+    ``changes`` holds the changes of value at the distances ``ahead`` or, if central, alternately
+    ``ahead`` and ``behind``; ``curvatures`` are those of the model.
     """
     xp = array_namespace(changes)
     if is_central:
@@ -118,7 +109,7 @@ def _sides(state: SolverState, ahead: Array, behind: Array) -> Array:
 def _inward_rows(state: SolverState, near: Array, smoothing: float | None) -> Array:
     """Return the displacements (k, dim) of the coordinates near a bound, one per row."""
     xp = array_namespace(state.x)
-    state.inner.inwards = inward_steps(state, near, probe_reach(state, smoothing))
+    state.inner.inwards = box_steps.inward_steps(state, near, probe_reach(state, smoothing))
     eye = xp.eye(state.x.shape[0], dtype=state.x.dtype, device=device(state.x))
     return eye[near, :] * state.inner.inwards[:, None]
 
@@ -150,12 +141,7 @@ def was_repaired(state: SolverState, candidates: Array) -> bool:
 
 
 def probe_distances(state: SolverState, smoothing: float | None) -> Array:
-    """Return the distance of the probes along each column, in units of its length; (dim,).
-
-    Args:
-        state: the run.
-        smoothing: a fixed distance in units of x; None for the adapted one.
-    """
+    """Return the distance of the probes along each column, in units of its length; (dim,)."""
     xp = array_namespace(state.x)
     basis = state.inner.basis
     if smoothing is None:
@@ -175,11 +161,7 @@ def adapted_smoothing(state: SolverState) -> float:
 def interpolated_gradient(displacements: Array, differences: Array) -> Array:
     """Return the least-norm least-squares solution g of displacements @ g = differences.
 
-    Rows are weighted by 1 / length, because curvature adds more error over longer distances.
-
-    Args:
-        displacements: (k, dim), points relative to the iterate.
-        differences: (k,), their values minus its value.
+    The k rows are weighted by 1 / length, because curvature adds more error over longer distances.
     """
     xp = array_namespace(displacements)
     dtype = xp.float64 if displacements.dtype == xp.float64 else xp.float32

@@ -38,7 +38,7 @@ class Outcome(IntEnum):
     FLAT = 2
 
 
-def begin_look(origin: Array, scales: Array) -> Look:
+def begin(origin: Array, scales: Array) -> Look:
     """Return a look from ``origin``, with probes at the distances ``scales``, (dim,)."""
     xp = array_namespace(origin)
     numbers = xp.zeros(origin.shape, dtype=value_dtype(origin), device=device(origin))
@@ -52,7 +52,7 @@ def begin_look(origin: Array, scales: Array) -> Look:
     )
 
 
-def ask_look(state: SolverState) -> Array:
+def ask(state: SolverState) -> Array:
     """Return the origin, a pair along each unclear coordinate, and the origin again if needed."""
     xp = array_namespace(state.x)
     look: Look = state.inner.look
@@ -82,8 +82,8 @@ def asks_twice(state: SolverState) -> bool:
     return inner.n_restarts == 0 or measures_iterate(state)
 
 
-def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
-    """Learn from a batch of ``ask_look``; set ``state.value`` to the value of the origin."""
+def tell(state: SolverState, candidates: Array, values: Array) -> Outcome:
+    """Learn from a batch of ``ask``; set ``state.value`` to the value of the origin."""
     xp = array_namespace(candidates)
     inner: DescentState = state.inner
     look = inner.look
@@ -115,7 +115,7 @@ def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
         return Outcome.CLEAR
     gained = state.value - inner.fallback_value
     if gained > error and look.n_moves < MAX_MOVES:
-        inner.look = begin_look(inner.fallback, look.scales)
+        inner.look = begin(inner.fallback, look.scales)
         inner.look.n_moves = look.n_moves + 1
         state.value = inner.fallback_value
         return Outcome.LOOK_AGAIN

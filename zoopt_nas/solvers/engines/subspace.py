@@ -68,13 +68,7 @@ def begin(state: SolverState) -> None:
 
 
 def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None) -> Array:
-    """Return the batch of the current phase.
-
-    Args:
-        state: the run.
-        n_directions: the number of probes; None for ``default_directions``.
-        smoothing: the distance of the probes; None adapts it.
-    """
+    """Return the batch of the current phase; None stands for the defaults."""
     inner: SubspaceState = state.inner
     xp = array_namespace(state.x)
     if inner.phase == Phase.SEARCH:
@@ -105,11 +99,10 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Array:
     numbers = values.tolist()
     was_start = inner.phase == Phase.START
     first = int(_measures_iterate(inner))
-    if first and math.isfinite(numbers[0]):
-        _measure(state, numbers[0])
+    for k in [0] * first + [-1] * was_start:
+        if math.isfinite(numbers[k]):
+            _measure(state, numbers[k])
     if was_start:
-        if math.isfinite(numbers[-1]):
-            _measure(state, numbers[-1])
         if not math.isfinite(state.value):  # x failed: go to a point that has a value
             return _best_of(state, candidates, numbers)
         inner.phase = Phase.PROBE
