@@ -32,47 +32,26 @@ BLANK_SHRINKAGE = 0.5
 
 @dataclass(eq=False)
 class AdaptiveMGSState:
-    """The state of adaptive MGS. Above 64 dimensions, C = I and the optional arrays stay None.
+    """The state of adaptive MGS. Above 64 dimensions, C = I and the optional arrays stay None."""
 
-    Attributes:
-        sigma: σ, the scale of the proposal.
-        path: the evolution path of σ, (dim,).
-        n_restarts: the number of restarts.
-        n_local: the number of steps since the last restart.
-        n_flat: the number of batches in a row whose least value was ``reference``, up to rounding.
-        reference: see ``n_flat``.
-        guide: the guide of the model for the next batch, (dim,), as a displacement of x; or None.
-        long_path: the evolution path of C, (dim,).
-        covariance: C, (dim, dim).
-        root: the square root of C at the last decomposition.
-        inverse_root: the inverse of ``root``.
-        axis_ratio: the ratio of the longest to the shortest axis of C.
-        longest_axis: the length of the longest axis.
-        points: a ring of the last points, to which the model is fitted, (size, dim).
-        values: the values of ``points``, (size,).
-        n_points: the number of points ever written into the ring.
-        low: the least value known when the last whole batch was compared with it.
-        low_x: the point with the value ``low``, (dim,); None before the first batch.
-    """
-
-    sigma: float
-    path: Array
-    n_restarts: int = 0
-    n_local: int = 0
-    n_flat: int = 0
-    reference: float = math.inf
-    guide: Array = None
-    long_path: Array = None
-    covariance: Array = None
-    root: Array = None
-    inverse_root: Array = None
-    axis_ratio: float = 1.0
-    longest_axis: float = 1.0
-    points: Array = None
-    values: Array = None
-    n_points: int = 0
-    low: float = math.inf
-    low_x: Array = None
+    sigma: float  # σ, the scale of the proposal
+    path: Array  # the evolution path of σ, (dim,)
+    n_restarts: int = 0  # the number of restarts
+    n_local: int = 0  # the number of steps since the last restart
+    n_flat: int = 0  # the number of batches in a row with the least value ``reference``
+    reference: float = math.inf  # see ``n_flat``; equal up to rounding
+    guide: Array = None  # the model's displacement of x for the next batch, (dim,), or None
+    long_path: Array = None  # the evolution path of C, (dim,)
+    covariance: Array = None  # C, (dim, dim)
+    root: Array = None  # the square root of C at the last decomposition
+    inverse_root: Array = None  # the inverse of ``root``
+    axis_ratio: float = 1.0  # the ratio of the longest to the shortest axis of C
+    longest_axis: float = 1.0  # the length of the longest axis
+    points: Array = None  # a ring of the last points, to which the model is fitted, (size, dim)
+    values: Array = None  # the values of ``points``, (size,)
+    n_points: int = 0  # the number of points ever written into the ring
+    low: float = math.inf  # the least value so far
+    low_x: Array = None  # the point with the value ``low``, (dim,); None before the first batch
 
 
 @dataclass(frozen=True)

@@ -64,60 +64,34 @@ FARTHEST = 1e30
 
 @dataclass(eq=False)
 class Arm:
-    """One solver of a plan.
+    """One solver of a plan."""
 
-    Attributes:
-        inner: the ``inner`` of its state.
-        n_told: the number of finite values it was told.
-        x: the iterate where it last gave up the turn, (dim,); None before.
-        value: the value of ``x``, as in ``SolverState``.
-    """
-
-    inner: Any = None
-    n_told: int = 0
-    x: Array = None
-    value: Any = math.nan
+    inner: Any = None  # the ``inner`` of its state
+    n_told: int = 0  # the number of finite values it was told
+    x: Array = None  # the iterate where it last gave up the turn, (dim,); None before
+    value: Any = math.nan  # the value of ``x``, as in ``SolverState``
 
 
 @dataclass(eq=False)
 class AutoState:
-    """The solver in turn, and its progress.
+    """The solver in turn, and its progress."""
 
-    Attributes:
-        plan: the index in ``PLANS``.
-        arms: one for each solver of the plan.
-        turn: the index of the arm in turn.
-        n_before: the evaluations before this plan, which detected the noise.
-        best: the best point told, (dim,).
-        best_value: the value of ``best``.
-        best_before: ``best_value`` when the last arm was stuck.
-        challenged: the gain per check that the arm in turn has to exceed; NaN if none.
-        patience: the number of slow checks in a row that make an arm stuck.
-        first: the first value of this turn.
-        low: the least value of this turn.
-        mark: the least value at the last check.
-        gain: the gain at the last check.
-        n_unmarked: the number of values since the last check.
-        n_slow: the number of slow checks in a row.
-        n_checks: the number of checks in this turn.
-    """
-
-    plan: int
-    arms: list[Arm]
-    turn: int = 0
-    n_before: int = 0
-    best: Array = None
-    best_value: float = math.inf
-    best_before: float = math.inf
-    challenged: float = math.nan
-    patience: int = N_SLOW
-    first: float = math.inf
-    low: float = math.inf
-    mark: float = math.inf
-    gain: float = 0.0
-    n_unmarked: int = 0
-    n_slow: int = 0
-    n_checks: int = 0
+    plan: int  # the index in ``PLANS``
+    arms: list[Arm]  # one for each solver of the plan
+    turn: int = 0  # the index of the arm in turn
+    n_before: int = 0  # the evaluations before this plan, which detected the noise
+    best: Array = None  # the best point told, (dim,)
+    best_value: float = math.inf  # the value of ``best``
+    best_before: float = math.inf  # ``best_value`` when the last arm was stuck
+    challenged: float = math.nan  # the gain per check that the arm in turn must exceed, or NaN
+    patience: int = N_SLOW  # the number of slow checks in a row that make an arm stuck
+    first: float = math.inf  # the first value of this turn
+    low: float = math.inf  # the least value of this turn
+    mark: float = math.inf  # the least value at the last check
+    gain: float = 0.0  # the gain at the last check
+    n_unmarked: int = 0  # the number of values since the last check
+    n_slow: int = 0  # the number of slow checks in a row
+    n_checks: int = 0  # the number of checks in this turn
 
 
 @dataclass(frozen=True)

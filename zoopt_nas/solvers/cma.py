@@ -32,17 +32,11 @@ _LARGEST_COORDINATE = 0.99e32
 
 @dataclass(eq=False)
 class CMAState:
-    """The state of CMA-ES.
+    """The state of CMA-ES; ``optimizer`` holds the attributes of the optimizer of cmaes."""
 
-    Attributes:
-        origin: the start, (dim,), around which restarts begin.
-        optimizer: the attributes of the optimizer of cmaes, by their names there.
-        n_restarts: the number of restarts.
-    """
-
-    origin: np.ndarray
+    origin: np.ndarray  # the start, (dim,), around which restarts begin
     optimizer: dict[str, Any] = field(default_factory=dict)
-    n_restarts: int = 0
+    n_restarts: int = 0  # the number of restarts
 
 
 @dataclass(frozen=True)

@@ -26,21 +26,13 @@ MAX_REUSED = 0.5
 
 @dataclass(eq=False)
 class LIZOState:
-    """The state of LIZO: the k queries kept, in order of age, and those the pending batch reuses.
+    """The state of LIZO: the k queries kept, oldest first, and the n that a batch reuses."""
 
-    Attributes:
-        displacements: the kept queries relative to the x of their batch, (k, dim).
-        differences: their values minus the value of that x, (k,).
-        travelled: how far x has moved since each query, (k,).
-        reused: the displacements that the pending batch reuses, (n, dim).
-        reused_differences: their differences of values, (n,).
-    """
-
-    displacements: Array
-    differences: Array
-    travelled: Array
-    reused: Array = None
-    reused_differences: Array = None
+    displacements: Array  # the kept queries relative to the x of their batch, (k, dim)
+    differences: Array  # their values minus the value of that x, (k,)
+    travelled: Array  # how far x has moved since each query, (k,)
+    reused: Array = None  # the displacements that the pending batch reuses, (n, dim)
+    reused_differences: Array = None  # their differences of values, (n,)
 
 
 @dataclass(frozen=True)

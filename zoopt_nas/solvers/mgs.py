@@ -20,13 +20,9 @@ WEIGHTINGS = ("exact", "density_free", "fixed_norm")
 
 @dataclass(eq=False)
 class MGSState:
-    """The state of MGS.
+    """The state of MGS."""
 
-    Attributes:
-        guide: the guide of the pending batch, (dim,), or None.
-    """
-
-    guide: Array = None
+    guide: Array = None  # the guide of the pending batch, (dim,), or None
 
 
 @dataclass(frozen=True)

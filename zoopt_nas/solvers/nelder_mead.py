@@ -52,51 +52,28 @@ class Phase(IntEnum):
 
 @dataclass(eq=False)
 class NelderMeadState:
-    """The state of Nelder-Mead.
+    """The state of Nelder-Mead."""
 
-    Attributes:
-        least: the least value of each coordinate in all points told, (dim,).
-        largest: the largest value, likewise.
-        origin: the first start, (dim,); None before the first batch.
-        start: the start of the current run, (dim,).
-        signs: the directions of the edges of the first simplex, -1 or +1, (dim,).
-        n_restarts: the number of restarts.
-        phase: the purpose of the pending or next batch.
-        simplex: the corners, (dim + 1, dim), the best first.
-        values: the values of the corners, (dim + 1,).
-        reflected: the last reflection, (1, dim).
-        reflected_value: its value, (1,).
-        checked_value: the value at which a converged simplex was rebuilt.
-        is_moved: whether bounds have moved a point.
-        is_mirrored: whether bounds mirror points.
-        n_tries: the number of lengths tried for corners of the first simplex.
-        is_flat: the coordinates that lack a corner, (dim,).
-        is_free: the coordinates along which the first simplex extends, (dim,).
-        middle: the mean of the first simplex, (dim,).
-        rebuilt_at: the edge of the simplex when it was last rebuilt.
-        n_since: the number of iterations since then.
-    """
-
-    least: Any
-    largest: Any
-    origin: Any = None
-    start: Any = None
-    signs: Any = None
-    n_restarts: int = 0
-    phase: Phase = Phase.RESTART
-    simplex: Any = None
-    values: Any = None
-    reflected: Any = None
-    reflected_value: Any = None
-    checked_value: float = math.inf
-    is_moved: bool = False
-    is_mirrored: bool = False
-    n_tries: int = -1
-    is_flat: Any = None
-    is_free: Any = None
-    middle: Any = None
-    rebuilt_at: float = math.inf
-    n_since: int = 0
+    least: Any  # the least value of each coordinate in all points told, (dim,)
+    largest: Any  # the largest value, likewise
+    origin: Any = None  # the first start, (dim,); None before the first batch
+    start: Any = None  # the start of the current run, (dim,)
+    signs: Any = None  # the directions of the edges of the first simplex, -1 or +1, (dim,)
+    n_restarts: int = 0  # the number of restarts
+    phase: Phase = Phase.RESTART  # the purpose of the pending or next batch
+    simplex: Any = None  # the corners, (dim + 1, dim), the best first
+    values: Any = None  # the values of the corners, (dim + 1,)
+    reflected: Any = None  # the last reflection, (1, dim)
+    reflected_value: Any = None  # its value, (1,)
+    checked_value: float = math.inf  # the value at which a converged simplex was rebuilt
+    is_moved: bool = False  # whether bounds have moved a point
+    is_mirrored: bool = False  # whether bounds mirror points
+    n_tries: int = -1  # the number of lengths tried for corners of the first simplex
+    is_flat: Any = None  # the coordinates that lack a corner, (dim,)
+    is_free: Any = None  # the coordinates along which the first simplex extends, (dim,)
+    middle: Any = None  # the mean of the first simplex, (dim,)
+    rebuilt_at: float = math.inf  # the edge of the simplex when it was last rebuilt
+    n_since: int = 0  # the number of iterations since then
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,9 @@ import math
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.engines import first_look
+from zoopt_nas.solvers.engines import differences, first_look
 from zoopt_nas.solvers.engines.box_steps import box_step
 from zoopt_nas.solvers.engines.descent_state import DescentState, Phase
-from zoopt_nas.solvers.engines.differences import (
-    basis_slopes,
-    measures_iterate,
-    probe_basis,
-    value_error,
-)
 from zoopt_nas.solvers.state import within_bounds
 from zoopt_nas.solvers.widening import natural_size
 
@@ -69,7 +63,7 @@ def ask(state: SolverState, *, smoothing: float | None) -> Array:
     if phase == Phase.START:
         return first_look.ask(state)
     if phase == Phase.PROBE:
-        return probe_basis(state, smoothing)
+        return differences.probe_basis(state, smoothing)
     length = inner.length
     if phase == Phase.EXPAND:  # x has already moved by one length
         length *= EXPANSION - 1
@@ -158,13 +152,13 @@ def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Ar
 def _tell_probe(state: SolverState, candidates: Array, values: Array) -> Array:
     inner: DescentState = state.inner
     xp = array_namespace(candidates)
-    if measures_iterate(state) and math.isfinite(again := float(values[0])):
+    if differences.measures_iterate(state) and math.isfinite(again := float(values[0])):
         # The old value was selected for being low; the average reduces this bias.
         change = again - state.value
         inner.noise = averaged_noise(inner.noise, change)
         state.value = state.value + change / 2
     first_look.remember_best(state, candidates, values, is_first=True)
-    slopes = _completed(state, basis_slopes(state, candidates, values), values)
+    slopes = _completed(state, differences.basis_slopes(state, candidates, values), values)
     if not (math.isfinite(inner.fallback_value) and bool(xp.all(xp.isfinite(slopes)))):
         return _search_failed(state, state.x)
     # A failed probe has the slope 0, which is no measured change.
@@ -226,7 +220,7 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
     else:  # the minimum of the parabola through both values and the slope
         length *= min(max(0.5 * promised / bend if bend > 0 else 0.5, 0.1), 0.5)
     inner.length = length
-    too_short = length * length * square < value_error(state)
+    too_short = length * length * square < differences.value_error(state)
     if too_short or inner.n_trials >= MAX_TRIALS:
         return _search_failed(state, state.x)
     return state.x
@@ -235,7 +229,7 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
 def _move(state: SolverState, x: Array, value: float) -> Array:
     """Accept a step of the current length, and adapt the smoothing."""
     inner: DescentState = state.inner
-    error = value_error(state)
+    error = differences.value_error(state)
     gained = state.value - value
     inner.n_stalls = inner.n_stalls + 1 if gained < 4 * error else 0
     state.value = value
@@ -265,7 +259,7 @@ def _search_failed(state: SolverState, x: Array) -> Array:
         can_renew = inner.n_renewals < MAX_RENEWALS
         return _renew(state, x) if can_renew else _restart(state, x)
     fallback_value = inner.fallback_value
-    error = value_error(state)
+    error = differences.value_error(state)
     if fallback_value < state.value - 2 * inner.noise:
         gained = state.value - fallback_value
         inner.n_stalls = inner.n_stalls + 1 if gained < 4 * error else 0
@@ -303,7 +297,7 @@ def _restart(state: SolverState, x: Array) -> Array:
     n_restarts = inner.n_restarts + 1
     inner.phase, inner.n_restarts, inner.n_renewals = Phase.START, n_restarts, 0
     scales = _first_scales(state, inner.start)
-    if measures_iterate(state):  # noise looks like convergence: stay and measure again
+    if differences.measures_iterate(state):  # noise looks like convergence: stay and measure again
         inner.look = first_look.begin(x, scales)
         return x
     centre = inner.best if n_restarts % 2 else inner.start

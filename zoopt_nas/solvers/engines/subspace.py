@@ -38,22 +38,13 @@ BLOCK_SIZE = 2**15
 
 @dataclass(eq=False)
 class SubspaceState:
-    """The state of a descent in subspaces.
+    """The state of a descent in subspaces."""
 
-    Attributes:
-        length: the middle length of the next search.
-        direction: the unit vector of the last or pending search, (dim,); None if there was none
-            since the last gradient of 0.
-        phase: the purpose of the pending batch; never EXPAND.
-        noise: the standard deviation of values; 0 if none was seen.
-        n_restarts: how often the length became too short and was reset.
-    """
-
-    length: float
-    direction: Array = None
-    phase: Phase = Phase.START
-    noise: float = 0.0
-    n_restarts: int = 0
+    length: float  # the middle length of the next search
+    direction: Array = None  # of the last or pending search, (dim,), of norm 1; None at first
+    phase: Phase = Phase.START  # the purpose of the pending batch; never EXPAND
+    noise: float = 0.0  # the standard deviation of values; 0 if none was seen
+    n_restarts: int = 0  # how often the length became too short and was reset
 
 
 def default_directions(dim: int) -> int:
