@@ -55,7 +55,7 @@ class MGS(Solver):
             * ``"fixed_norm"``: as "exact", but the noise has the fixed norm σ sqrt(dim), so that
               1 / q corrects for the mixture only.
 
-    The default numbers are those of the paper's released search script, and the default weighting
+    The default numbers come from the released search script of the paper; the default weighting
     is the best in ``benchmarks/mgs_weightings.py``.
     """
 

@@ -38,7 +38,7 @@ def mean_norm(dim: int) -> float:
 
 
 def growth(norm: float, dim: int, rate: float, damping: float) -> float:
-    """Return the factor of σ: above 1 if the path is longer than that of a random walk."""
+    """Return the factor of σ: above 1 if the path is longer than a random walk."""
     return math.exp(min(1.0, rate / damping * (norm / mean_norm(dim) - 1)))
 
 

@@ -174,7 +174,7 @@ def _tell_probe(state: SolverState, candidates: Array, values: Array) -> Array:
 
 
 def _completed(state: SolverState, slopes: Array, values: Array) -> Array:
-    """Return the slopes, where the model's prediction replaces those of failed probes."""
+    """Return the slopes, with the prediction of the model for failed probes."""
     xp = array_namespace(slopes)
     inner: DescentState = state.inner
     has_failed = ~xp.isfinite(values)

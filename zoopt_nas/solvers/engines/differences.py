@@ -87,7 +87,7 @@ def _slopes(
     """Return the slopes along several lines; unknown ones are 0.
 
     ``changes`` holds the changes of value at the distances ``ahead`` or, if central, alternately
-    ``ahead`` and ``behind``; ``curvatures`` are those of the model.
+    ``ahead`` and ``behind``; ``curvatures`` are modelled.
     """
     xp = array_namespace(changes)
     if is_central:

@@ -57,7 +57,7 @@ def ask(state: SolverState) -> Array:
     xp = array_namespace(state.x)
     look: Look = state.inner.look
     origin = look.origin
-    # With random signs, a batch cut by a budget has random sides.
+    # Random signs, so that a budget that cuts the batch does not always cut the same side.
     signs = sampling.rademacher(state.rng, 1, origin)[0]
     ahead, behind = paired_offsets(state, origin, look.scales * signs)
     looked = look.unclear & (ahead != 0)
