@@ -30,7 +30,6 @@ ORDER = [
     "solvers.engines.comparison_metric",
     "solvers.engines.cma_rates",
     "solvers.engines.quadratic_model",
-    "solvers.engines.restarting",
     "solvers.rs",
     "solvers.mgs",
     "solvers.gld",

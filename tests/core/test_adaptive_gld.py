@@ -9,10 +9,10 @@ from zoopt_nas import AdaptiveGLD, InvalidValueError, minimize
 from zoopt_nas.problems import ellipsoid, rosenbrock, sphere
 from zoopt_nas.solvers import adaptive_gld
 from zoopt_nas.solvers.adaptive_gld import (
+    MIN_MOVE,
     MIN_PATIENCE,
-    MIN_SHARE,
-    SHARE_GROWTH,
-    SHARE_SHRINKAGE,
+    MOVE_GROWTH,
+    MOVE_SHRINKAGE,
 )
 from zoopt_nas.solvers.engines.comparison_metric import MAX_METRIC_DIM, rank_one_update
 from zoopt_nas.testing import SolverConformance, run_steps
@@ -317,21 +317,21 @@ def test_noise_found_lets_x_move_only_a_share_of_the_way():
     x = state.x
     np.testing.assert_array_equal(candidates[0], x)
     solver.tell(state, candidates, [6.0, 7.0, 3.0, 7.0])
-    assert math.exp(state.inner.log_share) == pytest.approx(math.exp(-SHARE_SHRINKAGE))
-    expected = x + math.exp(-SHARE_SHRINKAGE) * (candidates[2] - x)
+    assert math.exp(state.inner.log_move) == pytest.approx(math.exp(-MOVE_SHRINKAGE))
+    expected = x + math.exp(-MOVE_SHRINKAGE) * (candidates[2] - x)
     np.testing.assert_allclose(state.x, expected, rtol=1e-12)
     # And now it is better than the 6.0 that it had: the share grows.
     solver.tell(state, solver.ask(state), [5.9, 7.0, 7.0, 7.0])
-    assert state.inner.log_share == pytest.approx(SHARE_GROWTH - SHARE_SHRINKAGE)
+    assert state.inner.log_move == pytest.approx(MOVE_GROWTH - MOVE_SHRINKAGE)
 
 
 def test_the_share_stays_between_its_limits():
     rng = np.random.default_rng(0)
     shares = [
-        math.exp(state.inner.log_share)
+        math.exp(state.inner.log_move)
         for state, _ in drive(AdaptiveGLD(), lambda x: rng.standard_normal(), np.zeros(3), 600)
     ]
-    assert min(shares) == pytest.approx(MIN_SHARE)
+    assert min(shares) == pytest.approx(MIN_MOVE)
     assert max(shares) == 1.0
     # Noise alone is found out for most of the time.
     assert np.mean(np.array(shares[300:]) < 0.3) > 0.5
@@ -346,7 +346,7 @@ def test_from_an_x_that_failed_the_move_is_whole():
 
 def test_a_deterministic_objective_has_no_share():
     *_, (state, _) = drive(AdaptiveGLD(), ellipsoid(4), np.ones(4), 300)
-    assert state.inner.log_share == 0.0
+    assert state.inner.log_move == 0.0
     assert not state.inner.is_noisy
 
 

@@ -1,4 +1,4 @@
-"""The solvers, by name. A third-party package adds one in the entry-point group of ``SOLVERS``."""
+"""The solvers by name. Another package adds one through the entry points of ``SOLVERS``."""
 
 from __future__ import annotations
 
@@ -20,19 +20,11 @@ from zoopt_nas.solvers.nelder_mead import NelderMead
 from zoopt_nas.solvers.quasi_newton import QuasiNewton
 from zoopt_nas.solvers.rs import RS
 
-# The table of the solvers, in the order in which they are listed; ``zoopt_nas`` exports them too.
+# The order in which solvers are listed; ``zoopt_nas`` exports these names too.
 __all__ = [  # noqa: RUF022
-    "RS",
-    "MGS",
-    "GLD",
-    "LIZO",
-    "QuasiNewton",
-    "AdaptiveGLD",
-    "AdaptiveMGS",
-    "CMA",
-    "NelderMead",
-    "Auto",
-]
+    "RS", "MGS", "GLD", "LIZO",
+    "QuasiNewton", "AdaptiveGLD", "AdaptiveMGS", "CMA", "NelderMead", "Auto",
+]  # fmt: skip
 KINDS: list[type[Solver]] = [globals()[name] for name in __all__]
 SOLVERS: Registry[type[Solver]] = Registry(
     "solver",
@@ -44,11 +36,11 @@ __all__ += ["SOLVERS", "Solver", "SolverState", "Task"]
 
 
 def make_solver(method: str | Solver, options: Mapping[str, Any] | None = None) -> Solver:
-    """A solver by name, or a given one, with some of its fields set.
+    """Return a new solver by name, or a copy of a given one, with some fields set.
 
     Args:
-        method: a name from ``SOLVERS`` or a ``Solver``.
-        options: fields of the solver, by name; the others keep their value.
+        method: a name in ``SOLVERS``, or a ``Solver``.
+        options: the fields to set, by name.
 
     Raises:
         InvalidValueError: ``method`` is neither, or a value is out of its range.

@@ -1,10 +1,10 @@
 """Adaptive GLD: radii, metric and extrapolation learnt from comparisons of values.
 
-Sources: the success rule for the radius, Rechenberg (1973), here with the ratio 1 : 1/4 of growth
-to shrinkage that is in balance where one direction of five improves; that noise wants long trial
-steps and short moves: Beyer, "Evolutionary algorithms in noisy environments", Computer Methods in
-Applied Mechanics and Engineering 186, 2000 ("mutate large, but inherit small"). The metric and the
-descent direction: see ``engines.comparison_metric``.
+Sources: Rechenberg (1973) (the success rule for the radius; the ratio 1 : 1/4 of growth to
+shrinkage balances if one direction of five improves); Beyer, "Evolutionary algorithms in noisy
+environments", Computer Methods in Applied Mechanics and Engineering 186, 2000 (long trial steps and
+short moves under noise: "mutate large, but inherit small"). For the metric and the descent
+direction, see ``engines.comparison_metric``.
 """
 
 from __future__ import annotations
@@ -18,77 +18,63 @@ from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas._checks import check_bool, check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers.base import Solver, SolverState
-from zoopt_nas.solvers.engines.comparison_metric import (
-    learn_descent,
-    learn_shape,
-    learns_metric,
-    norm_or_one,
-)
+from zoopt_nas.solvers.engines import comparison_metric
 from zoopt_nas.solvers.engines.comparison_state import ComparisonState
 
-# A new direction that improves multiplies the radius by exp(GROWTH / s), one that fails by
+# A success of a new direction multiplies the radius by exp(GROWTH / s), a failure by
 # exp(-SHRINKAGE / s), s = sqrt((dim + 1) n_directions).
 GROWTH = 1.0
 SHRINKAGE = 0.25
-# The extrapolation is tried at a radius of its own, doubled on success and halved on failure, ...
+# The changes of the logarithm of the radius of the extrapolation, and its limit relative to the
+# radius of the new directions.
 LEAD_CHANGE = 0.7
-# ... between the radius of the new directions and exp(7) = 1097 times that.
 MAX_LEAD = 7.0
-# Batches without a success after which x is evaluated anew: doubled, up to the second number, each
-# time that its value was the same again, and the first number once it was not. So a deterministic
-# objective costs few evaluations of x, and a noisy one cannot lock in a lucky value.
+# x is evaluated again after this many batches without success. The patience doubles up to
+# MAX_PATIENCE while its value stays the same, and resets to MIN_PATIENCE when it changes.
 MIN_PATIENCE = 1
 MAX_PATIENCE = 32
-# Restarts draw around x with this standard deviation per coordinate, in units of max_radius, which
-# doubles from one restart to the next.
+# The standard deviation of restarts around x, in units of max_radius; it doubles at each restart.
 FIRST_SPREAD = 1.0
 MAX_SPREAD = 4.0
-# Where values are found to change, x moves only a share of the way to the best row. It grows by the
-# first factor (a logarithm) when x then has a lower value than before, and shrinks by the second
-# when not, which is in balance at 3 of 4: noise alone gives 3 of 5, a real descent nearly all.
-SHARE_GROWTH = 0.05
-SHARE_SHRINKAGE = 0.15
-MIN_SHARE = 0.1
-# Each 16th batch has one more candidate, at so many times max_radius, which does not shrink with
-# the others: it can leave a local minimum in a long run.
+# Under noise, x moves the fraction η of the way to the best row. log η grows by the first number if
+# the new x has a lower value, and shrinks by the second if not, which balances at 3 of 4 moves:
+# noise alone gives 3 of 5, a real descent nearly all.
+MOVE_GROWTH = 0.05
+MOVE_SHRINKAGE = 0.15
+MIN_MOVE = 0.1
+# Every 16th batch has one more candidate at this multiple of max_radius, to leave local minima.
 WIDE_PERIOD = 16
 WIDE_RADIUS = 4.0
 
 
 @dataclass(frozen=True)
 class AdaptiveGLD(Solver):
-    """Gradientless descent that adapts: a few new directions and one extrapolation in each batch.
+    """Gradientless descent that adapts: a few new directions and one extrapolation per batch.
 
-    With the factor A of the metric (C = A A'), the radius r and orthonormal z_i, the new candidates
-    are x + r A z_i, and x moves to the best row of the batch if that is better. The signs
-    s_i = +1 (better than x) and -1 (not) say on which side of a hyperplane the descent lies, so
-    that g <- (1 - n / (dim + n)) g + sum_i s_i z_i points downhill after some dim evaluations: the
-    cosine with the gradient is about sqrt(2 / pi) where the objective is linear on the scale of r.
-    The next batch also has x + R A g / |g|, with a radius R of its own. A batch in which nothing
-    was better than x is followed by that of the antithetic partners, x - v for each new candidate
-    x + v, where a metric is learnt: above 100 dimensions, keeping them would cost memory.
+    The new candidates are x + r A z_i with the radius r, the factor A of the metric (C = A A') and
+    orthonormal z_i. x moves to the best row of the batch if that is better. With s_i = +1 for a
+    candidate better than x and -1 otherwise, g <- (1 - n / (dim + n)) g + sum_i s_i z_i points
+    downhill after about dim evaluations: if the objective is linear on the scale of r, its cosine
+    with the gradient is about sqrt(2 / pi). The next batch also has x + R A g / |g|, with a radius
+    R that adapts separately. With a metric, a batch without success is followed by the antithetic
+    partners x - v of its new candidates x + v.
 
-    Noise makes lucky rows win. Where values change, x moves a share of the way only, which keeps
-    the direction of the step and takes out most of its random walk, and is measured after each
-    move; the metric learns more slowly by the same share.
+    Under noise, low values may be luck. If the value of x is found to change, x moves only a part
+    of the way to the best row, which averages out much of the noise, and is measured after each
+    move. The metric then learns more slowly too.
 
-    Only comparisons of values are used, so any increasing transform of the objective gives the same
-    run.
+    It only compares values, so any increasing transform of the objective gives the same run.
 
     Attributes:
-        max_radius: > 0, the first radius, which then grows and shrinks as it must: any value within
-            a few orders of magnitude does. None: 1.
+        max_radius: > 0, the first radius; its order of magnitude suffices. None: 1.
         min_radius: in (0, max_radius], the radius at which the run has converged. None: 1e-9 times
             ``max_radius``.
-        n_directions: n, new directions in a batch. More serve more parallel workers, at some cost
+        n_directions: n, the new directions of a batch. More use more parallel workers, at some cost
             per evaluation.
-        restart: whether to go on from a point further away when converged. Without it the radius
+        restart: whether to restart from a point farther away after convergence. If not, the radius
             stays at ``min_radius``.
-        deterministic: the value of x, once measured, holds. Without it x is evaluated anew after a
-            run of failures.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
+        deterministic: whether a point always has the same value. If not, x is evaluated again after
+            failures.
     """
 
     name: ClassVar[str] = "adaptive_gld"
@@ -121,7 +107,7 @@ class AdaptiveGLD(Solver):
         return 1.0 if self.max_radius is None else self.max_radius
 
     def with_n_samples(self, n: int) -> Self:
-        """Returns a copy that draws ``n`` new directions a step."""
+        """Return a copy that draws ``n`` new directions a step."""
         return replace(self, n_directions=check_positive_int("n_samples", n))
 
     def _init(self, state: SolverState) -> None:
@@ -130,24 +116,23 @@ class AdaptiveGLD(Solver):
         self._reset(state)
 
     def _reset(self, state: SolverState) -> None:
-        """Forgets radii, metric and descent direction: at the start and at a restart."""
+        """Forget radii, metric and descent direction, at the start and at a restart."""
         x = state.x
         xp = array_namespace(x)
         inner: ComparisonState = state.inner
         inner.log_radius = inner.log_lead_radius = math.log(self._max_radius)
-        # An objective without a minimum makes the radii grow until x overflows. Half of the
-        # exponent is far off in float64, and in float16 leaves time to end the run.
+        # The limit keeps x from overflowing if the objective has no minimum.
         inner.log_limit = math.log(float(xp.finfo(x.dtype).max)) / 2
         inner.descent = xp.zeros_like(x)
         inner.has_descent = inner.has_moved = False
         inner.n_failures = 0
         inner.failed = None
-        if learns_metric(x):
+        if comparison_metric.learns_metric(x):
             inner.factor = inner.inverse = xp.eye(x.shape[0], dtype=x.dtype, device=device(x))
             inner.path = xp.zeros_like(x)
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
-        """Returns x where it is due, the extrapolation where there is one, and new candidates."""
+        """Return x if it is due, the extrapolation if there is one, and the new candidates."""
         x = state.x
         inner: ComparisonState = state.inner
         if inner.is_restart:
@@ -159,7 +144,7 @@ class AdaptiveGLD(Solver):
         is_due = not self.deterministic and inner.n_failures >= inner.patience
         has_x, has_lead = bool(is_due or not is_known), inner.has_descent
         has_wide = state.n_steps % WIDE_PERIOD == WIDE_PERIOD - 1
-        is_mirror = inner.failed is not None and state.pending is None  # asked again: a fresh batch
+        is_mirror = inner.failed is not None and state.pending is None  # not if asked again
         n_before = has_x + has_lead + has_wide
         inner.has_x, inner.has_lead, inner.is_mirror = has_x, has_lead, is_mirror
         inner.n_before = n_before
@@ -180,23 +165,22 @@ class AdaptiveGLD(Solver):
         return rows
 
     def _write_directions(self, state: SolverState, rows: Array) -> None:
-        """Sets ``rows`` to new directions, as displacements of x."""
+        """Set ``rows`` to new directions, relative to x."""
         x = state.x
         inner: ComparisonState = state.inner
         radius = math.exp(inner.log_radius)
         if inner.factor is not None:
             rows[:] = self._orthogonal_block(state) @ (radius * inner.factor.T)
         else:
-            # One row at a time: no second (n, dim) array.
-            for k in range(rows.shape[0]):
+            for k in range(rows.shape[0]):  # row by row, to avoid a second (n, dim) array
                 rows[k] = sampling.sphere(state.rng, 1, x)[0]
                 rows[k] *= radius
-        if x.shape[0] == 1:  # there are two directions only: the rows differ in length instead
+        if x.shape[0] == 1:  # only two directions exist, so the rows differ in length
             for k in range(self.n_directions):
                 rows[k] *= 2.0 ** ((self.n_directions - 1) / 2 - k)
 
     def _orthogonal_block(self, state: SolverState) -> Array:
-        """Returns the next n_directions rows of orthonormal blocks, drawn one QR at a time."""
+        """Return the next n_directions rows of orthonormal blocks, drawn by one QR at a time."""
         n = self.n_directions
         inner: ComparisonState = state.inner
         used = inner.n_used
@@ -208,15 +192,15 @@ class AdaptiveGLD(Solver):
         return inner.directions[used : used + n]
 
     def _write_lead(self, state: SolverState, row: Array) -> None:
-        """Sets ``row`` to the extrapolation, as a displacement of x."""
+        """Set ``row`` to the extrapolation, relative to x."""
         inner: ComparisonState = state.inner
         descent = inner.descent
         row[:] = inner.factor @ descent if inner.factor is not None else descent
-        row /= norm_or_one(descent)
+        row /= comparison_metric.norm_or_one(descent)
         row *= math.exp(inner.log_lead_radius)
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
-        """Learns from the batch and returns the new x."""
+        """Learn from the batch and return the new x."""
         x = state.x
         inner: ComparisonState = state.inner
         told: list[float] = values.tolist()
@@ -231,23 +215,22 @@ class AdaptiveGLD(Solver):
             return copy(candidates[best])
         i_lead = int(inner.has_x)
         n_before = inner.n_before
-        # The last value of x that was measured may be from before it moved.
         value: float = inner.measured if inner.has_moved else state.value
         if inner.has_x and told[best] < math.inf:
             self._compare_x(inner, told[0], value)
             value = told[0]
         wins = [v < value for v in told[n_before:]]
         if inner.factor is not None:
-            learn_shape(state, candidates, told, n_before, best, value)
+            comparison_metric.learn_shape(state, candidates, told, n_before, best, value)
         else:
-            learn_descent(state, candidates, wins, n_before)
+            comparison_metric.learn_descent(state, candidates, wins, n_before)
         inner.has_descent = True
         self._adapt_radii(inner, x.shape[0], wins, told[i_lead] < value)
         state.metrics["radius"] = math.exp(inner.log_radius)
         is_better = told[best] < value
         inner.n_failures = 0 if is_better else inner.n_failures + 1
         state.value = told[best] if is_better else value
-        if inner.has_moved:  # still: the evaluation of x failed
+        if inner.has_moved:  # the evaluation of the moved x failed
             state.value, inner.measured = math.nan, value
         inner.failed = None
         if inner.factor is not None and not (is_better or inner.is_mirror):
@@ -255,26 +238,26 @@ class AdaptiveGLD(Solver):
         self._restart_if_converged(inner)
         if not is_better:
             return x
-        # From an x that failed, all the way: nothing is known of the points in between.
-        if not inner.is_noisy or value == math.inf:
+        if not inner.is_noisy or value == math.inf:  # from an x that failed, go all the way
             return copy(candidates[best])
-        # The value of the point that x goes to is not known.
         state.value, inner.measured, inner.has_moved = math.nan, value, True
-        return _go_part(state, candidates, best, math.exp(inner.log_share))
+        step = candidates[best] - x
+        step *= math.exp(inner.log_move)
+        step += x
+        return step
 
     def _absorb(self, state: SolverState, points: Array, values: Array) -> None:
-        """Goes on from the best of points that were in no batch, if x is known to be worse."""
+        """Move to the best of points outside any batch, if x is known to be worse."""
         if state.n_steps == 0:
             super()._absorb(state, points, values)
             return
         inner: ComparisonState = state.inner
         best = int(array_namespace(values).argmin(values))
         value = float(values[best])
-        # The rows of a batch that is out are displacements of x.
-        is_bound = state.pending is not None or inner.is_noisy or inner.has_moved
-        if not is_bound and value < state.value:
+        must_stay = state.pending is not None or inner.is_noisy or inner.has_moved
+        if not must_stay and value < state.value:
             state.x = copy(points[best])
-            if inner.is_restart:  # it would have been a random point
+            if inner.is_restart:  # in place of a random point
                 self._reset(state)
             state.value = value
             inner.is_restart = False
@@ -282,11 +265,10 @@ class AdaptiveGLD(Solver):
             inner.failed = None
 
     def _compare_x(self, inner: ComparisonState, value: float, last: float) -> None:
-        """Compares a new value of x with its last one."""
+        """Compare a new value of x with its last one."""
         if inner.has_moved:
-            change = SHARE_GROWTH if value < last else -SHARE_SHRINKAGE
-            share = inner.log_share + change
-            inner.log_share = min(max(share, math.log(MIN_SHARE)), 0.0)
+            change = MOVE_GROWTH if value < last else -MOVE_SHRINKAGE
+            inner.log_move = min(max(inner.log_move + change, math.log(MIN_MOVE)), 0.0)
         elif math.isfinite(last):
             is_stale = value != last
             patience = MIN_PATIENCE if is_stale else 2 * inner.patience
@@ -302,8 +284,7 @@ class AdaptiveGLD(Solver):
         change = (GROWTH * n_wins - SHRINKAGE * (n - n_wins)) / math.sqrt((dim + 1) * n)
         limit = inner.log_limit
         if inner.is_noisy:
-            # Lucky values win about as often as short steps do: where noise is proportional to the
-            # value, radius and distance would grow together for ever.
+            # Under noise proportional to the value, radius and distance could grow together.
             limit = min(limit, math.log(MAX_SPREAD * self._max_radius))
         radius = min(inner.log_radius + change, limit)
         lead = inner.log_lead_radius
@@ -320,11 +301,3 @@ class AdaptiveGLD(Solver):
             inner.is_restart = True
         else:
             inner.log_radius = floor
-
-
-def _go_part(state: SolverState, candidates: Array, row: int, share: float) -> Array:
-    """Returns the point that is a share of the way from x to a row."""
-    step = candidates[row] - state.x
-    step *= share
-    step += state.x
-    return step

@@ -1,12 +1,12 @@
-"""Adaptive MGS: guided search whose temperature and proposal follow from the values.
+"""Adaptive MGS: guided search with a temperature and a proposal that follow from the values.
 
-A step is that of MGS: the mean of random displacements, weighted by how likely each is under
-p(u) ∝ exp(-[f(x + u) - f(x)] / τ) (ZARTS, Eq. 7). Here τ follows from the values of the batch and
-the proposal N(0, σ² C) from the weighted samples, as in CMA-ES.
+As in MGS, a step is the mean of random displacements u, weighted by exp(-[f(x + u) - f(x)] / τ)
+(ZARTS, Eq. 7). τ follows from the values of the batch, and the proposal N(0, σ² C) from the
+weighted samples as in CMA-ES.
 
 Source: Wang et al., "ZARTS: On Zero-order Optimization for Neural Architecture Search", NeurIPS
-2022, Eq. 7-10; the adaptation: Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772;
-samples from elsewhere: Hansen, "Injecting External Solutions Into CMA-ES", arXiv 1110.4181.
+2022, Eq. 7-10; Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772 (adaptation);
+Hansen, "Injecting External Solutions Into CMA-ES", arXiv 1110.4181 (guides and repaired points).
 """
 
 from __future__ import annotations
@@ -20,88 +20,56 @@ from zoopt_nas._arrays import Array, array_namespace, copy, device, value_dtype
 from zoopt_nas._checks import check_fraction, check_positive, check_positive_int
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.solvers.base import Solver, SolverState
-from zoopt_nas.solvers.engines.cma_rates import (
-    MAX_FULL_DIM,
-    covariance_rates,
-    growth,
-    mean_norm,
-    path_rates,
-    tempered_weights,
-)
+from zoopt_nas.solvers.engines import cma_rates
+from zoopt_nas.solvers.engines.cma_rates import MAX_FULL_DIM
 from zoopt_nas.solvers.engines.quadratic_model import model_step
 
-# A fit of the model costs as much as all else of a step together: every second batch has one.
+# The batches per fit of the model, which costs as much as the rest of a step.
 MODEL_PERIOD = 2
-# What a batch in which all values are the same leaves of σ.
+# The factor of σ after a batch of equal values.
 BLANK_SHRINKAGE = 0.5
 
 
 @dataclass(eq=False)
 class AdaptiveMGSState:
-    """What adaptive MGS keeps. Above 64 dimensions C = I, and what is None stays so.
+    """The state of adaptive MGS. Above 64 dimensions, C = I and the optional arrays stay None."""
 
-    Attributes:
-        sigma: σ, the size of the proposal.
-        path: the path that tells whether σ grows, (dim,).
-        n_restarts: how many there were.
-        n_local: the steps since the last restart.
-        n_flat: how many batches in a row had the least value ``reference``, up to rounding.
-        reference: that value.
-        guide: where the model says that the next batch should look, (dim,), as a displacement of
-            x; or None.
-        long_path: the path along which C grows, (dim,).
-        covariance: C, (dim, dim).
-        root: its square root, of the last decomposition.
-        inverse_root: the inverse of that.
-        axis_ratio: the longest axis of C by the shortest one.
-        longest_axis: its length.
-        points: the newest points that the model is fitted to, in a ring, (size, dim).
-        values: theirs, (size,).
-        n_points: how many were ever written into the ring.
-        low: the least value on which a whole batch was looked for plateaus, and ...
-        low_x: ... its point, (dim,); None before the first batch.
-    """
-
-    sigma: float
-    path: Array
-    n_restarts: int = 0
-    n_local: int = 0
-    n_flat: int = 0
-    reference: float = math.inf
-    guide: Array = None
-    long_path: Array = None
-    covariance: Array = None
-    root: Array = None
-    inverse_root: Array = None
-    axis_ratio: float = 1.0
-    longest_axis: float = 1.0
-    points: Array = None
-    values: Array = None
-    n_points: int = 0
-    low: float = math.inf
-    low_x: Array = None
+    sigma: float  # σ, the scale of the proposal
+    path: Array  # the evolution path of σ, (dim,)
+    n_restarts: int = 0  # the number of restarts
+    n_local: int = 0  # the number of steps since the last restart
+    n_flat: int = 0  # the number of batches in a row with the least value ``reference``
+    reference: float = math.inf  # see ``n_flat``; equal up to rounding
+    guide: Array = None  # the model's displacement of x for the next batch, (dim,), or None
+    long_path: Array = None  # the evolution path of C, (dim,)
+    covariance: Array = None  # C, (dim, dim)
+    root: Array = None  # the square root of C at the last decomposition
+    inverse_root: Array = None  # the inverse of ``root``
+    axis_ratio: float = 1.0  # the ratio of the longest to the shortest axis of C
+    longest_axis: float = 1.0  # the length of the longest axis
+    points: Array = None  # a ring of the last points, to which the model is fitted, (size, dim)
+    values: Array = None  # the values of ``points``, (size,)
+    n_points: int = 0  # the number of points ever written into the ring
+    low: float = math.inf  # the least value so far
+    low_x: Array = None  # the point with the value ``low``, (dim,); None before the first batch
 
 
 @dataclass(frozen=True)
 class AdaptiveMGS(Solver):
     """Guided search with a normal proposal that adapts: x <- x + weighted mean of displacements.
 
-    A failed candidate has weight 0; if all failed, x stays. Each step leaves N_e = 1 / Σ c_i² in
-    ``metrics["n_effective"]``, N_e / N in ``metrics["effective_ratio"]``, and τ and σ in
-    ``metrics["temperature"]`` and ``metrics["sigma"]``.
+    A failed candidate has weight 0; if all failed, x stays. ``metrics`` holds N_e = 1 / Σ c_i² as
+    ``n_effective``, N_e / N as ``effective_ratio``, τ as ``temperature`` and σ as ``sigma``.
 
-    One sample is at x + guide and, where N >= 8, one at x + guide / 2. The guide is that of
-    ``ask``; without one, in every second batch, the step of a quadratic model of the last values.
+    One sample is at x + guide and, if N >= 8, one at x + guide / 2. The guide comes from ``ask``
+    or, in every second batch, from a quadratic model of the last values.
 
     Attributes:
         sigma: σ > 0, the first standard deviation of the proposal, per coordinate, in units of x:
             about a third of the distance to the optimum. None: 1.
-        n_samples: N, the evaluations a step. None: 4 + floor(3 ln dim), as in CMA-ES, up to 64
+        n_samples: N, the evaluations of a step. None: 4 + floor(3 ln dim), as in CMA-ES, up to 64
             dimensions and 10 above. More help against noise.
-        ess_target: N_e / N in (0, 1), which the choice of τ keeps.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
+        ess_target: N_e / N in (0, 1), which determines τ.
     """
 
     name: ClassVar[str] = "adaptive_mgs"
@@ -137,12 +105,11 @@ class AdaptiveMGS(Solver):
         self._restart(state)
 
     def _restart(self, state: SolverState, n_restarts: int = 0) -> None:
-        """Sets the proposal to N(0, σ² I), with no memory of earlier samples."""
+        """Reset the proposal to N(0, σ² I), without earlier samples."""
         xp = array_namespace(state.x)
         dim = state.x.shape[0]
         before: AdaptiveMGSState | None = state.inner
-        # Basins may be near each other or far: the spreads take turns.
-        sigma = self._sigma * 2 ** (n_restarts % 4)
+        sigma = self._sigma * 2 ** (n_restarts % 4)  # basins may be near or far
         inner = AdaptiveMGSState(sigma, xp.zeros_like(state.x), n_restarts=n_restarts)
         state.inner = inner
         if before is not None:
@@ -168,7 +135,7 @@ class AdaptiveMGS(Solver):
         batch *= sigma
         batch += state.x
         if state.n_steps == 0 and batch.shape[0] > 1:
-            batch[0, :] = state.x  # the start is often the best guess that there is
+            batch[0, :] = state.x  # the start is often a good guess
         if guide is None:
             guide = inner.guide
         if guide is not None:
@@ -180,7 +147,7 @@ class AdaptiveMGS(Solver):
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         host = values.tolist()
-        weights, temperature = tempered_weights(host, self.ess_target)
+        weights, temperature = cma_rates.tempered_weights(host, self.ess_target)
         total = sum(w * w for w in weights)
         n_effective = 1 / total if total > 0 else 0.0
         state.metrics |= {"n_effective": n_effective, "effective_ratio": n_effective / len(host)}
@@ -206,9 +173,9 @@ class AdaptiveMGS(Solver):
         return x
 
     def _is_above(self, state: SolverState, rows: Array, told: list[float], best: float) -> bool:
-        """Whether all rows lie on one plateau, above the lowest point so far; remembers that."""
+        """Return whether all rows have one value, above the least so far; track the least point."""
         inner: AdaptiveMGSState = state.inner
-        if inner.low_x is None:  # the value of x may be known
+        if inner.low_x is None:
             inner.low = state.value if state.has_value else math.inf
             inner.low_x = copy(state.x)
         if best < inner.low:
@@ -218,11 +185,11 @@ class AdaptiveMGS(Solver):
     def _adapt_isotropic(
         self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
     ) -> Array:
-        """Returns the new iterate, and adapts σ. In place: a vector may be large."""
+        """Adapt σ and return the new iterate, with operations in place because dim may be large."""
         xp = array_namespace(state.x)
         inner: AdaptiveMGSState = state.inner
         dim, sigma = state.x.shape[0], inner.sigma
-        rate, damping = path_rates(dim, n_effective)
+        rate, damping = cma_rates.path_rates(dim, n_effective)
         scale = math.sqrt(rate * (2 - rate) * n_effective) / sigma
         x = xp.asarray(weights, dtype=candidates.dtype, device=device(candidates)) @ candidates
         x -= state.x
@@ -232,13 +199,13 @@ class AdaptiveMGS(Solver):
         path += x
         x /= scale
         x += state.x
-        inner.sigma = sigma * growth(math.sqrt(float(path @ path)), dim, rate, damping)
+        inner.sigma = sigma * cma_rates.growth(math.sqrt(float(path @ path)), dim, rate, damping)
         return x
 
     def _adapt_full(
         self, state: SolverState, candidates: Array, weights: list[float], n_effective: float
     ) -> Array:
-        """Returns the new iterate, and adapts σ and C (Hansen 2016, Eq. 31-37 and 47)."""
+        """Adapt σ and C, and return the new iterate (Hansen 2016, Eq. 31-37 and 47)."""
         xp = array_namespace(state.x)
         inner: AdaptiveMGSState = state.inner
         C, inverse_root = inner.covariance, inner.inverse_root
@@ -246,14 +213,14 @@ class AdaptiveMGS(Solver):
         x = xp.astype(state.x, C.dtype, copy=False)
         steps = xp.astype(candidates, C.dtype, copy=False) - x
         steps /= sigma
-        # A guide or a repaired point may be far away: σ and C see no more of it than of a sample
-        # at the edge of the proposal (Hansen 2011).
+        # σ and C see a guide or a repaired point no farther than a sample at the edge of the
+        # proposal (Hansen 2011).
         limit = math.sqrt(dim) + 2 * dim / (dim + 2)
         white = steps @ inverse_root
         white *= white
         norms = [math.sqrt(square) for square in white.sum(1).tolist()]
         shrunk = [limit / norm if norm > limit else 1.0 for norm in norms]
-        c_path, c_one, c_mu = covariance_rates(dim, n_effective)
+        c_path, c_one, c_mu = cma_rates.covariance_rates(dim, n_effective)
         c = xp.asarray(
             [
                 weights,
@@ -264,15 +231,15 @@ class AdaptiveMGS(Solver):
             device=device(C),
         )
         move, mean = c[:2] @ steps
-        rate, damping = path_rates(dim, n_effective)
+        rate, damping = cma_rates.path_rates(dim, n_effective)
         path = inner.path
         path *= 1 - rate
         path += (math.sqrt(rate * (2 - rate) * n_effective) * mean) @ inverse_root
         norm = math.sqrt(float(path @ path))
-        inner.sigma = sigma * growth(norm, dim, rate, damping)
-        # A long path says that σ grows; C need not grow along it too.
+        inner.sigma = sigma * cma_rates.growth(norm, dim, rate, damping)
+        # A long path makes σ grow, so C need not grow along it.
         settled = 1 - (1 - rate) ** (2 * n_local)
-        moves = norm < (1.4 + 2 / (dim + 1)) * mean_norm(dim) * math.sqrt(settled)
+        moves = norm < (1.4 + 2 / (dim + 1)) * cma_rates.mean_norm(dim) * math.sqrt(settled)
         long_path = inner.long_path
         long_path *= 1 - c_path
         if moves:
@@ -287,7 +254,7 @@ class AdaptiveMGS(Solver):
         return xp.astype(move, state.x.dtype, copy=False)
 
     def _decompose(self, inner: AdaptiveMGSState) -> None:
-        """Brings the roots of C up to date: once in some steps, as they cost dim³."""
+        """Update the roots of C; not in every step, because it costs dim³."""
         xp = array_namespace(inner.covariance)
         squares, axes = xp.linalg.eigh(inner.covariance)
         lengths = xp.sqrt(xp.where(squares > 1e-30, squares, 1e-30))
@@ -297,11 +264,11 @@ class AdaptiveMGS(Solver):
         inner.axis_ratio = inner.longest_axis / float(lengths[0])
 
     def _has_converged(self, state: SolverState, best: float) -> bool:
-        """Whether σ has left the range in which a step means anything, or values are all alike."""
+        """Return whether σ or C is out of range, or the least value does not change."""
         inner: AdaptiveMGSState = state.inner
         dim, sigma = state.x.shape[0], inner.sigma
         reference = inner.reference
-        # Both signs, for on a noisy objective it is normal that nothing better comes for long.
+        # The absolute difference, because noise can delay an improvement for long.
         if reference < math.inf and abs(best - reference) <= 1e-12 * abs(reference):
             inner.n_flat += 1
         else:
@@ -314,7 +281,7 @@ class AdaptiveMGS(Solver):
         )
 
     def _remember(self, inner: AdaptiveMGSState, candidates: Array, values: Array) -> None:
-        """Adds the batch to the samples that the model is fitted to, in the place of the oldest."""
+        """Write the batch into the ring of points, in place of the oldest."""
         points = inner.points
         size = points.shape[0]
         candidates, values = candidates[-size:], values[-size:]
@@ -327,7 +294,7 @@ class AdaptiveMGS(Solver):
         inner.n_points += values.shape[0]
 
     def _model_guide(self, inner: AdaptiveMGSState, x: Array) -> Array | None:
-        """Returns the step of the model from x, in an ellipsoid of the size of the proposal."""
+        """Return the step of the model from x, in an ellipsoid of the size of the proposal."""
         n, sigma = inner.n_points, inner.sigma
         white = inner.points[:n] - x
         white /= sigma

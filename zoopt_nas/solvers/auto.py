@@ -1,4 +1,4 @@
-"""Auto: picks solvers for a task and races them (ZARTS, section 6 i)."""
+"""Auto: chooses solvers for a task and races them (ZARTS, section 6 i)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from zoopt_nas.solvers.quasi_newton import QuasiNewton
 
 
 class Plan(NamedTuple):
-    """The solvers of a run, and the reason for them, as it reads in a message.
+    """The solvers of a run, and the reason for them as it reads in a message.
 
-    The first begins. When it has converged, or makes too little progress, the second begins where
-    it is, and so on; from then on the turn goes to that which has had the fewest evaluations
-    whenever a solver starts anew or is stuck.
+    The first solver begins. When it has converged or is stuck, the next one starts at the best
+    point, and so on. When a solver restarts, the turn goes to the one with the fewest evaluations.
     """
 
     reason: str
@@ -38,117 +37,85 @@ PLANS = (
 )
 FEW, MANY, SMALL, SMALL_MANY, NOISY, QUIET = range(len(PLANS))
 
-# Up to here a whole gradient and a matrix are cheap.
+# The largest dim in which a whole gradient and a matrix are cheap.
 MAX_FEW = 100
-# The evaluations for each dimension with which whole gradients pay: up to MAX_FEW dimensions
-# QuasiNewton needs 2 before its first step, and above it takes steps in subspaces.
+# The budget per dimension of QuasiNewton: up to MAX_FEW dimensions it needs 2 evaluations per
+# dimension before its first step; above, it takes steps in subspaces.
 ENOUGH_FEW = 2.5
 ENOUGH_MANY = 1.5
-# Below so many dimensions comparisons serve a small budget better than subspaces.
+# The least dim for subspaces with a small budget; comparisons are better below.
 MIN_SUBSPACE = 30
-# Noise below this part of the values around the start leaves a descent its differences.
+# Noise below this fraction of the range of values at the start does not prevent differences.
 LITTLE_NOISE = 1e-6
 
-# A solver is looked at each time that it has had so many evaluations for each dimension. It is slow
-# if it gained less than this part of all that it has gained, or nothing, and the gains do not
-# shrink as those of a run that converges do. It is stuck if it was slow so often in a row. The
-# next solver has as many looks to gain more than that one gained last. Else the turn goes back,
-# and the one that was slow may be so twice as often until it counts as stuck again.
-EVALUATIONS_PER_LOOK = 15
+# A solver is checked every EVALUATIONS_PER_CHECK (dim + 2) evaluations. It is slow if it gained at
+# most the fraction SLOW of all it has gained in this turn, and the gain is at least SHRINKING times
+# the last one (gains of a run that converges shrink faster). It is stuck if it was slow N_SLOW
+# times in a row. In N_SLOW checks, the next solver must gain more per check than the stuck one did
+# last. Otherwise the turn goes back, and being stuck takes twice as many slow checks.
+EVALUATIONS_PER_CHECK = 15
 SLOW = 0.05
 SHRINKING = 0.5
 N_SLOW = 3
 
-# Beyond, as where the objective falls for ever, cmaes refuses to start.
+# cmaes cannot start farther out, where a run gets to if the objective has no minimum.
 FARTHEST = 1e30
 
 
 @dataclass(eq=False)
 class Arm:
-    """One solver of a plan.
+    """One solver of a plan."""
 
-    Attributes:
-        inner: what the solver keeps.
-        n_told: the finite values that it was told.
-        x: where it gave up the turn, (dim,); None before.
-        value: the value there, as in the state.
-    """
-
-    inner: Any = None
-    n_told: int = 0
-    x: Array = None
-    value: Any = math.nan
+    inner: Any = None  # the ``inner`` of its state
+    n_told: int = 0  # the number of finite values it was told
+    x: Array = None  # the iterate where it last gave up the turn, (dim,); None before
+    value: Any = math.nan  # the value of ``x``, as in ``SolverState``
 
 
 @dataclass(eq=False)
 class AutoState:
-    """Who has the turn, and how it goes.
+    """The solver in turn, and its progress."""
 
-    Attributes:
-        plan: the number in ``PLANS``.
-        arms: one for each solver of the plan.
-        turn: the number of the arm that has the turn.
-        n_before: the evaluations that found the noise, before this plan.
-        best: the best point told, (dim,), and ...
-        best_value: ... its value.
-        best_before: the best value when the last arm was stuck.
-        challenged: the gain of a look that this arm has to beat; NaN if none.
-        patience: how often in a row an arm may be slow.
-        first: the first value of this turn.
-        low: the least one.
-        mark: the least one at the last look.
-        gain: how much the last look found.
-        n_unmarked: the values since the last look.
-        n_slow: how many looks in a row were slow.
-        n_looks: how many there were in this turn.
-    """
-
-    plan: int
-    arms: list[Arm]
-    turn: int = 0
-    n_before: int = 0
-    best: Array = None
-    best_value: float = math.inf
-    best_before: float = math.inf
-    challenged: float = math.nan
-    patience: int = N_SLOW
-    first: float = math.inf
-    low: float = math.inf
-    mark: float = math.inf
-    gain: float = 0.0
-    n_unmarked: int = 0
-    n_slow: int = 0
-    n_looks: int = 0
+    plan: int  # the index in ``PLANS``
+    arms: list[Arm]  # one for each solver of the plan
+    turn: int = 0  # the index of the arm in turn
+    n_before: int = 0  # the evaluations before this plan, which detected the noise
+    best: Array = None  # the best point told, (dim,)
+    best_value: float = math.inf  # the value of ``best``
+    best_before: float = math.inf  # ``best_value`` when the last arm was stuck
+    challenged: float = math.nan  # the gain per check that the arm in turn must exceed, or NaN
+    patience: int = N_SLOW  # the number of slow checks in a row that make an arm stuck
+    first: float = math.inf  # the first value of this turn
+    low: float = math.inf  # the least value of this turn
+    mark: float = math.inf  # the least value at the last check
+    gain: float = 0.0  # the gain at the last check
+    n_unmarked: int = 0  # the number of values since the last check
+    n_slow: int = 0  # the number of slow checks in a row
+    n_checks: int = 0  # the number of checks in this turn
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """The choice of a solver left to the package: the default of `minimize`.
+    """Chooses the solvers for a task: the default of `minimize`.
 
-    The first rule that applies says which solvers run:
+    The first rule that applies decides:
 
-    1. The objective is noisy: ``adaptive_mgs``. It is if the caller says so, or if quasi_newton has
-       found that its start point has two values that differ by more than rounding. If they differ
-       by less than 1e-6 of the values around it, ``quasi_newton`` goes on and ``adaptive_mgs``
-       takes over from it.
-    2. There are few evaluations for each dimension, less than 2.5 up to 100 dimensions and less
-       than 1.5 above: ``adaptive_gld`` below 30 dimensions, and ``quasi_newton`` with 8 directions
-       a step.
+    1. The objective is noisy, because the caller says so or because two values of the start differ
+       by more than rounding: ``adaptive_mgs``. If they differ by less than 1e-6 of the range of
+       values around, ``quasi_newton`` goes on, and ``adaptive_mgs`` takes over from it.
+    2. The budget is below 2.5 evaluations per dimension, or 1.5 above 100 dimensions:
+       ``adaptive_gld`` below 30 dimensions, ``quasi_newton`` with 8 directions a step from there.
     3. There are at most 100 dimensions: ``quasi_newton``, and ``cma`` from where it converges or is
-       stuck. From then on the two race: whenever one has converged and starts anew, or is stuck,
-       the turn goes to that which has had fewer evaluations.
-    4. Else: ``quasi_newton``.
+       stuck. From then on, whenever the solver in turn restarts or is stuck, the turn passes.
+    4. Otherwise: ``quasi_newton``.
 
-    The choice does not depend on the number of workers, so that neither does the run; nor on
-    bounds. `minimize` says in its message which solvers ran, and for how many evaluations.
+    The run does not depend on the number of workers, and the choice not on bounds. The message of
+    `minimize` names the solvers that ran, and their evaluations.
 
     Attributes:
-        maxfev: the budget, for rule 2. `minimize` fills in its own.
-        noisy: whether the objective is, for rule 1. None: find out, as `minimize` does if it is not
-            told.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
+        maxfev: the budget, for rule 2. None: the budget of `minimize`.
+        noisy: whether the objective is noisy, for rule 1. None: what `minimize` was told, or find
+            out.
     """
 
     name: ClassVar[str] = "auto"
@@ -169,6 +136,7 @@ class Auto(Solver):
             check_bool("noisy", self.noisy)
 
     def prepared(self, task: Task) -> Auto:
+        """Return a copy that knows the budget, and whether the objective is noisy."""
         return replace(
             self,
             maxfev=task.maxfev if self.maxfev is None else self.maxfev,
@@ -176,7 +144,7 @@ class Auto(Solver):
         )
 
     def describe(self, state: SolverState) -> str:
-        """Returns which solvers ran, and for how many evaluations."""
+        """Return which solvers ran, and for how many evaluations."""
         inner: AutoState | None = state.inner
         if inner is None:
             return ""
@@ -200,7 +168,7 @@ class Auto(Solver):
         inner: AutoState = state.inner
         told: list[float] = values.tolist()
         arm, n_arms = inner.arms[inner.turn], len(inner.arms)
-        # Without those that failed or that a budget cut off, which look the same from here.
+        # Failed evaluations do not count; they look like those that the budget cut off.
         arm.n_told += sum(map(math.isfinite, told))
         if n_arms == 1:
             state.x = _with_turn(state, "_tell", candidates, values)
@@ -220,12 +188,12 @@ class Auto(Solver):
         return state.x
 
     def _meet_noise(self, state: SolverState, told: list[float], noise: float) -> None:
-        """Goes over to a plan for noise, which the first batch has shown."""
+        """Change to a plan for noise, which the first batch has shown."""
         inner: AutoState = state.inner
         finite = [value for value in told if math.isfinite(value)]
         if noise < LITTLE_NOISE * (max(finite) - min(finite)):
             inner.plan = QUIET
-            inner.arms[1] = Arm()  # of another solver
+            inner.arms[1] = Arm()  # for another solver
             return
         state.value = math.nan
         self._begin(state, NOISY)
@@ -233,22 +201,22 @@ class Auto(Solver):
         state.metrics["is_noisy"] = True
 
     def _is_stuck(self, inner: AutoState, told: list[float], dim: int) -> bool:
-        """Takes in the values of a batch; returns whether the solver that has the turn is stuck."""
+        """Take in the values of a batch; return whether the solver in turn is stuck."""
         low = min(told)
         if not math.isfinite(inner.first):
             inner.first = inner.mark = low
         inner.low = low = min(low, inner.low)
         inner.n_unmarked += len(told)
-        if inner.n_unmarked < EVALUATIONS_PER_LOOK * (dim + 2):
+        if inner.n_unmarked < EVALUATIONS_PER_CHECK * (dim + 2):
             return False
         gain = inner.mark - low
         total = inner.first - low
         is_slow = gain <= SLOW * total and gain >= SHRINKING * inner.gain
         inner.mark, inner.gain, inner.n_unmarked = low, gain, 0
         inner.n_slow = inner.n_slow + 1 if is_slow or gain <= 0 else 0
-        inner.n_looks += 1
-        challenged = inner.challenged  # the gain of a look to beat
-        if inner.n_looks == N_SLOW and not math.isnan(challenged):
+        inner.n_checks += 1
+        challenged = inner.challenged
+        if inner.n_checks == N_SLOW and not math.isnan(challenged):
             inner.challenged = math.nan
             gained = inner.best_before - inner.best_value
             if gained <= N_SLOW * challenged:
@@ -280,7 +248,7 @@ class Auto(Solver):
             inner.best_value, inner.best = told[best], copy(candidates[best])
 
     def _give_turn(self, state: SolverState, following: int) -> None:
-        """Gives the turn to another arm, or to the same."""
+        """Give the turn to an arm."""
         inner: AutoState = state.inner
         best = inner.best
         is_far = not float(array_namespace(best).max(abs(best))) < FARTHEST
@@ -298,7 +266,7 @@ class Auto(Solver):
 
 
 def _with_turn(state: SolverState, method: str, *args: Any) -> Any:
-    """Calls a method of the solver that has the turn, for which ``state.inner`` is its own."""
+    """Call a method of the solver in turn, with its state in ``state.inner``."""
     inner: AutoState = state.inner
     solver, arm = PLANS[inner.plan].solvers[inner.turn], inner.arms[inner.turn]
     state.inner = arm.inner
@@ -311,4 +279,4 @@ def _with_turn(state: SolverState, method: str, *args: Any) -> Any:
 def _forget_progress(inner: AutoState) -> None:
     inner.first = inner.mark = inner.low = math.inf
     inner.gain = 0.0
-    inner.n_unmarked = inner.n_slow = inner.n_looks = 0
+    inner.n_unmarked = inner.n_slow = inner.n_checks = 0

@@ -1,7 +1,7 @@
-"""The contract of a solver: frozen hyper-parameters (`Solver`) and a moving `SolverState`.
+"""The contract of a solver: frozen hyper-parameters (`Solver`) and a mutable `SolverState`.
 
-The public ``init``, ``ask`` and ``tell`` check their input once and call ``_init``, ``_ask`` and
-``_tell``; those three (the first is optional) are all that a new solver writes::
+The public ``init``, ``ask`` and ``tell`` check their input once and call ``_init`` (optional),
+``_ask`` and ``_tell``, the only methods that a new solver has to write::
 
     from dataclasses import dataclass
     from typing import ClassVar
@@ -25,8 +25,8 @@ The public ``init``, ``ask`` and ``tell`` check their input once and call ``_ini
             x = xp.take(candidates, best, axis=0)[0]
             return xp.where(values[best] < xp.inf, x, state.x)  # +inf: all have failed
 
-A solver keeps no best-so-far: where the objective drifts (in architecture search the weights move
-between two steps) an old value is stale. `minimize` keeps it for the user whose objective does not.
+A solver does not track the best point so far: if the objective drifts, as in architecture search
+where the weights change between two steps, old values are stale. `minimize` tracks it instead.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ from zoopt_nas.solvers.widening import MAX_FLAT, widened
 
 @dataclass(frozen=True)
 class Task:
-    """What `minimize` knows of a run before it starts, for a solver that depends on it.
+    """What `minimize` knows about a run before it starts; see `Solver.prepared`.
 
     Attributes:
         dim: the number of coordinates.
-        maxfev: the evaluations that may be made; None if no number limits them.
+        maxfev: the evaluation budget; None for no limit.
         bounded: whether the points have bounds.
-        noisy: whether the caller said that the objective is.
+        noisy: whether the caller declared the objective noisy.
     """
 
     dim: int
@@ -76,24 +76,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Solver(ABC):
-    """A zero-order optimizer: hyper-parameters only, so one instance may drive many runs.
+    """A zero-order optimizer. It holds hyper-parameters only, so one instance can drive many runs.
 
     Attributes:
         name: the key in ``SOLVERS``.
-        uses_guide: whether ``ask`` takes a ``guide``.
-        evaluates_iterate: whether the iterate is always a point that was evaluated: no other
-            evaluation is needed. Such a solver keeps its value, as last measured, in
-            ``state.value``; NaN says that it is not known at the moment.
-        adapts_steps: whether the solver finds the lengths of its steps by itself. Where it is not
-            told in which units to begin, by one of its ``lengths``, `minimize` then gives each
-            coordinate a unit in which a first step of 1 is sensible. And where nothing near the
-            start tells a direction, the base class looks farther away.
-        keeps_bounds: whether all candidates lie within ``state.lower`` and ``state.upper``, where
-            given.
-        annealed: the fields that an outer schedule may shrink; see ``scaled``.
-        lengths: the fields that are lengths in units of x, where they are not None.
-        inner_states: the classes of ``state.inner`` and of what it is made of: dataclasses of
-            numbers, arrays and each other, and IntEnums. Only these are read from a file.
+        uses_guide: whether ``ask`` accepts a ``guide``.
+        evaluates_iterate: whether the iterate is always an evaluated point. If so, ``state.value``
+            is its last measured value (NaN while unknown), and no other evaluation is needed.
+        adapts_steps: whether the solver finds its step lengths itself. Unless one of its
+            ``lengths`` is given, `minimize` then scales each coordinate so that a first step of 1
+            is sensible. While all values are equal or missing, the base class looks farther away.
+        keeps_bounds: whether all candidates lie within ``state.lower`` and ``state.upper``.
+        annealed: the fields that ``scaled`` multiplies.
+        lengths: the fields that are lengths in units of x, or None.
+        inner_states: the classes that ``state.inner`` may consist of: IntEnums, and dataclasses of
+            numbers, arrays and each other. No other class is read from a checkpoint.
+
+    Raises:
+        InvalidValueError: a field is out of its range; this holds for every solver.
     """
 
     name: ClassVar[str]
@@ -107,12 +107,12 @@ class Solver(ABC):
 
     @property
     def has_lengths(self) -> bool:
-        """Whether one of the ``lengths`` was given."""
+        """Whether one of the ``lengths`` is given."""
         return any(getattr(self, name) is not None for name in self.lengths)
 
     @property
     def antithetic(self) -> bool:
-        """Whether rows 2k and 2k + 1 of each batch are x + d and x - d, whose difference counts."""
+        """Whether rows 2k and 2k + 1 of each batch are x + d and x - d."""
         return False
 
     def init(
@@ -123,18 +123,18 @@ class Solver(ABC):
         bounds: tuple[Any, Any] | None = None,
         is_scaled: bool = False,
     ) -> SolverState:
-        """Starts a run at ``x0``.
+        """Start a run at ``x0``.
 
         Args:
             x0: (dim,), finite and real; copied. A floating NumPy array or torch tensor keeps its
-                dtype and device, anything else becomes a float64 NumPy array.
-            rng: None, a non-negative int, a ``numpy.random.Generator`` (used as it is for NumPy;
-                for torch, one draw from it seeds a ``torch.Generator`` on the device of ``x0``) or,
-                for torch, a ``torch.Generator``.
-            bounds: lower and upper ends, (dim,) each with infinities where open, for a solver with
-                ``keeps_bounds``; others ignore them. ``x0`` must lie within.
-            is_scaled: whether a first step of 1 is sensible along every coordinate; else solvers
-                go by the size of ``x0``.
+                dtype and device; anything else becomes a float64 NumPy array.
+            rng: None, a non-negative int, a ``numpy.random.Generator`` (for torch, one draw from it
+                seeds a ``torch.Generator`` on the device of ``x0``) or, for torch, a
+                ``torch.Generator``.
+            bounds: the lower and upper bounds, (dim,) each, infinite where open. ``x0`` must lie
+                within them. Only a solver with ``keeps_bounds`` uses them.
+            is_scaled: whether a first step of 1 is sensible along every coordinate. Otherwise the
+                first step follows from the size of ``x0``.
 
         Raises:
             InvalidValueError: an argument is none of these.
@@ -150,27 +150,27 @@ class Solver(ABC):
         return state
 
     def ask(self, state: SolverState, *, guide: Any = None) -> Array:
-        """Draws a batch of candidates to evaluate; the iterate does not move.
+        """Draw a batch of candidates to evaluate; the iterate does not move.
 
-        Asking again before telling draws a fresh batch, which replaces the pending one.
+        A second ``ask`` before ``tell`` draws a new batch, which replaces the pending one.
 
         Args:
             state: the run; its generator advances and its ``pending`` becomes the batch.
-            guide: (dim,), where the solver should look, as a displacement of the iterate. Only for
-                a solver with ``uses_guide``.
+            guide: (dim,), a promising displacement of x, for a solver with ``uses_guide``.
 
         Returns:
-            (n, dim) in the namespace and dtype and on the device of ``state.x``. It is
-            ``state.pending`` itself: do not write into it.
+            ``state.pending``, (n, dim), in the namespace and dtype and on the device of
+            ``state.x``. Do not write into it.
 
         Raises:
-            InvalidValueError: a guide of the wrong shape, or to a solver that takes none.
+            InvalidValueError: the guide has the wrong shape, or the solver accepts none.
         """
         if guide is not None:
             if not self.uses_guide:
-                raise InvalidValueError(f"guide must be None for {self.name}, which takes none")
+                kind = type(guide).__name__
+                raise InvalidValueError(f"guide must be None for {self.name}, got a {kind}")
             guide = as_like("guide", guide, state.x, tuple(state.x.shape))
-        # As in `tell`: where the objective falls for ever, steps overflow.
+        # Steps overflow if the objective has no minimum; see `tell`.
         with np.errstate(over="ignore", invalid="ignore"):
             if state.n_widenings > 0 and not state.has_contrast:
                 state.pending = widened(state)
@@ -182,27 +182,25 @@ class Solver(ABC):
     def tell(
         self, state: SolverState, candidates: Any, values: Any, *, repaired: bool = False
     ) -> SolverState:
-        """Moves the iterate by the values of candidates that ``ask`` returned, or knows of others.
+        """Move the iterate by the values of candidates from ``ask``, or take in other points.
 
-        The rows may be any of the pending batch, in any order: each is recognized by its
-        coordinates, and rows that are missing count as failed. Rows that are not of the batch, such
-        as late ones of an earlier batch or points that were never asked for, leave it pending: see
-        ``_absorb`` for what becomes of them.
+        The rows may be any subset of the pending batch in any order: they are matched by their
+        coordinates, and missing rows count as failed. Rows outside the pending batch, such as late
+        rows of an earlier one, go to ``_absorb``; alone they leave the batch pending.
 
         Args:
             state: the run; advanced in place.
-            candidates: (n, dim); the pending batch itself is recognized at no cost.
-            values: (n,), the objective at each row: a list, NumPy array or torch tensor. NaN and
-                both infinities mark a failed evaluation; the solver sees +inf for it.
-            repaired: the rows are all those of the pending batch, in the order in which they were
-                asked, but may have been moved (clipped to a box, say): the solver uses them as
-                they are given.
+            candidates: (n, dim). Passing ``state.pending`` itself skips the matching.
+            values: (n,), the objective at each row, as a list, NumPy array or torch tensor. NaN and
+                infinities mark failed evaluations, which the solver sees as +inf.
+            repaired: whether ``candidates`` is the whole pending batch in its order, with rows that
+                may have been moved, such as clipped to a box. The solver then uses them as given.
 
         Returns:
             ``state`` itself.
 
         Raises:
-            InvalidValueError: a shape is wrong, or nothing is pending that could be repaired.
+            InvalidValueError: a shape is wrong, or ``repaired`` without a pending batch.
         """
         pending = state.pending
         if candidates is not pending or pending is None:
@@ -211,11 +209,10 @@ class Solver(ABC):
                     raise InvalidValueError("repaired rows must follow ask, got no pending batch")
                 candidates = as_like("candidates", candidates, state.x, tuple(pending.shape))
             else:
-                candidates, values = _sort_out(self, state, candidates, values)
+                candidates, values = _match_pending(self, state, candidates, values)
                 if candidates is None:
                     return state
-        # inf - inf and the overflow of huge values are expected here; their results are caught
-        # below and in the solvers, so NumPy need not warn (torch never does).
+        # inf - inf and overflow are expected, and handled below and in the solvers.
         with np.errstate(over="ignore", invalid="ignore"):
             values = finite_values("values", values, state.x, candidates.shape[0])
             if state.has_contrast or not self._looks_for_contrast(state, candidates, values):
@@ -225,30 +222,29 @@ class Solver(ABC):
         return state
 
     def with_n_samples(self, n: int) -> Self:
-        """Returns a copy that draws ``n`` samples a step (what a sample is, each solver says)."""
+        """Return a copy that draws ``n`` samples a step; each solver defines what a sample is."""
         if "n_samples" not in (f.name for f in fields(self)):
             raise InvalidValueError(f"{self.name} has no n_samples to set to {n!r}")
         return replace(self, n_samples=check_positive_int("n_samples", n))  # type: ignore[call-arg]
 
     def scaled(self, factor: float) -> Self:
-        """Returns a copy whose ``annealed`` fields are multiplied by ``factor`` > 0."""
+        """Return a copy whose ``annealed`` fields are multiplied by ``factor`` > 0."""
         factor = check_positive("factor", factor)
         return replace(self, **{name: getattr(self, name) * factor for name in self.annealed})
 
     def prepared(self, task: Task) -> Solver:
-        """Returns the solver for a run of `minimize`; itself, unless it wants to know the task."""
+        """Return the solver for a run of `minimize`: itself, unless it depends on the task."""
         return self
 
     def describe(self, state: SolverState) -> str:
-        """Returns what `minimize` shall add to the message of its result; nothing, by default."""
+        """Return a sentence for the message of `minimize`; empty by default."""
         return ""
 
     def _looks_for_contrast(self, state: SolverState, candidates: Array, values: Array) -> bool:
-        """Looks for the first two values that differ; returns whether this batch was part of that.
+        """Look for two different values; return whether the batch was used for this.
 
-        Where no point near the start has a value, or all have the same, a search has nothing to go
-        by. The base class then asks for points farther and farther away (`widened`), and starts
-        the solver anew at the best of them.
+        While no point has a value, or all values are equal, `widened` draws the batches, and the
+        solver then starts at the best of their points.
         """
         if not self.adapts_steps:
             return False
@@ -260,7 +256,7 @@ class Solver(ABC):
         state.n_equal += int(xp.sum(xp.astype(finite == state.first_value, xp.int64)))
         differs = bool(xp.any(finite != state.first_value))
         if state.n_widenings == 0 and not differs and state.n_equal in (1, 2):
-            return False  # so few may be the same by chance
+            return False  # one or two equal values may be chance
         finds_first = state.n_widenings > 0 and not had_value and state.n_equal > 0
         gives_up = state.n_equal > 0 and state.n_widenings >= MAX_FLAT
         if not (differs or finds_first or gives_up):
@@ -280,18 +276,18 @@ class Solver(ABC):
         return True
 
     def _init(self, state: SolverState) -> None:  # noqa: B027 (an optional hook)
-        """Sets ``state.inner`` to what the solver wants to keep. Optional."""
+        """Set ``state.inner`` to what the solver keeps between steps. Optional."""
 
     def _absorb(self, state: SolverState, points: Array, values: Array) -> None:
-        """Makes use of points that are no rows of the pending batch. Optional.
+        """Take in points outside the pending batch. Optional.
 
-        Before the first batch, the run starts from the best of them, which is a warm start. Later
-        ones are ignored: the value of an old point says nothing where the objective drifts.
+        Before the first batch the run starts at the best of them (a warm start). Later points are
+        ignored by default, because old values are stale if the objective drifts.
 
         Args:
-            state: the run; ``state.value`` is the value of its iterate, where known.
+            state: the run; ``state.value`` is the value of its iterate, if known.
             points: (n, dim) like ``state.x``.
-            values: (n,), +inf where failed.
+            values: (n,), +inf for failed evaluations.
         """
         if state.n_steps > 0 or state.pending is not None:
             return
@@ -303,52 +299,51 @@ class Solver(ABC):
 
     @abstractmethod
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
-        """Returns (n, dim) candidates in the namespace, dtype and device of ``state.x``.
+        """Return (n, dim) candidates in the namespace, dtype and device of ``state.x``.
 
         ``guide`` is (dim,) like ``state.x``, or None. All randomness comes from ``state.rng``.
         """
 
     @abstractmethod
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
-        """Returns the new iterate (dim,); ``value``, ``inner`` and ``metrics`` may be written.
+        """Return the new iterate (dim,); may write ``value``, ``inner`` and ``metrics``.
 
-        ``candidates`` is (n, dim) like ``state.x``. ``values`` is (n,), of ``value_dtype``, with
-        +inf where the evaluation failed and finite everywhere else. Never write into either, nor
-        into ``state.x``. A returned iterate with a non-finite entry is discarded by ``tell``.
+        ``candidates`` is (n, dim) like ``state.x``; ``values`` is (n,) of ``value_dtype``, finite
+        or, for a failed evaluation, +inf. Do not write into either, nor into ``state.x``. ``tell``
+        discards a returned iterate with a non-finite entry.
         """
 
 
-def _sort_out(
+def _match_pending(
     solver: Solver, state: SolverState, candidates: Any, values: Any
 ) -> tuple[Array, Any]:
-    """Gives each told row its place in the pending batch, and strangers to the solver.
+    """Sort told rows into the pending batch, and pass all other rows to the solver.
 
     Returns:
-        The pending batch and (n,) values for it, +inf where no row was told; (None, None) if no
-        row is of the batch.
+        The pending batch and its values (n,), +inf for rows not told; (None, None) if no row is of
+        the batch.
     """
     like = state.x
     n = len(candidates) if hasattr(candidates, "__len__") else 1
     told = as_like("candidates", candidates, like, (n, like.shape[0]))
     values = finite_values("values", values, like, n)
     xp = array_namespace(like)
-    place: dict[int, int] = {}
+    pending_row: dict[int, int] = {}
     if state.pending is not None:
-        # Rows are compared one by one: n^2 comparisons at once would need n^2 vectors.
+        # One row at a time, because n^2 comparisons at once would need n^2 vectors.
         for row in range(n):
-            same = xp.all(state.pending == told[row], axis=1)
-            free = [k for k in np.flatnonzero(to_numpy(same)).tolist() if k not in place.values()]
+            same = np.flatnonzero(to_numpy(xp.all(state.pending == told[row], axis=1))).tolist()
+            free = [k for k in same if k not in pending_row.values()]
             if free:
-                place[row] = free[0]
-    strangers = [row for row in range(n) if row not in place]
-    if strangers:
-        index = xp.asarray(strangers, device=device(like))
+                pending_row[row] = free[0]
+    others = [row for row in range(n) if row not in pending_row]
+    if others:
+        index = xp.asarray(others, device=device(like))
         solver._absorb(state, xp.take(told, index, axis=0), xp.take(values, index, axis=0))
-    if state.pending is None or not place:
+    if state.pending is None or not pending_row:
         return None, None
-    sorted_values = xp.full(
-        (state.pending.shape[0],), xp.inf, dtype=values.dtype, device=device(like)
-    )
-    for row, k in place.items():
+    shape = (state.pending.shape[0],)
+    sorted_values = xp.full(shape, xp.inf, dtype=values.dtype, device=device(like))
+    for row, k in pending_row.items():
         sorted_values[k] = values[row]
     return state.pending, sorted_values

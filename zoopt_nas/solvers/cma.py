@@ -1,4 +1,4 @@
-"""CMA-ES: evolution with an adapted covariance matrix, as the package ``cmaes`` has it.
+"""CMA-ES: evolution with an adapted covariance matrix, by the package ``cmaes``.
 
 Source: Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; Ros and Hansen, "A
 Simple Modification in CMA-ES Achieving Linear Time and Space Complexity", PPSN X, 2008
@@ -22,51 +22,40 @@ from zoopt_nas.solvers.base import Solver, SolverState
 
 COVARIANCES = ("auto", "full", "diagonal")
 
-# Above, "auto" is diagonal: a candidate of the full matrix costs cmaes a product of two matrices.
+# The largest dim with a full matrix for "auto": cmaes multiplies matrices for each candidate.
 _LARGEST_FULL_DIM = 200
-# With fewer, the update of the covariance matrix in cmaes divides by zero.
+# With fewer samples, the update of the covariance matrix in cmaes divides by zero.
 _LEAST_N_SAMPLES = 4
-# The package refuses coordinates from 1e32 on.
+# cmaes rejects coordinates from 1e32 on.
 _LARGEST_COORDINATE = 0.99e32
 
 
 @dataclass(eq=False)
 class CMAState:
-    """What CMA-ES keeps.
+    """The state of CMA-ES; ``optimizer`` holds the attributes of the optimizer of cmaes."""
 
-    Attributes:
-        origin: the start, (dim,), around which restarts begin.
-        optimizer: the arrays and numbers of the package's optimizer, by its own names.
-        n_restarts: how many there were.
-    """
-
-    origin: np.ndarray
+    origin: np.ndarray  # the start, (dim,), around which restarts begin
     optimizer: dict[str, Any] = field(default_factory=dict)
-    n_restarts: int = 0
+    n_restarts: int = 0  # the number of restarts
 
 
 @dataclass(frozen=True)
 class CMA(Solver):
     """CMA-ES: samples a normal distribution and moves it towards the better half of the samples.
 
-    Only comparisons of values are used. The iterate is the mean of the distribution that the last
-    batch led to; it is never evaluated. It runs in float64 on the CPU, whatever x is.
-
-    When the package's ``should_stop`` says that a run has converged or diverged, another begins
-    with twice the population (IPOP), at a normal draw around the start of deviation ``sigma``.
+    It only compares values, and computes in float64 on the CPU. The iterate is the mean of the
+    distribution, which is never evaluated. When ``should_stop`` of cmaes reports that a run has
+    converged or diverged, a new run begins with twice the population (IPOP), at a normal draw
+    around the start of standard deviation ``sigma``.
 
     Attributes:
-        sigma: > 0, the standard deviation at the start, per coordinate, in units of x: about a
-            third of the range in which the optimum is expected. None: 1.
-        n_samples: candidates a step, the population, at least 4. None: 4 + floor(3 ln dim) (Eq. 48
-            of the tutorial).
-        restart: whether to restart; without, a converged run goes on sampling, and only one whose
-            numbers overflowed begins anew.
-        covariance: ``"full"``; ``"diagonal"``, which is sep-CMA-ES, for at least 2 dimensions;
-            ``"auto"``: full up to 200 dimensions.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
+        sigma: > 0, the first standard deviation, per coordinate, in units of x: about a third of
+            the range in which the optimum is expected. None: 1.
+        n_samples: the population, >= 4. None: 4 + floor(3 ln dim) (Eq. 48 of the tutorial).
+        restart: whether a converged run restarts. If not, it continues to sample; only a run that
+            overflowed restarts.
+        covariance: ``"full"``, ``"diagonal"`` (sep-CMA-ES, from 2 dimensions) or ``"auto"``: full
+            up to 200 dimensions.
     """
 
     name: ClassVar[str] = "cma"
@@ -96,8 +85,7 @@ class CMA(Solver):
         return 1.0 if self.sigma is None else self.sigma
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
-        if state.inner is None:
-            # Not before: a warm start moves x between `init` and the first batch.
+        if state.inner is None:  # not in `_init`, because a warm start moves x
             self._start(state)
         optimizer = self._load(state)
         optimizer.reseed_rng(_seed(state.rng))
@@ -112,9 +100,9 @@ class CMA(Solver):
         if np.all(np.isinf(host)):  # nothing to rank
             return state.x
         optimizer = self._load(state)
-        # The worse half gets negative weights, for which every row is stretched to full length. A
-        # row that a box has moved next to the mean would make the matrix collapse in its direction,
-        # so that the worse half counts as it was drawn, and the better half where it was evaluated.
+        # The worse half counts as drawn and the better half as evaluated: cmaes scales rows with
+        # negative weights to full length, so one that a box has moved next to the mean would make
+        # the matrix collapse in its direction.
         rows = np.asarray(to_numpy(candidates), dtype=np.float64) / self._sigma
         drawn = np.asarray(to_numpy(state.pending), dtype=np.float64) / self._sigma
         is_worse = np.argsort(np.argsort(host, kind="stable")) >= len(host) // 2
@@ -145,8 +133,8 @@ class CMA(Solver):
         self._save(state, self._optimizer(inner.origin + self._sigma * step, n_samples))
 
     def _optimizer(self, mean: np.ndarray, n_samples: int | None) -> Any:
-        """Returns the package's optimizer in units of sigma, in which its tolerances are."""
-        import cmaes  # slow to load, with scipy.stats: not at import
+        """Return an optimizer of cmaes in units of sigma, in which its tolerances are."""
+        import cmaes  # here, because it loads slowly
 
         dim = len(mean)
         is_full = self.covariance == "full" or (
@@ -157,14 +145,12 @@ class CMA(Solver):
         return kind(mean=mean, sigma=1.0, population_size=n_samples)
 
     def _save(self, state: SolverState, optimizer: Any) -> None:
-        """Moves the optimizer into the state.
+        """Move the optimizer into the state.
 
-        Every step begins with what `_load` makes of the state, also in a run that was never saved:
-        the package symmetrizes its matrix on the way, so that an optimizer that lives on would not
-        be that of a resumed run to the last bit.
+        Every step starts from ``_load``, also in a run that was never saved: cmaes symmetrizes its
+        matrix when it is saved, so a resumed run would differ in the last bit otherwise.
         """
-        # Decomposes the matrix, after which no entry but `_bounds` is None.
-        optimizer.should_stop()
+        optimizer.should_stop()  # decomposes the matrix, which leaves only `_bounds` at None
         parts = optimizer.__getstate__()
         state.inner.optimizer |= {name: v for name, v in parts.items() if v is not None}
 
@@ -172,7 +158,7 @@ class CMA(Solver):
         import cmaes
 
         inner: CMAState = state.inner
-        saved = {name: _plain(part) for name, part in inner.optimizer.items()}
+        saved = {name: _copied(part) for name, part in inner.optimizer.items()}
         kind = cmaes.CMA if "_c_1d" in saved else cmaes.SepCMA
         optimizer: Any = object.__new__(kind)
         optimizer.__setstate__(saved)
@@ -180,14 +166,14 @@ class CMA(Solver):
         return optimizer
 
 
-def _plain(value: Any) -> Any:
-    """Returns a number for what is one, and a copy of an array: the package writes into its own."""
+def _copied(value: Any) -> Any:
+    """Return a Python number, or a copy of an array, because cmaes writes into its arrays."""
     array = np.array(value)
     return array.item() if array.ndim == 0 else array
 
 
 def _has_ended(optimizer: Any, restart: bool) -> bool:
-    """Says whether the optimizer cannot go on or, with ``restart``, need not."""
+    """Return whether the optimizer cannot go on or, with ``restart``, has converged."""
     if not (np.all(np.isfinite(optimizer.mean)) and np.max(np.abs(optimizer.mean)) < 1e32):
         return True
     try:
@@ -198,7 +184,7 @@ def _has_ended(optimizer: Any, restart: bool) -> bool:
 
 
 def _seed(rng: Generator) -> int:
-    """Draws the seed of one generation."""
+    """Draw the seed of one generation."""
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**32))
     return int(import_torch().randint(2**32, (1,), generator=rng, device=rng.device)[0])

@@ -1,8 +1,8 @@
-"""Objects as arrays by name and JSON: exactly, and without pickle.
+"""Exact encoding of Python objects as named arrays and JSON, without pickle.
 
-JSON holds None, bools, integers, finite floats, strings and lists as they are. Everything else is
-an object of JSON with one key that says what it is: ``float`` (NaN or an infinity), ``array``,
-``scalar`` (of NumPy), ``generator``, ``tuple``, ``dict``, or the name of a class.
+None, bools, integers, finite floats, strings and lists are encoded as themselves. Any other object
+becomes a JSON object with one key: ``float`` (NaN or an infinity), ``array``, ``scalar`` (of
+NumPy), ``generator``, ``tuple``, ``dict``, or the name of its class.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from zoopt_nas.errors import InvalidValueError
 
 
 def encode(value: object) -> dict[str, Any]:
-    """Returns a complete copy: ``{"arrays": {name: NumPy array}, "meta": JSON-able dict}``.
+    """Return a complete copy: ``{"arrays": {name: NumPy array}, "meta": JSON-able dict}``.
 
-    An array is named by the path to it, with dots. A generator that is found twice is one generator
-    in the copy too.
+    The dotted path to an array is its name. A generator that occurs twice is stored once.
 
     Args:
         value: None, a bool, number, string, IntEnum, NumPy array or scalar, torch tensor or
-            generator, or a list, tuple, dict with strings as keys or dataclass of such values.
+            generator, or a list, tuple, dict with string keys or dataclass of such values.
 
     Raises:
         InvalidValueError: a part is none of these.
@@ -46,16 +45,16 @@ def encode(value: object) -> dict[str, Any]:
 
 
 def decode(data: Mapping[str, Any], classes: Iterable[type]) -> Any:
-    """The inverse of ``encode``.
+    """Return the object that ``encode`` was given.
 
     Args:
-        data: what ``encode`` returned, or an equal dict after a round trip through JSON.
-        classes: the dataclasses and IntEnums that may occur; no others are made.
+        data: the result of ``encode``, or an equal dict after a JSON round trip.
+        classes: the dataclasses and IntEnums that may occur.
 
     Raises:
-        KeyError: a part is missing, or of a class that is not among ``classes``.
-        TypeError: a dataclass has other fields.
-        RunError: a generator is of a kind that NumPy does not bring.
+        KeyError: a part is missing, or of a class that is not in ``classes``.
+        TypeError: the fields of a dataclass differ.
+        RunError: a generator is of a kind that NumPy does not provide.
     """
     meta, by_name = data["meta"], {kind.__name__: kind for kind in classes}
     generators = [decode_generator(state) for state in meta["generators"]]
@@ -87,19 +86,14 @@ def decode(data: Mapping[str, Any], classes: Iterable[type]) -> Any:
 
 
 class _Encoder:
-    """What one call of ``encode`` has found.
-
-    Attributes:
-        arrays: by their paths.
-        generators: without repetitions.
-    """
+    """Collects the arrays, by path, and the distinct generators of one object."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
         self.generators: list[Any] = []
 
     def encode(self, path: str, value: Any) -> Any:
-        """Returns the JSON of ``value``, which is found at ``path``."""
+        """Return the JSON of ``value``, which is at ``path``."""
         kind = type(value)
         if value is None or kind in (bool, int, str):
             return value
@@ -128,14 +122,14 @@ class _Encoder:
         return {"dict" if kind is dict else kind.__name__: encoded}
 
     def _add(self, path: str, array: np.ndarray) -> str:
-        while path in self.arrays:  # a key of a dict may have dots
+        while path in self.arrays:  # keys of a dict may contain dots
             path += "_"
         self.arrays[path] = array
         return path
 
 
 def _parts(path: str, value: Any) -> dict[str, Any]:
-    """Returns what a value consists of, by name."""
+    """Return the parts of a value by name."""
     kind = type(value)
     if kind in (list, tuple):
         return {str(k): part for k, part in enumerate(value)}

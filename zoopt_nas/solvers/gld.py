@@ -25,7 +25,7 @@ from zoopt_nas.solvers.base import Solver, SolverState
 
 SCHEDULES = ("search", "fast")
 DIRECTIONS = ("sphere", "ball", "gaussian")
-# The fields that only one of the schedules has.
+# The fields that only one schedule uses.
 _SCHEDULE_OF = {"min_radius": "search", "condition_number": "fast", "h_scale": "fast"}
 
 
@@ -33,7 +33,7 @@ _SCHEDULE_OF = {"min_radius": "search", "condition_number": "fast", "h_scale": "
 class GLD(Solver):
     """Gradientless descent: step to the best of x and one random point at each of several radii.
 
-    With directions v_k from a fixed distribution and radii r_k::
+    With random directions v_k and radii r_k::
 
         x <- argmin {f(x), f(x + r_1 v_1), ..., f(x + r_K v_K)}                   (Eq. 12)
 
@@ -41,26 +41,22 @@ class GLD(Solver):
         fast:    r_k = 2^-k R_t, k = -K..K, K = ceil(log2(4 sqrt(Q))),       (Algorithm 2)
                  where R_t is R halved every H = ceil(h dim Q log2 Q) steps
 
-    Only comparisons of values are used, so any increasing transform of the objective gives the same
-    run. A failed candidate is never picked; if x itself failed, any other candidate beats it.
+    GLD only compares values, so any increasing transform of the objective gives the same run. A
+    failed candidate is never chosen; if x failed, any other candidate beats it.
 
     Attributes:
-        max_radius: R > 0, about the distance to the optimum, if that is known.
-        min_radius: r in (0, R], about the wanted precision, of "search" only. None: 1e-3, or R if
-            that is less. The paper gives no numbers: of 1e-2..1e-5, 1e-3 is the best compromise on
-            the sphere function in 2, 10 and 50 dimensions at 100 to 250 evaluations per dimension.
-        schedule: ``"search"`` (GLD-Search) or ``"fast"`` (GLD-Fast): how the radii are chosen.
-        condition_number: Q >= 1, of the objective (``diagnostics.condition_number`` estimates one),
-            of "fast" only. None: 4.
-        h_scale: h > 0, of "fast" only: less than 1 shrinks the radii sooner than the paper does.
-            None: 1, the paper's.
+        max_radius: R > 0, about the distance to the optimum.
+        min_radius: r in (0, R], about the precision wanted, of "search" only. None: min(1e-3, R).
+        schedule: ``"search"`` (GLD-Search) or ``"fast"`` (GLD-Fast).
+        condition_number: Q >= 1 of the objective (see ``diagnostics.condition_number``), of "fast"
+            only. None: 4.
+        h_scale: h > 0, of "fast" only. None: 1, as in the paper. Below 1, radii shrink sooner.
         direction: ``"sphere"``, ``"ball"`` (uniform inside) or ``"gaussian"``, N(0, I / dim).
-        deterministic: the objective at a given point never changes. Row 0 of each batch is x
-            itself, evaluated anew because an old value is stale where the objective drifts; with
-            True only the first batch has it.
+        deterministic: whether a point always has the same value. If not, x is evaluated again in
+            row 0 of each batch, because its old value is stale if the objective drifts.
 
     Raises:
-        InvalidValueError: a field is out of its range, or is given to the other schedule.
+        InvalidValueError: a field is out of its range, or belongs to the other schedule.
     """
 
     name: ClassVar[str] = "gld"
@@ -97,7 +93,7 @@ class GLD(Solver):
         check_bool("deterministic", self.deterministic)
 
     def radii(self, dim: int, n_steps: int = 0) -> list[float]:
-        """Returns the radius of each candidate of step ``n_steps``, largest first.
+        """Return the radius of each candidate of step ``n_steps``, largest first.
 
         Raises:
             InvalidValueError: ``dim`` is not a positive integer.
@@ -105,7 +101,7 @@ class GLD(Solver):
         check_positive_int("dim", dim)
         if self.schedule == "search":
             smallest = self.min_radius or min(1e-3, self.max_radius)
-            # The tolerance keeps the last radius when R / r is a power of two up to rounding.
+            # 1e-9 keeps the last radius if R / r is a power of two up to rounding.
             n_halvings = math.floor(math.log2(self.max_radius / smallest) + 1e-9)
             return [math.ldexp(self.max_radius, -k) for k in range(n_halvings + 1)]
         Q = self.condition_number or 4.0
@@ -115,11 +111,10 @@ class GLD(Solver):
         return [math.ldexp(R, -k) for k in range(-K, K + 1)]
 
     def with_n_samples(self, n: int) -> Self:
-        """Returns a copy that draws ``n`` candidates a step: ``min_radius`` is adjusted.
+        """Return a copy that draws ``n`` candidates a step, by its ``min_radius``.
 
         Raises:
-            InvalidValueError: ``n`` is not a positive integer, or the schedule is "fast", whose
-                number of candidates follows from ``condition_number``.
+            InvalidValueError: ``n`` is not a positive integer, or the schedule is "fast".
         """
         if self.schedule == "fast":
             raise InvalidValueError(
@@ -131,7 +126,7 @@ class GLD(Solver):
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         radii = self.radii(state.x.shape[0], state.n_steps)
         steps = self._directions(state, len(radii))
-        for k, radius in enumerate(radii):  # an array of them would be copied to a device
+        for k, radius in enumerate(radii):  # an array of radii would be copied to the device
             steps[k, :] *= radius
         candidates = state.x + steps
         if self.deterministic and state.has_value:
@@ -139,7 +134,7 @@ class GLD(Solver):
         return array_namespace(state.x).concat([state.x[None, :], candidates], axis=0)
 
     def _directions(self, state: SolverState, n: int) -> Array:
-        """Returns the directions v_k, (n, dim)."""
+        """Return the directions v_k, (n, dim)."""
         if self.direction == "gaussian":
             return sampling.gaussian(state.rng, n, state.x) / math.sqrt(state.x.shape[0])
         draw = sampling.sphere if self.direction == "sphere" else sampling.ball
@@ -147,7 +142,7 @@ class GLD(Solver):
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         xp = array_namespace(state.x)
-        # Row 0 is x, and argmin takes the first of equals: only a strict improvement moves.
+        # Row 0 is x, and argmin returns the first minimum, so x moves to lower values only.
         best = xp.argmin(values)[None]  # (Eq. 12)
         value = xp.take(values, best, axis=0)[0]
         x = xp.take(candidates, best, axis=0)[0]

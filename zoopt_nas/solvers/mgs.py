@@ -20,52 +20,43 @@ WEIGHTINGS = ("exact", "density_free", "fixed_norm")
 
 @dataclass(eq=False)
 class MGSState:
-    """What MGS keeps.
+    """The state of MGS."""
 
-    Attributes:
-        guide: that of the pending batch, (dim,), or None.
-    """
-
-    guide: Array = None
+    guide: Array = None  # the guide of the pending batch, (dim,), or None
 
 
 @dataclass(frozen=True)
 class MGS(Solver):
     """Maximum-likelihood guided search: x <- x + weighted mean of random displacements u_i.
 
-    A displacement is the better, the more likely it is under the distribution p, which is estimated
-    by importance sampling from a proposal q::
+    The weights estimate, by importance sampling, the mean of a distribution p that prefers
+    displacements to low values; q is the distribution that the u_i are drawn from::
 
         p(u) ∝ exp(-[f(x + u) - f(x)] / τ)                                               (Eq. 7)
         x <- x + Σ c_i u_i / Σ c_i,  c_i = exp(-[f(x + u_i) - f(x)] / τ) / q(u_i)       (Eq. 10)
         q = (1 - λ) N(guide, σ² I) + λ N(0, σ² I)                                       (Eq. 26)
 
-    The guide of ``ask`` is the negative gradient where one is cheap; without one, q is N(0, σ² I).
-
-    A failed candidate has weight 0; if all failed, x stays. Each step leaves N_e = 1 / Σ c_i² in
-    ``metrics["n_effective"]`` and N_e / N (Eq. 27) in ``metrics["effective_ratio"]``.
+    In the paper the guide is the negative gradient; without a guide, q is N(0, σ² I). A failed
+    candidate has weight 0; if all failed, x stays. ``metrics["n_effective"]`` is N_e = 1 / Σ c_i²
+    of the normalized weights, ``metrics["effective_ratio"]`` is N_e / N (Eq. 27).
 
     Attributes:
-        sigma: σ > 0, the standard deviation of each component of q, per coordinate.
-        temperature: τ > 0, in units of the objective. Small, and the best sample takes all.
-        n_samples: N, the evaluations a step.
-        mixing: λ in [0, 1], the probability that a sample is centred at x rather than at x + guide.
-            Without a guide it has no effect.
-        weighting: how the displacement u_i is weighted:
+        sigma: σ > 0, the standard deviation of q in each coordinate.
+        temperature: τ > 0, in units of the objective. If it is small, the best sample takes all
+            the weight.
+        n_samples: N, the evaluations of a step.
+        mixing: λ in [0, 1], the probability that a sample ignores the guide.
+        weighting: the weight of a displacement u:
 
-            * ``"exact"``: c ∝ exp(-f / τ) / q(u), Eq. 10 as printed. log q varies by sqrt(dim / 2)
-              between samples, so that in more than a few dimensions one sample takes all.
-            * ``"density_free"``: c ∝ exp(-f / τ). What the paper's released code computes in
-              effect: its q is constant in floating point.
-            * ``"fixed_norm"``: the noise is scaled to the norm σ sqrt(dim) and c is as in "exact".
-              The density of a sample's own component is then the same for all, and the ratio
-              corrects for the mixture alone.
+            * ``"exact"``: c ∝ exp(-f / τ) / q(u), Eq. 10 as printed. The standard deviation of
+              log q is sqrt(dim / 2), so above a few dimensions one sample takes all the weight.
+            * ``"density_free"``: c ∝ exp(-f / τ). The paper's released code computes this in
+              effect, because its q is constant in floating point.
+            * ``"fixed_norm"``: as "exact", but the noise has the fixed norm σ sqrt(dim), so that
+              1 / q corrects for the mixture only.
 
-    The defaults of σ, τ, N and λ are those of the paper's released search script; the default
-    weighting is the best of ``benchmarks/mgs_weightings.py``.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
+    The default numbers come from the released search script of the paper; the default weighting
+    is the best in ``benchmarks/mgs_weightings.py``.
     """
 
     name: ClassVar[str] = "mgs"
@@ -95,14 +86,13 @@ class MGS(Solver):
             state.inner.guide = None
             return state.x + noise
         xp = array_namespace(state.x)
-        state.inner.guide = copy(guide)  # _tell needs q again
-        # A mixture: each sample draws the component that it comes from (Eq. 26).
-        is_centred = sampling.choose(state.rng, self.n_samples, self.mixing, state.x)
+        state.inner.guide = copy(guide)  # for q in _tell
+        is_centred = sampling.choose(state.rng, self.n_samples, self.mixing, state.x)  # (Eq. 26)
         centres = xp.where(is_centred[:, None], xp.zeros_like(guide), guide)
         return state.x + (centres + noise)
 
     def _noise(self, state: SolverState) -> Array:
-        """Returns the distances of the displacements from their centres, (n_samples, dim)."""
+        """Return the displacements from their centres, (n_samples, dim)."""
         if self.weighting == "fixed_norm":
             norm = self.sigma * math.sqrt(state.x.shape[0])
             return norm * sampling.sphere(state.rng, self.n_samples, state.x)
@@ -119,10 +109,9 @@ class MGS(Solver):
         return state.x + xp.astype(weights, steps.dtype) @ steps
 
     def _weights(self, steps: Array, values: Array, guide: Array | None) -> Array:
-        """Returns (n,) weights that sum to 1, or all 0 if every value is +inf (Eq. 10)."""
+        """Return (n,) weights that sum to 1, or all 0 if every value is +inf (Eq. 10)."""
         xp = array_namespace(values)
-        # Only differences of values matter, so f(x) of Eq. 10 cancels; the least value in its place
-        # keeps the exponent of the best sample at 0 whatever the scale of the objective.
+        # f(x) of Eq. 10 cancels; the least value in its place prevents overflow.
         best = xp.min(values)
         best = xp.where(xp.isfinite(best), best, 0.0)
         log_c = -(values - best) / self.temperature  # (Eq. 7)
@@ -136,14 +125,7 @@ class MGS(Solver):
 
 
 def log_mixture(steps: Array, guide: Array | None, sigma: float, mixing: float) -> Array:
-    """Returns log q(u) at each row (Eq. 26), up to a constant of both components.
-
-    Args:
-        steps: (n, dim), the displacements u.
-        guide: (dim,), the centre of the first component; None where both are centred at 0.
-        sigma: the standard deviation of each.
-        mixing: λ, the weight of the second.
-    """
+    """Return log q(u) (Eq. 26) for each row of ``steps``, up to a constant; λ is ``mixing``."""
     centred = -_half_square(steps, sigma)
     if guide is None:
         return centred

@@ -1,4 +1,4 @@
-"""Quasi-Newton: BFGS steps along gradients of differences, and subspace steps in many dimensions.
+"""Quasi-Newton: BFGS or subspace steps along gradients by finite differences.
 
 Source: see ``engines.descent`` and ``engines.subspace``.
 """
@@ -17,21 +17,16 @@ from zoopt_nas.solvers.engines.descent_state import DESCENT_STATES
 
 @dataclass(frozen=True)
 class QuasiNewton(Solver):
-    """Quasi-Newton: steps along a model of slopes and curvatures, which differences of values give.
+    """Quasi-Newton descent with slopes and curvatures from differences of values.
 
-    Up to 100 dimensions it differences along dim conjugate directions, which gives the whole
-    gradient, takes BFGS steps, and starts anew where it has converged. Above, or with fewer
-    ``n_samples``, it differences along random orthogonal directions and the last step, and searches
-    along the gradient in their span. Both evaluate the iterate, and adapt the distance of the
-    differences to the steps and to measured noise.
+    Up to 100 dimensions, it differences along dim conjugate directions, which gives the whole
+    gradient, takes BFGS steps, and restarts after convergence. Above, or with fewer ``n_samples``,
+    it differences along random orthogonal directions and the last step, and searches along the
+    gradient in their span. The distance of the differences follows the steps and the noise.
 
     Attributes:
-        smoothing: > 0, the distance of the differences, in units of x. None adapts it.
-        n_samples: how many directions a step differences along. None: dim up to 100 dimensions,
-            fewer above.
-
-    Raises:
-        InvalidValueError: a field is out of its range.
+        smoothing: > 0, the distance of the differences, in units of x. None: adaptive.
+        n_samples: the number of directions of a step. None: dim up to 100 dimensions, fewer above.
     """
 
     name: ClassVar[str] = "quasi_newton"
@@ -51,7 +46,7 @@ class QuasiNewton(Solver):
             check_positive_int("n_samples", self.n_samples)
 
     def _has_basis(self, dim: int) -> bool:
-        """Whether a step measures the whole gradient."""
+        """Return whether a step measures the whole gradient."""
         return dim <= descent.MAX_BASIS_DIM and (self.n_samples is None or self.n_samples >= dim)
 
     def _init(self, state: SolverState) -> None:

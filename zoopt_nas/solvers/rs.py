@@ -1,7 +1,7 @@
 """RS: random search, gradient descent along an estimated gradient (ZARTS, section 4.1).
 
 Source: Wang et al., "ZARTS: On Zero-order Optimization for Neural Architecture Search", NeurIPS
-2022, Eq. 4-6; estimators as surveyed by Liu et al., IEEE SPM 2020, arXiv 2006.06224.
+2022, Eq. 4-6; Liu et al., IEEE SPM 2020, arXiv 2006.06224 (a survey of the estimators).
 """
 
 from __future__ import annotations
@@ -25,30 +25,24 @@ class RS(Solver):
 
     With φ = dim for directions on the unit sphere and φ = 1 for Gaussian ones::
 
-        g = φ / μ · f(x + μ u) u                                  one_point, the mean of N (Eq. 4)
-        g = φ / (2μ) · [f(x + μ u) - f(x - μ u)] u                multi_point with N = 1   (Eq. 5)
-        g = (1 / N) Σ φ / (2μ) · [f(x + μ u_i) - f(x - μ u_i)] u_i             multi_point (Eq. 6)
+        one_point:    g = (1 / N) Σ φ / μ · f(x + μ u_i) u_i                           (Eq. 4)
+        multi_point:  g = (1 / N) Σ φ / (2μ) · [f(x + μ u_i) - f(x - μ u_i)] u_i       (Eq. 6)
 
-    A batch holds x + μ u_1, x - μ u_1, x + μ u_2, x - μ u_2, ...: interleaved, so that a batch cut
-    by a budget keeps whole pairs (``one_point``: x + μ u_1, x + μ u_2, ...). If either member of a
-    pair failed, the pair is dropped; the mean is over the pairs that are left. If none is, x stays.
+    The latter with N = 1 is Eq. 5. A batch holds x + μ u_1, x - μ u_1, x + μ u_2, ..., so that a
+    batch cut by a budget keeps whole pairs. The mean is over the directions without a failed
+    evaluation; if there is none, x stays.
 
     Attributes:
         learning_rate: ξ > 0. The largest stable one shrinks like n_samples / (dim * curvature),
-            because the noise of the estimate grows with dim. The paper gives no numbers: 0.02 is
-            stable on the sphere function in 2, 10 and 50 dimensions with room to spare.
-        smoothing: μ > 0, the distance of the candidates from x. Too small and rounding dominates,
-            too large and the estimate is that of a blurred objective (Eq. 13). ``one_point`` needs
-            a far larger one: its noise grows like the value of the objective over μ.
-        n_samples: N, the number of directions a step, each of two evaluations (``one_point``: one).
+            because the noise of the estimate grows with dim.
+        smoothing: μ > 0, the distance of the candidates from x. A small one amplifies rounding and
+            a large one blurs the objective (Eq. 13). ``one_point`` needs a much larger one: its
+            noise grows like the value of the objective over μ.
+        n_samples: N, the directions of a step, of two evaluations each (``one_point``: one).
         estimator: ``"one_point"`` or ``"multi_point"``.
         direction: ``"sphere"`` (φ = dim) or ``"gaussian"`` (φ = 1).
-        orthogonal: draw directions that are orthogonal within blocks of dim, at the norm that the
-            formula expects: 1 for the sphere, sqrt(dim) for Gaussian. Less variance, and exact on a
-            linear objective if dim divides N (Choromanski et al. 2018, arXiv 1804.02395).
-
-    Raises:
-        InvalidValueError: a field is out of its range.
+        orthogonal: whether directions are orthogonal within blocks of dim, each of norm 1 or, if
+            Gaussian, sqrt(dim); this reduces variance (Choromanski et al., arXiv 1804.02395).
     """
 
     name: ClassVar[str] = "rs"
@@ -70,6 +64,7 @@ class RS(Solver):
 
     @property
     def antithetic(self) -> bool:
+        """Whether the candidates are pairs x + d and x - d."""
         return self.estimator == "multi_point"
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
@@ -81,7 +76,7 @@ class RS(Solver):
         return xp.reshape(pairs, (-1, state.x.shape[0]))
 
     def _directions(self, state: SolverState) -> Array:
-        """Returns the directions u_i, (n_samples, dim)."""
+        """Return the directions u_i, (n_samples, dim)."""
         x, n = state.x, self.n_samples
         if self.orthogonal:
             rows = sampling.orthogonal(state.rng, n, x)
@@ -92,17 +87,15 @@ class RS(Solver):
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         xp = array_namespace(state.x)
         phi = state.x.shape[0] if self.direction == "sphere" else 1
-        # The directions are read back from the candidates: these are the points at which the
-        # objective was in fact evaluated, after rounding and after any repair by the caller. The
-        # slope is over 2μ however short a repair made a pair: on a linear objective the estimate is
-        # then Σ d dᵀ g, which never points uphill, and nothing is divided by a vanishing length.
+        # u_i is read back from the candidates, which rounding or a repair may have moved. Dividing
+        # by 2μ even if a repair has shortened a pair avoids a division by zero.
         if self.estimator == "one_point":
             directions = (candidates - state.x) / self.smoothing
             slopes = phi / self.smoothing * values  # (Eq. 4)
         else:
             directions = (candidates[::2] - candidates[1::2]) / (2 * self.smoothing)
             slopes = phi / (2 * self.smoothing) * (values[::2] - values[1::2])  # (Eq. 5)
-        survived = xp.isfinite(slopes)  # +inf, or +inf - +inf, where an evaluation failed
+        survived = xp.isfinite(slopes)  # a failure gives +inf, or +inf - +inf = NaN
         slopes = xp.where(survived, slopes, 0.0)
         n_survived = xp.astype(xp.sum(xp.astype(survived, slopes.dtype)), slopes.dtype)
         mean = xp.astype(slopes / xp.where(n_survived > 0, n_survived, 1.0), directions.dtype)

@@ -1,4 +1,4 @@
-"""Where a solver is, and how that is saved."""
+"""The state of a solver, and how it is saved."""
 
 from __future__ import annotations
 
@@ -13,27 +13,24 @@ from zoopt_nas.solvers.encoding import decode, encode
 
 @dataclass(eq=False)
 class SolverState:
-    """Where a solver is: everything that a resumed run needs beside the hyper-parameters.
+    """The state of a run: with the hyper-parameters, everything that resuming it needs.
 
     Attributes:
         x: the iterate, (dim,).
-        rng: the generator of every draw; a ``torch.Generator`` if ``x`` is a torch tensor.
-        n_steps: how many batches have been told.
-        pending: the batch that was asked and not told yet, (n, dim), or None.
-        value: the value of ``x`` as it was measured last; NaN where it is not known, +inf where it
-            has not been measured or that failed. It may be a 0-d array on the device of ``x``, so
-            that a step never waits for the device.
-        inner: what the solver itself keeps between steps: one of its ``inner_states``, or None.
-        metrics: what the last ``tell`` measured, by name. An entry may be a 0-d array on the device
-            of ``x`` too; ``float()`` reads it.
-        lower: the bounds of x, (dim,), for a solver with ``keeps_bounds``; None without bounds.
-        upper: the same.
-        is_scaled: whether a step of 1 is sensible along each coordinate, as `minimize` sees to for
-            a solver with ``adapts_steps``.
-        has_contrast: whether two of the told values were finite and not the same.
-        first_value: the first finite value told, until then; NaN if there was none.
-        n_equal: how many values were the same as that.
-        n_widenings: how many batches of ``widening.widened`` were told.
+        rng: the source of all randomness; a ``torch.Generator`` if ``x`` is a torch tensor.
+        n_steps: the number of batches told.
+        pending: the batch asked and not yet told, (n, dim), or None.
+        value: the last measured value of ``x``: NaN if unknown, +inf if not measured yet or failed.
+            It may be a 0-d array on the device of ``x``, so that no step waits for the device.
+        inner: what the solver keeps between steps: one of its ``inner_states``, or None.
+        metrics: measurements of the last ``tell``, by name: floats or, as above, 0-d arrays.
+        lower: the lower bounds of x, (dim,), for a solver with ``keeps_bounds``; None without.
+        upper: the upper bounds, likewise.
+        is_scaled: whether a first step of 1 is sensible along each coordinate.
+        has_contrast: whether two different finite values have been told.
+        first_value: the first finite value told before then; NaN if none.
+        n_equal: the number of values equal to ``first_value``.
+        n_widenings: the number of batches of ``widening.widened`` told.
     """
 
     x: Array
@@ -53,29 +50,29 @@ class SolverState:
 
     @property
     def has_value(self) -> bool:
-        """Whether there is a ``value``; no wait for a device."""
+        """Whether ``value`` is known; does not wait for a device."""
         return not (isinstance(self.value, float) and math.isnan(self.value))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a complete copy: ``{"arrays": {name: NumPy array}, "meta": JSON-able dict}``.
+        """Return a complete copy: ``{"arrays": {name: NumPy array}, "meta": JSON-able dict}``.
 
         Raises:
-            InvalidValueError: the solver keeps something in ``inner`` that cannot be saved.
+            InvalidValueError: ``inner`` contains something that cannot be saved.
         """
         return encode(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], inner_states: Iterable[type] = ()) -> Self:
-        """The inverse of ``to_dict``: the state continues bitwise as the saved one would.
+        """Restore a state from ``to_dict``; it continues bit for bit as the saved one.
 
         Args:
-            data: what ``to_dict`` returned.
-            inner_states: those of the solver.
+            data: the result of ``to_dict``.
+            inner_states: the ``inner_states`` of the solver.
 
         Raises:
-            RunError: the generator is of a kind that NumPy does not bring.
-            KeyError: a part is missing, or of another class.
-            TypeError: it is no state, or a class has other fields.
+            RunError: the generator is of a kind that NumPy does not provide.
+            KeyError: a part is missing, or of a class not listed.
+            TypeError: the data is not a state, or the fields of a class differ.
         """
         state = decode(data, (cls, *inner_states))
         if not isinstance(state, cls):
@@ -84,7 +81,7 @@ class SolverState:
 
 
 def within_bounds(state: SolverState, points: Array) -> Array:
-    """Returns the nearest points, (..., dim), within the bounds of a run; themselves without."""
+    """Return the nearest points, (..., dim), within the bounds of the run, if it has bounds."""
     if state.lower is None or state.upper is None:
         return points
     xp = array_namespace(points)

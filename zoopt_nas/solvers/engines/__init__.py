@@ -1,1 +1,1 @@
-"""Parts of solvers: steps, differences and models that are no solvers by themselves."""
+"""Building blocks of solvers: differences, descent steps and models."""

@@ -1,9 +1,8 @@
-"""A quasi-Newton model in a box: which probes stay inside, and which step is the best inside.
+"""Probes and steps of a quasi-Newton model that stay inside a box.
 
-The columns of a basis Z are directions along which the modelled curvature is 1, so that Z Q serves
-as well for any orthogonal Q. Where bounds are near, Q turns the columns so that all but k of them
-leave the k coordinates near a bound alone. Those columns are probed as in an open space, and the
-coordinates near a bound one by one, away from it.
+The columns of a basis Z are directions of modelled curvature 1; Z Q is an equivalent basis for any
+orthogonal Q. If k coordinates are near a bound, Q is chosen such that all but k columns leave them
+unchanged. Those columns are probed as without bounds, and the k coordinates one by one, inwards.
 """
 
 from __future__ import annotations
@@ -15,51 +14,51 @@ from zoopt_nas._arrays import Array, array_namespace, device, value_dtype
 from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.state import SolverState
 
-# How often a round of pivots may fail to make the wrong coordinates fewer.
+# Rounds of block pivots without progress before single pivots.
 MAX_BLOCK_PIVOTS = 3
 
 
-def rooms(x: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """Returns how far each coordinate may go down and up, (dim,) each."""
+def slacks(x: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Return the distances to the lower and the upper bounds, (dim,) each."""
     xp = array_namespace(x)
     zero = xp.zeros_like(x)
     return xp.maximum(x - lower, zero), xp.maximum(upper - x, zero)
 
 
 def paired_offsets(state: SolverState, origin: Array, steps: Array) -> tuple[Array, Array]:
-    """Returns two displacements along each coordinate, (dim,) each, that stay inside the bounds.
+    """Return two displacements along each coordinate, (dim,) each, that stay inside the bounds.
 
-    They are ±step where there is room for both; else both lie on the side with more room, or as
-    far apart as they can. They are 0 for a coordinate that cannot move.
+    They are ±step if there is room for both. Otherwise both are on the side with more room, or on
+    both sides as far as possible. They are 0 for a coordinate that cannot move.
     """
     if state.lower is None or state.upper is None:
         return steps, -steps
     xp = array_namespace(origin)
-    down, up = rooms(origin, state.lower, state.upper)
+    down, up = slacks(origin, state.lower, state.upper)
     length, sign = xp.abs(steps), xp.where(steps < 0, -1.0, 1.0)
     far = xp.minimum(length, xp.maximum(down, up))
     outwards = xp.where(up >= down, 1.0, -1.0)
     near = xp.minimum(length, xp.minimum(down, up))
-    fits = near >= length
-    # A short side is of use only if it is not much shorter than the long one.
+    has_room = near >= length
+    # Use the side with less room only if it is not much shorter.
     other = xp.where(near > 0.3 * far, -outwards * near, outwards * far / 2)
-    ahead = xp.where(fits, sign * length, outwards * far)
-    behind = xp.where(fits, -sign * length, other)
+    ahead = xp.where(has_room, sign * length, outwards * far)
+    behind = xp.where(has_room, -sign * length, other)
     return xp.astype(ahead, origin.dtype), xp.astype(behind, origin.dtype)
 
 
 def near_bounds(state: SolverState, reach: Array) -> Array | None:
-    """Returns which coordinates, (dim,), are within ``reach`` of a bound; None for none."""
+    """Return which coordinates, (dim,), are within ``reach`` of a bound; None if there are none."""
     if state.lower is None or state.upper is None:
         return None
     xp = array_namespace(state.x)
-    down, up = rooms(state.x, state.lower, state.upper)
+    down, up = slacks(state.x, state.lower, state.upper)
     is_near = xp.minimum(down, up) <= reach
     return is_near if bool(xp.any(is_near)) else None
 
 
 def align(state: SolverState, is_near: Array) -> None:
-    """Turns the basis so that only its first columns move the coordinates near a bound."""
+    """Rotate the basis such that only its first columns move the coordinates near a bound."""
     xp = array_namespace(state.x)
     inner: DescentState = state.inner
     basis = xp.astype(inner.basis, value_dtype(state.x))
@@ -73,7 +72,7 @@ def align(state: SolverState, is_near: Array) -> None:
 
 
 def _turned(vector: Array | None, turn: Array) -> Array | None:
-    """Returns coordinates of the basis, (dim,), as those of the turned one."""
+    """Return coordinates of the basis, (dim,), as coordinates of the rotated basis."""
     if vector is None:
         return None
     xp = array_namespace(vector)
@@ -81,9 +80,9 @@ def _turned(vector: Array | None, turn: Array) -> Array | None:
 
 
 def inward_steps(state: SolverState, is_near: Array, lengths: Array) -> Array:
-    """Returns the displacement, away from the bound, of each coordinate near one; (k,)."""
+    """Return a displacement away from the bound, (k,), for each coordinate near one."""
     xp = array_namespace(state.x)
-    down, up = rooms(state.x, state.lower, state.upper)
+    down, up = slacks(state.x, state.lower, state.upper)
     far = xp.minimum(lengths, xp.maximum(down, up))
     return xp.where(up >= down, far, -far)[is_near]
 
@@ -91,13 +90,10 @@ def inward_steps(state: SolverState, is_near: Array, lengths: Array) -> Array:
 def gradient_near_bounds(
     state: SolverState, is_near: Array, slopes_near: Array, slopes_free: Array
 ) -> Array:
-    """Returns the slopes (dim,) along all columns of an aligned basis.
+    """Return the slopes (dim,) along all columns of a basis rotated by ``align``.
 
-    Args:
-        state: the run; ``align`` has turned its basis.
-        is_near: (dim,), the k coordinates near a bound.
-        slopes_near: (k,), the derivatives in these coordinates.
-        slopes_free: (dim - k,), the slopes along the other columns.
+    They follow from the derivatives (k,) in the coordinates near a bound and the slopes (dim - k,)
+    along the other columns.
     """
     xp = array_namespace(state.x)
     basis = xp.astype(state.inner.basis, slopes_near.dtype)
@@ -106,7 +102,7 @@ def gradient_near_bounds(
     gradient[is_near] = slopes_near
     if slopes_free.shape[0] > 0:
         free = basis[~is_near, k:]
-        with suppress(ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
+        with suppress(ValueError, RuntimeError):  # LinAlgError of NumPy, of torch: singular
             solved = xp.linalg.solve(xp.matrix_transpose(free), slopes_free[:, None])
             gradient[~is_near] = solved[:, 0]
     slopes = xp.matrix_transpose(basis) @ gradient
@@ -115,7 +111,7 @@ def gradient_near_bounds(
 
 
 class BoxStep(NamedTuple):
-    """A step inside the bounds: Z times ``in_basis``, and the decrease that its slope promises."""
+    """A step inside the bounds: Z times ``in_basis``, and the decrease that the slope predicts."""
 
     direction: Array
     in_basis: Array
@@ -123,12 +119,7 @@ class BoxStep(NamedTuple):
 
 
 def box_step(state: SolverState, slopes: Array) -> BoxStep:
-    """Returns the step to the minimum of the model inside the bounds.
-
-    Args:
-        state: the run, with the basis Z.
-        slopes: (dim,), Zᵀ times the gradient.
-    """
+    """Return the step to the minimum of the model inside the bounds; ``slopes`` is Zᵀ ∇f."""
     xp = array_namespace(state.x)
     direction = -(state.inner.basis @ slopes)
     free = BoxStep(direction, -slopes, float(slopes @ slopes))
@@ -144,9 +135,9 @@ def box_step(state: SolverState, slopes: Array) -> BoxStep:
         inverse = xp.linalg.inv(basis)
         gradient = xp.matrix_transpose(inverse) @ rates
         step = _bounded_newton(x, gradient, inverse, lower, upper)
-    except (ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
+    except (ValueError, RuntimeError):  # LinAlgError of NumPy, of torch: singular
         return BoxStep(_projected(end, state.lower, state.upper) - state.x, -slopes, free.promised)
-    if not -float(gradient @ step) > 0:  # rounding: coordinate by coordinate it always descends
+    if not -float(gradient @ step) > 0:  # rounding; single coordinates always descend
         squares = xp.sum(basis * basis, axis=1)
         step = _projected(x - squares * gradient, lower, upper) - x
     return BoxStep(
@@ -157,13 +148,13 @@ def box_step(state: SolverState, slopes: Array) -> BoxStep:
 
 
 def _bounded_newton(x: Array, gradient: Array, inverse: Array, lower: Array, upper: Array) -> Array:
-    """Minimizes gᵀd + |Z⁻¹d|² / 2 subject to the bounds of x + d, by block principal pivoting.
+    """Minimize gᵀd + |Z⁻¹d|² / 2 subject to the bounds of x + d, by block principal pivoting.
 
-    Each round solves for the free coordinates, then fixes those that left the bounds and frees
-    those that the gradient pulls back inside: all of them, or only the last one while that does not
-    make them fewer, which ends for any positive definite matrix (Júdice and Pires, "A block
-    principal pivoting algorithm for large-scale strictly monotone linear complementarity problems",
-    Computers & Operations Research 21, 1994).
+    Each round solves for the free coordinates, fixes those that leave the bounds, and frees those
+    that the gradient pulls inwards. It changes all of them, or only the last one once their number
+    has stopped falling, which terminates for any positive definite matrix (Júdice and Pires, "A
+    block principal pivoting algorithm for large-scale strictly monotone linear complementarity
+    problems", Computers & Operations Research 21, 1994).
     """
     xp = array_namespace(x)
     hessian = xp.matrix_transpose(inverse) @ inverse

@@ -1,6 +1,4 @@
-"""How a Gaussian proposal N(0, σ² C) weighs its samples and how fast it follows them.
-
-The rates are the constants of CMA-ES.
+"""Weights and learning rates of a Gaussian proposal N(0, σ² C), as in CMA-ES.
 
 ``n_effective`` is N_e = 1 / Σ c² of the weights c, the tutorial's μ_eff.
 
@@ -12,22 +10,22 @@ from __future__ import annotations
 
 import math
 
-# Up to here C is a full matrix and the guide comes from a model; above, C = I (memory and time).
+# The largest dim with a full matrix C and a model; above, C = I to save memory and time.
 MAX_FULL_DIM = 64
 
 
 def path_rates(dim: int, n_effective: float) -> tuple[float, float]:
-    """Returns the rate of the path of σ and its damping (Hansen 2016, Table 1)."""
+    """Return the rate of the path of σ, and its damping (Hansen 2016, Table 1)."""
     if dim <= MAX_FULL_DIM:
         rate = (n_effective + 2) / (dim + n_effective + 5)
-    else:  # ~ 1 / sqrt(dim), as in the first CSA: with 1 / dim, σ takes dim steps to settle
+    else:  # ~ 1 / sqrt(dim), as in the first CSA: with 1 / dim, σ needs dim steps to adapt
         rate = math.sqrt(n_effective) / (math.sqrt(dim) + math.sqrt(n_effective))
     damping = 1 + 2 * max(0.0, math.sqrt((n_effective - 1) / (dim + 1)) - 1) + rate
     return rate, damping
 
 
 def covariance_rates(dim: int, n_effective: float) -> tuple[float, float, float]:
-    """Returns the rates of the path of C, its rank-one and its rank-μ update (same table)."""
+    """Return the rates of the path of C, and of its rank-one and rank-μ updates (same table)."""
     c_path = (4 + n_effective / dim) / (dim + 4 + 2 * n_effective / dim)
     c_one = 2 / ((dim + 1.3) ** 2 + n_effective)
     c_mu = 2 * (n_effective - 2 + 1 / n_effective) / ((dim + 2) ** 2 + n_effective)
@@ -35,29 +33,29 @@ def covariance_rates(dim: int, n_effective: float) -> tuple[float, float, float]
 
 
 def mean_norm(dim: int) -> float:
-    """Returns E ||N(0, I)||, to third order in 1 / dim."""
+    """Return E ||N(0, I)||, to third order in 1 / dim."""
     return math.sqrt(dim) * (1 - 1 / (4 * dim) + 1 / (21 * dim * dim))
 
 
 def growth(norm: float, dim: int, rate: float, damping: float) -> float:
-    """Returns the factor of σ: a path longer than that of a random walk says that σ is small."""
+    """Return the factor of σ: above 1 if the path is longer than a random walk."""
     return math.exp(min(1.0, rate / damping * (norm / mean_norm(dim) - 1)))
 
 
 def tempered_weights(values: list[float], ess_target: float) -> tuple[list[float], float]:
-    """Returns weights ∝ exp(-value / τ), and the τ at which N_e is a share of the finite values.
+    """Return weights ∝ exp(-value / τ), and the τ at which N_e has its target.
 
-    τ is found by bisection on its logarithm: N_e = 1 / Σ c² grows with it. If more than that share
-    are equal to the least value, those weigh alike and τ is 0. +inf has weight 0.
+    τ is found by bisection on its logarithm, because N_e = 1 / Σ c² grows with τ. If more values
+    than the target are equal to the least one, they get equal weights and τ is 0.
 
     Args:
-        values: at least one; +inf where failed.
-        ess_target: N_e divided by the number of finite values, in (0, 1).
+        values: at least one; +inf if failed, which gets weight 0.
+        ess_target: the target of N_e divided by the number of finite values, in (0, 1).
     """
     best = min(values)
     if best == math.inf:
         return [0.0] * len(values), 0.0
-    gaps = [value - best for value in values]  # +inf also where the difference overflows
+    gaps = [value - best for value in values]  # +inf if the difference overflows
     positive = [gap for gap in gaps if 0 < gap < math.inf]
     n_ties = gaps.count(0.0)
     target = max(1.0, ess_target * (n_ties + len(positive)))

@@ -1,10 +1,9 @@
-"""A metric and a descent direction that are learnt from comparisons of values.
+"""A metric and a descent direction learnt from comparisons of values.
 
-Sources: the metric, Igel, Suttorp and Hansen, "A Computational Efficient Covariance Matrix Update
-and a (1+1)-CMA for Evolution Strategies", GECCO 2006; its negative update, Arnold and Hansen,
-"Active Covariance Matrix Adaptation for the (1+1)-CMA-ES", GECCO 2010. The signed sum of directions
-is the one-bit relative of weighted recombination, Arnold, "Optimal Weighted Recombination", FOGA
-2005.
+Sources: Igel, Suttorp and Hansen, "A Computational Efficient Covariance Matrix Update and a
+(1+1)-CMA for Evolution Strategies", GECCO 2006 (the metric); Arnold and Hansen, "Active Covariance
+Matrix Adaptation for the (1+1)-CMA-ES", GECCO 2010 (its negative update); Arnold, "Optimal Weighted
+Recombination", FOGA 2005 (the descent direction is its version with signs instead of values).
 """
 
 from __future__ import annotations
@@ -15,27 +14,26 @@ from zoopt_nas._arrays import Array
 from zoopt_nas.solvers.engines.comparison_state import ComparisonState
 from zoopt_nas.solvers.state import SolverState
 
-# Up to here a dim x dim metric is learnt. It takes about dim² evaluations to learn one, and two
-# matrices of that size to keep it.
+# The largest dim with a metric, which takes about dim² evaluations and two matrices.
 MAX_METRIC_DIM = 100
 
 
 def learns_metric(x: Array) -> bool:
-    """Whether a metric is learnt at ``x``: a small dim, and a dtype that has linear algebra."""
+    """Return whether ``x`` has a metric: a small dim and a dtype with linear algebra."""
     name = str(x.dtype).removeprefix("torch.")
     return x.shape[0] <= MAX_METRIC_DIM and name in ("float64", "float32")
 
 
 def learn_descent(state: SolverState, candidates: Array, wins: list[bool], n_before: int) -> None:
-    """g <- decay g + sum_i s_i z_i, a row at a time and in place: dim may be 10^6."""
+    """Update the descent direction: g <- decay g + sum_i s_i z_i."""
     inner: ComparisonState = state.inner
     descent = inner.descent
     descent *= 1 - len(wins) / (descent.shape[0] + len(wins))
-    for k, is_win in enumerate(wins):
+    for k, is_win in enumerate(wins):  # one row at a time and in place, because dim may be 10^6
         step = candidates[n_before + k] - state.x
         step *= (1.0 if is_win else -1.0) / norm_or_one(step)
         descent += step
-        del step  # before the next one is made
+        del step  # before the next one is allocated
 
 
 def learn_shape(
@@ -46,18 +44,17 @@ def learn_shape(
     best: int,
     value: float,
 ) -> None:
-    """Updates g in the coordinates of the metric, and the metric itself."""
+    """Update the metric, and g in its coordinates."""
     x = state.x
     inner: ComparisonState = state.inner
     dim, new = x.shape[0], told[n_before:]
-    # The rows as they came back, which bounds may have moved.
     units = (candidates[n_before:] - x) @ inner.inverse.T
     units *= math.exp(min(-inner.log_radius, 700.0))
     descent = inner.descent * (1 - len(new) / (dim + len(new)))
     for v, unit in zip(new, units, strict=True):
         descent = descent + unit if v < value else descent - unit
     inner.descent = descent
-    rate = math.exp(inner.log_share) * 2 / (dim * dim + 6)
+    rate = math.exp(inner.log_move) * 2 / (dim * dim + 6)
     if told[best] < value:
         step = candidates[best] - x
         c = 2 / (dim + 2)
@@ -79,15 +76,10 @@ def _reshape(inner: ComparisonState, direction: Array, rate: float) -> None:
 def rank_one_update(
     factor: Array, inverse: Array, direction: Array, rate: float
 ) -> tuple[Array, Array]:
-    """Returns A' and its inverse with A' A'^T = (1 - rate) A A^T + rate (A w)(A w)^T.
+    """Return A' with A' A'^T = (1 - rate) A A^T + rate (A w)(A w)^T, and its inverse.
 
-    Args:
-        factor: A, (dim, dim).
-        inverse: the inverse of A.
-        direction: w, (dim,); with rate < 0, |rate| |w|² < 1 - rate.
-        rate: below 1. A negative one shrinks A along w.
-
-    Igel, Suttorp and Hansen 2006, Theorem 1, and Sherman-Morrison for the inverse.
+    w is ``direction``. A negative rate shrinks A along w and requires |rate| |w|² < 1 - rate.
+    Source: Igel, Suttorp and Hansen 2006, Theorem 1; Sherman-Morrison for the inverse.
     """
     square = direction @ direction
     stretch = (1 + (rate / (1 - rate)) * square) ** 0.5
@@ -102,6 +94,6 @@ def rank_one_update(
 
 
 def norm_or_one(vector: Array) -> Array:
-    """Returns the norm of ``vector`` as a 0-d array, or 1 if it is 0."""
+    """Return the norm of ``vector`` as a 0-d array, or 1 if it is 0."""
     norm = (vector @ vector) ** 0.5
-    return norm + (norm == 0)  # several times cheaper than `where` on a 0-d array
+    return norm + (norm == 0)  # faster than `where` on a 0-d array

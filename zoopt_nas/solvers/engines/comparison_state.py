@@ -1,4 +1,4 @@
-"""What a descent by comparisons keeps between its steps."""
+"""The state of a descent by comparisons."""
 
 from __future__ import annotations
 
@@ -10,55 +10,28 @@ from zoopt_nas._arrays import Array
 
 @dataclass(eq=False)
 class ComparisonState:
-    """What a descent by comparisons keeps.
+    """The state of a descent by comparisons. A success is a candidate better than x."""
 
-    Attributes:
-        spread: how far restarts draw, in units of ``max_radius``.
-        patience: the batches without a success after which x is evaluated again.
-        log_radius: the logarithm of r, the radius of the new directions.
-        log_lead_radius: the logarithm of R, the radius of the extrapolation.
-        log_limit: what neither may exceed.
-        descent: g, (dim,), in coordinates of the metric.
-        has_descent: whether a batch has told something of g.
-        factor: A, (dim, dim); None where no metric is learnt.
-        inverse: the inverse of A.
-        path: the smoothed steps of x, (dim,), along which A grows.
-        directions: orthonormal rows (n, dim), of which the first ``n_used`` have been asked.
-        n_used: how many that is.
-        failed: the displacements of the new candidates of the last batch, (n_directions, dim), if
-            their antithetic partners are next; else None.
-        has_x: whether row 0 of the pending batch is x.
-        has_lead: whether the next row is the extrapolation.
-        n_before: the rows before the new candidates.
-        is_mirror: whether the new candidates are antithetic partners.
-        is_restart: whether the pending batch, or the next one, draws points far from x.
-        is_noisy: whether x had another value when it was evaluated again.
-        n_failures: how many there were in a row.
-        log_share: the logarithm of the share of the way that x moves where values are noisy.
-        has_moved: whether x has moved since its value was measured.
-        measured: the value measured last, if ``has_moved``.
-    """
-
-    spread: float
-    patience: int
-    log_radius: float = 0.0
-    log_lead_radius: float = 0.0
-    log_limit: float = math.inf
-    descent: Array = None
-    has_descent: bool = False
-    factor: Array = None
-    inverse: Array = None
-    path: Array = None
-    directions: Array = None
-    n_used: int = 0
-    failed: Array = None
-    has_x: bool = False
-    has_lead: bool = False
-    n_before: int = 0
-    is_mirror: bool = False
-    is_restart: bool = False
-    is_noisy: bool = False
-    n_failures: int = 0
-    log_share: float = 0.0
-    has_moved: bool = False
-    measured: float = math.nan
+    spread: float  # the standard deviation of the next restart, in units of ``max_radius``
+    patience: int  # the batches without success after which x is evaluated again
+    log_radius: float = 0.0  # the logarithm of r, the radius of the new directions
+    log_lead_radius: float = 0.0  # the logarithm of R, the radius of the extrapolation
+    log_limit: float = math.inf  # the upper limit of both
+    descent: Array = None  # g, (dim,), in coordinates of the metric
+    has_descent: bool = False  # whether a batch has updated g
+    factor: Array = None  # A, (dim, dim); None without a metric
+    inverse: Array = None  # the inverse of A
+    path: Array = None  # the smoothed steps of x, (dim,), along which A grows
+    directions: Array = None  # orthonormal rows, (n, dim)
+    n_used: int = 0  # the number of rows of ``directions`` that have been used
+    failed: Array = None  # displacements whose antithetic partners are next, or None
+    has_x: bool = False  # whether row 0 of the pending batch is x
+    has_lead: bool = False  # whether the next row is the extrapolation
+    n_before: int = 0  # the number of rows before the new candidates
+    is_mirror: bool = False  # whether the new candidates are antithetic partners
+    is_restart: bool = False  # whether the pending or next batch is a restart
+    is_noisy: bool = False  # whether x had another value when it was evaluated again
+    n_failures: int = 0  # the number of batches without success in a row
+    log_move: float = 0.0  # the logarithm of η, the fraction of a step that x moves under noise
+    has_moved: bool = False  # whether x has moved since its value was measured
+    measured: float = math.nan  # the last measured value, if ``has_moved``

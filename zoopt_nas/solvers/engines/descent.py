@@ -1,16 +1,15 @@
-"""A quasi-Newton descent along gradients of differences, up to 100 dimensions.
+"""Quasi-Newton descent along gradients by finite differences, up to 100 dimensions.
 
-A run is a sequence of batches of four kinds. START measures a new starting point with a central
-difference along every coordinate. PROBE measures the slopes at the iterate. SEARCH tries one length
-of step, and EXPAND a longer one after a full step that the model did not expect to be so good.
+A run is a sequence of batches of four kinds: START takes a central difference along every
+coordinate of a new origin; PROBE measures the slopes at the iterate; SEARCH tries one step length;
+EXPAND tries a longer step after a full step that fell as far as its slope predicted.
 
-The steps are those of BFGS in product form (Powell, "Updating conjugate directions by the BFGS
-formula", Math. Programming 38, 1987): the columns of a basis Z, with Z Zᵀ the inverse Hessian
-estimate, are conjugate directions along which the modelled curvature is 1. The slopes g are
-measured along these columns, so the step is -Z g, the decrease that Newton's method still expects
-is |g|²/2, and a difference over a distance h along a column is wrong by about h/2 from curvature
-and 2ε/h from errors ε of the values: h = 2 sqrt(ε) balances the two whatever the units of x
-(Berahas et al. 2021, arXiv 1905.01332).
+The steps are BFGS in product form (Powell, "Updating conjugate directions by the BFGS formula",
+Math. Programming 38, 1987): the columns of a basis Z, with Z Zᵀ the inverse Hessian estimate, are
+conjugate directions of modelled curvature 1. With the slopes g along the columns, the step is -Z g,
+and Newton's method expects a decrease of |g|²/2. A difference over the distance h has an error of
+about h/2 from curvature and 2ε/h from errors ε of the values, so h = 2 sqrt(ε) balances both
+whatever the units of x (Berahas et al. 2021, arXiv 1905.01332).
 """
 
 from __future__ import annotations
@@ -20,77 +19,59 @@ import math
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
+from zoopt_nas.solvers.engines import differences, first_look
 from zoopt_nas.solvers.engines.box_steps import box_step
 from zoopt_nas.solvers.engines.descent_state import DescentState, Phase
-from zoopt_nas.solvers.engines.differences import (
-    basis_slopes,
-    measures_iterate,
-    probe_basis,
-    value_error,
-)
-from zoopt_nas.solvers.engines.first_look import (
-    Outcome,
-    ask_look,
-    begin_look,
-    tell_look,
-    widths,
-)
 from zoopt_nas.solvers.state import within_bounds
 from zoopt_nas.solvers.widening import natural_size
 
-# Above this dim a (dim, dim) basis costs more than its share of a step.
+# The largest dim for which a (dim, dim) basis is cheap.
 MAX_BASIS_DIM = 100
-
-# A step is accepted if it brings this part of the decrease that its slope promises (Armijo).
+# A step is accepted if it achieves this fraction of the decrease that its slope predicts (Armijo).
 SUFFICIENT_DECREASE = 0.1
-# A full step that brings nearly all of the slope's promise met no curvature: try one this longer.
+# If a full step achieves nearly all of it, one longer by this factor is tried.
 EXPANSION = 4.0
 MAX_TRIALS = 8
-# After so many searches in a row that failed or ended shorter than this, the model is made anew,
-# from probes that are closer by this factor.
+# After MAX_POOR searches in a row that failed or ended below POOR_LENGTH, the model is renewed,
+# with probes closer by the factor CLOSER.
 POOR_LENGTH = 0.1
 MAX_POOR = 6
 CLOSER = 8.0
 MAX_RENEWALS = 3
-# The probes come closer with the steps, but not faster than this: the first steps see the
-# landscape at a coarse scale, as in implicit filtering (Gilmore & Kelley 1995).
+# The distance of the probes follows the steps, but shrinks at most by MAX_SHRINK at a time: the
+# first steps see a coarse landscape, as in implicit filtering (Gilmore & Kelley 1995).
 SMOOTHING_PER_STEP = 0.01
 MAX_SHRINK = 0.1
-# A local descent is given up if 10 times the decrease that it expects leaves it above the best one.
+# A descent restarts if a decrease by this multiple of |g|² would leave it above the best value.
 GIVE_UP_RATIO = 10.0
-# Each second restart goes so much farther, up to 17 times, and then it begins anew.
+# The growth of the spread of restarts at every second restart, and the spreads of one cycle.
 RESTART_GROWTH = 1.5
 N_SPREADS = 8
 
 
 def begin(state: SolverState) -> None:
-    """Prepares ``state.inner`` for a descent from ``state.x``."""
+    """Initialize ``state.inner`` for a descent from ``state.x``."""
     state.value = math.inf
-    look = begin_look(state.x, _first_scales(state, state.x))
+    look = first_look.begin(state.x, _first_scales(state, state.x))
     state.inner = DescentState(start=copy(state.x), best=copy(state.x), look=look)
 
 
 def ask(state: SolverState, *, smoothing: float | None) -> Array:
-    """Returns the batch of the current phase.
-
-    Args:
-        state: the run.
-        smoothing: the distance of the probes; None for one that follows the steps.
-    """
+    """Return the batch of the current phase; ``smoothing`` fixes the distance of the probes."""
     inner: DescentState = state.inner
     phase = inner.phase
     if phase == Phase.START:
-        return ask_look(state)
+        return first_look.ask(state)
     if phase == Phase.PROBE:
-        return probe_basis(state, smoothing)
+        return differences.probe_basis(state, smoothing)
     length = inner.length
-    if phase == Phase.EXPAND:  # the iterate has already moved by one length
+    if phase == Phase.EXPAND:  # x has already moved by one length
         length *= EXPANSION - 1
     return within_bounds(state, state.x + length * inner.direction)[None, :]
 
 
 def tell(state: SolverState, candidates: Array, values: Array) -> Array:
-    """Returns the new iterate."""
+    """Return the new iterate."""
     inner: DescentState = state.inner
     phase = inner.phase
     if phase == Phase.START:
@@ -109,7 +90,7 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Array:
 
 
 def averaged_noise(noise: float, change: float) -> float:
-    """Takes in how two values of one point differ; the mean square over the last few counts."""
+    """Update the noise by a change of value at one point: a mean square of the last few changes."""
     if noise == 0:
         return abs(change) / math.sqrt(2)
     averaged = math.hypot(math.sqrt(0.7) * noise, math.sqrt(0.15) * change)
@@ -117,18 +98,11 @@ def averaged_noise(noise: float, change: float) -> float:
 
 
 def bfgs_update(basis: Array, step: Array, change: Array) -> tuple[Array, Array] | None:
-    """Updates a product-form BFGS basis Z by one step.
-
-    With s, y the step and the change of the slopes, both in coordinates of the basis, the inverse
-    Hessian I of these coordinates becomes M Mᵀ, M = I - s uᵀ, u = y / sᵀy - s / sqrt(sᵀy sᵀs).
-
-    Args:
-        basis: (dim, dim) Z.
-        step: (dim,) s, the step was Z s.
-        change: (dim,) y = Zᵀ (difference of the gradients).
+    """Update a product-form BFGS basis Z by the step Z s, where the slopes along Z change by y.
 
     Returns:
-        Z M and u (slopes g become g - u (sᵀg)), or None if the step met no positive curvature.
+        Z M and u, with M = I - s uᵀ and u = y / sᵀy - s / sqrt(sᵀy sᵀs); slopes g become
+        g - u (sᵀg). None if the curvature was not positive.
     """
     xp = array_namespace(basis)
     curvature, square = float(step @ change), float(step @ step)
@@ -147,12 +121,12 @@ def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
     inner: DescentState = state.inner
     if inner.look.n_looks == 0 and not math.isfinite(float(values[0])):
         return _start_elsewhere(state, candidates, values)
-    outcome = tell_look(state, candidates, values)
-    if outcome is Outcome.LOOK_AGAIN:
+    outcome = first_look.tell(state, candidates, values)
+    if outcome is first_look.Outcome.LOOK_AGAIN:
         return inner.look.origin
-    if outcome is Outcome.FLAT:
+    if outcome is first_look.Outcome.FLAT:
         return _restart(state, inner.look.origin)
-    scales = widths(state)
+    scales = first_look.widths(state)
     slopes = inner.look.gradient * scales
     eye = xp.eye(state.x.shape[0], dtype=values.dtype, device=device(values))
     inner.basis = xp.astype(eye * scales, candidates.dtype)
@@ -163,14 +137,14 @@ def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
 
 
 def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Array:
-    """Goes on from the best of a START whose origin failed."""
+    """Continue from the best point of a START whose origin failed."""
     xp = array_namespace(candidates)
     inner: DescentState = state.inner
     best = int(xp.argmin(values))
     value = float(values[best])
     if not math.isfinite(value):
         return _restart(state, state.x)
-    inner.look = begin_look(candidates[best], inner.look.scales)
+    inner.look = first_look.begin(candidates[best], inner.look.scales)
     state.value = value
     return inner.look.origin
 
@@ -178,16 +152,16 @@ def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Ar
 def _tell_probe(state: SolverState, candidates: Array, values: Array) -> Array:
     inner: DescentState = state.inner
     xp = array_namespace(candidates)
-    if measures_iterate(state) and math.isfinite(again := float(values[0])):
-        # The value on record was picked because it is low; the mean forgets that.
+    if differences.measures_iterate(state) and math.isfinite(again := float(values[0])):
+        # The old value was selected for being low; the average reduces this bias.
         change = again - state.value
         inner.noise = averaged_noise(inner.noise, change)
         state.value = state.value + change / 2
-    _remember_fallback(state, candidates, values)
-    slopes = _completed(state, basis_slopes(state, candidates, values), values)
+    first_look.remember_best(state, candidates, values, is_first=True)
+    slopes = _completed(state, differences.basis_slopes(state, candidates, values), values)
     if not (math.isfinite(inner.fallback_value) and bool(xp.all(xp.isfinite(slopes)))):
         return _search_failed(state, state.x)
-    # Slopes that a failure left at 0 would pass for a change.
+    # A failed probe has the slope 0, which is no measured change.
     if inner.has_pair and bool(xp.all(xp.isfinite(values))):
         step = inner.step
         update = bfgs_update(inner.basis, step, slopes - inner.slopes)
@@ -200,7 +174,7 @@ def _tell_probe(state: SolverState, candidates: Array, values: Array) -> Array:
 
 
 def _completed(state: SolverState, slopes: Array, values: Array) -> Array:
-    """Returns slopes in which that of a failed probe is what the model expects."""
+    """Return the slopes, with the prediction of the model for failed probes."""
     xp = array_namespace(slopes)
     inner: DescentState = state.inner
     has_failed = ~xp.isfinite(values)
@@ -209,14 +183,6 @@ def _completed(state: SolverState, slopes: Array, values: Array) -> Array:
         return slopes
     expected = inner.slopes + inner.step if inner.has_pair else inner.slopes
     return xp.where(has_failed, expected, slopes)
-
-
-def _remember_fallback(state: SolverState, candidates: Array, values: Array) -> None:
-    """Keeps the best probe: if no step along the estimate succeeds, it may still be better."""
-    xp = array_namespace(candidates)
-    best = int(xp.argmin(values))
-    state.inner.fallback = copy(candidates[best])
-    state.inner.fallback_value = float(values[best])
 
 
 def _begin_search(state: SolverState, x: Array) -> Array:
@@ -241,7 +207,7 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
     length, square = inner.length, inner.promised
     change = value - state.value
     promised = length * square
-    # Under noise, a step that seems to rise may fall (Berahas, Byrd & Nocedal 2019, 1803.10173).
+    # Noise can hide a decrease (Berahas, Byrd & Nocedal 2019, arXiv 1803.10173).
     if change <= -SUFFICIENT_DECREASE * promised + 2 * inner.noise:
         inner.n_poor = inner.n_poor + 1 if length < POOR_LENGTH else 0
         expands = length == 1.0 and change < -0.9 * promised and _may_expand(state)
@@ -250,27 +216,27 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
     inner.n_trials += 1
     bend = change + promised
     if not math.isfinite(bend):
-        length *= 0.5 if inner.n_trials == 1 else 0.1  # failures may be rare
-    else:  # the minimum of the parabola through the value, the slope and the trial
+        length *= 0.5 if inner.n_trials == 1 else 0.1  # a single failure may be chance
+    else:  # the minimum of the parabola through both values and the slope
         length *= min(max(0.5 * promised / bend if bend > 0 else 0.5, 0.1), 0.5)
     inner.length = length
-    too_short = length * length * square < value_error(state)
+    too_short = length * length * square < differences.value_error(state)
     if too_short or inner.n_trials >= MAX_TRIALS:
         return _search_failed(state, state.x)
     return state.x
 
 
 def _move(state: SolverState, x: Array, value: float) -> Array:
-    """Accepts a step of the current length, and sets the smoothing that suits it."""
+    """Accept a step of the current length, and adapt the smoothing."""
     inner: DescentState = state.inner
-    error = value_error(state)
+    error = differences.value_error(state)
     gained = state.value - value
     inner.n_stalls = inner.n_stalls + 1 if gained < 4 * error else 0
     state.value = value
     length = inner.length
     inner.step = length * inner.in_basis
     distance = length * math.sqrt(inner.promised)
-    # A change of slopes over a step shorter than the probes is all error.
+    # Over a step shorter than the probes, a change of slopes is only error.
     inner.has_pair = distance * math.sqrt(x.shape[0]) > 2 * math.sqrt(error)
     _adapt_smoothing(inner, distance / math.sqrt(x.shape[0]), error)
     if inner.n_stalls >= 3:
@@ -285,7 +251,7 @@ def _adapt_smoothing(inner: DescentState, distance: float, error: float) -> None
 
 
 def _search_failed(state: SolverState, x: Array) -> Array:
-    """Falls back on the best probe, else probes more carefully, else starts anew."""
+    """Take the best probe if it is better, else probe more carefully, else restart."""
     inner: DescentState = state.inner
     inner.phase, inner.has_pair = Phase.PROBE, False
     inner.n_poor += 1
@@ -293,7 +259,7 @@ def _search_failed(state: SolverState, x: Array) -> Array:
         can_renew = inner.n_renewals < MAX_RENEWALS
         return _renew(state, x) if can_renew else _restart(state, x)
     fallback_value = inner.fallback_value
-    error = value_error(state)
+    error = differences.value_error(state)
     if fallback_value < state.value - 2 * inner.noise:
         gained = state.value - fallback_value
         inner.n_stalls = inner.n_stalls + 1 if gained < 4 * error else 0
@@ -314,16 +280,16 @@ def _search_failed(state: SolverState, x: Array) -> Array:
 
 
 def _renew(state: SolverState, x: Array) -> Array:
-    """Measures the landscape at x anew, from closer by: the model has led nowhere."""
+    """Measure the landscape at x again with closer probes, because the model has failed."""
     inner: DescentState = state.inner
     inner.phase = Phase.START
     inner.n_renewals += 1
-    inner.look = begin_look(x, inner.look.scales / CLOSER)
+    inner.look = first_look.begin(x, inner.look.scales / CLOSER)
     return x
 
 
 def _restart(state: SolverState, x: Array) -> Array:
-    """Draws the origin of the next START: in turn around the best point and around the start."""
+    """Draw the origin of the next START, alternately around the best point and the start."""
     xp = array_namespace(x)
     inner: DescentState = state.inner
     if state.value < inner.best_value:
@@ -331,32 +297,32 @@ def _restart(state: SolverState, x: Array) -> Array:
     n_restarts = inner.n_restarts + 1
     inner.phase, inner.n_restarts, inner.n_renewals = Phase.START, n_restarts, 0
     scales = _first_scales(state, inner.start)
-    if measures_iterate(state):  # noise looks like an end: stay, and measure the landscape anew
-        inner.look = begin_look(x, scales)
+    if differences.measures_iterate(state):  # noise looks like convergence: stay and measure again
+        inner.look = first_look.begin(x, scales)
         return x
     centre = inner.best if n_restarts % 2 else inner.start
     spread = RESTART_GROWTH ** ((n_restarts - 1) // 2 % N_SPREADS)
     origin = centre + spread * scales * sampling.gaussian(state.rng, 1, x)[0]
     if state.lower is not None and state.upper is not None:
-        # Clipped, it would most often lie in a corner: where it left the box it may be anywhere.
+        # Coordinates outside are drawn uniformly, because clipping would favour corners.
         width = state.upper - state.lower
         leaves = ((origin < state.lower) | (origin > state.upper)) & xp.isfinite(width)
         if bool(xp.any(leaves)):
             anywhere = state.lower + width * sampling.uniform(state.rng, x.shape[0], x)
             origin = xp.where(leaves, anywhere, origin)
-    inner.look = begin_look(within_bounds(state, origin), scales)
+    inner.look = first_look.begin(within_bounds(state, origin), scales)
     return x
 
 
 def _first_scales(state: SolverState, start: Array) -> Array:
-    """Returns how far the first probes of a START are away along each coordinate, (dim,)."""
+    """Return the distance of the first probes along each coordinate, (dim,)."""
     xp = array_namespace(state.x)
     scale = 1.0 if state.is_scaled else natural_size(start)
     return xp.ones_like(state.x) * scale
 
 
 def _may_expand(state: SolverState) -> bool:
-    """Whether a longer step than the last is inside the bounds."""
+    """Return whether a longer step is inside the bounds."""
     inner: DescentState = state.inner
     end = state.x + EXPANSION * inner.length * inner.direction
     return bool(array_namespace(end).all(within_bounds(state, end) == end))

@@ -1,4 +1,4 @@
-"""Slopes from differences of values: what a descent probes, and what it reads from the values."""
+"""Slopes from differences of values: the probes of a descent, and their evaluation."""
 
 from __future__ import annotations
 
@@ -7,27 +7,22 @@ from typing import Any
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, device, value_dtype
-from zoopt_nas.solvers.engines.box_steps import (
-    align,
-    gradient_near_bounds,
-    inward_steps,
-    near_bounds,
-)
+from zoopt_nas.solvers.engines import box_steps
 from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.state import SolverState
 
 
 def measures_iterate(state: SolverState) -> bool:
-    """Whether row 0 of a PROBE is the iterate, as where values are noisy: they then drift apart."""
+    """Return whether row 0 of a PROBE is the iterate, which is measured again under noise."""
     noise: float = state.inner.noise
     return noise > 0
 
 
 def value_error(state: SolverState) -> float:
-    """Returns ε, the error of a value near the iterate: measured noise, or a few roundings.
+    """Return ε, the error of a value near the iterate: the measured noise, or a few roundings.
 
-    Where the least value is 0 its rounding is no bound: a run has also converged when its value has
-    fallen by eps^1.5, some 24 decades in float64.
+    If the least value is 0, rounding gives no bound: then the error is eps^1.5 of the value at the
+    origin, some 24 decades below it in float64.
     """
     inner: DescentState = state.inner
     eps = float(array_namespace(state.x).finfo(state.x.dtype).eps)
@@ -38,13 +33,13 @@ def value_error(state: SolverState) -> float:
 
 
 def probe_basis(state: SolverState, smoothing: float | None) -> Array:
-    """Returns a point, or where it ``is_central`` a pair, on each column of the basis; (n, dim)."""
+    """Return one point or, if ``is_central``, a pair on each column of the basis; (n, dim)."""
     xp = array_namespace(state.x)
     inner: DescentState = state.inner
-    near = inner.near = near_bounds(state, probe_reach(state, smoothing))
+    near = inner.near = box_steps.near_bounds(state, probe_reach(state, smoothing))
     if near is not None:
-        align(state, near)
-    # Kept for `basis_slopes`: which side of the iterate is probed must not always be the same.
+        box_steps.align(state, near)
+    # Probe a random side.
     signs = sampling.rademacher(state.rng, 1, state.x)[0]
     inner.steps = signs * probe_distances(state, smoothing)
     steps = xp.matrix_transpose(inner.basis) * inner.steps[:, None]
@@ -60,7 +55,7 @@ def probe_basis(state: SolverState, smoothing: float | None) -> Array:
 
 
 def basis_slopes(state: SolverState, candidates: Array, values: Array) -> Array:
-    """Returns the slopes (dim,) along the columns of the basis."""
+    """Return the slopes (dim,) along the columns of the basis."""
     xp = array_namespace(candidates)
     inner: DescentState = state.inner
     first = int(measures_iterate(state))
@@ -82,21 +77,17 @@ def basis_slopes(state: SolverState, candidates: Array, values: Array) -> Array:
     near_slopes = _slopes(inner.is_central, changes[:n_rows], inwards, inwards / 2, curvatures)
     free = steps[inwards.shape[0] :]
     slopes = _slopes(inner.is_central, changes[n_rows:], free, -free, 1.0)
-    slopes = gradient_near_bounds(state, near, near_slopes, slopes)
+    slopes = box_steps.gradient_near_bounds(state, near, near_slopes, slopes)
     return xp.astype(slopes, candidates.dtype)
 
 
 def _slopes(
     is_central: bool, changes: Array, ahead: Array, behind: Array, curvatures: Any
 ) -> Array:
-    """Returns the slopes along several lines; unknown ones are 0.
+    """Return the slopes along several lines; unknown ones are 0.
 
-    Args:
-        is_central: whether there are two points on each line.
-        changes: of the value, at ``ahead``; where central, in turn at ``ahead`` and ``behind``.
-        ahead: how far the first point is on each line.
-        behind: how far the second one is.
-        curvatures: of the model along the lines.
+    ``changes`` holds the changes of value at the distances ``ahead`` or, if central, alternately
+    ``ahead`` and ``behind``; ``curvatures`` are modelled.
     """
     xp = array_namespace(changes)
     if is_central:
@@ -108,7 +99,7 @@ def _slopes(
 
 
 def _sides(state: SolverState, ahead: Array, behind: Array) -> Array:
-    """Returns the points at these displacements, (k, dim); both sides in turn where central."""
+    """Return the points at the displacements, (k, dim), alternately on both sides if central."""
     xp = array_namespace(state.x)
     if not state.inner.is_central:
         return state.x + ahead
@@ -116,28 +107,26 @@ def _sides(state: SolverState, ahead: Array, behind: Array) -> Array:
 
 
 def _inward_rows(state: SolverState, near: Array, smoothing: float | None) -> Array:
-    """Returns the displacements (k, dim) of the coordinates near a bound, each by itself."""
+    """Return the displacements (k, dim) of the coordinates near a bound, one per row."""
     xp = array_namespace(state.x)
-    # The model's own width of a coordinate: as far as a column of the basis can move it.
-    lengths = probe_reach(state, smoothing)
-    state.inner.inwards = inward_steps(state, near, lengths)
+    state.inner.inwards = box_steps.inward_steps(state, near, probe_reach(state, smoothing))
     eye = xp.eye(state.x.shape[0], dtype=state.x.dtype, device=device(state.x))
     return eye[near, :] * state.inner.inwards[:, None]
 
 
 def _coordinate_curvatures(state: SolverState, near: Array) -> Array:
-    """Returns the curvature of the model along the coordinates near a bound, (k,)."""
+    """Return the modelled curvatures along the coordinates near a bound, (k,)."""
     xp = array_namespace(state.x)
     basis = xp.astype(state.inner.basis, value_dtype(state.x))
     try:
         inverse = xp.linalg.inv(basis)
-    except (ValueError, RuntimeError):  # the LinAlgErrors of NumPy and of torch: singular
+    except (ValueError, RuntimeError):  # LinAlgError of NumPy, of torch: singular
         return xp.zeros_like(basis[0, :])[near]
     return xp.sum(inverse * inverse, axis=0)[near]
 
 
 def probe_reach(state: SolverState, smoothing: float | None) -> Array:
-    """Returns how far a probe may move each coordinate, (dim,)."""
+    """Return how far a probe may move each coordinate, (dim,)."""
     xp = array_namespace(state.x)
     if smoothing is not None:
         return xp.ones_like(state.x) * smoothing
@@ -145,19 +134,14 @@ def probe_reach(state: SolverState, smoothing: float | None) -> Array:
 
 
 def was_repaired(state: SolverState, candidates: Array) -> bool:
-    """Whether the rows evaluated are not those that were asked."""
+    """Return whether the evaluated rows differ from the pending ones."""
     if candidates is state.pending:
         return False
     return bool(array_namespace(candidates).any(candidates != state.pending))
 
 
 def probe_distances(state: SolverState, smoothing: float | None) -> Array:
-    """Returns how far to probe along each column, in units of its length; (dim,).
-
-    Args:
-        state: the run.
-        smoothing: a fixed distance in the units of x, or None for the adapted one.
-    """
+    """Return the distance of the probes along each column, in units of its length; (dim,)."""
     xp = array_namespace(state.x)
     basis = state.inner.basis
     if smoothing is None:
@@ -167,7 +151,7 @@ def probe_distances(state: SolverState, smoothing: float | None) -> Array:
 
 
 def adapted_smoothing(state: SolverState) -> float:
-    """Returns the adapted distance of probes, where huge values would make it overflow, less."""
+    """Return the adapted distance of the probes, limited to prevent overflow."""
     xp = array_namespace(state.x)
     largest = float(xp.finfo(state.x.dtype).max)
     inner: DescentState = state.inner
@@ -175,13 +159,9 @@ def adapted_smoothing(state: SolverState) -> float:
 
 
 def interpolated_gradient(displacements: Array, differences: Array) -> Array:
-    """Returns the shortest least-squares solution g of displacements @ g = differences.
+    """Return the least-norm least-squares solution g of displacements @ g = differences.
 
-    Args:
-        displacements: (k, dim) of the points from the iterate.
-        differences: (k,) of their values from its value.
-
-    Rows are weighted by 1 / length: a difference over a longer way has a larger error of curvature.
+    The k rows are weighted by 1 / length, because curvature adds more error over longer distances.
     """
     xp = array_namespace(displacements)
     dtype = xp.float64 if displacements.dtype == xp.float64 else xp.float32
@@ -195,7 +175,7 @@ def interpolated_gradient(displacements: Array, differences: Array) -> Array:
 
 
 def parabola(a: Array, b: Array, fa: Array, fb: Array) -> tuple[Array, Array]:
-    """Returns slope and curvature at 0 of the parabolas through (0, 0), (a, fa) and (b, fb)."""
+    """Return slope and curvature at 0 of the parabolas through (0, 0), (a, fa) and (b, fb)."""
     xp = array_namespace(a)
     has_a = xp.isfinite(fa) & (a != 0)
     has_b = xp.isfinite(fb) & (b != 0) & (a != b)
@@ -203,18 +183,18 @@ def parabola(a: Array, b: Array, fa: Array, fb: Array) -> tuple[Array, Array]:
     a, b = xp.where(has_a, a, 1.0), xp.where(has_b, b, -1.0)
     ra, rb = xp.where(has_a, fa, 0.0) / a, xp.where(has_b, fb, 0.0) / b
     gap = xp.where(both, a - b, 1.0)
-    slope = xp.where(both, (rb * a - ra * b) / gap, ra + rb)  # one alone: the other is 0
+    slope = xp.where(both, (rb * a - ra * b) / gap, ra + rb)  # a missing ratio is 0
     curvature = xp.where(both, 2 * (ra - rb) / gap, 0.0)
     finite = xp.isfinite(slope) & xp.isfinite(curvature)
     return xp.where(finite, slope, 0.0), xp.where(finite, curvature, 0.0)
 
 
 def orthogonal_to(known: Array, n: int, state: SolverState) -> Array:
-    """Draws n <= dim - k orthonormal rows that are orthogonal to the k rows of ``known``."""
+    """Draw n <= dim - k orthonormal rows that are orthogonal to the k rows of ``known``."""
     xp = array_namespace(known)
     k = known.shape[0]
     block = xp.concat([known, sampling.gaussian(state.rng, n, state.x)], axis=0)
     dtype = xp.float64 if block.dtype == xp.float64 else xp.float32  # LAPACK has no others
-    # Householder's Q: its columns k.. are orthogonal to the span of the first k.
+    # The columns k.. of Q are orthogonal to the span of the first k.
     columns = xp.linalg.qr(xp.matrix_transpose(xp.astype(block, dtype)))[0]
     return xp.astype(xp.matrix_transpose(columns)[k:, :], known.dtype)

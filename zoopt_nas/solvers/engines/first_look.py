@@ -1,7 +1,7 @@
 """The first look of a descent: slope, curvature and scale along each coordinate.
 
-A batch holds the origin and two points along each coordinate. A coordinate along which they tell
-nothing is looked at again: nearer if neither point has a value, farther if all values are the same.
+A batch holds the origin and two points along each coordinate. A coordinate is probed again at a
+smaller distance if neither point has a value, and at a larger one if all values are equal.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from zoopt_nas.solvers.engines.descent_state import DescentState, Look
 from zoopt_nas.solvers.engines.differences import measures_iterate, parabola, value_error
 from zoopt_nas.solvers.state import SolverState
 
-# How far a next look goes, where one told nothing, and how many there are.
+# The factor by which distances change from look to look, and the largest number of looks.
 RESCALING = 8.0
 MAX_LOOKS = 4
-# How often the origin moves to a better point before the model is made of what there is.
+# How often the origin may move to a better point.
 MAX_MOVES = 8
-# The first step along a coordinate is at most so many times as long as its probe.
+# The longest first step along a coordinate, in units of its probe.
 MAX_FIRST_STEP = 10.0
-# The least curvature along a coordinate, as a part of the largest.
+# The least curvature along a coordinate, relative to the largest.
 MIN_CURVATURE = 1e-8
-# A value that differs from another one of the same point by less than this part of the values
-# around it has been rounded; the function is not noisy.
+# Values of one point that differ by less than this, relative to the values around, are rounded and
+# not noisy.
 JITTER = 1e-10
 
 
 class Outcome(IntEnum):
-    """What a look has found."""
+    """The result of a look."""
 
     CLEAR = 0
     LOOK_AGAIN = 1
     FLAT = 2
 
 
-def begin_look(origin: Array, scales: Array) -> Look:
-    """Returns a look from ``origin``, with probes ``scales``, (dim,), away."""
+def begin(origin: Array, scales: Array) -> Look:
+    """Return a look from ``origin``, with probes at the distances ``scales``, (dim,)."""
     xp = array_namespace(origin)
     numbers = xp.zeros(origin.shape, dtype=value_dtype(origin), device=device(origin))
     return Look(
@@ -52,12 +52,12 @@ def begin_look(origin: Array, scales: Array) -> Look:
     )
 
 
-def ask_look(state: SolverState) -> Array:
-    """Returns the origin, a pair of points along each unclear coordinate, and perhaps it again."""
+def ask(state: SolverState) -> Array:
+    """Return the origin, a pair along each unclear coordinate, and the origin again if needed."""
     xp = array_namespace(state.x)
     look: Look = state.inner.look
     origin = look.origin
-    # A random sign costs nothing, and a batch cut by a budget is then not always the same half.
+    # Random signs, so that a budget that cuts the batch does not always cut the same side.
     signs = sampling.rademacher(state.rng, 1, origin)[0]
     ahead, behind = paired_offsets(state, origin, look.scales * signs)
     looked = look.unclear & (ahead != 0)
@@ -71,32 +71,31 @@ def ask_look(state: SolverState) -> Array:
     if look.n_looks > 0 and pairs.shape[0] > 0:
         return pairs
     rows = [origin[None, :], pairs]
-    # One evaluation spent twice: the only certain sign of noise.
-    if asks_twice(state):
+    if asks_twice(state):  # the only certain sign of noise
         rows.append(origin[None, :])
     return xp.concat(rows, axis=0)
 
 
 def asks_twice(state: SolverState) -> bool:
-    """Whether the origin is the last row of a first look, too."""
+    """Return whether the origin is also the last row of a first look."""
     inner: DescentState = state.inner
     return inner.n_restarts == 0 or measures_iterate(state)
 
 
-def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
-    """Learns from a batch of ``ask_look``; ``state.value`` becomes that of the origin."""
+def tell(state: SolverState, candidates: Array, values: Array) -> Outcome:
+    """Learn from a batch of ``ask``; set ``state.value`` to the value of the origin."""
     xp = array_namespace(candidates)
     inner: DescentState = state.inner
     look = inner.look
     is_first = look.n_looks == 0
     n_pairs = 2 * int(xp.sum(xp.astype(look.looked, xp.int64)))
     if is_first:
-        look.origin = copy(candidates[0])  # which a caller's box may have moved
+        look.origin = copy(candidates[0])  # a repair may have moved it
         _measure_origin(state, values)
     first = int(is_first or n_pairs == 0)
     rows = candidates[first : first + n_pairs]
     changes = values[first : first + n_pairs] - state.value
-    # A box repairs each coordinate by itself: every row still differs from the origin in one.
+    # A box moves each coordinate separately, so rows still differ from the origin in one.
     ways = xp.sum(xp.astype(rows - look.origin, values.dtype), axis=1)
     ahead, behind = ways[::2], ways[1::2]
     slopes, curvatures = parabola(ahead, behind, changes[::2], changes[1::2])
@@ -106,15 +105,17 @@ def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
     error = value_error(state)
     has_ahead, has_behind = xp.isfinite(changes[::2]), xp.isfinite(changes[1::2])
     largest = xp.maximum(xp.abs(changes[::2]), xp.abs(changes[1::2]))  # inf where one failed
-    flat, blind = _spread(looked, largest <= error), _spread(looked, ~has_ahead & ~has_behind)
+    no = xp.zeros_like(looked)
+    flat = _replaced(no, looked, largest <= error)
+    blind = _replaced(no, looked, ~has_ahead & ~has_behind)
     look.is_bent = _replaced(look.is_bent, looked, has_ahead & has_behind)
-    _remember_best(state, candidates, values, is_first)
+    remember_best(state, candidates, values, is_first)
     is_unclear = flat | blind
     if not bool(xp.any(is_unclear)):
         return Outcome.CLEAR
     gained = state.value - inner.fallback_value
     if gained > error and look.n_moves < MAX_MOVES:
-        inner.look = begin_look(inner.fallback, look.scales)
+        inner.look = begin(inner.fallback, look.scales)
         inner.look.n_moves = look.n_moves + 1
         state.value = inner.fallback_value
         return Outcome.LOOK_AGAIN
@@ -130,20 +131,20 @@ def tell_look(state: SolverState, candidates: Array, values: Array) -> Outcome:
 
 
 def widths(state: SolverState) -> Array:
-    """Returns along each coordinate the way on which the model bends by 1/2, (dim,).
+    """Return the distance along each coordinate over which the model bends by 1/2, (dim,).
 
-    Sets ``state.inner.smoothing``, the distance of the next probes in units of the widths.
+    Set ``state.inner.smoothing``, the distance of the next probes in units of the widths.
     """
     xp = array_namespace(state.x)
     inner: DescentState = state.inner
     look = inner.look
     scales = xp.astype(look.scales, look.gradient.dtype)
     error = value_error(state)
-    # All of it in units of the objective: what changes over the scale of a coordinate.
+    # Changes of the objective over the scale of each coordinate.
     slopes = xp.abs(look.gradient) * scales
     bends = xp.maximum(xp.abs(look.curvatures) * scales**2, slopes / MAX_FIRST_STEP)
     bends = xp.where(xp.isfinite(bends), bends, 0.0)
-    # A neighbour that failed leaves no curvature to see: it is taken for a common one.
+    # A coordinate with a failed neighbour gets the median curvature.
     is_bent = look.is_bent
     if bool(xp.any(is_bent)) and not bool(xp.all(is_bent)):
         common = xp.sort(bends[is_bent])[int(xp.sum(xp.astype(is_bent, xp.int64))) // 2]
@@ -153,14 +154,14 @@ def widths(state: SolverState) -> Array:
     if not 0 < top < math.inf:
         inner.smoothing = 1.0
         return scales
-    # What a coordinate that told nothing hides is not known: it is probed where it was.
+    # A coordinate without information keeps its scale.
     bends = xp.where(told, xp.maximum(bends, MIN_CURVATURE * top) + 2 * error, top)
     inner.smoothing = math.sqrt(top)
     return scales / xp.sqrt(bends)
 
 
 def _measure_origin(state: SolverState, values: Array) -> None:
-    """Takes in the value of the origin, and what two of them say of noise."""
+    """Take in the value of the origin, and the noise if it was evaluated twice."""
     inner: DescentState = state.inner
     xp = array_namespace(values)
     value = float(values[0])
@@ -177,21 +178,14 @@ def _measure_origin(state: SolverState, values: Array) -> None:
 
 
 def _replaced(array: Array, places: Array, news: Array) -> Array:
-    """Returns a copy with other entries in these places."""
+    """Return a copy with other entries in these places."""
     kept = copy(array)
     kept[places] = news
     return kept
 
 
-def _spread(looked: Array, flags: Array) -> Array:
-    """Returns flags of the coordinates looked at as flags of all, (dim,)."""
-    spread = array_namespace(looked).zeros_like(looked)
-    spread[looked] = flags
-    return spread
-
-
-def _remember_best(state: SolverState, candidates: Array, values: Array, is_first: bool) -> None:
-    """Keeps the best point of the look: if no step succeeds, it may still be better."""
+def remember_best(state: SolverState, candidates: Array, values: Array, is_first: bool) -> None:
+    """Keep the best probe as the fallback for a search that fails."""
     xp = array_namespace(candidates)
     best = int(xp.argmin(values))
     value = float(values[best])

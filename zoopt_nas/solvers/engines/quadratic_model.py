@@ -1,8 +1,7 @@
-"""A step by a quadratic model that is fitted to a few samples of a function.
+"""The step to the minimum of a quadratic model of a few samples.
 
-Source: the least-norm quadratic is the ridge regression with the polynomial kernel of degree 2;
-samples on which CMA-ES fits such a model: Hansen, "A Global Surrogate Assisted CMA-ES", GECCO 2019.
-The step in a ball: Moré and Sorensen, "Computing a Trust Region Step", 1983.
+Sources: Hansen, "A Global Surrogate Assisted CMA-ES", GECCO 2019 (a model of the samples of
+CMA-ES); Moré and Sorensen, "Computing a Trust Region Step", 1983 (the step in a ball).
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ RIDGE = 2e-3
 
 
 def model_step(steps: Array, values: Array) -> Array | None:
-    """Returns the step (dim,) to the minimum of a quadratic model in a ball around 0.
+    """Return the step (dim,) to the minimum of a quadratic model in a ball around 0.
 
-    With z = step, scaled so that the mean square of its norm is 1, the model is the ridge
-    regression with the kernel (1 + z·z')². Of all quadratics that fit the samples, it is the one
-    with the least coefficients, so that no full set of (dim + 1)(dim + 2) / 2 samples is needed.
+    The model is the ridge regression with the kernel (1 + z·z')², z = step / root mean square norm.
+    Of all quadratics that interpolate the samples, it is close to the one with least coefficients,
+    so that it needs fewer than (dim + 1)(dim + 2) / 2 samples.
 
     Args:
-        steps: (n, dim), where the function was evaluated, relative to the centre and in units of
-            the proposal's standard deviations. The step is at most sqrt(dim).
-        values: (n,), finite, or +inf where the evaluation failed: such a row has no weight.
+        steps: (n, dim), the samples relative to the centre, in standard deviations of the proposal.
+            The ball has the radius sqrt(dim).
+        values: (n,), finite, or +inf for a failed evaluation, which has almost no weight.
 
     Returns:
-        None if fewer than 3 values are finite or half of them are the least value, if the model has
-        its minimum at 0, or if numbers overflow.
+        None if fewer than 3 values are finite, if the median of the finite values is the least
+        value, if the model has its minimum at 0, or if numbers overflow.
     """
     xp = array_namespace(steps)
     n, dim = steps.shape
@@ -37,7 +36,7 @@ def model_step(steps: Array, values: Array) -> Array | None:
     n_finite = bisect_left(ordered, math.inf)
     if n_finite < 3:
         return None
-    # The median and not the mean: a few high values must not make all others look alike.
+    # The median, because a few high values would dominate the mean.
     scale = ordered[n_finite // 2] - ordered[0]
     if not 0 < scale < math.inf:
         return None
@@ -51,11 +50,11 @@ def model_step(steps: Array, values: Array) -> Array | None:
     K = z @ z.T
     K += 1
     K *= K
-    # High values say little about the shape near the minimum: their residuals count less.
+    # High values say little about the shape near the minimum, so their residuals count less.
     tolerance = gaps + 1
     tolerance *= tolerance
     K.reshape(-1)[:: n + 1] += RIDGE * tolerance
-    # Half the gradient and half the Hessian at 0: their ratio alone is needed.
+    # Half the gradient and half the Hessian at 0: only their ratio matters.
     a = xp.linalg.solve(K, gaps[:, None])
     curvature, basis = xp.linalg.eigh((z * a).T @ z)
     gradient = a[:, 0] @ (z @ basis)
@@ -70,11 +69,11 @@ def model_step(steps: Array, values: Array) -> Array | None:
 
 
 def _shift(curvature: list[float], gradient: list[float], radius: float) -> tuple[float, float]:
-    """Returns what to add to the curvatures, and the norm of the step -gradient / curvature then.
+    """Return a shift of the curvatures, and the norm of the step -gradient / (curvature + shift).
 
-    The shifted curvatures are positive and their ratio at most some 1000. The norm is at most a
-    tenth above the radius. Newton's method on 1 / norm comes from longer steps and does not
-    overshoot, as 1 / norm is concave in the shift and nearly straight (Moré and Sorensen 1983).
+    The shifted curvatures are positive, with a ratio of at most about 1000. The norm exceeds the
+    radius by at most a tenth. Newton's method on 1 / norm, which is concave and nearly linear in
+    the shift, approaches it from longer steps without overshooting (Moré and Sorensen 1983).
     """
     low, high = curvature[0], curvature[-1]
     shift = max(0.0, 1e-3 * max(abs(low), abs(high)) - low) + 1e-300

@@ -1,11 +1,11 @@
-"""Descent in random subspaces: where a whole gradient is too many evaluations for one step.
+"""Descent in random subspaces, for dimensions where a whole gradient costs too much.
 
-A step probes n orthogonal directions, one of them that of the last step, and then tries three
-lengths along the gradient found in their span: the best of them is the new iterate and its length
-the middle one of the next step. With the last step among the directions the subspace holds the
-conjugate gradient step, as in SESOP (Narkiss & Zibulevsky, 2005).
+A step probes n orthogonal directions, one of them the last step, and then tries three lengths along
+the gradient in their span. The best becomes the new iterate, and its length the middle one of the
+next step. With the last step, the subspace contains the conjugate gradient step, as in SESOP
+(Narkiss & Zibulevsky, 2005).
 
-Beside x the state holds one vector. Where (n, dim) is large, nothing else of that size is made.
+The state holds one vector beside x. If (n, dim) is large, nothing else of that size is allocated.
 """
 
 from __future__ import annotations
@@ -21,60 +21,45 @@ from zoopt_nas.solvers.engines.descent_state import Phase
 from zoopt_nas.solvers.engines.differences import interpolated_gradient, orthogonal_to
 from zoopt_nas.solvers.widening import natural_scale, natural_size
 
-# The lengths that a search tries, and what a search that failed leaves of the length.
+# The lengths that a search tries, and the factor of the length if all fail.
 TRIAL_LENGTHS = (0.4, 1.0, 2.5)
 FAILED_LENGTH = 0.2
-# Probes lie within this part of the step, but where values are noisy at its full length.
+# The distance of the probes, in units of the step; under noise it is 1.
 SMOOTHING_PER_STEP = 0.01
-# Up to so many numbers a batch is made orthogonal, and its gradient found by least squares; high
-# random directions are nearly orthogonal by themselves.
+# The largest batch (n dim) that is orthogonalized and solved by least squares. Random directions in
+# many dimensions are nearly orthogonal anyway.
 MAX_EXACT_SIZE = 20_000
 MAX_BATCH_SIZE = 10_000_000
 MAX_DIRECTIONS = 100
 MIN_DIRECTIONS = 8
-# Numbers that are worked on at once where a batch is large.
+# The size of a block of a large batch.
 BLOCK_SIZE = 2**15
 
 
 @dataclass(eq=False)
 class SubspaceState:
-    """What a descent in subspaces keeps.
+    """The state of a descent in subspaces."""
 
-    Attributes:
-        length: the middle one of the lengths that the next search tries.
-        direction: of the last step, or of the one that is searched, a unit vector (dim,). None if
-            there was none, or none since the last gradient that was 0.
-        phase: what the pending batch is for; never EXPAND.
-        noise: the standard deviation of values; 0 where none was seen.
-        n_restarts: how often the steps became too short and began long again.
-    """
-
-    length: float
-    direction: Array = None
-    phase: Phase = Phase.START
-    noise: float = 0.0
-    n_restarts: int = 0
+    length: float  # the middle length of the next search
+    direction: Array = None  # of the last or pending search, (dim,), of norm 1; None at first
+    phase: Phase = Phase.START  # the purpose of the pending batch; never EXPAND
+    noise: float = 0.0  # the standard deviation of values; 0 if none was seen
+    n_restarts: int = 0  # how often the length became too short and was reset
 
 
 def default_directions(dim: int) -> int:
-    """Returns how many directions a step probes unless told."""
+    """Return the default number of directions of a step."""
     return min(dim, max(MIN_DIRECTIONS, min(MAX_DIRECTIONS, MAX_BATCH_SIZE // dim)))
 
 
 def begin(state: SolverState) -> None:
-    """Prepares ``state.inner`` for a descent from ``state.x``."""
+    """Initialize ``state.inner`` for a descent from ``state.x``."""
     state.value = math.inf
     state.inner = SubspaceState(length=natural_scale(state))
 
 
 def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None) -> Array:
-    """Returns the batch of the current phase.
-
-    Args:
-        state: the run.
-        n_directions: how many a step probes; None for ``default_directions``.
-        smoothing: the distance of the probes; None for one that follows the steps.
-    """
+    """Return the batch of the current phase; None stands for the defaults."""
     inner: SubspaceState = state.inner
     xp = array_namespace(state.x)
     if inner.phase == Phase.SEARCH:
@@ -98,30 +83,27 @@ def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None
 
 
 def tell(state: SolverState, candidates: Array, values: Array) -> Array:
-    """Returns the new iterate."""
+    """Return the new iterate."""
     inner: SubspaceState = state.inner
     if inner.phase == Phase.SEARCH:
         return _tell_search(state, candidates, values)
     numbers = values.tolist()
     was_start = inner.phase == Phase.START
     first = int(_measures_iterate(inner))
-    if first and math.isfinite(numbers[0]):
-        _measure(state, numbers[0])
+    for k in [0] * first + [-1] * was_start:
+        if math.isfinite(numbers[k]):
+            _measure(state, numbers[k])
     if was_start:
-        if math.isfinite(numbers[-1]):
-            _measure(state, numbers[-1])
-        if not math.isfinite(state.value):  # x failed: go to where something does not
+        if not math.isfinite(state.value):  # x failed: go to a point that has a value
             return _best_of(state, candidates, numbers)
         inner.phase = Phase.PROBE
     last = len(numbers) - int(was_start)
-    inner.direction = None  # it is one of the rows, and the gradient takes its memory
+    inner.direction = None  # to free its memory for the gradient
     gradient = span_gradient(state, candidates[first:last], values[first:last])
     norm = _norm(gradient)
     state.metrics["gradient_norm"] = norm
-    best = min(numbers)
-    # Never smaller than what a probe happened upon.
     if not 0 < norm < math.inf:
-        if best < state.value:
+        if min(numbers) < state.value:
             return _best_of(state, candidates, numbers)
         _shorten(state)
         return state.x
@@ -132,18 +114,17 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Array:
 
 
 def probe_distance(state: SolverState, smoothing: float | None) -> float:
-    """Returns the distance of the probes from the iterate."""
+    """Return the distance of the probes from the iterate."""
     if smoothing is not None:
         return smoothing
     inner: SubspaceState = state.inner
-    length = inner.length
     if inner.noise > 0:
-        return length
-    return max(SMOOTHING_PER_STEP * length, _floor(state))
+        return inner.length
+    return max(SMOOTHING_PER_STEP * inner.length, _floor(state))
 
 
 def span_gradient(state: SolverState, rows: Array, values: Array) -> Array:
-    """Returns the gradient (dim,) in the span of the probes; rows that failed are left out."""
+    """Return the gradient (dim,) in the span of the probes, without rows that failed."""
     xp = array_namespace(rows)
     changes = values - state.value
     alive = xp.isfinite(changes)
@@ -155,9 +136,9 @@ def span_gradient(state: SolverState, rows: Array, values: Array) -> Array:
 
 
 def _summed_gradient(x: Array, rows: Array, changes: Array) -> Array:
-    """Returns the sum of the gradients along each row, a block of columns at a time.
+    """Return the sum of the gradients along each row.
 
-    So no second array of the size of the batch is made, and each block is read from the cache.
+    Blocks of columns fit into the cache and avoid a second array of the size of the batch.
     """
     xp = array_namespace(rows)
     dtype = xp.float64 if rows.dtype == xp.float64 else xp.float32
@@ -167,7 +148,7 @@ def _summed_gradient(x: Array, rows: Array, changes: Array) -> Array:
     for block in blocks:
         displacements = xp.astype(rows[:, block] - x[block], dtype, copy=False)
         squares += xp.linalg.vecdot(displacements, displacements)
-    # A row that failed may be infinite: leaving it out is not the same as a weight of 0.
+    # A weight of 0 would not do, because a failed row may be infinite.
     used = (changes != 0) & (squares > 0) & xp.isfinite(squares)
     is_all = bool(xp.all(used))
     weights = xp.astype(changes[used] / squares[used], dtype)
@@ -179,14 +160,14 @@ def _summed_gradient(x: Array, rows: Array, changes: Array) -> Array:
 
 
 def _norm(vector: Array) -> float:
-    """Returns the Euclidean norm; that of NumPy makes a second array of the size of its input."""
+    """Return the Euclidean norm by blocks, because NumPy's makes a copy of its input."""
     of_block = array_namespace(vector).linalg.vector_norm
     starts = range(0, vector.shape[0], BLOCK_SIZE)
     return math.hypot(*[float(of_block(vector[k : k + BLOCK_SIZE])) for k in starts])
 
 
 def _directions(state: SolverState, n: int, n_spare: int) -> Array:
-    """Returns n unit rows, orthogonal if that is cheap, with spare rows around them."""
+    """Return n unit rows, orthogonal if that is cheap, with ``n_spare`` rows around them."""
     xp = array_namespace(state.x)
     dim = state.x.shape[0]
     if n * dim > MAX_EXACT_SIZE:
@@ -203,15 +184,14 @@ def _measures_iterate(inner: SubspaceState) -> bool:
 
 
 def _measure(state: SolverState, again: float) -> None:
-    """Takes in another measurement of the iterate."""
+    """Take in a new measurement of the iterate."""
     inner: SubspaceState = state.inner
-    value: float = state.value
-    if not math.isfinite(value):
+    if not math.isfinite(state.value):
         state.value = again
         return
-    change = again - value
+    change = again - state.value
     inner.noise = averaged_noise(inner.noise, change)
-    state.value = value + change / 2
+    state.value += change / 2
 
 
 def _best_of(state: SolverState, candidates: Array, numbers: list[float]) -> Array:
@@ -238,7 +218,7 @@ def _tell_search(state: SolverState, candidates: Array, values: Array) -> Array:
 
 
 def _shorten(state: SolverState) -> None:
-    """Makes the next search shorter, or long again where the steps have become too short."""
+    """Shorten the next search, or reset its length if it would be too short."""
     inner: SubspaceState = state.inner
     length = FAILED_LENGTH * inner.length
     if length < _floor(state):
@@ -248,7 +228,7 @@ def _shorten(state: SolverState) -> None:
 
 
 def _floor(state: SolverState) -> float:
-    """Returns the distance below which a difference is rounding: sqrt(eps) of the size of x."""
+    """Return the distance below which differences are rounding: sqrt(eps) of the size of x."""
     xp = array_namespace(state.x)
     eps = float(xp.finfo(state.x.dtype).eps)
     return math.sqrt(eps) * natural_size(state.x)
