@@ -205,7 +205,7 @@ def test_a_death_between_two_batches_costs_nothing():
 
 
 def test_a_death_in_a_pool_of_the_caller_costs_its_candidate_only():
-    with ProcessPoolExecutor(2) as executor, pytest.warns(RuntimeWarning, match="2 new ones go on"):
+    with ProcessPoolExecutor(2) as executor, pytest.warns(RuntimeWarning, match="2 new ones replace it"):
         result = minimize(dies_left, X0, "adaptive_gld", maxfev=40, rng=0, workers=executor)
     equal(result, minimize(nan_left, X0, "adaptive_gld", maxfev=40, rng=0))
     assert result.n_failed > 0
@@ -214,7 +214,7 @@ def test_a_death_in_a_pool_of_the_caller_costs_its_candidate_only():
 def test_the_new_processes_start_like_those_of_the_pool():
     with ProcessPoolExecutor(1, initializer=prepare, initargs=(3.0,)) as executor:
         objective = Objective(prepared_or_dies, workers=executor)
-        with pytest.warns(RuntimeWarning, match="1 new ones go on"):
+        with pytest.warns(RuntimeWarning, match="1 new ones replace it"):
             values = objective.evaluate(POINTS)
         np.testing.assert_array_equal(values, [0, 3, np.inf, 9, 12, 15])
         objective.close()

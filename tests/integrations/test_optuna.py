@@ -83,7 +83,7 @@ def test_the_trials_are_those_of_the_solver_driven_by_hand(solver):
     x0 = {"rate": 1e-3, "x": -4.9, "y": 9.9}
     study = study_with(ZooptSampler(solver, x0=x0, seed=3, scale=0.2), 40)
     low, width = np.array([-5.0, -5.0, 0.0]), np.array([4.0, 10.0, 10.0])  # rate, x, y
-    box = Box(0.0, 5.0).fit(np.zeros(3))
+    box = Box(0.0, 5.0).at(np.zeros(3))
     state = solver.init([2.5, 0.05, 4.95], rng=3)
     solver.tell(state, state.x[None], [5.9**2 + 6.9**2 + 1])
     expected = []
