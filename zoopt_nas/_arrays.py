@@ -33,11 +33,7 @@ def array_namespace(array: Array) -> Any:
 
 
 def import_torch() -> Any:
-    """Return the torch module.
-
-    Raises:
-        MissingDependencyError: torch is not installed.
-    """
+    """Return the torch module, or raise ``MissingDependencyError``."""
     try:
         import torch
     except ImportError as error:
@@ -48,13 +44,9 @@ def import_torch() -> Any:
 
 
 def as_point(name: str, value: object) -> Array:
-    """Return a floating-point copy of a point, (dim,).
+    """Return a copy of a finite point, (dim,).
 
-    A floating-point NumPy array or torch tensor keeps its dtype and device. Anything else that
-    ``numpy.asarray`` converts to integers or reals becomes float64.
-
-    Raises:
-        InvalidValueError: ``value`` is not real, not one-dimensional, empty or not finite.
+    A floating-point array or tensor keeps its dtype and device; other real input becomes float64.
     """
     if is_torch_array(value):
         point: Array = value.detach().clone()
@@ -90,18 +82,7 @@ def copy(array: Array) -> Array:
 def as_like(
     name: str, value: object, like: Array, shape: tuple[int, ...], dtype: Any = None
 ) -> Array:
-    """Convert ``value`` to the namespace, device and dtype of ``like``, without a needless copy.
-
-    Args:
-        name: of the value, for the error message.
-        value: real numbers of shape ``shape``.
-        like: the array to follow.
-        shape: the required shape.
-        dtype: replaces the dtype of ``like``.
-
-    Raises:
-        InvalidValueError: ``value`` holds something else than real numbers or has another shape.
-    """
+    """Convert real numbers of the given shape to the namespace, device and dtype of ``like``."""
     dtype = like.dtype if dtype is None else dtype
     try:
         if is_torch_array(like):
@@ -122,10 +103,7 @@ def as_like(
 
 
 def value_dtype(like: Array) -> Any:
-    """Return the dtype of objective values: float64, or float32 on MPS, which has no float64.
-
-    The dtype does not depend on ``x``: the values of near points differ only in the last digits.
-    """
+    """Return the dtype of objective values for any ``x``: float64, or float32 on MPS."""
     if not is_torch_array(like):
         return np.dtype(np.float64)
     torch = import_torch()
@@ -133,11 +111,7 @@ def value_dtype(like: Array) -> Any:
 
 
 def finite_values(name: str, values: object, like: Array, n: int) -> Array:
-    """Return (n,) objective values on the device of ``like``; non-finite values become +inf.
-
-    Raises:
-        InvalidValueError: ``values`` is not ``n`` real numbers.
-    """
+    """Return (n,) objective values on the device of ``like``; non-finite values become +inf."""
     if (
         type(values) is np.ndarray
         and values.dtype == np.float64
@@ -162,10 +136,7 @@ def finite_or(x: Array, default: Array) -> Array:
 
 
 def to_numpy(value: Any) -> Any:
-    """Convert a torch tensor to a NumPy array; return anything else unchanged.
-
-    Masked entries of a masked array become NaN.
-    """
+    """Convert a tensor to NumPy, and masked entries to NaN; return anything else unchanged."""
     if isinstance(value, np.ma.MaskedArray):
         wide: Any = value.astype(np.float64) if value.dtype.kind in "biu" else value
         return wide.filled(np.nan)
@@ -179,9 +150,8 @@ def to_numpy(value: Any) -> Any:
 def as_real(value: object) -> float | None:
     """Return ``value`` as a float if it is one real number, else None.
 
-    Accepted are numbers of Python and NumPy, other objects with ``__float__`` (``Decimal``,
-    ``Fraction``), and arrays or tensors with one such entry. A number that is too large for a
-    float becomes an infinity; a masked one becomes NaN.
+    Also accepts objects with ``__float__``, and arrays or tensors with one entry. A number that is
+    too large for a float becomes an infinity; a masked one becomes NaN.
     """
     if isinstance(value, float):
         return float(value)
@@ -223,16 +193,9 @@ def as_reals(values: object) -> np.ndarray | None:
 
 
 def as_generator(rng: object, like: Array) -> Generator:
-    """Return a generator of arrays in the namespace and on the device of ``like`` (SPEC 7).
+    """Return the generator for arrays like ``like``, following SPEC 7.
 
-    Args:
-        rng: None (fresh entropy), a non-negative int, a ``numpy.random.Generator`` or, for torch, a
-            ``torch.Generator`` on the device of ``like``.
-        like: a NumPy array, or a torch tensor, for which one draw from a NumPy ``rng`` seeds a
-            ``torch.Generator``.
-
-    Raises:
-        InvalidValueError: ``rng`` is none of these.
+    For a torch tensor, ``rng`` is a ``torch.Generator`` on its device, or seeds one by one draw.
     """
     torch = import_torch() if is_torch_array(like) else None
     if torch is not None and isinstance(rng, torch.Generator):
@@ -294,11 +257,7 @@ def encode_generator(rng: Generator) -> dict[str, Any]:
 
 
 def decode_generator(data: Mapping[str, Any]) -> Generator:
-    """Return the generator that ``encode_generator`` encoded.
-
-    Raises:
-        RunError: NumPy has no bit generator of the saved name.
-    """
+    """Return the generator that ``encode_generator`` encoded."""
     if data["kind"] == "torch":
         torch = import_torch()
         generator = torch.Generator(device=data["device"])

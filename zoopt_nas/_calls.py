@@ -41,18 +41,11 @@ class Raised(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A picklable wrapper that calls the user's function with a ``Job``.
-
-    Attributes:
-        fun: the function.
-        catches: whether to return an exception as ``Raised`` instead of raising it.
-        pid: the process that receives the result. Any other process replaces an exception that
-            cannot be pickled.
-    """
+    """A picklable wrapper that calls the user's function with a ``Job``."""
 
     fun: Callable[..., Any]
-    catches: bool = False
-    pid: int = field(default_factory=os.getpid)
+    catches: bool = False  # whether an exception is returned as `Raised`
+    pid: int = field(default_factory=os.getpid)  # the process that receives the result
 
     def __call__(self, job: Job) -> Any:
         try:
@@ -82,11 +75,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def as_float(name: str, value: object) -> float:
-    """Return ``value``, in any form that ``as_real`` accepts, as a float.
-
-    Raises:
-        InvalidValueError: ``value`` is not one real number.
-    """
+    """Return one real number, in any form that ``as_real`` accepts, as a float."""
     number = as_real(value)
     if number is None:
         raise InvalidValueError(f"{name} must be a real number, got {value!r}")
@@ -94,11 +83,7 @@ def as_float(name: str, value: object) -> float:
 
 
 def as_values(returned: object, n: int) -> np.ndarray:
-    """Convert what a vectorized function returned for ``n`` points to (n,) float64.
-
-    Raises:
-        InvalidValueError: ``returned`` is not ``n`` real numbers.
-    """
+    """Convert what a vectorized function returned for ``n`` points to (n,) float64."""
     values = as_reals(returned)
     if values is None:
         raise InvalidValueError(f"fun must return real numbers, got {returned!r}")
@@ -112,11 +97,7 @@ def as_values(returned: object, n: int) -> np.ndarray:
 def as_callback(callback: Callable[..., object]) -> Callable[[Any], object]:
     """Wrap ``callback`` as a function of an intermediate result.
 
-    As in SciPy, a callback whose only parameter is ``intermediate_result`` gets the result under
-    that name; any other callback gets the point.
-
-    Raises:
-        InvalidValueError: ``callback`` cannot be called with one argument.
+    As in SciPy, it gets the point, or the result if its parameter is ``intermediate_result``.
     """
     if not callable(callback):
         raise InvalidValueError(f"callback must be callable, got {callback!r}")

@@ -16,11 +16,7 @@ TEMPORARY = "-temporary-"  # part of the names of incomplete files
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a temporary file for writing, and move it to ``path`` when the block succeeds.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Open a temporary file for writing, and move it to ``path`` when the block succeeds."""
     path = Path(path)
     # In the same folder: a rename is atomic only within one file system.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}{TEMPORARY}", dir=path.parent)
@@ -38,11 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def creating(folder: Path) -> Iterator[Path]:
-    """Create a temporary folder, and rename it to ``folder`` when the block succeeds.
-
-    Raises:
-        OSError: ``folder`` exists, or cannot be written.
-    """
+    """Create a temporary folder, and rename it to ``folder`` when the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -95,10 +95,9 @@ def minimize(
         maxfev: the maximum number of evaluations. Default: 1000 * dim, unless ``maxiter``,
             ``maxtime`` or ``maxstall`` is given.
         maxiter: the maximum number of iterations (one batch each).
-        maxtime: seconds after which no further call starts, except for the first call of a batch,
-            and a batch that is a single call (``vectorized``) or goes to a map-like callable. The
-            solver is not told of a batch that was cut; a resumed run, whose time includes the
-            earlier parts, repeats it. A noisy run reserves a tenth of the time for its end.
+        maxtime: seconds after which no further call starts, except for the first call of a batch
+            and for whole batches (``vectorized`` or a map-like callable). A resumed run counts its
+            earlier parts. A noisy run reserves a tenth of the time for its end.
         maxstall: the run ends after this many evaluations without a better value.
         target: the run ends at the first finite value of at most ``target``.
         rng: None, a non-negative int, a ``numpy.random.Generator`` or, for torch, a
@@ -110,8 +109,7 @@ def minimize(
             not depend on the number of workers, except that a target ends the run only after the
             batch. If a process dies, only the evaluation of its candidate fails.
         timeout: seconds after which an evaluation fails. Worker processes (even one) are then
-            killed and replaced. Calls of an executor cannot be stopped, and occupy their worker
-            until they return.
+            killed and replaced; a call of an executor occupies its worker until it returns.
         on_error: ``"raise"``: an exception in ``fun`` ends the run; ``"fail"``: it makes the
             evaluation fail. Default: ``"raise"`` without workers. With workers, an exception fails
             the evaluation, but is raised if no call has ever returned.
@@ -122,17 +120,16 @@ def minimize(
             implies ``noisy``.
         warm_start: known points and values, ((n, dim), (n,)). The run starts from the best of them
             instead of ``x0``. They cost no evaluation.
-        callback: called after every iteration as ``callback(x)`` with the best point or, as in
-            SciPy, if its only parameter is named ``intermediate_result``, with a result that has
-            the fields ``x, fun, nfev, nit, x_iterate``. ``StopIteration`` ends the run.
+        callback: called after every iteration with the best point or, as in SciPy, if its only
+            parameter is ``intermediate_result``, with a result that has the fields
+            ``x, fun, nfev, nit, x_iterate``. ``StopIteration`` ends the run.
         options: fields of the solver by name, such as ``{"max_radius": 0.5}``.
         history: whether the result has the field ``history``, (nfev,): all values in order, +inf
             for failures.
         progress: whether to show a progress bar on stderr.
-        checkpoint: a file to save the run in. If it exists, the same call resumes the run and
-            returns the same result as a run without interruption. Limits, target, workers and
-            callback may differ. The file is replaced atomically and is kept at the end, so that a
-            call with a larger limit can continue.
+        checkpoint: a file to save the run in. If it exists, the same call resumes the run, with the
+            result of a run without interruption. Limits, target, workers and callback may differ.
+            The file is replaced atomically, and is kept at the end.
         checkpoint_every: the minimum number of seconds between two writes; 0 writes after every
             iteration. The file is also written at the end.
 

@@ -29,31 +29,24 @@ MAX_FINAL_CALLS = 30
 
 
 class Status(IntEnum):
-    """The reason for which a run ended."""
+    """The reason for which a run ended; ``message`` is a sentence."""
 
-    TARGET_REACHED = 0
-    MAXFEV = 1
-    MAXITER = 2
-    CALLBACK = 3
-    NO_FINITE_VALUE = 4
-    MAXTIME = 5
-    STAGNATION = 6
+    message: str
 
-    @property
-    def message(self) -> str:
-        """The reason in one sentence."""
-        return _MESSAGES[self]
+    TARGET_REACHED = 0, "The target value was reached."
+    MAXFEV = 1, "The maximum number of function evaluations was used."
+    MAXITER = 2, "The maximum number of iterations was used."
+    CALLBACK = 3, "The callback stopped the run."
+    NO_FINITE_VALUE = 4, "The function returned no finite value."
+    MAXTIME = 5, "The maximum time was used."
+    STAGNATION = 6, "The best value has not improved for maxstall evaluations."
 
-
-_MESSAGES = {
-    Status.TARGET_REACHED: "The target value was reached.",
-    Status.MAXFEV: "The maximum number of function evaluations was used.",
-    Status.MAXITER: "The maximum number of iterations was used.",
-    Status.CALLBACK: "The callback stopped the run.",
-    Status.NO_FINITE_VALUE: "The function returned no finite value.",
-    Status.MAXTIME: "The maximum time was used.",
-    Status.STAGNATION: "The best value has not improved for maxstall evaluations.",
-}
+    def __new__(cls, value: int, message: str) -> Status:
+        """Create a member with its message."""
+        status = int.__new__(cls, value)
+        status._value_ = value
+        status.message = message
+        return status
 
 
 @dataclass(frozen=True)
@@ -159,9 +152,7 @@ class Run:
                     return Status.TARGET_REACHED if objective.reached_target else Status.CALLBACK
             if is_cut:
                 return Status.MAXTIME
-            if objective.reached_target:
-                continue
-            if checkpoint is not None:
+            if checkpoint is not None and not objective.reached_target:
                 checkpoint.save_if_due(self.state, self.record)
 
     @property
@@ -203,13 +194,13 @@ class Run:
 
         Thus no result is worse than x0, and a target that x0 meets ends the run at once.
         """
-        if self.objective.nfev > 0 or self.objective.best_x is not None:
-            return self.objective.evaluate(points, reserve=reserve)
-        xp = array_namespace(points)
-        x0 = self.iterate[None, :]
-        if bool(xp.all(points[:1, :] == x0)):
-            return self.objective.evaluate(points, reserve=reserve)
-        return self.objective.evaluate(xp.concat([x0, points], axis=0), reserve=reserve)[1:]
+        if self.objective.nfev == 0 and self.objective.best_x is None:
+            xp = array_namespace(points)
+            x0 = self.iterate[None, :]
+            if not bool(xp.all(points[:1, :] == x0)):
+                points = xp.concat([x0, points], axis=0)
+                return self.objective.evaluate(points, reserve=reserve)[1:]
+        return self.objective.evaluate(points, reserve=reserve)
 
     def tell(self, asked: Array, points: Array, values: np.ndarray) -> None:
         """Tell the solver the values, and keep its iterate inside the box."""

@@ -69,11 +69,7 @@ class Box:
         object.__setattr__(self, "upper", upper)
 
     def at(self, x0: Array) -> RunBox:
-        """Return the box of a run from ``x0``, (dim,), in its namespace, dtype and device.
-
-        Raises:
-            InvalidValueError: the number of bounds is not dim, or ``x0`` is outside.
-        """
+        """Return the box of a run that starts at ``x0``, (dim,), which must be inside."""
         dim = x0.shape[0]
         if self.lower.ndim == 1 and self.lower.shape != (dim,):
             raise InvalidValueError(
@@ -87,11 +83,7 @@ class Box:
 
 
 def as_box(bounds: object) -> Box:
-    """Convert the argument ``bounds`` of ``minimize`` to a ``Box``.
-
-    Raises:
-        InvalidValueError: ``bounds`` has none of the accepted forms, or an entry is invalid.
-    """
+    """Convert the argument ``bounds`` of ``minimize`` to a ``Box``."""
     if isinstance(bounds, Box):
         return bounds
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):  # scipy's Bounds, without importing scipy
@@ -114,21 +106,12 @@ class RunBox:
     Bounds are rounded inwards to the dtype, so that no point violates the exact bounds. A fixed
     coordinate is rounded to the nearest number.
 
-    Args:
-        x0: the start point, (dim,).
-        lower: (dim,), float64 NumPy.
-        upper: (dim,), the same.
-        method: one of ``BOUND_METHODS``.
-
     Attributes:
         lower: the rounded bounds, (dim,).
         upper: the same.
         start: the start point of the solver, (dim,).
         repairs: whether the points of the solver and of the function lie in the same space, so
             that the solver can be told the moved points. False for "transform".
-
-    Raises:
-        InvalidValueError: no number of the dtype lies between two bounds.
     """
 
     def __init__(self, x0: Array, lower: np.ndarray, upper: np.ndarray, method: str) -> None:
@@ -142,9 +125,7 @@ class RunBox:
     def inside(self, points: Array, *, antithetic: bool = False) -> Array:
         """Map points of the solver, (..., dim), into the box.
 
-        Args:
-            points: points of the solver.
-            antithetic: whether rows 2k and 2k + 1 are x + d and x - d.
+        With ``antithetic``, rows 2k and 2k + 1 are x + d and x - d.
         """
         xp = array_namespace(points)
         # `where` discards the results of inf - inf at open ends and of overflow far outside.

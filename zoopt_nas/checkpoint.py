@@ -78,17 +78,10 @@ def load_state(
 
 
 class Checkpoint:
-    """The file that saves one call of `minimize`.
+    """The file that saves one call of `minimize`, at most once in ``every`` seconds.
 
-    Args:
-        path: the file; its folder must exist.
-        every: the minimum number of seconds between two writes.
-        identity: the arguments that must be equal when the run is resumed, as JSON values. None
-            matches any value.
-
-    Raises:
-        InvalidValueError: ``path`` is not a path, or ``every`` is not a number of at least 0.
-        RunError: the folder of ``path`` does not exist.
+    ``identity`` holds the arguments that must be equal when the run is resumed, as JSON values;
+    None matches any value.
     """
 
     def __init__(
@@ -104,11 +97,7 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def load(self, solver: Solver) -> tuple[SolverState, dict[str, Any]] | None:
-        """Return the saved state of ``solver`` and the record, or None if there is no file.
-
-        Raises:
-            RunError: the file is truncated, not a checkpoint, or belongs to another run.
-        """
+        """Return the saved state of ``solver`` and the record, or None if there is no file."""
         if not self._path.exists():
             return None
         with _reading(self._path, "checkpoint of minimize"):
@@ -130,15 +119,7 @@ class Checkpoint:
             self.save(state, record())
 
     def save(self, state: SolverState, record: Mapping[str, Any]) -> None:
-        """Write the file.
-
-        Args:
-            state: of the solver.
-            record: the rest of the run: ``{"arrays": {name: NumPy array}, "meta": JSON values}``.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
+        """Write the state of the solver and the record of the run."""
         data = state.to_dict()
         meta = {
             "format": _RUN_FORMAT,
@@ -163,11 +144,8 @@ def fingerprint(*arrays: Array) -> str:
 
 
 def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
+    start = len(prefix)
+    return {name[start:]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _to_json(value: object) -> str:

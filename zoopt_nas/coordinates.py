@@ -24,11 +24,6 @@ _UNIT_RANGE = (0.1, 1.0)
 class Coordinates:
     """The map between the points of a solver and the points of the function in one run.
 
-    Args:
-        x0: the start point, (dim,).
-        box: the bounds, or None.
-        units: (dim,) positive, or None for no scaling.
-
     Attributes:
         start: the start point of the solver, (dim,).
         bounds: lower and upper bounds, (dim,) each, in the coordinates of the solver; None without
@@ -49,7 +44,7 @@ class Coordinates:
         return points if self._box is None else self._box.inside(points, antithetic=antithetic)
 
     def told(self, points: Array) -> Array | None:
-        """Map evaluated points back to the solver; None means that it is told what it asked."""
+        """Map evaluated points back to the solver; None if it is told the points it asked for."""
         if self._box is None or not self._box.repairs:
             return None
         return self._scaled(points)
@@ -61,14 +56,7 @@ class Coordinates:
 def units(x0: Array, box: RunBox | None, x_scale: Any = None) -> Array | None:
     """Return the unit of each coordinate, (dim,), as powers of two, or None if all are 1.
 
-    Args:
-        x0: the start point, (dim,).
-        box: the bounds, or None.
-        x_scale: the size of a sensible step, positive, (dim,) or one number for all. Default: a
-            quarter of the width between two bounds; otherwise derived from the size of ``x0``.
-
-    Raises:
-        InvalidValueError: ``x_scale`` is invalid.
+    Without ``x_scale``, it is a quarter of the width between two bounds, or derived from ``x0``.
     """
     if x_scale is None:
         steps = _steps_from_start(np.asarray(to_numpy(x0), dtype=np.float64))

@@ -43,21 +43,9 @@ class _Means:
 class Objective:
     """A function with an evaluation budget.
 
-    Args:
-        fun: see `minimize`. It gets a copy of the points.
-        maxfev: the maximum number of evaluations, or None.
-        target: evaluation stops at the first value of at most ``target``. With ``vectorized`` or
-            workers, the batch is completed first.
-        vectorized: whether ``fun`` takes points (n, dim) and returns (n,) values.
-        history: whether to record every value.
-        workers: see ``make_workers``.
-        timeout: seconds after which a call counts as failed.
-        n_reevaluations: calls per point; its value is the mean of those that did not fail.
-        on_error: ``"raise"`` or ``"fail"`` (an exception makes a failed evaluation). None means
-            "raise" without workers, and "fail" with workers, except that the exception is raised
-            after the batch if no call has ever returned.
-        seed: generates the values of ``eval_seed``, which all points of a batch share.
-        n_elites: how many of the best points to keep.
+    Most arguments are those of `minimize`. ``seed`` generates the values of ``eval_seed``, and
+    ``n_elites`` is the number of best points to keep. With ``vectorized`` or workers, a batch is
+    completed even if it reaches the target.
 
     Attributes:
         nfev: number of evaluations.
@@ -69,9 +57,6 @@ class Objective:
         last_error: the last exception of a failed evaluation, or None.
         deadline: time on ``time.monotonic`` after which only the first call of a batch starts.
         was_cut: whether the deadline cut the last batch short.
-
-    Raises:
-        InvalidValueError: ``fun`` is not callable, or another argument breaks a rule.
     """
 
     def __init__(
@@ -140,19 +125,10 @@ class Objective:
             del self.elites[self._n_elites :]
 
     def evaluate(self, points: Array, *, reserve: int = 0) -> np.ndarray:
-        """Evaluate the rows of ``points`` in order, as far as the budget allows.
+        """Return the values of points (n, dim) as (n,) float64, leaving ``reserve`` evaluations.
 
-        Args:
-            points: (n, dim).
-            reserve: evaluations of the budget to leave unused.
-
-        Returns:
-            (n,) float64; +inf where the evaluation failed, or was not made because of the budget,
-            the deadline or the target.
-
-        Raises:
-            InvalidValueError: ``fun`` returned something else than one real number per point.
-            Exception: whatever ``fun`` raises, see ``on_error``.
+        A value is +inf if the evaluation failed, or if the budget, the deadline or the target ended
+        the batch before it.
         """
         self.was_cut = False
         is_simple = self._workers is None and not self._vectorized and not self._catches
@@ -216,11 +192,7 @@ class Objective:
         return {"arrays": arrays, "meta": meta}
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        """Restore the record that ``to_dict`` returned.
-
-        Raises:
-            KeyError: an entry is missing.
-        """
+        """Restore the record that ``to_dict`` returned."""
         arrays, meta = data["arrays"], data["meta"]
         self.nfev, self.n_failed = meta["nfev"], meta["n_failed"]
         self._n_batches, self._seed = meta["n_batches"], meta["seed"]

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 Function = Callable[[Any], Any]
 Results = Iterator[tuple[int, Any]]  # (row, value) of each call
 
-# What `pickle` raises for a function that it cannot import by name.
-_UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
-
 
 class Workers(ABC):
     """Makes the calls of a batch in parallel."""
@@ -38,11 +35,6 @@ class Workers(ABC):
         The value is NaN if the worker died or exceeded the timeout. No call starts after
         ``deadline`` (on ``time.monotonic``), and a row without a call is not yielded; a map-like
         callable always gets the whole batch.
-
-        Raises:
-            InvalidValueError: ``fun`` cannot be pickled, or a map-like callable did not return one
-                value per point.
-            Exception: whatever ``fun`` raises.
         """
 
     def close(self) -> None:  # noqa: B027 (an optional hook)
@@ -52,15 +44,8 @@ class Workers(ABC):
 def make_workers(workers: Any, timeout: float | None = None) -> Workers | None:
     """Return the object that makes the calls, or None for calls in this process.
 
-    Args:
-        workers: a number of processes (-1: the number of usable cores), a
-            ``concurrent.futures.Executor``, or a callable ``workers(fun, points)`` that returns
-            the values in order.
-        timeout: seconds after which a call fails. It requires a process even for one worker, since
-            only processes can be killed.
-
-    Raises:
-        InvalidValueError: ``workers`` is none of these, or ``timeout`` is invalid.
+    The arguments are those of `minimize`. A timeout requires a process even for one worker, since
+    only processes can be killed.
     """
     if timeout is not None:
         timeout = check_positive("timeout", timeout)
@@ -91,11 +76,11 @@ def _n_cores() -> int:
 class _MapWorkers(Workers):
     """Workers behind a function such as ``multiprocessing.Pool().map``."""
 
-    def __init__(self, mapper: Callable[..., Any]) -> None:
-        self._mapper = mapper
+    def __init__(self, map_like: Callable[..., Any]) -> None:
+        self._map_like = map_like
 
     def map(self, fun: Function, points: Sequence[Any], deadline: float = math.inf) -> Results:
-        values = list(self._mapper(fun, points))
+        values = list(self._map_like(fun, points))
         if len(values) != len(points):
             raise InvalidValueError(
                 f"workers must return one value for each of {len(points)} points, "
@@ -310,7 +295,7 @@ class _ProcessWorkers(_Dispatch):
 def _check_picklable(fun: Function) -> None:
     try:
         pickle.dumps(fun)
-    except _UNPICKLABLE as error:
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InvalidValueError(
             "fun must be a function of a module (or else picklable) to run in processes; "
             f"or give a ThreadPoolExecutor as workers; got {fun!r}"

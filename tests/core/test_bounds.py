@@ -76,11 +76,11 @@ def test_every_point_is_inside(bounds, solver, method, dtype, seed):
 def test_bounds_are_rounded_inwards(dtype):
     x0 = array([0.15], dtype)
     far = array([[-1e4], [1e4]], dtype)
-    for lower in (0.1, 0.11, 0.123):  # no dtype has all of them
+    for lower in (0.1, 0.11, 0.123):  # no dtype represents all of them
         points = exact(Box(lower, 0.3, "clip").at(x0).inside(far))
         assert lower <= points[0, 0] < lower + 0.002
         assert 0.298 < points[1, 0] <= 0.3
-    # A start, or a fixed coordinate, that differs from its bound by rounding only is accepted.
+    # A start or a fixed coordinate may differ from its bound by rounding.
     x0 = array([0.1, 0.3, 0.7], dtype)
     points = exact(Box([0.1, 0.0, 0.7], [1.0, 0.3, 0.7]).at(x0).start)
     assert points[0] >= 0.1
@@ -99,7 +99,7 @@ def test_reflection_is_the_mirror_image_at_any_distance():
         [0.75, 0.75, 0.75, 0.75],
     ]
     np.testing.assert_array_equal(box.inside(points), expected)
-    far = 2.0**70 + np.array([[0.0] * 4])  # a multiple of the period: nothing may be lost
+    far = 2.0**70 + np.array([[0.0] * 4])  # a multiple of the period, without rounding
     assert box.inside(far)[0, 0] == 0.0
     assert np.all(np.isfinite(box.inside(np.full((1, 4), np.nan))))
 
@@ -151,13 +151,13 @@ CORNER = np.array([0.0, 1.0, -2.0])
 @pytest.mark.parametrize(
     ("solver", "method", "gap"),
     [
-        (RS(learning_rate=0.1), "reflect", 0.2),  # its estimate is noisy: the end is not exact
+        (RS(learning_rate=0.1), "reflect", 0.2),  # its estimate is noisy
         (RS(learning_rate=0.1), "clip", 0.2),
-        # Exact on a linear function as long as the budget cuts no batch: x0, 250 of 6, and 1.
+        # Exact on a linear function, since the budget cuts no batch: x0, 250 batches of 6, and 1.
         (RS(learning_rate=0.1, orthogonal=True, n_samples=3), "reflect", 0.0),
         (RS(learning_rate=0.1, direction="gaussian", n_samples=1), "reflect", 1.0),
         (RS(learning_rate=0.1, orthogonal=True, n_samples=3), "clip", 0.2),
-        # One descent: after a restart, which a twelfth of the runs is in, the iterate is anywhere.
+        # The budget of one descent: after a restart, the iterate may be anywhere.
         (AdaptiveGLD(restart=False), "reflect", 0.1),
         (AdaptiveGLD(restart=False), "clip", 0.0),
         (AdaptiveGLD(max_radius=10.0), "transform", 0.1),
@@ -176,7 +176,7 @@ def test_a_linear_function_ends_in_the_corner(solver, method, gap, x0, dtype):
 
 @pytest.mark.parametrize("method", ["reflect", "clip"])
 def test_gld_with_restarts_has_been_in_the_corner(method):
-    """Its best point; of 900 runs with other seeds and starts the worst was off by 0.0045."""
+    """The largest error of 900 runs with other seeds and starts is 0.0045."""
     slopes = np.array([1.0, -2.0, 1.5])
     box = Box([0.0, 0.0, -2.0], [None, 1.0, None], method)
     for seed in range(5):

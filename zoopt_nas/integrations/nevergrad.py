@@ -36,14 +36,8 @@ class _SolverOptimizer(base.Optimizer):  # type: ignore[misc]
     ``ask`` returns the rows of a batch one by one. When all rows are assigned but some are
     unfinished, it returns a filler point or, if many of those have finished since, assigns a row
     again, as its worker may have died. Between two batches, the solver is told of the filler points
-    and of points that it did not ask for.
-
-    Args:
-        parametrization: see nevergrad; its initial value is the start point.
-        budget: see nevergrad.
-        num_workers: see nevergrad; has no effect on the solver.
-        method: a name from ``SOLVERS`` or a ``Solver``.
-        options: fields of the solver by name.
+    and of points that it did not ask for. The start point is the initial value of the
+    parametrization.
     """
 
     def __init__(

@@ -121,7 +121,8 @@ class ZeroOrderSGD(Optimizer):
             raise InvalidValueError(
                 "n_directions must be at least 2 to normalize one-sided losses, got 1"
             )
-        shared = {
+        super().__init__(params, {"lr": lr, "smoothing": smoothing, "weight_decay": weight_decay})
+        self._shared = {
             "n_directions": n_directions,
             "estimator": estimator,
             "direction": direction,
@@ -129,8 +130,6 @@ class ZeroOrderSGD(Optimizer):
             "seed": int(as_generator(rng, np.empty(0)).integers(2**63 - 1)),
             "n_steps": 0,
         }
-        super().__init__(params, {"lr": lr, "smoothing": smoothing, "weight_decay": weight_decay})
-        self._shared = shared
 
     @property
     def _shared(self) -> dict[str, Any]:
