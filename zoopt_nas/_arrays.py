@@ -1,6 +1,6 @@
-"""Conversion of arrays and random generators: the only module that names NumPy and torch.
+"""Convert NumPy arrays, torch tensors and random generators.
 
-All other modules use the namespace that ``array_namespace`` returns. torch is imported inside
+Other modules use the namespace that ``array_namespace`` returns. torch is imported inside
 functions, and only if the input is a torch tensor.
 """
 

@@ -60,7 +60,7 @@ class Box:
             lower, upper = map(np.array, np.broadcast_arrays(lower, upper))
         except ValueError as error:
             raise InvalidValueError(
-                f"lower and upper must have one shape, got {lower.shape} and {upper.shape}"
+                f"lower and upper must have the same shape, got {lower.shape} and {upper.shape}"
             ) from error
         for index in np.ndindex(lower.shape):
             name = "bounds" + "".join(f"[{i}]" for i in index)

@@ -92,9 +92,7 @@ def _steps_from_user(x_scale: Any, dim: int) -> np.ndarray:
         steps = np.asarray(to_numpy(x_scale), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidValueError(f"{rule}, got {x_scale!r}") from error
-    is_valid = (
-        steps.shape in ((), (1,), (dim,)) and np.all(np.isfinite(steps)) and np.all(steps > 0)
-    )
-    if not is_valid:
+    is_valid = np.all(np.isfinite(steps) & (steps > 0))
+    if not is_valid or steps.shape not in ((), (1,), (dim,)):
         raise InvalidValueError(f"{rule}, got {x_scale!r}")
     return np.array(np.broadcast_to(steps, (dim,)))

@@ -97,7 +97,8 @@ def estimator_error(estimate: Any, gradient: Any) -> EstimatorError:
     g = np.asarray(to_numpy(gradient), dtype=np.float64)
     if g_hat.shape != g.shape or g.ndim != 1:
         raise InvalidValueError(
-            f"estimate and gradient must have one shape (dim,), got {g_hat.shape} and {g.shape}"
+            "estimate and gradient must have the same shape (dim,), "
+            f"got {g_hat.shape} and {g.shape}"
         )
     norm, norm_hat = float(np.linalg.norm(g)), float(np.linalg.norm(g_hat))
     if norm == 0:

@@ -54,7 +54,7 @@ def make_workers(workers: Any, timeout: float | None = None) -> Workers | None:
     if callable(workers):
         if timeout is not None:
             raise InvalidValueError(
-                f"timeout must be None where workers is a map-like callable, got {timeout}"
+                f"timeout must be None if workers is a map-like callable, got {timeout}"
             )
         return _MapWorkers(workers)
     is_count = isinstance(workers, int) and not isinstance(workers, bool)
@@ -297,6 +297,6 @@ def _check_picklable(fun: Function) -> None:
         pickle.dumps(fun)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InvalidValueError(
-            "fun must be a function of a module (or else picklable) to run in processes; "
-            f"or give a ThreadPoolExecutor as workers; got {fun!r}"
+            "fun must be picklable, such as a function of a module, to run in processes; "
+            f"a ThreadPoolExecutor as workers takes any function; got {fun!r}"
         ) from error

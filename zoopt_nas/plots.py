@@ -88,7 +88,7 @@ def _best_so_far(label: str, run: Any) -> np.ndarray:
     if history is None:
         name = f"results[{label!r}]" if label else "results"
         raise InvalidValueError(
-            f"{name} must be of minimize(..., history=True), got one without history"
+            f"{name} must come from minimize(..., history=True), got a result without history"
         )
     return np.minimum.accumulate(np.asarray(history, dtype=np.float64))
 

@@ -258,7 +258,9 @@ def test_bad_bounds_are_named(bounds, message):
 def test_bad_boxes_are_named():
     with pytest.raises(InvalidValueError, match="method must be one of reflect, clip, transform"):
         Box(0, 1, "bounce")
-    with pytest.raises(InvalidValueError, match=r"lower and upper must have one shape, got \(2,\)"):
+    with pytest.raises(
+        InvalidValueError, match=r"lower and upper must have the same shape, got \(2,\)"
+    ):
         Box([0, 0], [1, 1, 1])
     with pytest.raises(InvalidValueError, match="lower must be one-dimensional"):
         Box([[0, 0]], 1)

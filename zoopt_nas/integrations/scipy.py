@@ -117,7 +117,7 @@ class _ScipyMethod:
     ) -> OptimizeResult:
         if not _is_empty(constraints):
             raise InvalidValueError(
-                "constraints must be empty, since the solvers know only bounds; "
+                "constraints must be empty, since the solvers support only bounds; "
                 f"got {constraints!r}"
             )
         # With jac=True, SciPy splits the value off: ignoring the gradient is then expected.
