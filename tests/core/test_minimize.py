@@ -236,12 +236,12 @@ def test_options_are_fields_of_the_solver():
         (
             {"method": "adaptive_gld", "options": {"max_radus": 1.0}},
             UnknownNameError,
-            "unknown option of gld 'max_radus'; did you mean 'max_radius'?",
+            "unknown option of adaptive_gld 'max_radus'; did you mean 'max_radius'?",
         ),
         (
             {"method": AdaptiveMGS(), "options": {"sigm": 1.0}},
             UnknownNameError,
-            "unknown option of mgs 'sigm'; did you mean 'sigma'?",
+            "unknown option of adaptive_mgs 'sigm'; did you mean 'sigma'?",
         ),
         (
             {"method": "adaptive_gld", "options": {"max_radius": -1.0}},

@@ -105,12 +105,12 @@ def test_a_run_of_minimize_into_given_axes(tmp_path):
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        (OptimizeResult(fun=1.0, nfev=2), r"^results must be of minimize\(..., history=True\)"),
+        (OptimizeResult(fun=1.0, nfev=2), r"^results must come from minimize\(..., history=True\)"),
         (
             {"adaptive_gld": OptimizeResult(fun=1.0, nfev=2)},
-            r"^results\['gld'\] must be of minimize",
+            r"^results\['adaptive_gld'\] must come from minimize",
         ),
-        ({"adaptive_gld": 3}, r"^results\['gld'\] must be of minimize"),
+        ({"adaptive_gld": 3}, r"^results\['adaptive_gld'\] must come from minimize"),
         ({}, r"^results must be a result of minimize or several by label, got {}"),
         ([1.0, 2.0], r"^results must be a result of minimize"),
     ],
