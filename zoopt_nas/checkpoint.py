@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -29,10 +29,7 @@ _FORMAT = "zoopt_nas.state.v1"
 _RUN_FORMAT = "zoopt_nas.run.v1"
 
 # What NumPy, zipfile, json and the decoder raise for a file that is no saved state.
-_MALFORMED = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError),
-    *(AttributeError, IndexError, zipfile.BadZipFile),
-)
+_MALFORMED = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, BadZipFile)
 
 
 def save_state(path: str | os.PathLike[str], solver: Solver, state: SolverState) -> None:
