@@ -41,7 +41,7 @@ ORDER = [
     "solvers.nelder_mead",
     "solvers.auto",
     *("solvers.__init__", "checkpoint", "progress", "_run", "_minimize", "diagnostics"),
-    *("plots", "integrations.__init__", "integrations.scipy", "integrations.spares"),
+    *("plots", "integrations.__init__", "integrations.scipy", "integrations.fillers"),
     *("integrations.optuna",),
     *("integrations.nevergrad", "integrations.torch"),
     "__init__",

@@ -1,7 +1,7 @@
 """Zero-order (gradient-free) optimization, and neural architecture search with it.
 
-``minimize`` optimizes a black-box function; the solvers in ``SOLVERS`` are driven by hand with
-``init``, ``ask`` and ``tell``; ``zoopt_nas.nas`` (the extra ``nas``) searches architectures.
+``minimize`` optimizes a black-box function. The solvers in ``SOLVERS`` also have an ask-and-tell
+interface. ``zoopt_nas.nas`` (extra ``nas``) searches architectures.
 """
 
 from zoopt_nas import solvers

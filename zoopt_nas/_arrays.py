@@ -1,7 +1,7 @@
-"""The one place that knows NumPy and torch: conversion in and out, and random generators.
+"""Convert NumPy arrays, torch tensors and random generators.
 
-Everywhere else, arrays are handled through the namespace that ``array_namespace`` returns. torch is
-imported here, inside functions, and only for input that is already torch.
+Other modules use the namespace that ``array_namespace`` returns. torch is imported inside
+functions, and only if the input is a torch tensor.
 """
 
 from __future__ import annotations
@@ -19,29 +19,21 @@ from array_api_compat import is_torch_array as is_torch_array
 
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError, RunError
 
-# A NumPy array or a torch tensor. Python has no common static type for the two.
+# A NumPy array or a torch tensor, which have no common static type.
 Array: TypeAlias = Any
-# A numpy.random.Generator or, beside torch arrays, a torch.Generator on their device.
+# A numpy.random.Generator or, for torch arrays, a torch.Generator on their device.
 Generator: TypeAlias = Any
 
 
 def array_namespace(array: Array) -> Any:
-    """Returns the module of array-API functions for ``array``.
-
-    The general look-up of array-api-compat takes a microsecond, which a step of a solver would pay
-    several times; an ``ndarray`` needs none.
-    """
-    if isinstance(array, np.ndarray):
+    """Return the module of array-API functions for ``array``."""
+    if isinstance(array, np.ndarray):  # skips a look-up of a microsecond
         return array_api_compat.numpy
     return array_api_compat.array_namespace(array)
 
 
 def import_torch() -> Any:
-    """Returns the torch module.
-
-    Raises:
-        MissingDependencyError: torch is not installed.
-    """
+    """Return the torch module, or raise ``MissingDependencyError``."""
     try:
         import torch
     except ImportError as error:
@@ -52,13 +44,9 @@ def import_torch() -> Any:
 
 
 def as_point(name: str, value: object) -> Array:
-    """Returns a copy of a start point: (dim,), finite, floating.
+    """Return a copy of a finite point, (dim,).
 
-    A floating NumPy array or torch tensor keeps its dtype (and device); anything else that
-    ``numpy.asarray`` reads as integers or reals becomes float64.
-
-    Raises:
-        InvalidValueError: not real, not one-dimensional, empty, or with a non-finite entry.
+    A floating-point array or tensor keeps its dtype and device; other real input becomes float64.
     """
     if is_torch_array(value):
         point: Array = value.detach().clone()
@@ -68,9 +56,7 @@ def as_point(name: str, value: object) -> Array:
             point = point.to(torch.float64)
     else:
         try:
-            point = np.array(
-                to_numpy(value)
-            )  # always a copy: the caller's array stays the caller's
+            point = np.array(to_numpy(value))  # always a copy
         except ValueError as error:  # a ragged list
             raise InvalidValueError(f"{name} must be a 1-D array of real numbers") from error
         real = point.dtype.kind in "iuf"
@@ -89,20 +75,14 @@ def as_point(name: str, value: object) -> Array:
 
 
 def copy(array: Array) -> Array:
-    """Returns a copy, in the same namespace and dtype and on the same device."""
+    """Return a copy in the same namespace and dtype and on the same device."""
     return array_namespace(array).asarray(array, copy=True)
 
 
 def as_like(
     name: str, value: object, like: Array, shape: tuple[int, ...], dtype: Any = None
 ) -> Array:
-    """Returns ``value`` in the namespace and on the device of ``like``, of ``dtype`` or its dtype.
-
-    No copy is made where none is needed.
-
-    Raises:
-        InvalidValueError: ``value`` is not made of real numbers or has another shape.
-    """
+    """Convert real numbers of the given shape to the namespace, device and dtype of ``like``."""
     dtype = like.dtype if dtype is None else dtype
     try:
         if is_torch_array(like):
@@ -123,11 +103,7 @@ def as_like(
 
 
 def value_dtype(like: Array) -> Any:
-    """Returns the dtype in which objective values are compared: float64 where the device has it.
-
-    Values of neighbouring points differ in their last digits, so a float32 ``x`` is no reason to
-    round them; Apple's MPS is the one device without float64.
-    """
+    """Return the dtype of objective values for any ``x``: float64, or float32 on MPS."""
     if not is_torch_array(like):
         return np.dtype(np.float64)
     torch = import_torch()
@@ -135,17 +111,13 @@ def value_dtype(like: Array) -> Any:
 
 
 def finite_values(name: str, values: object, like: Array, n: int) -> Array:
-    """Returns (n,) objective values beside ``like``, with +inf for each that is not finite.
-
-    Raises:
-        InvalidValueError: ``values`` is not made of ``n`` real numbers.
-    """
+    """Return (n,) objective values on the device of ``like``; non-finite values become +inf."""
     if (
         type(values) is np.ndarray
         and values.dtype == np.float64
         and values.shape == (n,)
         and isinstance(like, np.ndarray)
-        and math.isfinite(np.add.reduce(values))  # then each of them is: the common case
+        and math.isfinite(np.add.reduce(values))  # implies that each value is finite
     ):
         return values
     values = as_like(name, values, like, (n,), dtype=value_dtype(like))
@@ -154,47 +126,40 @@ def finite_values(name: str, values: object, like: Array, n: int) -> Array:
 
 
 def finite_or(x: Array, default: Array) -> Array:
-    """Returns ``x`` if every entry is finite, else ``default``."""
-    if isinstance(x, np.ndarray):
-        # As above: only a sum that is not finite needs a look at each entry.
-        if math.isfinite(np.add.reduce(x)):
-            return x
-        return x if np.all(np.isfinite(x)) else default
+    """Return ``x`` if every entry is finite, else ``default``."""
+    if isinstance(x, np.ndarray):  # a finite sum is the fast path
+        return x if math.isfinite(np.add.reduce(x)) or np.all(np.isfinite(x)) else default
     if x.device.type == "cpu" and math.isfinite(float(x.sum())):
-        return x  # without the vectors that isfinite and where make
+        return x  # avoids the temporary arrays of isfinite and where
     xp = array_namespace(x)
-    return xp.where(xp.all(xp.isfinite(x)), x, default)  # no wait for the device
+    return xp.where(xp.all(xp.isfinite(x)), x, default)  # does not synchronize with the device
 
 
 def to_numpy(value: Any) -> Any:
-    """Returns a torch tensor as a NumPy array on the CPU; anything else as it is.
-
-    The masked entries of a masked array become NaN: there is no number.
-    """
+    """Convert a tensor to NumPy, and masked entries to NaN; return anything else unchanged."""
     if isinstance(value, np.ma.MaskedArray):
         wide: Any = value.astype(np.float64) if value.dtype.kind in "biu" else value
         return wide.filled(np.nan)
     if not is_torch_array(value):
         return value
     host = value.detach().cpu()
-    # NumPy has no bfloat16; float32 holds each of its values exactly.
+    # NumPy has no bfloat16; float32 represents its values exactly.
     return host.float().numpy() if str(host.dtype) == "torch.bfloat16" else host.numpy()
 
 
 def as_real(value: object) -> float | None:
-    """Returns what is one real number as a float, else None.
+    """Return ``value`` as a float if it is one real number, else None.
 
-    That is a number of Python or NumPy, a ``Decimal``, a ``Fraction``, whatever else has
-    ``__float__``, or an array or tensor with one such entry. One that is too large for a float is
-    an infinity, one that is masked NaN.
+    Also accepts objects with ``__float__``, and arrays or tensors with one entry. A number that is
+    too large for a float becomes an infinity; a masked one becomes NaN.
     """
     if isinstance(value, float):
         return float(value)
     if type(value) is np.ndarray and value.size == 1 and value.dtype.kind in "biuf":
-        return float(value.item())  # common, and several microseconds faster than the rest
+        return float(value.item())  # a fast path for the common case
     try:
         array = np.asarray(to_numpy(value))
-    except (TypeError, ValueError, RuntimeError):  # a ragged list, or another library's refusal
+    except (TypeError, ValueError, RuntimeError):  # ragged, or not convertible
         return None
     if array.size != 1 or array.dtype.kind not in "biufO":
         return None
@@ -207,12 +172,12 @@ def as_real(value: object) -> float | None:
         return math.inf
     except ValueError:  # a signalling NaN of Decimal
         return math.nan
-    except TypeError:  # an array in an array
+    except TypeError:  # a nested array
         return None
 
 
 def as_reals(values: object) -> np.ndarray | None:
-    """Returns real numbers, in any of the forms of ``as_real``, as a NumPy array, else None."""
+    """Return real numbers, in any form that ``as_real`` accepts, as a NumPy array, else None."""
     if isinstance(values, list | tuple) and any(value is np.ma.masked for value in values):
         values = [math.nan if value is np.ma.masked else value for value in values]
     try:
@@ -228,16 +193,9 @@ def as_reals(values: object) -> np.ndarray | None:
 
 
 def as_generator(rng: object, like: Array) -> Generator:
-    """Returns the generator that draws arrays like ``like``, following SPEC 7.
+    """Return the generator for arrays like ``like``, following SPEC 7.
 
-    Args:
-        rng: None (fresh entropy), a non-negative int, a ``numpy.random.Generator``, or, beside a
-            torch ``like``, a ``torch.Generator`` on its device.
-        like: the array whose namespace and device the draws shall have. For torch, a
-            ``torch.Generator`` on its device is seeded by one draw from ``rng``.
-
-    Raises:
-        InvalidValueError: ``rng`` is none of these.
+    For a torch tensor, ``rng`` is a ``torch.Generator`` on its device, or seeds one by one draw.
     """
     torch = import_torch() if is_torch_array(like) else None
     if torch is not None and isinstance(rng, torch.Generator):
@@ -264,7 +222,7 @@ def as_generator(rng: object, like: Array) -> Generator:
 
 
 def is_generator(value: object) -> bool:
-    """Returns whether ``value`` is a generator of NumPy or of torch; torch is not imported."""
+    """Return whether ``value`` is a generator of NumPy or torch, without importing torch."""
     torch = sys.modules.get("torch")
     return isinstance(value, np.random.Generator) or (
         torch is not None and isinstance(value, torch.Generator)
@@ -272,44 +230,34 @@ def is_generator(value: object) -> bool:
 
 
 def encode_array(value: Array) -> tuple[np.ndarray, dict[str, str]]:
-    """Returns a NumPy copy of ``value`` and what restores it: namespace, dtype, device."""
+    """Return a NumPy copy of ``value``, and its namespace, dtype and device for `decode_array`."""
     if is_torch_array(value):
         dtype = str(value.dtype).removeprefix("torch.")
-        return np.array(to_numpy(value)), {
-            "namespace": "torch",
-            "dtype": dtype,
-            "device": str(value.device),
-        }
+        spec = {"namespace": "torch", "dtype": dtype, "device": str(value.device)}
+        return np.array(to_numpy(value)), spec
     array = np.array(value)
     return array, {"namespace": "numpy", "dtype": array.dtype.str}
 
 
 def decode_array(array: np.ndarray, spec: Mapping[str, str]) -> Array:
-    """The inverse of ``encode_array``; always a copy."""
+    """Return a copy of the array that ``encode_array`` encoded."""
     if spec["namespace"] == "torch":
         torch = import_torch()
-        tensor = torch.from_numpy(np.array(array))
-        return tensor.to(dtype=getattr(torch, spec["dtype"]), device=spec["device"])
+        dtype = getattr(torch, spec["dtype"])
+        return torch.from_numpy(np.array(array)).to(dtype=dtype, device=spec["device"])
     return np.array(array, dtype=spec["dtype"])
 
 
 def encode_generator(rng: Generator) -> dict[str, Any]:
-    """Returns the complete state of a generator as JSON-able values."""
+    """Return the complete state of a generator as JSON values."""
     if isinstance(rng, np.random.Generator):
         return {"kind": "numpy", "state": _jsonable(rng.bit_generator.state)}
-    return {
-        "kind": "torch",
-        "device": str(rng.device),
-        "state": bytes(rng.get_state().numpy()).hex(),
-    }
+    state = bytes(rng.get_state().numpy()).hex()
+    return {"kind": "torch", "device": str(rng.device), "state": state}
 
 
 def decode_generator(data: Mapping[str, Any]) -> Generator:
-    """The inverse of ``encode_generator``.
-
-    Raises:
-        RunError: the state belongs to a bit generator that NumPy does not bring.
-    """
+    """Return the generator that ``encode_generator`` encoded."""
     if data["kind"] == "torch":
         torch = import_torch()
         generator = torch.Generator(device=data["device"])
@@ -326,7 +274,7 @@ def decode_generator(data: Mapping[str, Any]) -> Generator:
 
 
 def _jsonable(state: Any) -> Any:
-    """Turns the arrays of a bit generator's state (MT19937, Philox, SFC64) into lists."""
+    """Convert the arrays in the state of a bit generator to lists."""
     if isinstance(state, Mapping):
         return {key: _jsonable(value) for key, value in state.items()}
     if isinstance(state, np.ndarray):

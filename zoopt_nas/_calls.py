@@ -1,7 +1,4 @@
-"""One call of the user's function: what it is given, what it may return, what becomes of an error.
-
-Everything here can be sent to another process.
-"""
+"""One call of the user's function: its arguments, its return value and its exceptions."""
 
 from __future__ import annotations
 
@@ -17,45 +14,38 @@ import numpy as np
 from zoopt_nas._arrays import as_real, as_reals
 from zoopt_nas.errors import InvalidValueError
 
-# The parameter by which a function says that it takes a seed.
+# A function with a parameter of this name gets a seed in it.
 SEED_PARAMETER = "eval_seed"
 
 
 def takes_seed(fun: Callable[..., Any]) -> bool:
-    """Whether a function has a parameter ``eval_seed``."""
+    """Return whether a function has a parameter ``eval_seed``."""
     try:
         return SEED_PARAMETER in inspect.signature(fun).parameters
-    except (TypeError, ValueError):  # a builtin that tells no signature
+    except (TypeError, ValueError):  # some builtins have no signature
         return False
 
 
 class Job(NamedTuple):
-    """What one call is given."""
+    """The arguments of one call."""
 
     point: Any
     seed: int | None = None
 
 
 class Raised(NamedTuple):
-    """What a call returned that raised an exception."""
+    """The result of a call that raised an exception."""
 
     error: Exception
 
 
 @dataclass(frozen=True)
 class Call:
-    """Calls a function with a job.
-
-    Attributes:
-        fun: the function.
-        catches: return an exception as ``Raised`` instead of raising it.
-        pid: the process that waits for the value. In another one, an exception that does not
-            survive the way back is replaced by one that does.
-    """
+    """A picklable wrapper that calls the user's function with a ``Job``."""
 
     fun: Callable[..., Any]
-    catches: bool = False
-    pid: int = field(default_factory=os.getpid)
+    catches: bool = False  # whether an exception is returned as `Raised`
+    pid: int = field(default_factory=os.getpid)  # the process that receives the result
 
     def __call__(self, job: Job) -> Any:
         try:
@@ -64,32 +54,28 @@ class Call:
             return self.fun(job.point, **{SEED_PARAMETER: job.seed})
         except Exception as error:
             sent = error if os.getpid() == self.pid else _portable(error)
-            if self.catches:  # the caller's choice
+            if self.catches:
                 return Raised(sent)
             if sent is error:
                 raise
-        # Not above: what cannot be sent would be its context, and some packages send that as well.
+        # Outside of `except`: `error` would become its context, which some packages pickle as well.
         raise sent
 
 
 def _portable(error: Exception) -> Exception:
-    """Returns ``error``, or what can be said of one that pickle cannot bring back.
+    """Return ``error``, or a ``RuntimeError`` with its text if it does not survive pickling.
 
-    A pool of processes that meets such an exception breaks, and ``multiprocessing.Pool`` hangs.
+    An exception that cannot be unpickled breaks a process pool and hangs ``multiprocessing.Pool``.
     """
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 (made in this line)
-    except Exception:  # noqa: BLE001 (whatever the methods of a foreign class raise)
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (pickled in this line)
+    except Exception:  # noqa: BLE001 (a third-party class may raise anything)
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
 def as_float(name: str, value: object) -> float:
-    """Returns one real number, in any of the forms of ``as_real``, as a float.
-
-    Raises:
-        InvalidValueError: it is none.
-    """
+    """Return one real number, in any form that ``as_real`` accepts, as a float."""
     number = as_real(value)
     if number is None:
         raise InvalidValueError(f"{name} must be a real number, got {value!r}")
@@ -97,11 +83,7 @@ def as_float(name: str, value: object) -> float:
 
 
 def as_values(returned: object, n: int) -> np.ndarray:
-    """Returns what a vectorized function returned for ``n`` points as (n,) float64.
-
-    Raises:
-        InvalidValueError: it is not ``n`` real numbers.
-    """
+    """Convert what a vectorized function returned for ``n`` points to (n,) float64."""
     values = as_reals(returned)
     if values is None:
         raise InvalidValueError(f"fun must return real numbers, got {returned!r}")
@@ -113,19 +95,15 @@ def as_values(returned: object, n: int) -> np.ndarray:
 
 
 def as_callback(callback: Callable[..., object]) -> Callable[[Any], object]:
-    """Returns a function of a result so far that calls ``callback`` in the style it is written in.
+    """Wrap ``callback`` as a function of an intermediate result.
 
-    As in SciPy: one whose only parameter is ``intermediate_result`` gets the result by that name,
-    any other the point.
-
-    Raises:
-        InvalidValueError: it cannot be called with one argument.
+    As in SciPy, it gets the point, or the result if its parameter is ``intermediate_result``.
     """
     if not callable(callback):
         raise InvalidValueError(f"callback must be callable, got {callback!r}")
     try:
         signature = inspect.signature(callback)
-    except (TypeError, ValueError):  # some callables written in C have none
+    except (TypeError, ValueError):  # some builtins have no signature
         return lambda result: callback(result.x)
     if set(signature.parameters) != {"intermediate_result"}:
         try:

@@ -1,4 +1,4 @@
-"""How files are written: whole or not at all, with JSON that every reader takes."""
+"""Write files and folders atomically, and convert values to strict JSON."""
 
 from __future__ import annotations
 
@@ -11,25 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-TEMPORARY = "-temporary-"  # in the names of files that are not complete yet
+TEMPORARY = "-temporary-"  # part of the names of incomplete files
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` once it is complete.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Open a temporary file for writing, and move it to ``path`` when the block succeeds."""
     path = Path(path)
-    # Beside the target, so that the rename stays within one file system and is atomic.
+    # In the same folder: a rename is atomic only within one file system.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}{TEMPORARY}", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp keeps others out
+        os.chmod(temporary, 0o644)  # mkstemp creates it with mode 0600
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -38,15 +34,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def creating(folder: Path) -> Iterator[Path]:
-    """Make a folder that takes the name ``folder`` once it is complete.
-
-    Raises:
-        OSError: ``folder`` exists, or cannot be written.
-    """
+    """Create a temporary folder, and rename it to ``folder`` when the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        temporary.chmod(0o755)  # mkdtemp keeps others out
+        temporary.chmod(0o755)  # mkdtemp creates it with mode 0700
         yield temporary
         temporary.rename(folder)
     except BaseException:
@@ -55,7 +47,7 @@ def creating(folder: Path) -> Iterator[Path]:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as JSON can hold it: None for NaN and the infinities, strings for paths."""
+    """Return ``value`` as strict JSON: None for non-finite floats, strings for paths."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Path):

@@ -1,4 +1,4 @@
-"""`minimize`: its arguments, their rules and its result; the loop is in `_run`."""
+"""`minimize`: its arguments and their validation; the loop is in `_run`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from zoopt_nas.solvers.base import Task
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
-# The default of maxfev, per dimension, if no limit is given.
+# The default of maxfev per dimension.
 MAXFEV_PER_DIM = 1000
-# How many units in the last place a start may be outside of its box.
-ROUNDINGS = 8
+# x0 may be outside of its box by this many units in the last place.
+X0_SLACK = 8
 
 
 def minimize(
@@ -67,7 +67,7 @@ def minimize(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
 ) -> OptimizeResult:
-    """Minimizes a black-box function of real variables without gradients.
+    """Minimize a black-box function of real variables without gradients.
 
     Example:
         >>> import zoopt_nas
@@ -77,99 +77,94 @@ def minimize(
 
     Args:
         fun: takes a point (dim,) and returns a real number; with ``vectorized``, takes points
-            (n, dim) and returns (n,). NaN or an infinity says that the evaluation failed. Points
-            come in the namespace, dtype and device of ``x0``. A function with a parameter
-            ``eval_seed`` gets a seed by it, the same for all points of a batch (common random
-            numbers, under which noise hardly blurs who is better), and counts as noisy.
-        x0: the start, (dim,), and the first point evaluated: a floating NumPy array or torch
-            tensor, or anything that becomes a float64 NumPy array.
-        method: a name from ``SOLVERS`` or a ``Solver``. The default, ``"auto"``, chooses by what it
-            can know of the task, and says in the message what it chose.
-        bounds: every point evaluated, and ``x_iterate``, lies inside: a sequence of pairs (lower,
-            upper), one for each coordinate, with None where open; a ``scipy.optimize.Bounds``; or a
-            ``Box``, which also says how points are kept inside (by clipping, unless told
-            otherwise). ``x0`` must be inside; a few roundings outside, it is moved to the bound.
-        x_scale: the size of a sensible first step, one number or one for each coordinate. Solvers
-            that find the lengths of their steps begin with it. Default: a quarter of the width
-            between two bounds, elsewhere 1 or what the size of ``x0`` suggests; and no scaling if
-            ``options`` give a length in units of x.
-        maxfev: the most evaluations ever made, and all of them are made if nothing else ends the
-            run. Default: 1000 * dim, if neither ``maxiter`` nor ``maxtime`` is given.
-        maxiter: the most iterations (one batch each).
-        maxtime: the seconds after which no other call starts, so that the run ends when those that
-            run have ended. (The first call of a batch is always made. With ``vectorized`` a batch
-            is one call, and a map-like callable is always given a whole batch.) The solver is not
-            told of a batch that is cut, and a resumed run, which counts the seconds of the part
-            before, evaluates it in full. A noisy run keeps a tenth of the time for its end.
-        maxstall: the evaluations without a better value after which the run ends.
-        target: stop as soon as a finite value at or below it was seen.
-        rng: None, a non-negative int, a ``numpy.random.Generator``, or, for torch, a
-            ``torch.Generator``. The global generators are never used.
+            (n, dim) and returns (n,) values. NaN or an infinity marks a failed evaluation. Points
+            have the namespace, dtype and device of ``x0``. If the function has a parameter
+            ``eval_seed``, it gets a seed that all points of a batch share (common random numbers,
+            which reduce the noise of comparisons), and counts as noisy.
+        x0: the start point, (dim,), evaluated first: a floating-point NumPy array or torch tensor,
+            or anything that converts to a float64 NumPy array.
+        method: a name from ``SOLVERS`` or a ``Solver``. ``"auto"`` chooses by dimension, budget and
+            noise; the message of the result names its choice.
+        bounds: a sequence of pairs (lower, upper), one per coordinate, with None for no bound; a
+            ``scipy.optimize.Bounds``; or a ``Box``, which also sets how points are kept inside
+            (default: clipped). All evaluated points and ``x_iterate`` lie inside. ``x0`` must be
+            inside; a violation by rounding is corrected.
+        x_scale: the size of a sensible first step, one number or (dim,), for solvers that adapt
+            their step lengths. Default: a quarter of the width between two bounds, otherwise
+            derived from ``x0``; no scaling if ``options`` set a length in units of x.
+        maxfev: the maximum number of evaluations. Default: 1000 * dim, unless ``maxiter``,
+            ``maxtime`` or ``maxstall`` is given.
+        maxiter: the maximum number of iterations (one batch each).
+        maxtime: seconds after which no further call starts, except for the first call of a batch
+            and for whole batches (``vectorized`` or a map-like callable). A resumed run counts its
+            earlier parts. A noisy run reserves a tenth of the time for its end.
+        maxstall: the run ends after this many evaluations without a better value.
+        target: the run ends at the first finite value of at most ``target``.
+        rng: None, a non-negative int, a ``numpy.random.Generator`` or, for torch, a
+            ``torch.Generator``. Global generators are never used.
         vectorized: see ``fun``.
-        workers: who makes the calls of a batch side by side: a number of processes (-1: one for
-            each core; ``fun`` must then be a function of a module, not a lambda), any
-            ``concurrent.futures.Executor``, or a map-like callable such as
-            ``multiprocessing.Pool().map``; the last two stay open. The run is the same, bit for
-            bit, whatever the number, except that a target ends it only after the batch. A process
-            that dies costs the one candidate: its evaluation has failed.
-        timeout: the seconds after which the evaluation of a candidate has failed; the run goes on.
-            A number of processes (even 1, then) are stopped and replaced. The calls of an executor
-            cannot be: they are given up, but keep their worker busy until they return.
-        on_error: what an exception in ``fun`` does: ``"raise"`` ends the run with it, ``"fail"``
-            makes it a failed evaluation. By default it is raised, but where workers make the calls
-            it fails, unless no call has ever returned.
-        noisy: the value of a point differs from call to call. A tenth of the evaluations is then
-            kept for the end, where the iterate and the four best points are measured anew, each
-            equally often: ``x`` is the best of them, ``fun`` the mean of its new values.
-        n_reevaluations: the calls made at each point, whose mean is its value; more than one says
-            that the function is noisy.
-        warm_start: known points and their values, ((n, dim), (n,)): the run starts from the best of
-            them instead of ``x0``. They cost no evaluation.
-        callback: called after every iteration, also the one that reaches the target, with the best
-            point, as ``callback(x)``, or, as in SciPy, if the name of its only parameter is
-            ``intermediate_result``, with a result so far by that name, which has the fields
-            ``x, fun, nfev, nit, x_iterate``. It may raise ``StopIteration`` to end the run.
-        options: fields of the solver, by name: ``{"max_radius": 0.5}``.
-        history: also return the field ``history``, (nfev,): each value in order, +inf where failed.
-        progress: show evaluations, best value and time on stderr while the run goes on.
-        checkpoint: a file to save the run in, and to resume it from if the file exists: the same
-            call again goes on from there, and ends in the very result of a run that was never
-            killed. Limits, target, workers and callback may differ. The file is replaced
-            atomically, and stays after the end: another call with a larger limit goes on.
-        checkpoint_every: the least seconds between two writes of it, which are made after an
-            iteration. 0 writes after every one. A last one is made at the end.
+        workers: a number of processes (-1: one per core) for the calls of a batch, for which
+            ``fun`` must be picklable; any ``concurrent.futures.Executor``; or a map-like callable
+            such as ``multiprocessing.Pool().map``. Executors and pools stay open. The result does
+            not depend on the number of workers, except that a target ends the run only after the
+            batch. If a process dies, only the evaluation of its candidate fails.
+        timeout: seconds after which an evaluation fails. Worker processes (even one) are then
+            killed and replaced; a call of an executor occupies its worker until it returns.
+        on_error: ``"raise"``: an exception in ``fun`` ends the run; ``"fail"``: it makes the
+            evaluation fail. Default: ``"raise"`` without workers. With workers, an exception fails
+            the evaluation, but is raised if no call has ever returned.
+        noisy: whether the value of a point differs from call to call. A tenth of the evaluations
+            is then spent at the end on new values of the iterate and of the four best points;
+            ``x`` is the best of them by its mean new value, ``fun``.
+        n_reevaluations: the number of calls at each point, whose mean is its value; more than 1
+            implies ``noisy``.
+        warm_start: known points and values, ((n, dim), (n,)). The run starts from the best of them
+            instead of ``x0``. They cost no evaluation.
+        callback: called after every iteration with the best point or, as in SciPy, if its only
+            parameter is ``intermediate_result``, with a result that has the fields
+            ``x, fun, nfev, nit, x_iterate``. ``StopIteration`` ends the run.
+        options: fields of the solver by name, such as ``{"max_radius": 0.5}``.
+        history: whether the result has the field ``history``, (nfev,): all values in order, +inf
+            for failures.
+        progress: whether to show a progress bar on stderr.
+        checkpoint: a file to save the run in. If it exists, the same call resumes the run, with the
+            result of a run without interruption. Limits, target, workers and callback may differ.
+            The file is replaced atomically, and is kept at the end.
+        checkpoint_every: the minimum number of seconds between two writes; 0 writes after every
+            iteration. The file is also written at the end.
 
     Returns:
         A ``scipy.optimize.OptimizeResult`` with
 
-        * ``x``, ``fun``: the best point evaluated and its value. If no value was finite, the
-          iterate and +inf.
-        * ``x_iterate``, ``fun_iterate``: where the solver ended, and its value. A solver that never
-          evaluates its iterate gets one evaluation of the budget for it at the end; it is NaN if
-          the target or the time ended the run before, or if GLD has just moved between points under
-          noise.
-        * ``nfev``, ``nit``, ``n_failed``: evaluations, iterations, and evaluations that failed.
-        * ``status``, ``message``, ``success``: see ``Status``. Success means that the target was
-          reached or, where none is given, that some value was finite.
+        * ``x``, ``fun``: the best evaluated point and its value, or the iterate and +inf if no
+          value was finite.
+        * ``x_iterate``, ``fun_iterate``: the final iterate of the solver and its value. One
+          evaluation of the budget is reserved for it unless the solver evaluates its iterate. NaN
+          if it was not evaluated, because the target or the time ended the run or because the
+          solver moved between points under noise.
+        * ``nfev``, ``nit``, ``n_failed``: the numbers of evaluations, iterations and failed
+          evaluations.
+        * ``status``, ``message``, ``success``: see ``Status``. A run succeeds if it reaches its
+          target or, without a target, if some value was finite.
 
     Raises:
-        InvalidValueError: an argument breaks a rule, or ``fun`` does not return real numbers.
-        UnknownNameError: ``method`` or an option is unknown; the message suggests the nearest.
+        InvalidValueError: an argument is invalid, or ``fun`` does not return real numbers.
+        UnknownNameError: ``method`` or an option is unknown.
         RunError: the checkpoint cannot be written or read, or belongs to another run.
         Exception: whatever ``fun`` or ``callback`` raises, with the result so far in its attribute
             ``partial_result``.
     """
     solver = make_solver(method, options)
     x0 = as_point("x0", x0)
-    known = None if warm_start is None else _known(warm_start, x0)
+    known = None if warm_start is None else _finite_warm_start(warm_start, x0)
     if known is not None:
         x0 = known[0][int(np.argmin(known[1]))]
     box = None
     if bounds is not None:
         bounds = as_box(bounds)
-        x0 = _without_rounding(x0, bounds)
-        box = bounds.fit(x0)
-    tells = None if callback is None else as_callback(callback)
+        x0 = _undo_rounding(x0, bounds)
+        box = bounds.at(x0)
+    on_iteration = None if callback is None else as_callback(callback)
     limits = Limits(
         maxiter=None if maxiter is None else check_positive_int("maxiter", maxiter),
         maxtime=None if maxtime is None else check_positive("maxtime", maxtime),
@@ -180,8 +175,7 @@ def minimize(
     noisy = check_bool("noisy", noisy) or n_reevaluations != 1 or takes_seed(fun)
     task = Task(dim=x0.shape[0], maxfev=maxfev, bounded=box is not None, noisy=noisy)
     prepared = solver.prepared(task)
-    chooses = prepared.adapts_steps and not prepared.has_lengths
-    is_scaled = chooses or x_scale is not None
+    is_scaled = x_scale is not None or (prepared.adapts_steps and not prepared.has_lengths)
     coordinates = Coordinates(x0, box, units(x0, box, x_scale) if is_scaled else None)
     start = coordinates.start
     state = prepared.init(start, rng=rng, bounds=coordinates.bounds, is_scaled=is_scaled)
@@ -211,18 +205,18 @@ def minimize(
     )
     if known is not None:
         for point, value in zip(*known, strict=True):
-            objective.know(point, value)
+            objective.add_known(point, value)
         prepared.tell(state, start[None, :], [min(known[1])])
     run = Run(prepared, state, objective, coordinates, noisy)
     if checkpoint is not None:
         run.resume(Checkpoint(checkpoint, checkpoint_every, identity))
-    return _carried_out(run, limits, tells, progress)
+    return _run_to_end(run, limits, on_iteration, progress)
 
 
-def _carried_out(
+def _run_to_end(
     run: Run, limits: Limits, callback: Callable[[Any], object] | None, progress: bool
 ) -> OptimizeResult:
-    """Lets a run go on to its end, and returns its result."""
+    """Run until a limit is reached, and return the result."""
     objective = run.objective
     with ProgressBar(objective.maxfev) if progress else contextlib.nullcontext() as bar:
 
@@ -241,12 +235,12 @@ def _carried_out(
             run.save()
             run.finish()
             show()
-            # By the last call of all, and to a callback that has not ended the run.
+            # The last evaluations reached the target: the callback has not seen it yet.
             if objective.reached_target and status not in (Status.TARGET_REACHED, Status.CALLBACK):
                 with contextlib.suppress(StopIteration):
                     after()
-        except BaseException as error:  # also Ctrl-C: hours of evaluations must not be lost
-            with contextlib.suppress(AttributeError):  # an exception class with __slots__
+        except BaseException as error:  # also Ctrl-C, which must not lose the evaluations
+            with contextlib.suppress(AttributeError):  # a class with __slots__
                 error.partial_result = run.intermediate_result()  # type: ignore[attr-defined]
             error.add_note(
                 f"minimize: raised after {objective.nfev} evaluations; "
@@ -258,18 +252,15 @@ def _carried_out(
     return run.result(status)
 
 
-def _without_rounding(x0: Array, box: Box) -> Array:
-    """Returns ``x0`` with coordinates that only rounding put outside of the box moved to the bound.
-
-    That is by a few units in the last place, of its dtype, of the larger bound of the coordinate.
-    """
+def _undo_rounding(x0: Array, box: Box) -> Array:
+    """Move coordinates to their bound that are outside by a few units in the last place."""
     if box.lower.shape not in ((), tuple(x0.shape)):
-        return x0  # `Box.fit` says what is wrong
+        return x0  # `Box.at` raises
     xp = array_namespace(x0)
     eps = float(xp.finfo(x0.dtype).eps)
     x = np.asarray(to_numpy(x0), dtype=np.float64)
     ends = [np.where(np.isfinite(end), np.abs(end), 0.0) for end in (box.lower, box.upper)]
-    slack = ROUNDINGS * eps * np.maximum(*ends)
+    slack = X0_SLACK * eps * np.maximum(*ends)
     inside = np.clip(x, box.lower, box.upper)
     moves = (inside != x) & (np.abs(inside - x) <= slack)
     if not moves.any():
@@ -277,8 +268,8 @@ def _without_rounding(x0: Array, box: Box) -> Array:
     return as_like("x0", np.where(moves, inside, x), x0, tuple(x0.shape))
 
 
-def _known(warm_start: Any, x0: Array) -> tuple[Array, list[float]] | None:
-    """Returns the known points (n, dim) beside ``x0`` whose value is finite, with their values."""
+def _finite_warm_start(warm_start: Any, x0: Array) -> tuple[list[Array], list[float]] | None:
+    """Return the known points with finite values, like ``x0``, and these values."""
     try:
         points, values = warm_start
         n = len(points)
@@ -294,7 +285,7 @@ def _known(warm_start: Any, x0: Array) -> tuple[Array, list[float]] | None:
 
 
 def _draw_seed(state: SolverState) -> int:
-    """Draws the seed of the seeds that ``eval_seed`` gets."""
+    """Draw the seed from which the values of ``eval_seed`` are generated."""
     if is_torch_array(state.x):
         return int(state.rng.initial_seed() % 2**63)
     return int(state.rng.integers(2**63 - 1))

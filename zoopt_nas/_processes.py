@@ -1,6 +1,6 @@
-"""Processes that make calls, each at the end of a pipe of its own.
+"""Worker processes with one pipe each.
 
-The pipe tells which call a dead process was at, and one process can be killed without the others.
+A single process can then be killed, and the call that a dead process was running is known.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection
 from multiprocessing import connection, util
 from typing import Any
 
-# The seconds between two looks whether silent processes live. A pipe tells sooner that its process
-# does not, unless a child of that process holds the other end.
+# Seconds between two checks for dead processes. Usually a pipe reports the death at once, but not
+# while a child of the process holds its other end.
 _POLL = 1.0
 
 
 class Process:
-    """A process, started as one of ``concurrent.futures.ProcessPoolExecutor``."""
+    """A worker process. The arguments have their meaning in ``ProcessPoolExecutor``."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Process:
         context = mp_context or multiprocessing.get_context()
         self.pipe: Any
         self.pipe, end = context.Pipe()
-        # No daemon, which could not start processes of its own.
+        # A daemon could not start child processes.
         self._process = context.Process(
             target=_work, args=(end, initializer, initargs), daemon=False
         )
@@ -38,7 +38,7 @@ class Process:
         self.is_alive = self._process.is_alive
 
     def send(self, job: tuple[Callable[[Any], Any], Any] | None) -> bool:
-        """Send the function and the point of a call, or None to end; return whether it could."""
+        """Send a function and its argument, or None to stop; return False if the process died."""
         try:
             self.pipe.send(job)
         except OSError:  # the process has died
@@ -46,25 +46,25 @@ class Process:
         return True
 
     def receive(self) -> Any:
-        """Return (value, exception or None) of a call, or None if its process died."""
+        """Return (value, exception or None) of a call, or None if the process died."""
         try:
             return self.pipe.recv() if self.pipe.poll() else None
-        except Exception:  # noqa: BLE001 (half of an answer, or one that pickle cannot bring back)
+        except Exception:  # noqa: BLE001 (an incomplete answer, or one that cannot be unpickled)
             return None
 
     def kill(self) -> None:
-        """End the process whatever it does."""
+        """Kill the process and wait for its end."""
         self._process.kill()
         self.join()
 
     def join(self) -> None:
-        """Wait for the end of the process."""
+        """Wait until the process ends."""
         self._process.join()
         self.pipe.close()
 
 
 def wait(processes: Collection[Process], seconds: float | None) -> Collection[Process]:
-    """Return the processes that have answered or died; wait for one, or for some seconds."""
+    """Wait until a process answers or dies, or for ``seconds``; return those that did."""
     pipes = {process.pipe: process for process in processes}
     ready = connection.wait(pipes, _POLL if seconds is None else min(seconds, _POLL))
     if ready:
@@ -73,7 +73,7 @@ def wait(processes: Collection[Process], seconds: float | None) -> Collection[Pr
 
 
 def stop(idle: list[Process]) -> None:
-    """Let processes end by themselves, and empty the list."""
+    """Stop idle processes, and empty the list."""
     for process in idle:
         process.send(None)
     while idle:
@@ -81,15 +81,15 @@ def stop(idle: list[Process]) -> None:
 
 
 def stop_with(owner: object, idle: list[Process]) -> None:
-    """Stop processes with the life of their owner, or before the interpreter ends."""
+    """Stop the processes when ``owner`` is collected, or before the interpreter exits."""
     util.Finalize(owner, stop, (idle,), exitpriority=10)
 
 
 def _work(pipe: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
-    """Make the calls that come down the pipe, until there are no more."""
+    """Make the calls that arrive through the pipe until None arrives."""
     if initializer is not None:
         initializer(*initargs)
-    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):  # the parent has ended
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):  # the parent process ended
         while (job := pipe.recv()) is not None:
             fun, point = job
             answer: tuple[Any, Any]
@@ -100,5 +100,5 @@ def _work(pipe: Any, initializer: Callable[..., object] | None, initargs: tuple[
                 answer = (None, error)
             try:
                 pipe.send(answer)
-            except Exception as error:  # noqa: BLE001 (of a value that pickle cannot send)
+            except Exception as error:  # noqa: BLE001 (the value cannot be pickled)
                 pipe.send((None, error))

@@ -1,4 +1,4 @@
-"""One run of `minimize`: a solver, where it is, what it minimizes, and what ends it."""
+"""The loop of `minimize`, its stopping rules and its result."""
 
 from __future__ import annotations
 
@@ -21,44 +21,37 @@ from zoopt_nas.solvers.state import within_bounds
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
-# The end of a noisy run: how many of the best points are measured again beside the iterate, with
-# which share of the evaluations, and at the most how often each.
+# A noisy run ends by measuring the iterate and this many of the best points again.
 N_ELITES = 4
-FINAL_SHARE = 0.1
+# The fraction of the evaluations reserved for that, and the maximum number of calls per point.
+FINAL_FRACTION = 0.1
 MAX_FINAL_CALLS = 30
 
 
 class Status(IntEnum):
-    """Why a run ended. ``Status.MAXFEV.message`` is the sentence for people."""
+    """The reason for which a run ended; ``message`` is a sentence."""
 
-    TARGET_REACHED = 0
-    MAXFEV = 1
-    MAXITER = 2
-    CALLBACK = 3
-    NO_FINITE_VALUE = 4
-    MAXTIME = 5
-    STAGNATION = 6
+    message: str
 
-    @property
-    def message(self) -> str:
-        """What the status means, in one sentence."""
-        return _MESSAGES[self]
+    TARGET_REACHED = 0, "The target value was reached."
+    MAXFEV = 1, "The maximum number of function evaluations was used."
+    MAXITER = 2, "The maximum number of iterations was used."
+    CALLBACK = 3, "The callback stopped the run."
+    NO_FINITE_VALUE = 4, "The function returned no finite value."
+    MAXTIME = 5, "The maximum time was used."
+    STAGNATION = 6, "The best value has not improved for maxstall evaluations."
 
-
-_MESSAGES = {
-    Status.TARGET_REACHED: "The target value was reached.",
-    Status.MAXFEV: "The maximum number of function evaluations was used.",
-    Status.MAXITER: "The maximum number of iterations was used.",
-    Status.CALLBACK: "The callback stopped the run.",
-    Status.NO_FINITE_VALUE: "The function returned no finite value.",
-    Status.MAXTIME: "The maximum time was used.",
-    Status.STAGNATION: "The best value has not improved for maxstall evaluations.",
-}
+    def __new__(cls, value: int, message: str) -> Status:
+        """Create a member with its message."""
+        status = int.__new__(cls, value)
+        status._value_ = value
+        status.message = message
+        return status
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What ends a run, beside the budget and the target of its objective; None is no limit."""
+    """Stopping rules beside the budget and the target of the objective; None for no limit."""
 
     maxiter: int | None = None
     maxtime: float | None = None
@@ -66,7 +59,7 @@ class Limits:
 
 
 class Run:
-    """One call of ``minimize``: a solver, where it is, what it minimizes, in which coordinates."""
+    """One call of ``minimize``."""
 
     def __init__(
         self,
@@ -86,11 +79,11 @@ class Run:
         self.maxtime: float | None = None
         self.fun_iterate = np.nan
         self.recommended: tuple[Array, float] | None = None
-        # When the best value improved last: the value, and the evaluations until then.
+        # The best value, and the number of evaluations when it was found.
         self.improved = (objective.best_fun, 0)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Goes on from the checkpoint if there is one, and saves into it from now on."""
+        """Continue from the checkpoint if its file exists, and save into it from now on."""
         self.checkpoint = checkpoint
         saved = checkpoint.load(self.solver)
         if saved is not None:
@@ -100,12 +93,12 @@ class Run:
             self.improved = tuple(record["meta"]["improved"])
 
     def save(self) -> None:
-        """Saves the run where it is, if it has a checkpoint."""
+        """Save the run if it has a checkpoint."""
         if self.checkpoint is not None:
             self.checkpoint.save(self.state, self.record())
 
     def record(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds beside the state of the solver."""
+        """Return what a checkpoint holds in addition to the state of the solver."""
         record = self.objective.to_dict()
         record["meta"]["seconds"] = time.monotonic() - self.started
         record["meta"]["improved"] = list(self.improved)
@@ -113,25 +106,23 @@ class Run:
 
     @property
     def reserve(self) -> int:
-        """The evaluations kept back for the end of the run."""
+        """The evaluations reserved for the end of the run."""
         n_final = self.n_final_calls * (N_ELITES + 1)
         return n_final or (0 if self.solver.evaluates_iterate else 1)
 
     @property
     def n_final_calls(self) -> int:
-        """How often each finalist of a noisy run is measured; 0 where the budget is too small."""
+        """The final calls at each of the best points of a noisy run; 0 if the budget is small."""
         if not self.noisy:
             return 0
         budget = self.objective.maxfev or self.objective.nfev
-        n = int(budget * FINAL_SHARE) // (N_ELITES + 1)
+        n = int(budget * FINAL_FRACTION) // (N_ELITES + 1)
         return min(n, MAX_FINAL_CALLS) if n > 1 else 0
 
     def loop(self, limits: Limits, after: Callable[[], None] | None) -> Status:
-        """Iterates until something ends the run, and says what.
+        """Iterate until a stopping rule holds, and return its status.
 
-        Args:
-            limits: what may end it.
-            after: called after every iteration; may raise ``StopIteration``.
+        ``after`` is called after every iteration, and may raise ``StopIteration``.
         """
         objective, checkpoint = self.objective, self.checkpoint
         self.maxtime = limits.maxtime
@@ -141,7 +132,7 @@ class Run:
             status = self.ended(limits, reserve)
             if status is not None:
                 return status
-            # Pending is what the end of the time cut, before the run was resumed.
+            # A resumed run first repeats the batch that its time limit cut.
             pending = self.state.pending
             asked = self.solver.ask(self.state) if pending is None else pending
             points = self.coordinates.points(asked, antithetic=self.solver.antithetic)
@@ -150,8 +141,8 @@ class Run:
             if objective.best_fun < self.improved[0]:
                 self.improved = (objective.best_fun, objective.nfev)
             is_cut = objective.was_cut and not objective.reached_target
-            if is_cut:  # the solver is not told, so that a resumed run can make the whole batch
-                objective.take_back()
+            if is_cut:  # the solver is not told, so that a resumed run can repeat the batch
+                objective.reuse_seeds()
             else:
                 self.tell(asked, points, values)
             if after is not None:
@@ -161,35 +152,27 @@ class Run:
                     return Status.TARGET_REACHED if objective.reached_target else Status.CALLBACK
             if is_cut:
                 return Status.MAXTIME
-            if objective.reached_target:
-                continue
-            if checkpoint is not None:
+            if checkpoint is not None and not objective.reached_target:
                 checkpoint.save_if_due(self.state, self.record)
 
     @property
     def deadline(self) -> float:
-        """When the search ends, on the clock of ``time.monotonic``.
-
-        A noisy run keeps as large a part of its time for the end as it keeps of its evaluations.
-        """
+        """The end of the search on ``time.monotonic``; a noisy run reserves time for its end."""
         if self.maxtime is None:
             return np.inf
         is_measured = self.noisy and (self.objective.maxfev is None or self.n_final_calls > 0)
-        return self.started + self.maxtime * (1 - FINAL_SHARE if is_measured else 1)
+        return self.started + self.maxtime * (1 - FINAL_FRACTION if is_measured else 1)
 
     def look_for_noise(self) -> None:
-        """Takes the run for noisy once the solver says that it has found noise.
-
-        It does so by ``metrics["is_noisy"]``.
-        """
+        """Treat the run as noisy once the solver sets ``metrics["is_noisy"]``."""
         if not self.noisy and self.state.metrics.get("is_noisy", False):
             self.noisy = True
-            self.objective.remember(N_ELITES)
+            self.objective.keep_elites(N_ELITES)
 
     def ended(self, limits: Limits, reserve: int) -> Status | None:
-        """Returns what ends the run before the next iteration, or None."""
+        """Return the status if a stopping rule holds before the next iteration, else None."""
         objective = self.objective
-        if objective.reached_target:  # in this batch, or before the run was resumed
+        if objective.reached_target:
             return Status.TARGET_REACHED
         if limits.maxiter is not None and self.state.n_steps >= limits.maxiter:
             return Status.MAXITER
@@ -203,24 +186,24 @@ class Run:
 
     @property
     def iterate(self) -> Array:
-        """Where the solver is, as a point of the function."""
+        """The iterate of the solver as a point of the function."""
         return self.coordinates.points(self.state.x)
 
     def evaluate(self, points: Array, reserve: int) -> np.ndarray:
-        """Returns the values of a batch, (n,); in the first one, x0 is evaluated before all others.
+        """Return the values of a batch, (n,). In the first batch, x0 is evaluated first.
 
-        So no result is worse than x0, and a target that x0 meets ends the run, whatever the solver.
+        Thus no result is worse than x0, and a target that x0 meets ends the run at once.
         """
-        if self.objective.nfev > 0 or self.objective.best_x is not None:
-            return self.objective.evaluate(points, reserve=reserve)
-        xp = array_namespace(points)
-        x0 = self.iterate[None, :]
-        if bool(xp.all(points[:1, :] == x0)):
-            return self.objective.evaluate(points, reserve=reserve)
-        return self.objective.evaluate(xp.concat([x0, points], axis=0), reserve=reserve)[1:]
+        if self.objective.nfev == 0 and self.objective.best_x is None:
+            xp = array_namespace(points)
+            x0 = self.iterate[None, :]
+            if not bool(xp.all(points[:1, :] == x0)):
+                points = xp.concat([x0, points], axis=0)
+                return self.objective.evaluate(points, reserve=reserve)[1:]
+        return self.objective.evaluate(points, reserve=reserve)
 
     def tell(self, asked: Array, points: Array, values: np.ndarray) -> None:
-        """Moves the solver, and its iterate back into the box."""
+        """Tell the solver the values, and keep its iterate inside the box."""
         told = self.coordinates.told(points)
         if told is None:
             self.solver.tell(self.state, asked, values)
@@ -229,11 +212,10 @@ class Run:
             self.state.x = within_bounds(self.state, self.state.x)
 
     def finish(self) -> None:
-        """Spends the evaluations that were kept back.
+        """Spend the reserved evaluations.
 
-        A noisy run measures its finalists anew, all with the same seeds: the lowest of many noisy
-        values was lucky, and says little of its point. Another run evaluates the iterate, where the
-        solver has not.
+        A noisy run measures its best points and the iterate again, since the lowest of many noisy
+        values is biased. Any other run evaluates the iterate unless the solver has done so.
         """
         if self.solver.evaluates_iterate:
             self.fun_iterate = float(self.state.value)
@@ -245,8 +227,7 @@ class Run:
             n_calls = min(n_calls, self.n_calls_left() // (len(self.objective.elites) + 1))
         if n_calls and self.objective.elites:
             points = [self.iterate, *(x for _, x in self.objective.elites)]
-            stacked = array_namespace(points[0]).stack(points)
-            values = self.objective.measure(stacked, n_calls)
+            values = self.objective.measure(array_namespace(points[0]).stack(points), n_calls)
             best = int(np.argmin(values))
             self.fun_iterate = float(values[0])
             if np.isfinite(values[best]):
@@ -255,7 +236,7 @@ class Run:
             self.fun_iterate = float(self.objective.evaluate(self.iterate[None, :])[0])
 
     def n_calls_left(self) -> int:
-        """Returns how many calls the rest of the time is enough for, by their mean time so far."""
+        """Return how many calls the time left allows, by their mean time so far."""
         if self.maxtime is None or self.objective.nfev == 0:
             return sys.maxsize
         spent = time.monotonic() - self.started
@@ -263,8 +244,8 @@ class Run:
         return int(left / max(spent, 1e-9) * self.objective.nfev)
 
     def intermediate_result(self) -> OptimizeResult:
-        """Returns the result so far, as the callback sees it."""
-        from scipy.optimize import OptimizeResult  # slow to load: not at import
+        """Return the result so far, as passed to the callback."""
+        from scipy.optimize import OptimizeResult  # slow to import
 
         best, fun = self.objective.best_x, self.objective.best_fun
         if self.recommended is not None:
@@ -278,10 +259,10 @@ class Run:
         )
 
     def result(self, status: Status) -> OptimizeResult:
-        """Returns the final result of a run that ended with ``status``."""
+        """Return the final result of a run that ended with ``status``."""
         objective = self.objective
         found_any = objective.best_x is not None
-        if objective.reached_target:  # perhaps only by the evaluation of the final iterate
+        if objective.reached_target:  # possibly by the last evaluations
             status = Status.TARGET_REACHED
         elif not found_any:
             status = Status.NO_FINITE_VALUE

@@ -1,7 +1,7 @@
-"""Bounds: which box the points must stay in, and how any point of a solver is brought inside.
+"""Bounds on the points of a run.
 
-`Box` is what the user writes; ``Box.fit`` makes the `FittedBox` that one run works with. A solver
-knows nothing of either: `minimize` stands between it and the function.
+A user writes a `Box`; ``Box.at`` converts it to the `RunBox` of one run, by which `minimize` moves
+the points of a solver inside before it evaluates them.
 """
 
 from __future__ import annotations
@@ -19,34 +19,33 @@ from zoopt_nas.errors import InvalidValueError
 
 BOUND_METHODS = ("reflect", "clip", "transform")
 
-# Where "transform" puts a start that lies on a bound, which no point of the real line maps to:
-# as a share of the half width between two bounds, and in units from a single one.
+# "transform" cannot represent a start on a bound, and moves it inside: between two bounds to this
+# fraction of the half width, and from a single bound by this distance.
 _START_BETWEEN = 0.99
 _START_BESIDE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """Bounds of each coordinate, and the way in which points are kept between them.
+    """Bounds of each coordinate, and the method that keeps points inside.
 
     Attributes:
-        lower: (dim,) or one number for all; None, or -inf, where open.
+        lower: (dim,) or one number for all coordinates; None or -inf for no bound.
         upper: the same, with +inf. ``lower == upper`` fixes a coordinate.
-        method: what happens to a point outside, coordinate by coordinate:
+        method: how a coordinate outside of its bounds is moved inside:
 
-            * ``"reflect"``: it is mirrored at the bound, as often as it takes. The pairs x + d,
-              x - d of an antithetic solver are shifted inside together instead: at a bound both
-              would be mirrored to one point, which says nothing about the slope.
-            * ``"clip"``: it is moved to the bound.
-            * ``"transform"``: there is none, as the solver works on the real line, which
-              x = m + h v / sqrt(1 + v²), v = (u - m) / h, maps smoothly and one to one into the
-              box with centre m and half width h. Beside a single bound b it is the hyperbola
-              x = b + s (v + sqrt(v² + 4)) / 2, v = (u - b) / s, with s the distance of x0 from b.
-              A bound itself is never quite reached; a start on one is moved inside, by 0.5 % of
-              the width or by 0.1.
+            * ``"clip"``: to the nearest bound.
+            * ``"reflect"``: by reflection at the bounds. Antithetic pairs x + d, x - d are shifted
+              inside instead: reflection would map both to the same point.
+            * ``"transform"``: by a smooth bijection of the real line, on which the solver works.
+              Between two bounds with centre m and half width h,
+              x = m + h v / sqrt(1 + v²), v = (u - m) / h. With a single bound b,
+              x = b + s (v + sqrt(v² + 4)) / 2, v = (u - b) / s, where s is the distance of x0
+              from b. No point lies on a bound; a start on a bound is moved inside by 0.5 % of the
+              width, or by 0.1.
 
     Raises:
-        InvalidValueError: an entry is NaN or no real number, or a lower end is above the upper one.
+        InvalidValueError: an entry is not a real number, or a lower bound exceeds its upper bound.
     """
 
     lower: Any = None
@@ -55,28 +54,22 @@ class Box:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, BOUND_METHODS)
-        lower, upper = _ends("lower", self.lower, -np.inf), _ends("upper", self.upper, np.inf)
+        lower = _as_bound_array("lower", self.lower, -np.inf)
+        upper = _as_bound_array("upper", self.upper, np.inf)
         try:
-            lower, upper = (np.array(ends) for ends in np.broadcast_arrays(lower, upper))
+            lower, upper = map(np.array, np.broadcast_arrays(lower, upper))
         except ValueError as error:
             raise InvalidValueError(
-                f"lower and upper must have one shape, got {lower.shape} and {upper.shape}"
+                f"lower and upper must have the same shape, got {lower.shape} and {upper.shape}"
             ) from error
         for index in np.ndindex(lower.shape):
-            _check_ends(
-                "bounds" + "".join(f"[{i}]" for i in index),
-                float(lower[index]),
-                float(upper[index]),
-            )
+            name = "bounds" + "".join(f"[{i}]" for i in index)
+            _check_pair(name, float(lower[index]), float(upper[index]))
         object.__setattr__(self, "lower", lower)
         object.__setattr__(self, "upper", upper)
 
-    def fit(self, x0: Array) -> FittedBox:
-        """Returns the box of a run that starts at ``x0``, (dim,), in its namespace and dtype.
-
-        Raises:
-            InvalidValueError: a wrong number of bounds, or ``x0`` is outside.
-        """
+    def at(self, x0: Array) -> RunBox:
+        """Return the box of a run that starts at ``x0``, (dim,), which must be inside."""
         dim = x0.shape[0]
         if self.lower.ndim == 1 and self.lower.shape != (dim,):
             raise InvalidValueError(
@@ -86,24 +79,16 @@ class Box:
         lower = np.array(np.broadcast_to(self.lower, (dim,)))
         upper = np.array(np.broadcast_to(self.upper, (dim,)))
         _check_start(x0, lower, upper)
-        return FittedBox(x0, lower, upper, self.method)
+        return RunBox(x0, lower, upper, self.method)
 
 
 def as_box(bounds: object) -> Box:
-    """Returns what ``minimize`` takes as ``bounds`` as a ``Box``.
-
-    Args:
-        bounds: a ``Box``, a ``scipy.optimize.Bounds``, or a sequence of pairs (lower, upper), one
-            for each coordinate, with None where open.
-
-    Raises:
-        InvalidValueError: it is none of these, or an entry breaks a rule of ``Box``.
-    """
+    """Convert the argument ``bounds`` of ``minimize`` to a ``Box``."""
     if isinstance(bounds, Box):
         return bounds
-    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):  # scipy's Bounds, without importing it
-        ends = [np.asarray(to_numpy(ends)) for ends in (bounds.lb, bounds.ub)]
-        lower, upper = (e.item() if e.size == 1 else e for e in ends)  # scipy: one for all
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):  # scipy's Bounds, without importing scipy
+        ends = (np.asarray(to_numpy(ends)) for ends in (bounds.lb, bounds.ub))
+        lower, upper = (e.item() if e.size == 1 else e for e in ends)  # as in SciPy: one for all
         return Box(lower, upper)
     rule = "bounds must be a Box, a scipy Bounds or a sequence of (lower, upper) pairs"
     pairs = to_numpy(bounds)
@@ -115,61 +100,49 @@ def as_box(bounds: object) -> Box:
     return Box([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
-class FittedBox:
-    """The box of one run.
+class RunBox:
+    """The box of one run, in the namespace, dtype and device of its points.
 
-    Bounds are rounded inwards to the dtype of the points, so that a point inside the rounded box is
-    inside the box that the user meant. (A fixed coordinate that the dtype cannot represent is
-    rounded to the nearest number.)
-
-    Args:
-        x0: (dim,), the start.
-        lower: (dim,), float64 NumPy.
-        upper: (dim,), the same.
-        method: one of ``BOUND_METHODS``.
+    Bounds are rounded inwards to the dtype, so that no point violates the exact bounds. A fixed
+    coordinate is rounded to the nearest number.
 
     Attributes:
-        lower: (dim,), rounded, in the namespace of ``x0``.
-        upper: (dim,), the same.
-        start: (dim,), where the solver starts.
-        repairs: whether a solver's points and ``inside`` of them are points of one space, so that
-            a solver can be told the latter. Not so for "transform".
-
-    Raises:
-        InvalidValueError: no number of the dtype lies between two bounds.
+        lower: the rounded bounds, (dim,).
+        upper: the same.
+        start: the start point of the solver, (dim,).
+        repairs: whether the points of the solver and of the function lie in the same space, so
+            that the solver can be told the moved points. False for "transform".
     """
 
     def __init__(self, x0: Array, lower: np.ndarray, upper: np.ndarray, method: str) -> None:
         self.method = method
         self.repairs = method != "transform"
         self.lower, self.upper = _rounded_inwards(lower, upper, x0)
-        self._home = self._clip(x0)  # differs from x0 by rounding only
-        self._chart = self._make_chart()
-        self.start = self._home if self.repairs else self._to_line(self._home)
+        self._x0 = self._clip(x0)  # differs from x0 by rounding only
+        self._line = self._make_line()
+        self.start = self._x0 if self.repairs else self._to_line(self._x0)
 
     def inside(self, points: Array, *, antithetic: bool = False) -> Array:
-        """Returns the points, (..., dim), of the box that points of the solver stand for.
+        """Map points of the solver, (..., dim), into the box.
 
-        Args:
-            points: points of the solver.
-            antithetic: rows 2k and 2k + 1 are x + d and x - d.
+        With ``antithetic``, rows 2k and 2k + 1 are x + d and x - d.
         """
         xp = array_namespace(points)
-        # inf - inf at open ends and overflow far outside are expected; `where` discards them.
+        # `where` discards the results of inf - inf at open ends and of overflow far outside.
         with np.errstate(over="ignore", invalid="ignore"):
             if self.method == "transform":
                 points = self._from_line(points)
             elif self.method == "reflect":
-                points = self._shifted(points) if antithetic else self._folded(points)
-            return self._clip(xp.where(xp.isnan(points), self._home, points))
+                points = self._shift_pairs(points) if antithetic else self._reflect(points)
+            return self._clip(xp.where(xp.isnan(points), self._x0, points))
 
     def typical_steps(self, steps: Array) -> Array:
-        """Returns ``steps``, (dim,), replaced where the box has two ends by a quarter of its width.
+        """Replace ``steps``, (dim,), by a quarter of the width where there are two bounds.
 
-        On the line of "transform" the steps are as long as they make a like change of the point.
+        For "transform", the steps on the real line change the points by about as much.
         """
         xp = array_namespace(steps)
-        both, bounded, origin, unit = self._chart
+        both, bounded, origin, unit = self._line
         if self.repairs:
             quarter = self.upper / 4 - self.lower / 4
             return xp.where(both & (quarter > 0), quarter, steps)
@@ -178,34 +151,31 @@ class FittedBox:
         return xp.where(bounded, xp.where(both, reach / 2, reach), steps)
 
     def project(self, x: Array) -> Array:
-        """Returns the iterate that a solver goes on from: the nearest one inside.
-
-        Not mirrored: an optimum on a bound would then never be the end of the steps towards it.
-        """
+        """Return the nearest iterate inside: reflection would keep it away from the bounds."""
         return self._clip(x) if self.repairs else x
 
     def _clip(self, points: Array) -> Array:
         xp = array_namespace(points)
         return xp.minimum(xp.maximum(points, self.lower), self.upper)
 
-    def _folded(self, points: Array) -> Array:
-        """Mirrors at the bounds, as often as it takes; points inside are not touched."""
+    def _reflect(self, points: Array) -> Array:
+        """Reflect points at the bounds, repeatedly if needed; points inside do not change."""
         xp = array_namespace(points)
         lower, upper = self.lower, self.upper
         width = upper - lower
-        period = 2 * width  # of the mirror images between two bounds
-        # `remainder` is exact, so that it comes first: far out, x - lower would be rounded.
+        period = 2 * width
+        # `remainder` is exact and comes first: far outside, x - lower would be rounded.
         t = xp.remainder(points, period) - xp.remainder(lower, period)
         t = xp.remainder(t, period)
         between = lower + xp.where(t > width, period - t, t)
         beside = xp.where(points < lower, lower + (lower - points), upper - (points - upper))
-        mirrored = xp.where(xp.isfinite(period), between, beside)
-        # Too far for the dtype, or a fixed coordinate: the clip of `inside` does the rest.
-        mirrored = xp.where(xp.isfinite(mirrored), mirrored, points)
-        return xp.where((points < lower) | (points > upper), mirrored, points)
+        reflected = xp.where(xp.isfinite(period), between, beside)
+        # NaN for a fixed coordinate, infinite after an overflow: `inside` clips the point.
+        reflected = xp.where(xp.isfinite(reflected), reflected, points)
+        return xp.where((points < lower) | (points > upper), reflected, points)
 
-    def _shifted(self, points: Array) -> Array:
-        """Shifts pairs x + d, x - d inside; d shrinks only where the box is too narrow for it."""
+    def _shift_pairs(self, points: Array) -> Array:
+        """Shift pairs x + d, x - d inside; d shrinks only where the box is too narrow."""
         xp = array_namespace(points)
         plus, minus = points[::2], points[1::2]
         half_width = self.upper / 2 - self.lower / 2
@@ -214,36 +184,33 @@ class FittedBox:
         centre = xp.maximum(plus / 2 + minus / 2, self.lower + reach)
         centre = xp.minimum(centre, self.upper - reach)
         is_inside = (self._clip(plus) == plus) & (self._clip(minus) == minus)
-        pairs = xp.stack(
-            [
-                xp.where(is_inside, plus, centre + step),
-                xp.where(is_inside, minus, centre - step),
-            ],
-            axis=1,
-        )
-        return xp.reshape(pairs, tuple(points.shape))
+        plus = xp.where(is_inside, plus, centre + step)
+        minus = xp.where(is_inside, minus, centre - step)
+        return xp.reshape(xp.stack([plus, minus], axis=1), tuple(points.shape))
 
-    def _make_chart(self) -> tuple[Array, Array, Array, Array]:
-        """Returns, for each coordinate: whether bounded on both sides, whether at all, the origin,
-        and the unit, which is negative where the only bound is an upper one."""
-        xp = array_namespace(self._home)
+    def _make_line(self) -> tuple[Array, Array, Array, Array]:
+        """Return (has two bounds, has a bound, origin, unit) of each coordinate for "transform".
+
+        The unit is negative if the only bound is an upper one.
+        """
+        xp = array_namespace(self._x0)
         has_lower, has_upper = xp.isfinite(self.lower), xp.isfinite(self.upper)
         both, any_ = has_lower & has_upper, has_lower | has_upper
         with np.errstate(invalid="ignore"):
             origin = xp.where(has_lower, self.lower, self.upper)
             origin = xp.where(both, self.lower / 2 + self.upper / 2, origin)
-            unit = xp.where(both, self.upper / 2 - self.lower / 2, self._home - origin)
+            unit = xp.where(both, self.upper / 2 - self.lower / 2, self._x0 - origin)
         direction = xp.where(has_lower, xp.ones_like(unit), -xp.ones_like(unit))
-        unit = xp.where(unit == 0, direction, unit)  # fixed, or the start is on the only bound
+        unit = xp.where(unit == 0, direction, unit)  # fixed, or x0 is on the only bound
         return both, any_, xp.where(any_, origin, 0.0), xp.where(any_, unit, 1.0)
 
     def _from_line(self, points: Array) -> Array:
         xp = array_namespace(points)
-        both, bounded, origin, unit = self._chart
+        both, bounded, origin, unit = self._line
         v = (points - origin) / unit
         far = xp.abs(v) + _norm(v, 2.0)
         beside = xp.where(v >= 0, far / 2, 2 / far)  # (v + sqrt(v² + 4)) / 2 without cancellation
-        # The distance from the nearer bound, which m + h v / sqrt(1 + v²) would round away.
+        # The distance from the nearer bound, which m + h v / sqrt(1 + v²) would lose by rounding.
         root = _norm(v, 1.0)
         gap = unit / root / (root + xp.abs(v))
         between = xp.where(v < 0, self.lower + gap, self.upper - gap)
@@ -251,8 +218,8 @@ class FittedBox:
 
     def _to_line(self, x: Array) -> Array:
         xp = array_namespace(x)
-        both, bounded, origin, unit = self._chart
-        with np.errstate(invalid="ignore"):  # inf - inf at open ends, which `where` discards
+        both, bounded, origin, unit = self._line
+        with np.errstate(invalid="ignore"):  # `where` discards inf - inf at open ends
             below, above = x / unit - self.lower / unit, self.upper / unit - x / unit
             is_on_bound = (below <= 0) | (above <= 0)
             inside = _START_BETWEEN * xp.ones_like(x)
@@ -267,15 +234,15 @@ class FittedBox:
 
 
 def _norm(v: Array, c: float) -> Array:
-    """Returns sqrt(v² + c²) without overflow."""
+    """Return sqrt(v² + c²) without overflow."""
     xp = array_namespace(v)
     top = xp.maximum(xp.abs(v), xp.ones_like(v))
     v, c = v / top, c / top
     return top * xp.sqrt(v * v + c * c)
 
 
-def _ends(name: str, value: object, open_end: float) -> np.ndarray:
-    """Returns the lower or the upper ends as float64, () or (dim,), with None replaced."""
+def _as_bound_array(name: str, value: object, open_end: float) -> np.ndarray:
+    """Return bounds as float64, () or (dim,), with ``open_end`` for None."""
     try:
         given = np.asarray(to_numpy(value), dtype=object)
         numbers = [open_end if end is None else float(end) for end in given.flat]
@@ -286,7 +253,7 @@ def _ends(name: str, value: object, open_end: float) -> np.ndarray:
     return np.array(numbers, dtype=np.float64).reshape(given.shape)
 
 
-def _check_ends(name: str, lower: float, upper: float) -> None:
+def _check_pair(name: str, lower: float, upper: float) -> None:
     pair = f"({lower}, {upper})"
     if math.isnan(lower) or math.isnan(upper):
         raise InvalidValueError(f"{name} must not be NaN, got {pair}")
@@ -297,7 +264,7 @@ def _check_ends(name: str, lower: float, upper: float) -> None:
 
 
 def _check_start(x0: Array, lower: np.ndarray, upper: np.ndarray) -> None:
-    """Refuses an ``x0`` outside; both are compared as numbers of its dtype."""
+    """Raise if ``x0`` is outside of the bounds rounded to its dtype."""
     shape = tuple(x0.shape)
     with np.errstate(over="ignore"):
         nearest = [to_numpy(as_like("bounds", ends, x0, shape)) for ends in (lower, upper)]

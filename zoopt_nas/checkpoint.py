@@ -1,7 +1,7 @@
-"""Saving a run and resuming it exactly: one ``.npz`` file, written atomically, without pickle.
+"""Save runs and resume them exactly: one ``.npz`` file, written atomically, without pickle.
 
-``save_state`` and ``load_state`` are for a solver that is driven by hand. `Checkpoint` is the file
-of one call of `minimize`, with what that call has counted and found beside the solver's state.
+``save_state`` and ``load_state`` are for ask and tell. `Checkpoint` is the file of one call of
+`minimize`: it also holds what that call has counted and found.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -28,26 +28,17 @@ from zoopt_nas.solvers import SOLVERS, Solver, SolverState
 _FORMAT = "zoopt_nas.state.v1"
 _RUN_FORMAT = "zoopt_nas.run.v1"
 
-# What NumPy, zipfile and json raise for bytes that are no .npz, and what a foreign .npz leads to.
-_MALFORMED: tuple[type[Exception], ...] = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    IndexError,
-    zipfile.BadZipFile,
-)
+# What NumPy, zipfile, json and the decoder raise for a file that is no saved state.
+_MALFORMED = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, BadZipFile)
 
 
 def save_state(path: str | os.PathLike[str], solver: Solver, state: SolverState) -> None:
-    """Writes a run to ``path``, which is replaced only once the new file is complete.
+    """Write a solver and its state to ``path``, which is replaced atomically.
 
     Args:
         path: the file; its folder must exist. No suffix is added.
         solver: its fields must be numbers, strings, bools or None.
-        state: the run; a pending batch and the generator are saved with it.
+        state: is saved with its pending batch and its generator.
 
     Raises:
         RunError: the file cannot be written.
@@ -65,11 +56,11 @@ def save_state(path: str | os.PathLike[str], solver: Solver, state: SolverState)
 def load_state(
     path: str | os.PathLike[str], *, solvers: Mapping[str, type[Solver]] = SOLVERS
 ) -> tuple[Solver, SolverState]:
-    """Reads what ``save_state`` wrote; the run continues bitwise as if it had never stopped.
+    """Read what ``save_state`` wrote; the run continues bitwise as if it had not stopped.
 
     Args:
         path: the file.
-        solvers: where to look the solver's class up by name, if not in ``SOLVERS``.
+        solvers: the classes of solvers by name.
 
     Raises:
         RunError: the file is missing, truncated, or not a saved state.
@@ -84,17 +75,10 @@ def load_state(
 
 
 class Checkpoint:
-    """The file in which one call of `minimize` survives.
+    """The file that saves one call of `minimize`, at most once in ``every`` seconds.
 
-    Args:
-        path: the file; its folder must exist.
-        every: the least seconds between two writes.
-        identity: what makes a run the same run, by the name of its argument; JSON-able. Values of
-            None match anything.
-
-    Raises:
-        InvalidValueError: ``path`` is no path or ``every`` no number of at least 0.
-        RunError: the folder of ``path`` does not exist.
+    ``identity`` holds the arguments that must be equal when the run is resumed, as JSON values;
+    None matches any value.
     """
 
     def __init__(
@@ -110,45 +94,29 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def load(self, solver: Solver) -> tuple[SolverState, dict[str, Any]] | None:
-        """Returns the state and the record that the file holds, or None if there is no file.
-
-        Args:
-            solver: whose state it is.
-
-        Raises:
-            RunError: the file is truncated, no checkpoint, or that of another run.
-        """
+        """Return the saved state of ``solver`` and the record, or None if there is no file."""
         if not self._path.exists():
             return None
         with _reading(self._path, "checkpoint of minimize"):
             meta, arrays = _read(self._path, _RUN_FORMAT)
             for key, value in self._identity.items():
-                theirs = meta["identity"].get(key)
-                if None not in (value, theirs) and theirs != value:
+                saved = meta["identity"].get(key)
+                if None not in (value, saved) and saved != value:
                     raise RunError(
                         f"{self._path} was saved by a run with another {key}; "
                         f"give it the same {key}, or use another file"
                     )
-            parts = _split(arrays)
-            data = {"arrays": parts["state"], "meta": meta["state"]}
+            data = {"arrays": _part(arrays, "state/"), "meta": meta["state"]}
             state = SolverState.from_dict(data, solver.inner_states)
-            return state, {"arrays": parts["record"], "meta": meta["record"]}
+            return state, {"arrays": _part(arrays, "record/"), "meta": meta["record"]}
 
     def save_if_due(self, state: SolverState, record: Callable[[], Mapping[str, Any]]) -> None:
-        """Writes the file if the last time is long enough ago."""
+        """Write the file unless the last write is less than ``every`` seconds ago."""
         if time.monotonic() - self._last >= self._every:
             self.save(state, record())
 
     def save(self, state: SolverState, record: Mapping[str, Any]) -> None:
-        """Writes the file.
-
-        Args:
-            state: the solver's.
-            record: the rest of the run: ``{"arrays": {name: NumPy array}, "meta": JSON-able}``.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
+        """Write the state of the solver and the record of the run."""
         data = state.to_dict()
         meta = {
             "format": _RUN_FORMAT,
@@ -156,14 +124,14 @@ class Checkpoint:
             "state": data["meta"],
             "record": record["meta"],
         }
-        parts = {"state": data["arrays"], "record": record["arrays"]}
-        arrays = {f"{part}/{k}": array for part, of in parts.items() for k, array in of.items()}
+        arrays = {f"state/{name}": array for name, array in data["arrays"].items()}
+        arrays |= {f"record/{name}": array for name, array in record["arrays"].items()}
         _write(self._path, meta, arrays)
         self._last = time.monotonic()
 
 
 def fingerprint(*arrays: Array) -> str:
-    """Returns a short text that differs for arrays that differ in a bit, dtype or namespace."""
+    """Return a digest of the values, dtypes and namespaces of arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         values, spec = encode_array(array)
@@ -172,16 +140,13 @@ def fingerprint(*arrays: Array) -> str:
     return digest.hexdigest()
 
 
-def _split(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    parts: dict[str, dict[str, np.ndarray]] = {"state": {}, "record": {}}
-    for name, array in arrays.items():
-        part, _, key = name.partition("/")
-        parts[part][key] = array
-    return parts
+def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    start = len(prefix)
+    return {name[start:]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _to_json(value: object) -> str:
-    # A field may have been given as a NumPy scalar; `item` makes it a Python number.
+    # A field of a solver may be a NumPy scalar.
     return json.dumps(value, default=lambda scalar: scalar.item())
 
 
@@ -205,7 +170,7 @@ def _read(path: str | os.PathLike[str], format_: str) -> tuple[Any, dict[str, np
 
 @contextmanager
 def _reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Turns whatever a bad file leads to into one line."""
+    """Convert the exceptions of an unreadable file to ``RunError``."""
     try:
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:

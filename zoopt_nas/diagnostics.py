@@ -1,4 +1,4 @@
-"""Measurements that say whether a solver's assumptions hold: nothing here optimizes."""
+"""Measure whether the assumptions of a solver hold for an objective."""
 
 from __future__ import annotations
 
@@ -15,27 +15,25 @@ from zoopt_nas.objective import Objective
 
 
 def effective_sample_size(weights: Any) -> float:
-    """Returns N_e = (Σ c_i)² / Σ c_i², in [1, n]: how many equal weights are worth these.
-
-    For weights that sum to 1 it is the 1 / Σ c_i² of the paper's A.3 (Owen 2013).
+    """Return the effective sample size N_e = (Σ c_i)² / Σ c_i², in [1, n] (A.3; Owen 2013).
 
     Args:
         weights: (n,), non-negative and not all zero; they need not sum to 1.
 
     Raises:
-        InvalidValueError: otherwise.
+        InvalidValueError: ``weights`` breaks these rules.
     """
     c = np.asarray(to_numpy(weights), dtype=np.float64)
     if c.ndim != 1 or not np.all(np.isfinite(c)) or np.any(c < 0) or not np.any(c > 0):
         raise InvalidValueError(
             f"weights must be a 1-D array of finite non-negative numbers, not all 0, got {weights}"
         )
-    c = c / np.max(c)  # the squares of tiny weights would vanish
+    c = c / np.max(c)  # the squares of tiny weights would underflow
     return float(np.sum(c) ** 2 / np.sum(c * c))
 
 
 def effective_sample_ratio(weights: Any) -> float:
-    """Returns R_e = N_e / n, in [1 / n, 1] (Eq. 27); see ``effective_sample_size``."""
+    """Return R_e = N_e / n, in [1 / n, 1] (Eq. 27); see ``effective_sample_size``."""
     return effective_sample_size(weights) / len(weights)
 
 
@@ -48,21 +46,20 @@ def condition_number(
     rng: Any = None,
     vectorized: bool = False,
 ) -> float:
-    """Estimates Q = max_i |L(x + Δ_i) - L(x)| ||x|| / (||Δ_i|| |L(x)|) (Eq. 11).
+    """Estimate Q = max_i |L(x + Δ_i) - L(x)| ||x|| / (||Δ_i|| |L(x)|) (Eq. 11).
+
+    Failed evaluations at x + Δ_i are ignored.
 
     Args:
         fun: the objective L, as in ``minimize``.
-        x: (dim,), where to measure.
+        x: the point, (dim,).
         radius: ||Δ_i||; the directions are uniform on the sphere.
         n_directions: K; ``fun`` is evaluated K + 1 times.
         rng: as in ``minimize``.
         vectorized: as in ``minimize``.
 
-    Returns:
-        Q >= 0, over the evaluations that did not fail; it is 0 at x = 0.
-
     Raises:
-        InvalidValueError: L(x) is 0 or failed, so that Q is undefined, or every L(x + Δ_i) failed.
+        InvalidValueError: L(x) is 0 or not finite, or every L(x + Δ_i) failed.
     """
     radius = check_positive("radius", radius)
     x = as_point("x", x)
@@ -82,16 +79,16 @@ def condition_number(
 
 
 class EstimatorError(NamedTuple):
-    """How far an estimated gradient is from the true one."""
+    """The error of an estimated gradient."""
 
     relative_error: float
-    """||estimate - gradient|| / ||gradient||, the root of Eq. 15 over ||gradient||."""
+    """||estimate - gradient|| / ||gradient||: the root of Eq. 15, relative to the gradient."""
     cosine: float
-    """Of the angle between the two, in [-1, 1]; 0 if the estimate is 0."""
+    """The cosine of the angle between the two, in [-1, 1]; 0 if the estimate is 0."""
 
 
 def estimator_error(estimate: Any, gradient: Any) -> EstimatorError:
-    """Compares an estimated gradient (dim,) with the true one (dim,).
+    """Compare an estimated gradient, (dim,), with the true one, (dim,).
 
     Raises:
         InvalidValueError: the shapes differ or the true gradient is 0.
@@ -100,7 +97,8 @@ def estimator_error(estimate: Any, gradient: Any) -> EstimatorError:
     g = np.asarray(to_numpy(gradient), dtype=np.float64)
     if g_hat.shape != g.shape or g.ndim != 1:
         raise InvalidValueError(
-            f"estimate and gradient must have one shape (dim,), got {g_hat.shape} and {g.shape}"
+            "estimate and gradient must have the same shape (dim,), "
+            f"got {g_hat.shape} and {g.shape}"
         )
     norm, norm_hat = float(np.linalg.norm(g)), float(np.linalg.norm(g_hat))
     if norm == 0:

@@ -1,4 +1,4 @@
-"""The errors that this package raises. A message names the field, the rule and the value."""
+"""Exceptions of this package. A message names the field, the rule and the value."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 class ZooptNasError(Exception):
-    """Root of every error that the package raises on purpose; its message is one line."""
+    """Base class of every exception of this package; the message is one line."""
 
 
 class InvalidValueError(ZooptNasError, ValueError):
-    """A value breaks a rule: ``n_samples must be a positive integer, got 0``."""
+    """A value is invalid: ``n_samples must be a positive integer, got 0``."""
 
 
 class UnknownNameError(ZooptNasError, KeyError):
-    """A name is in no table. The message suggests the nearest known names."""
+    """A name is unknown. The message suggests the nearest known name."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind = kind
@@ -26,45 +26,45 @@ class UnknownNameError(ZooptNasError, KeyError):
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.known)}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
 
-    def __str__(self) -> str:  # KeyError would print the repr of the message
+    def __str__(self) -> str:  # KeyError prints the repr of its message
         return str(self.args[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is copied and unpickled by calling its class with `args`, here the message.
+        # The default calls the class with `args`, which holds only the message.
         return type(self), (self.kind, self.name, self.known), self.__dict__
 
 
 class EntryPointError(ZooptNasError):
-    """What an installed package registers cannot be imported, or is not what it should be."""
+    """An entry point of an installed package cannot be imported or has the wrong type."""
 
 
 class MissingDependencyError(ZooptNasError, ImportError):
-    """An optional package is not installed. The message says which extra brings it."""
+    """An optional package is missing. The message names the extra that installs it."""
 
 
 class DataError(ZooptNasError):
-    """A data file is missing, truncated or not in the expected form."""
+    """A data file is missing, truncated or malformed."""
 
 
 class MissingDataError(DataError):
-    """A data file is not there, or the file holds no such split. Nothing in it is damaged."""
+    """A data file does not exist, or does not contain the requested split."""
 
 
 class RunError(ZooptNasError):
-    """A run folder or a checkpoint cannot be used: missing, foreign, truncated or in the way."""
+    """A run folder or a checkpoint is missing, truncated, from another run or already there."""
 
 
-class NotEnoughMemoryError(MemoryError, ZooptNasError):  # MemoryError's own __new__ comes first
-    """A run does not fit into the memory of its device. The message names what makes it smaller."""
+class NotEnoughMemoryError(MemoryError, ZooptNasError):  # MemoryError defines __new__: first base
+    """A run exceeds the memory of its device. The message names settings that reduce it."""
 
 
 class DivergedError(ZooptNasError):
-    """Training has become non-finite; the last good checkpoint is still there."""
+    """The weights or the loss became non-finite. The last checkpoint is still valid."""
 
 
 class ExportError(ZooptNasError):
-    """An exported network does not compute what the trained one does; nothing was written."""
+    """An exported network differs from the trained one in its output; no file was written."""
 
 
 class RunInterrupted(ZooptNasError):  # noqa: N818 - a request, not a fault
-    """A run was asked to stop, and has saved where it is."""
+    """A run saved a checkpoint and stopped, as requested."""

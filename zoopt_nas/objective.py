@@ -1,4 +1,4 @@
-"""The one place that calls the user's function: it counts, guards and remembers."""
+"""Evaluation of the user's function: the budget, failures, workers and the best points."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ ON_ERROR = ("raise", "fail")
 
 
 class _Means:
-    """The mean of the finite values of each of ``n`` points."""
+    """Mean of the finite values of each of ``n`` points."""
 
     def __init__(self, n: int) -> None:
         self._totals = [0.0] * n
         self._counts = [0] * n
 
     def add(self, row: int, value: float) -> None:
+        """Add a value of a point, unless it is not finite."""
         if math.isfinite(value):
             self._totals[row] += value
             self._counts[row] += 1
 
     def values(self) -> np.ndarray:
-        """Returns (n,) float64, +inf where no value was finite."""
+        """Return the means, (n,) float64; +inf without a finite value."""
         means = [
             total / count if count else math.inf
             for total, count in zip(self._totals, self._counts, strict=True)
@@ -40,41 +41,22 @@ class _Means:
 
 
 class Objective:
-    """A function under a budget, to be minimized.
+    """A function with an evaluation budget.
 
-    Args:
-        fun: takes a point (dim,) and returns a real number; with ``vectorized`` takes points
-            (n, dim) and returns (n,) of them. It gets a copy of the points, and, if it has a
-            parameter ``eval_seed``, the seed of its randomness.
-        maxfev: the most evaluations ever made; None is no limit.
-        target: evaluation stops once a value is this or less; None is never.
-        vectorized: see ``fun``. A batch is then evaluated in full whatever the target.
-        history: whether to record each value.
-        workers: who makes the calls of a batch, see ``make_workers``. With more than one, a batch
-            is evaluated in full whatever the target.
-        timeout: the seconds after which a call has failed.
-        n_reevaluations: the calls made at each point; its value is the mean of those that did not
-            fail.
-        on_error: what an exception does: ``"raise"``, or ``"fail"``, where it costs the candidate.
-            None: it fails where workers make the calls, but if no call has ever returned, as where
-            ``fun`` has a mistake, is raised at the end of the batch.
-        seed: of the seeds that ``eval_seed`` gets. All points of a batch get the same.
-        n_elites: how many of the best points to remember, for `measure`.
+    Most arguments are those of `minimize`. ``seed`` generates the values of ``eval_seed``, and
+    ``n_elites`` is the number of best points to keep. With ``vectorized`` or workers, a batch is
+    completed even if it reaches the target.
 
     Attributes:
-        nfev: evaluations made so far.
-        n_failed: those of them whose value was NaN or infinite (of either sign), or that raised.
-        best_x: (dim,), the point of the least finite value so far, or None.
+        nfev: number of evaluations.
+        n_failed: number of evaluations that raised or had a non-finite value.
+        best_x: the point of the lowest finite value, (dim,), or None.
         best_fun: that value, or +inf.
-        elites: the best points so far with their values, best first.
-        history: the values in order, +inf where failed, if asked for; else None.
-        last_error: the last exception that cost a candidate, or None.
-        deadline: when no other call starts, on the clock of ``time.monotonic``. The first call of a
-            batch always does.
-        was_cut: whether the deadline came within the last batch.
-
-    Raises:
-        InvalidValueError: ``fun`` is not callable, or another argument breaks a rule.
+        elites: the best points with their values, best first.
+        history: the values in order, +inf for failures; None if not recorded.
+        last_error: the last exception of a failed evaluation, or None.
+        deadline: time on ``time.monotonic`` after which only the first call of a batch starts.
+        was_cut: whether the deadline cut the last batch short.
     """
 
     def __init__(
@@ -128,12 +110,12 @@ class Objective:
 
     @property
     def reached_target(self) -> bool:
-        """Whether a finite value at or below the target was seen."""
+        """Whether a finite value of at most the target was seen."""
         is_met = self.target is not None and self.best_fun <= self.target
         return is_met and self.best_fun < math.inf
 
-    def know(self, point: Array, value: float) -> None:
-        """Takes a known value into account, at no cost."""
+    def add_known(self, point: Array, value: float) -> None:
+        """Update the best points by a value that is already known."""
         if value < self.best_fun:
             self.best_fun = value
             self.best_x = copy(point)
@@ -143,37 +125,28 @@ class Objective:
             del self.elites[self._n_elites :]
 
     def evaluate(self, points: Array, *, reserve: int = 0) -> np.ndarray:
-        """Evaluates the first rows of ``points``, as many as the budget allows.
+        """Return the values of points (n, dim) as (n,) float64, leaving ``reserve`` evaluations.
 
-        Args:
-            points: (n, dim).
-            reserve: evaluations of the budget to leave unused.
-
-        Returns:
-            (n,) float64. +inf where the evaluation failed, or was not made because of the budget,
-            the deadline, or because the target had been reached.
-
-        Raises:
-            InvalidValueError: ``fun`` returned no real number, or not one for each row.
-            Exception: what ``fun`` raises, see ``on_error``.
+        A value is +inf if the evaluation failed, or if the budget, the deadline or the target ended
+        the batch before it.
         """
         self.was_cut = False
-        is_plain = self._workers is None and not self._vectorized and not self._catches
-        if is_plain and self._n_reevaluations == 1 and self._seed is None:
-            return self._evaluate_plainly(points, reserve)
+        is_simple = self._workers is None and not self._vectorized and not self._catches
+        if is_simple and self._n_reevaluations == 1 and self._seed is None:
+            return self._evaluate_simply(points, reserve)
         means = _Means(points.shape[0])
         try:
             self._call_all(points, self._n_reevaluations, means, reserve=reserve)
-        finally:  # also if a call raised: those that have returned were paid for
+        finally:  # an exception must not lose the values before it
             values = means.values()
             for row in np.argsort(values)[: max(1, self._n_elites)].tolist():
-                self.know(points[row], float(values[row]))
+                self.add_known(points[row], float(values[row]))
         return values
 
     def measure(self, points: Array, n_calls: int) -> np.ndarray:
-        """Returns the mean of ``n_calls`` fresh values of each point, and remembers no point.
+        """Return the mean of ``n_calls`` new values of each point, (n,), with the same seeds.
 
-        Every point gets the same seeds. The number of calls is cut to what the budget allows.
+        The number of calls is reduced to the budget. The best points are not updated.
         """
         if self.maxfev is not None:
             n_calls = min(n_calls, (self.maxfev - self.nfev) // points.shape[0])
@@ -182,23 +155,23 @@ class Objective:
         self._call_all(points, max(1, n_calls), means, stops=False)
         return means.values()
 
-    def take_back(self) -> None:
-        """Gives the seeds of the last batch, which was cut, to the next one."""
+    def reuse_seeds(self) -> None:
+        """Reuse the seeds of the last batch, which was cut, for the next one."""
         self._n_batches -= 1
 
-    def remember(self, n_elites: int) -> None:
-        """Remembers that many of the best points from now on, for `measure`."""
+    def keep_elites(self, n_elites: int) -> None:
+        """Keep at least so many of the best points from now on."""
         self._n_elites = max(n_elites, self._n_elites)
         if self.best_x is not None and not self.elites:
             self.elites = [(self.best_fun, copy(self.best_x))]
 
     def close(self) -> None:
-        """Ends the processes that were started for the evaluations, if any."""
+        """Stop the worker processes of this objective, if any."""
         if self._workers is not None:
             self._workers.close()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what was counted and found: ``{"arrays": NumPy arrays, "meta": JSON-able}``."""
+        """Return the record of the run: ``{"arrays": NumPy arrays, "meta": JSON values}``."""
         meta: dict[str, Any] = {
             "nfev": self.nfev,
             "n_failed": self.n_failed,
@@ -219,11 +192,7 @@ class Objective:
         return {"arrays": arrays, "meta": meta}
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        """Goes on from where ``to_dict`` was called.
-
-        Raises:
-            KeyError: a part is missing.
-        """
+        """Restore the record that ``to_dict`` returned."""
         arrays, meta = data["arrays"], data["meta"]
         self.nfev, self.n_failed = meta["nfev"], meta["n_failed"]
         self._n_batches, self._seed = meta["n_batches"], meta["seed"]
@@ -237,8 +206,8 @@ class Objective:
         if self.history is not None:
             self.history = arrays["history"].tolist()
 
-    def _evaluate_plainly(self, points: Array, reserve: int) -> np.ndarray:
-        """The common case, one call after the other: a few microseconds each at the most."""
+    def _evaluate_simply(self, points: Array, reserve: int) -> np.ndarray:
+        """Evaluate as `evaluate` does, with less overhead, in the common case."""
         values = np.full(points.shape[0], math.inf)
         n = points.shape[0]
         if self.maxfev is not None:
@@ -259,13 +228,13 @@ class Objective:
                 continue
             values[row] = value
             if value < self.best_fun or self._n_elites:
-                self.know(point, value)
+                self.add_known(point, value)
             if value <= threshold:
                 break
         return values
 
     def _is_late(self) -> bool:
-        """Whether the deadline has come, which cuts the batch."""
+        """Return whether the deadline has passed, and record that it cut the batch."""
         if self.deadline == math.inf or time.monotonic() < self.deadline:
             return False
         self.was_cut = True
@@ -282,7 +251,7 @@ class Objective:
     def _call_all(
         self, points: Array, n_calls: int, means: _Means, *, reserve: int = 0, stops: bool = True
     ) -> None:
-        """Calls the function ``n_calls`` times at each point, as far as the budget allows."""
+        """Call the function ``n_calls`` times at each point, as far as the budget allows."""
         limit = points.shape[0] * n_calls
         if self.maxfev is not None:
             limit = min(limit, self.maxfev - reserve - self.nfev)
@@ -297,7 +266,7 @@ class Objective:
     def _returned(
         self, points: Array, n_calls: int, limit: int, stops: bool
     ) -> Iterator[tuple[int, float]]:
-        """Yields (row, value) of at most ``limit`` calls, NaN where a call failed."""
+        """Yield (row, value) of at most ``limit`` calls; NaN for a failed call."""
         seeds = self._draw_seeds(n_calls)
         if self._vectorized:
             yield from self._call_vectorized(points, seeds, limit)
@@ -319,9 +288,9 @@ class Objective:
         try:
             for k, value in self._workers.map(self._call, jobs, self.deadline):
                 returned[k] = value
-        except BaseException as error:  # noqa: BLE001 (raised below: what returned was paid for)
+        except BaseException as error:  # noqa: BLE001 (raised below)
             interruption = error
-        # In the order of the batch, so that the record does not depend on who was faster.
+        # In the order of the batch, so that the record does not depend on the speed of workers.
         for k in sorted(returned):
             yield rows[k], self._as_value(returned[k])
         if interruption is not None:
@@ -333,7 +302,7 @@ class Objective:
     ) -> Iterator[tuple[int, float]]:
         n = points.shape[0]
         for k, seed in enumerate(seeds):
-            # As where calls are single: the first points get all their calls, the last some.
+            # As with single calls, the first points get all their calls.
             n_rows = min(n, max(0, (limit - k + len(seeds) - 1) // len(seeds)))
             if n_rows == 0:
                 continue
@@ -343,10 +312,10 @@ class Objective:
             yield from enumerate(self._as_values(returned, n_rows))
 
     def _as_values(self, returned: Any, n: int) -> list[float]:
-        """Returns the values of ``n`` points that one call returned."""
+        """Convert what one vectorized call returned for ``n`` points."""
         if isinstance(returned, Raised):
             return [self._as_value(returned)] * n
-        if self._catches and as_reals(returned) is None:  # what is no number has failed
+        if self._catches and as_reals(returned) is None:
             rows = list(returned) if isinstance(returned, Sequence | np.ndarray) else []
             return [self._as_value(value) for value in (rows if len(rows) == n else [None] * n)]
         values: list[float] = as_values(returned, n).tolist()
@@ -368,7 +337,7 @@ class Objective:
         return value
 
     def _draw_seeds(self, n_calls: int) -> list[int | None]:
-        """Returns the seeds of the calls at each point of the next batch."""
+        """Return the seeds of the ``n_calls`` calls at each point of the next batch."""
         self._n_batches += 1
         if self._seed is None:
             return [None] * n_calls

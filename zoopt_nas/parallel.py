@@ -1,9 +1,4 @@
-"""Workers: one batch of calls of the user's function, made side by side.
-
-`make_workers` turns what a user may give as ``workers`` into one of three `Workers`: processes of
-our own, an executor of the caller's, or a map-like callable. All return the values with their rows,
-so that the order in which calls happen to end changes nothing.
-"""
+"""Parallel calls of the user's function: worker processes, an executor or a map-like callable."""
 
 from __future__ import annotations
 
@@ -27,46 +22,30 @@ if TYPE_CHECKING:
     from zoopt_nas._processes import Process
 
 Function = Callable[[Any], Any]
-
-# What `pickle` raises for a function that it cannot find by name.
-_UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
+Results = Iterator[tuple[int, Any]]  # (row, value) of each call
 
 
 class Workers(ABC):
-    """Where calls are made."""
+    """Makes the calls of a batch in parallel."""
 
     @abstractmethod
-    def map(
-        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
-    ) -> Iterator[tuple[int, Any]]:
-        """Call ``fun`` at each point, and yield (row, value) as the calls end, in any order.
+    def map(self, fun: Function, points: Sequence[Any], deadline: float = math.inf) -> Results:
+        """Call ``fun`` at each point, and yield (row, value) in the order in which calls end.
 
-        The value of a call whose worker died or took too long is NaN. After ``deadline``, on the
-        clock of ``time.monotonic``, no call starts: rows without one are not yielded. A map-like
-        callable is given the whole batch.
-
-        Raises:
-            InvalidValueError: ``fun`` cannot be sent to another process, or a map-like callable
-                did not return one value for each point.
-            Exception: what ``fun`` raises.
+        The value is NaN if the worker died or exceeded the timeout. No call starts after
+        ``deadline`` (on ``time.monotonic``), and a row without a call is not yielded; a map-like
+        callable always gets the whole batch.
         """
 
     def close(self) -> None:  # noqa: B027 (an optional hook)
-        """End what was started here; what belongs to the caller is left open."""
+        """Stop the processes that this object started; leave the caller's pool open."""
 
 
 def make_workers(workers: Any, timeout: float | None = None) -> Workers | None:
-    """Return what makes the calls, or None for plain calls in this process.
+    """Return the object that makes the calls, or None for calls in this process.
 
-    Args:
-        workers: the number of processes (-1: one for each core that this process may use), a
-            ``concurrent.futures.Executor``, or a callable that maps: ``workers(fun, points)``
-            returns the values in order.
-        timeout: the seconds that a call may take. Only processes can be stopped, so that with it
-            even one worker is a process of its own.
-
-    Raises:
-        InvalidValueError: ``workers`` is none of these, or ``timeout`` breaks a rule.
+    The arguments are those of `minimize`. A timeout requires a process even for one worker, since
+    only processes can be killed.
     """
     if timeout is not None:
         timeout = check_positive("timeout", timeout)
@@ -75,7 +54,7 @@ def make_workers(workers: Any, timeout: float | None = None) -> Workers | None:
     if callable(workers):
         if timeout is not None:
             raise InvalidValueError(
-                f"timeout must be None where workers is a map-like callable, got {timeout}"
+                f"timeout must be None if workers is a map-like callable, got {timeout}"
             )
         return _MapWorkers(workers)
     is_count = isinstance(workers, int) and not isinstance(workers, bool)
@@ -95,15 +74,13 @@ def _n_cores() -> int:
 
 
 class _MapWorkers(Workers):
-    """``multiprocessing.Pool().map`` and its like."""
+    """Workers behind a function such as ``multiprocessing.Pool().map``."""
 
-    def __init__(self, mapper: Callable[..., Any]) -> None:
-        self._mapper = mapper
+    def __init__(self, map_like: Callable[..., Any]) -> None:
+        self._map_like = map_like
 
-    def map(
-        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
-    ) -> Iterator[tuple[int, Any]]:
-        values = list(self._mapper(fun, points))
+    def map(self, fun: Function, points: Sequence[Any], deadline: float = math.inf) -> Results:
+        values = list(self._map_like(fun, points))
         if len(values) != len(points):
             raise InvalidValueError(
                 f"workers must return one value for each of {len(points)} points, "
@@ -112,13 +89,13 @@ class _MapWorkers(Workers):
         return iter(enumerate(values))
 
 
-_LOST = object()  # in place of the value of a call whose process died
+_LOST = object()  # the value of a call whose process died
 
 
 class _Dispatch(Workers):
-    """Hands out calls, at most ``limit`` at a time, and watches the clock.
+    """Runs at most ``limit`` calls at a time, and stops those that exceed the timeout.
 
-    A subclass says how a call begins and ends. A handle stands for a call that has begun.
+    Subclasses start and end the calls; a handle represents a started call.
     """
 
     def __init__(self, limit: float, timeout: float | None) -> None:
@@ -127,27 +104,25 @@ class _Dispatch(Workers):
 
     @abstractmethod
     def _begin(self, fun: Function, point: Any) -> Any:
-        """Begin a call, or put it in a queue."""
+        """Start or queue a call, and return its handle."""
 
     @abstractmethod
     def _wait(self, handles: Collection[Any], seconds: float | None) -> Collection[Any]:
-        """Return the calls that have ended; wait for the first, or for some seconds."""
+        """Wait until a call ends, or for ``seconds``; return the calls that ended."""
 
     @abstractmethod
     def _result(self, fun: Function, handle: Any) -> Any:
-        """Return or raise what a call that has ended returned or raised."""
+        """Return the value of a call that ended, or raise its exception."""
 
     @abstractmethod
     def _give_up(self, handle: Any) -> None:
-        """End a call, as far as that is possible."""
+        """Stop a call if possible."""
 
     def _take_back(self, handle: Any) -> bool:
-        """Take a call out of the queue; return whether it was there."""
+        """Remove a call from the queue; return False if it has started."""
         return False
 
-    def map(
-        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
-    ) -> Iterator[tuple[int, Any]]:
+    def map(self, fun: Function, points: Sequence[Any], deadline: float = math.inf) -> Results:
         waiting = deque(range(len(points)))
         running: dict[Any, tuple[int, float]] = {}  # row, and when it is late
         try:
@@ -173,35 +148,31 @@ class _Dispatch(Workers):
                         yield row, math.nan
                     elif now >= deadline and self._take_back(handle):
                         del running[handle]
-        finally:  # an exception may have come between
+        finally:  # calls are left after an exception
             for handle in running:
                 self._give_up(handle)
 
 
 class _ExecutorWorkers(_Dispatch):
-    """An executor of the caller's.
+    """An executor of the caller.
 
-    It gets as many calls at a time as it has workers, so that none waits in a queue while its clock
-    runs. Where the executor does not say how many those are, it gets the whole batch at once.
-
-    A pool of processes of which one dies is broken for good: from then on processes of our own take
-    its place.
+    It gets one call per worker at a time, because a timeout must not count time in a queue, or the
+    whole batch if its number of workers is unknown. When a process of a ``ProcessPoolExecutor``
+    dies, which breaks the pool, processes of this module replace it.
     """
 
     def __init__(self, executor: Executor, timeout: float | None) -> None:
         n_workers = getattr(executor, "_max_workers", None)
         super().__init__(n_workers if isinstance(n_workers, int) else math.inf, timeout)
         self._executor = executor
-        # To import it would load multiprocessing.
+        # Not imported here, since that loads multiprocessing.
         process = sys.modules.get("concurrent.futures.process")
         self._uses_processes = process and isinstance(executor, process.ProcessPoolExecutor)
         self._has_checked = False
         self._has_worked = False
         self._successor: _ProcessWorkers | None = None
 
-    def map(
-        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
-    ) -> Iterator[tuple[int, Any]]:
+    def map(self, fun: Function, points: Sequence[Any], deadline: float = math.inf) -> Results:
         if self._uses_processes and not self._has_checked:
             _check_picklable(fun)
             self._has_checked = True
@@ -232,8 +203,7 @@ class _ExecutorWorkers(_Dispatch):
 
     def _result(self, fun: Function, handle: Future[Any]) -> Any:
         error = handle.exception()
-        # A function that catches its own exceptions has none: a cluster lost the call's worker. A
-        # pool that is broken stays so.
+        # A `Call` that catches exceptions raises none: a cluster has lost the worker.
         catches = isinstance(fun, Call) and fun.catches
         if catches and isinstance(error, Exception) and not isinstance(error, BrokenExecutor):
             return Raised(error)
@@ -242,22 +212,22 @@ class _ExecutorWorkers(_Dispatch):
         return value
 
     def _give_up(self, handle: Future[Any]) -> None:
-        handle.cancel()  # but a thread that runs cannot be stopped
+        handle.cancel()  # a running thread cannot be stopped
 
     def _take_back(self, handle: Future[Any]) -> bool:
         return handle.cancel()
 
     def _replace_pool(self, error: BrokenExecutor) -> _ProcessWorkers:
         """Return processes like those of the broken pool, or raise ``error``."""
-        # Private, for want of public ones.
+        # There are no public attributes for these.
         names = ("_mp_context", "_initializer", "_initargs")
         setup = [getattr(self._executor, name, None) for name in names]
-        # An initializer that fails breaks the pool at its first call, and would break ours.
-        is_to_blame = setup[1] is not None and not self._has_worked
-        if not self._uses_processes or is_to_blame:
+        # A failing initializer breaks a pool at its first call, and would break its successor.
+        initializer_failed = setup[1] is not None and not self._has_worked
+        if not self._uses_processes or initializer_failed:
             raise error
         warnings.warn(
-            f"a process of the executor given as workers died; {self._limit} new ones go on",
+            f"a process of the executor given as workers died; {self._limit} new ones replace it",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -265,27 +235,25 @@ class _ExecutorWorkers(_Dispatch):
 
 
 class _ProcessWorkers(_Dispatch):
-    """Processes of our own, started when they are needed and replaced when one dies or hangs."""
+    """Processes of this module, started on demand and replaced when one dies or hangs."""
 
     def __init__(self, n_workers: float, timeout: float | None, *setup: Any) -> None:
         super().__init__(n_workers, timeout)
         from zoopt_nas import _processes  # loads multiprocessing
 
         self._processes = _processes
-        self._setup = setup  # of `Process`
+        self._setup = setup  # the arguments of `Process`
         self._idle: list[Process] = []
         _processes.stop_with(self, self._idle)
 
-    def map(
-        self, fun: Function, points: Sequence[Any], deadline: float = math.inf
-    ) -> Iterator[tuple[int, Any]]:
+    def map(self, fun: Function, points: Sequence[Any], deadline: float = math.inf) -> Results:
         lost = []
         for row, value in super().map(fun, points, deadline):
             if value is not _LOST:
                 yield row, value
             else:
                 lost.append(row)
-        # A process may have died of what ran beside it, as where the memory was full.
+        # Retried one at a time: memory may have been short because of the calls in parallel.
         for row in lost:
             if time.monotonic() >= deadline:
                 return
@@ -300,7 +268,7 @@ class _ProcessWorkers(_Dispatch):
             process = self._idle.pop()
             if process.is_alive() and process.send((fun, point)):
                 return process
-            process.kill()  # it has died since its last call
+            process.kill()  # it died after its last call
         _check_picklable(fun)
         process = self._processes.Process(*self._setup)
         process.send((fun, point))
@@ -327,8 +295,8 @@ class _ProcessWorkers(_Dispatch):
 def _check_picklable(fun: Function) -> None:
     try:
         pickle.dumps(fun)
-    except _UNPICKLABLE as error:
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InvalidValueError(
-            "fun must be a function of a module (or else picklable) to run in processes; "
-            f"or give a ThreadPoolExecutor as workers; got {fun!r}"
+            "fun must be picklable, such as a function of a module, to run in processes; "
+            f"a ThreadPoolExecutor as workers takes any function; got {fun!r}"
         ) from error

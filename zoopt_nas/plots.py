@@ -1,4 +1,4 @@
-"""Pictures of runs of ``minimize``. Needs matplotlib: ``pip install 'zoopt-nas[plot]'``."""
+"""Plots of runs of ``minimize``; requires ``pip install 'zoopt-nas[plot]'``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from zoopt_nas.errors import InvalidValueError, MissingDependencyError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Without `fun_opt`, values that are all positive get a logarithmic axis from this ratio on.
+# Without `fun_opt`, positive values get a logarithmic axis if they span at least this ratio.
 _LOG_RATIO = 100.0
 
 
 def plot_history(results: Any, *, ax: Axes | None = None, fun_opt: float | None = None) -> Axes:
-    """Draws the best value so far against the number of evaluations.
-
-    The curve of a run is a staircase, because the best value holds until a better one comes. It
-    begins at the first evaluation that did not fail.
+    """Plot the best value so far against the number of evaluations.
 
     Example:
         >>> import zoopt_nas
@@ -37,19 +34,16 @@ def plot_history(results: Any, *, ax: Axes | None = None, fun_opt: float | None 
     Args:
         results: a result of ``minimize(..., history=True)``, or several by label:
             ``{"cma": result, "auto": other}``.
-        ax: matplotlib axes to draw into. Default: those of a new figure, which belongs to no window
-            and no pyplot state.
-        fun_opt: the minimum of the function, if it is known. The differences to it are then drawn
-            on a logarithmic axis, which has no place for a difference of 0 or less: there the curve
-            ends. Without it the axis is logarithmic if all values are positive and span two orders
-            of magnitude.
+        ax: the axes to draw into. Default: a new figure outside of pyplot.
+        fun_opt: the known minimum of the function. The difference to it is then plotted on a
+            logarithmic axis; a curve ends where the difference is 0 or less. Without it, the axis
+            is logarithmic if all values are positive and span two orders of magnitude.
 
     Returns:
-        The axes, to be labelled further or saved by ``ax.figure.savefig``.
+        The axes; ``ax.figure.savefig`` saves the figure.
 
     Raises:
-        InvalidValueError: a result has no history, there is no result, or ``fun_opt`` is not
-            finite.
+        InvalidValueError: a history is missing, there is no result, or ``fun_opt`` is not finite.
         MissingDependencyError: matplotlib is not installed.
     """
     if fun_opt is not None and not math.isfinite(fun_opt):
@@ -78,36 +72,29 @@ def plot_history(results: Any, *, ax: Axes | None = None, fun_opt: float | None 
 
 
 def _by_label(results: Any) -> dict[str, Any]:
-    """The results by label; a single one, itself a mapping of its fields, has an empty label."""
-    if isinstance(results, Mapping) and results and "nfev" not in results:
-        return {str(label): run for label, run in results.items()}
-    if isinstance(results, Mapping) and results:
+    """Return the results by label; a single result gets an empty label."""
+    if not isinstance(results, Mapping) or not results:
+        raise InvalidValueError(
+            f"results must be a result of minimize or several by label, got {results!r}"
+        )
+    if "nfev" in results:
         return {"": results}
-    raise InvalidValueError(
-        f"results must be a result of minimize or several by label, got {results!r}"
-    )
+    return {str(label): run for label, run in results.items()}
 
 
 def _best_so_far(label: str, run: Any) -> np.ndarray:
-    """(nfev,), the least of the first values; +inf as long as all have failed."""
+    """Return the running minimum, (nfev,); +inf until the first success."""
     history = run.get("history") if isinstance(run, Mapping) else None
     if history is None:
         name = f"results[{label!r}]" if label else "results"
         raise InvalidValueError(
-            f"{name} must be of minimize(..., history=True), got one without history"
+            f"{name} must come from minimize(..., history=True), got a result without history"
         )
     return np.minimum.accumulate(np.asarray(history, dtype=np.float64))
 
 
 def _corners(best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a staircase changes, and its end: runs of a million evaluations have few corners.
-
-    Args:
-        best: (nfev,), not rising.
-
-    Returns:
-        Numbers of evaluations, from 1, and the values there.
-    """
+    """Return the evaluation numbers and values at which ``best`` changes, and its two ends."""
     is_corner = np.ones(len(best), dtype=bool)
     is_corner[1:-1] = best[1:-1] != best[:-2]
     rows = np.flatnonzero(is_corner)

@@ -1,7 +1,4 @@
-"""Test functions that know their optimum, for NumPy and torch, one point or a batch.
-
-Calling one with x of shape (dim,) returns a number, with (n, dim) returns (n,).
-"""
+"""Test functions with a known optimum, for NumPy and torch, for one point or a batch."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from zoopt_nas.errors import InvalidValueError
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """A fixed function; ``formula`` takes points (..., dim) and their namespace."""
+    """A test function; ``formula`` takes points (..., dim) and their array namespace."""
 
     name: str
     formula: Callable[[Array, Any], Array]
@@ -28,7 +25,7 @@ class Function:
     f_opt: float = 0.0
 
     def __call__(self, x: Array) -> Array:
-        """Evaluates (dim,) to a number, or (n, dim) to (n,)."""
+        """Return the value of a point (dim,), or (n,) values of points (n, dim)."""
         if x.shape[-1] != len(self.x0):
             raise InvalidValueError(
                 f"x must have {len(self.x0)} coordinates for {self.name}, got {x.shape[-1]}"
@@ -37,13 +34,13 @@ class Function:
 
 
 def sphere(dim: int) -> Function:
-    """Σ x_i²."""
+    """Return the function Σ x_i²."""
     check_positive_int("dim", dim)
     return Function("sphere", lambda x, xp: xp.sum(x * x, axis=-1), np.zeros(dim), np.ones(dim))
 
 
 def ellipsoid(dim: int, condition: float = 100.0) -> Function:
-    """Σ a_i x_i² with a_i from 1 to ``condition`` in equal ratios: its Hessian's condition number.
+    """Return Σ a_i x_i², with a_i spaced geometrically from 1 to ``condition``.
 
     Raises:
         InvalidValueError: ``condition`` is below 1.
@@ -59,7 +56,7 @@ def ellipsoid(dim: int, condition: float = 100.0) -> Function:
 
 
 def rosenbrock(dim: int) -> Function:
-    """Σ 100 (x_{i+1} - x_i²)² + (1 - x_i)²: a curved valley (Rosenbrock 1960).
+    """Return Σ 100 (x_{i+1} - x_i²)² + (1 - x_i)², a curved valley (Rosenbrock 1960).
 
     Raises:
         InvalidValueError: ``dim`` is below 2.
@@ -75,7 +72,7 @@ def rosenbrock(dim: int) -> Function:
 
 
 def rastrigin(dim: int) -> Function:
-    """10 dim + Σ x_i² - 10 cos(2π x_i): a local minimum near every whole-numbered point."""
+    """Return 10 dim + Σ x_i² - 10 cos(2π x_i), with a local minimum near every integer point."""
     check_positive_int("dim", dim)
 
     def formula(x: Array, xp: Any) -> Array:
@@ -84,7 +81,7 @@ def rastrigin(dim: int) -> Function:
     return Function("rastrigin", formula, np.zeros(dim), np.full(dim, 2.2))
 
 
-# Each takes the dimension.
+# By name; each takes the dimension.
 PROBLEMS: dict[str, Callable[[int], Function]] = {
     "sphere": sphere,
     "ellipsoid": ellipsoid,

@@ -1,4 +1,4 @@
-"""A progress bar for long runs: evaluations, best value, rate and time on one line of stderr."""
+"""A progress bar on stderr: evaluations, best value, rate and elapsed time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-# Seconds between two drawings of the bar. Drawing takes about a millisecond.
+# Seconds between two updates of the screen, each of which takes about a millisecond.
 _INTERVAL = 0.1
 
 
 class ProgressBar:
-    """Shows how far a run is, on a terminal; does nothing where stderr is a file or a pipe.
+    """Show the progress of a run on a terminal; do nothing if stderr is a file or a pipe.
 
     Example:
         >>> with ProgressBar(maxfev=100) as bar:
@@ -23,9 +23,8 @@ class ProgressBar:
         ...         bar.update(nfev, 1 / nfev)
 
     Args:
-        maxfev: the evaluations that make a full bar; None where the run has no such limit.
-        console: where to draw. Default: a new ``rich.console.Console`` on stderr. What is printed
-            through it appears above the bar.
+        maxfev: the evaluation budget of the run, or None.
+        console: the ``rich.console.Console`` to draw on. Default: a new one on stderr.
     """
 
     def __init__(self, maxfev: int | None, *, console: Console | None = None) -> None:
@@ -33,12 +32,12 @@ class ProgressBar:
         self._console = console
         self._progress: Progress | None = None
         self._due = 0.0
-        # The rate counts from the first update: a resumed run has evaluations from before.
+        # The rate counts from the first update, since a resumed run starts above 0.
         self._first: tuple[float, int] | None = None
         self._last = (0, math.inf)
 
     def __enter__(self) -> ProgressBar:
-        """Begins to draw."""
+        """Start the bar."""
         from rich.console import Console
 
         console = self._console or Console(stderr=True, highlight=False, emoji=False)
@@ -53,10 +52,9 @@ class ProgressBar:
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             console=console,
-            # No thread that redraws: a run may fork processes, and a fork beside a thread that
-            # holds a lock can hang.
+            # A refresh thread could hold a lock while the run forks a process, which then hangs.
             auto_refresh=False,
-            # Where stdout is a file, what the user's function prints belongs there.
+            # If stdout is a file, the output of the user's function must go there.
             redirect_stdout=Console().is_terminal,
         )
         self._task = self._progress.add_task("", total=self._maxfev, **self._fields(0.0))
@@ -64,12 +62,7 @@ class ProgressBar:
         return self
 
     def update(self, nfev: int, fun: float) -> None:
-        """Says where the run is; draws only if the last drawing is long enough ago.
-
-        Args:
-            nfev: the evaluations made so far.
-            fun: the least value so far; +inf where there is none yet.
-        """
+        """Set the number of evaluations and the best value (+inf if none), and redraw if due."""
         if self._progress is None:
             return
         self._last = (nfev, fun)
@@ -79,7 +72,7 @@ class ProgressBar:
             self._draw(now)
 
     def __exit__(self, *exc: object) -> None:
-        """Draws the last state, which stays on the screen, and gives the line free."""
+        """Draw the final state, which stays on the screen."""
         if self._progress is not None:
             self._draw(time.monotonic())
             self._progress.stop()

@@ -1,4 +1,4 @@
-"""A registry: a visible table of names, plus the entry points of installed third-party packages."""
+"""Tables of named objects, extended by the entry points of installed packages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ T = TypeVar("T")
 
 
 def installed(group: str) -> Mapping[str, EntryPoint]:
-    """Return the entry points of a group by name, without importing anything.
-
-    They are read once, and again when ``sys.path`` has changed.
-    """
+    """Return the entry points of a group by name, without loading them; cached per ``sys.path``."""
     return _installed(group, tuple(sys.path))
 
 
@@ -27,17 +24,15 @@ def _installed(group: str, path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
 
 
 class Registry(Mapping[str, T]):
-    """A read-only mapping from a name to the thing it names.
+    """A read-only mapping from names to objects.
 
-    The package's own entries always win. Entries of other installed packages are found by name at
-    the first look-up, and imported only when asked for.
+    Built-in entries take precedence. Entry points are imported when they are looked up.
 
     Args:
-        kind: what an entry is, as it reads in an error ("solver").
-        table: the package's own entries, in the order in which they are listed. An ``EntryPoint``
-            is imported when it is asked for.
-        group: the entry-point group of third-party entries; None if there is none.
-        check: whether a third-party entry is what it should be.
+        kind: the word for an entry in error messages, such as "solver".
+        table: the built-in entries in display order; an ``EntryPoint`` is loaded when looked up.
+        group: the entry-point group of third-party entries, or None.
+        check: returns whether a third-party entry is valid.
     """
 
     def __init__(
@@ -56,7 +51,7 @@ class Registry(Mapping[str, T]):
         return installed(self._group) if self._group is not None else {}
 
     def is_built_in(self, name: str) -> bool:
-        """Whether ``name`` is one of the package's own entries."""
+        """Return whether ``name`` is a built-in entry."""
         return name in self._table
 
     def __contains__(self, name: object) -> bool:
@@ -66,8 +61,8 @@ class Registry(Mapping[str, T]):
         """Return the entry ``name``.
 
         Raises:
-            UnknownNameError: nothing has that name; the message suggests the nearest one.
-            EntryPointError: the entry of another package cannot be used.
+            UnknownNameError: there is no such entry.
+            EntryPointError: a third-party entry cannot be loaded or fails the check.
         """
         if name in self._table:
             entry = self._table[name]

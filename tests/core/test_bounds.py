@@ -76,20 +76,20 @@ def test_every_point_is_inside(bounds, solver, method, dtype, seed):
 def test_bounds_are_rounded_inwards(dtype):
     x0 = array([0.15], dtype)
     far = array([[-1e4], [1e4]], dtype)
-    for lower in (0.1, 0.11, 0.123):  # no dtype has all of them
-        points = exact(Box(lower, 0.3, "clip").fit(x0).inside(far))
+    for lower in (0.1, 0.11, 0.123):  # no dtype represents all of them
+        points = exact(Box(lower, 0.3, "clip").at(x0).inside(far))
         assert lower <= points[0, 0] < lower + 0.002
         assert 0.298 < points[1, 0] <= 0.3
-    # A start, or a fixed coordinate, that differs from its bound by rounding only is accepted.
+    # A start or a fixed coordinate may differ from its bound by rounding.
     x0 = array([0.1, 0.3, 0.7], dtype)
-    points = exact(Box([0.1, 0.0, 0.7], [1.0, 0.3, 0.7]).fit(x0).start)
+    points = exact(Box([0.1, 0.0, 0.7], [1.0, 0.3, 0.7]).at(x0).start)
     assert points[0] >= 0.1
     assert points[1] <= 0.3
     assert points[2] == exact(x0)[2]
 
 
 def test_reflection_is_the_mirror_image_at_any_distance():
-    box = Box([0.0, 0.0, None, None], [1.0, None, 1.0, None], "reflect").fit(np.full(4, 0.5))
+    box = Box([0.0, 0.0, None, None], [1.0, None, 1.0, None], "reflect").at(np.full(4, 0.5))
     points = np.array([[-0.25] * 4, [1.25] * 4, [7.25] * 4, [-8.75] * 4, [0.75] * 4])
     expected = [
         [0.25, 0.25, -0.25, -0.25],
@@ -99,19 +99,19 @@ def test_reflection_is_the_mirror_image_at_any_distance():
         [0.75, 0.75, 0.75, 0.75],
     ]
     np.testing.assert_array_equal(box.inside(points), expected)
-    far = 2.0**70 + np.array([[0.0] * 4])  # a multiple of the period: nothing may be lost
+    far = 2.0**70 + np.array([[0.0] * 4])  # a multiple of the period, without rounding
     assert box.inside(far)[0, 0] == 0.0
     assert np.all(np.isfinite(box.inside(np.full((1, 4), np.nan))))
 
 
 def test_wide_bounds_do_not_overflow():
-    huge = Box(-1.7e308, 1.7e308, "reflect").fit(np.zeros(1))
+    huge = Box(-1.7e308, 1.7e308, "reflect").at(np.zeros(1))
     points = huge.inside(np.array([[5.0], [-1.75e308]]))
     np.testing.assert_allclose(points[:, 0], [5, -1.65e308], rtol=1e-15)
 
 
 def test_clip_moves_to_the_bound():
-    box = Box(0.0, [1.0, np.inf], "clip").fit(np.array([0.5, 0.5]))
+    box = Box(0.0, [1.0, np.inf], "clip").at(np.array([0.5, 0.5]))
     np.testing.assert_array_equal(
         box.inside(np.array([[-3.0, -3.0], [3.0, 3.0]])), [[0, 0], [1, 3]]
     )
@@ -119,7 +119,7 @@ def test_clip_moves_to_the_bound():
 
 @pytest.mark.parametrize("pair", [(-1.0, 3.0), (-1.0, None), (None, 3.0), (None, None)])
 def test_transform_is_one_to_one_smooth_and_starts_at_x0(pair):
-    box = Box([pair[0]], [pair[1]], "transform").fit(np.array([0.7]))
+    box = Box([pair[0]], [pair[1]], "transform").at(np.array([0.7]))
     np.testing.assert_allclose(box.inside(box.start), [0.7], rtol=1e-14)
     u = np.linspace(-20, 20, 2001)[:, None]
     x = box.inside(u)[:, 0]
@@ -132,12 +132,12 @@ def test_transform_is_one_to_one_smooth_and_starts_at_x0(pair):
 
 
 def test_transform_moves_a_start_on_a_bound_inside():
-    box = Box([0.0, 0.0, None], [2.0, None, 0.0], "transform").fit(np.zeros(3))
+    box = Box([0.0, 0.0, None], [2.0, None, 0.0], "transform").at(np.zeros(3))
     np.testing.assert_allclose(box.inside(box.start), [0.01, 0.1, -0.1], rtol=1e-12)
 
 
 def test_pairs_are_shifted_as_a_whole():
-    box = Box([0.0, 0.0, 0.0], [1.0, 1.0, 0.1], "reflect").fit(np.zeros(3))
+    box = Box([0.0, 0.0, 0.0], [1.0, 1.0, 0.1], "reflect").at(np.zeros(3))
     pair = np.array([[0.5, 0.25, 0.25], [0.25, -0.25, -0.25]])
     expected = [[0.5, 0.5, 0.1], [0.25, 0.0, 0.0]]
     np.testing.assert_allclose(box.inside(pair, antithetic=True), expected, atol=1e-15)
@@ -151,13 +151,13 @@ CORNER = np.array([0.0, 1.0, -2.0])
 @pytest.mark.parametrize(
     ("solver", "method", "gap"),
     [
-        (RS(learning_rate=0.1), "reflect", 0.2),  # its estimate is noisy: the end is not exact
+        (RS(learning_rate=0.1), "reflect", 0.2),  # its estimate is noisy
         (RS(learning_rate=0.1), "clip", 0.2),
-        # Exact on a linear function as long as the budget cuts no batch: x0, 250 of 6, and 1.
+        # Exact on a linear function, since the budget cuts no batch: x0, 250 batches of 6, and 1.
         (RS(learning_rate=0.1, orthogonal=True, n_samples=3), "reflect", 0.0),
         (RS(learning_rate=0.1, direction="gaussian", n_samples=1), "reflect", 1.0),
         (RS(learning_rate=0.1, orthogonal=True, n_samples=3), "clip", 0.2),
-        # One descent: after a restart, which a twelfth of the runs is in, the iterate is anywhere.
+        # The budget of one descent: after a restart, the iterate may be anywhere.
         (AdaptiveGLD(restart=False), "reflect", 0.1),
         (AdaptiveGLD(restart=False), "clip", 0.0),
         (AdaptiveGLD(max_radius=10.0), "transform", 0.1),
@@ -176,7 +176,7 @@ def test_a_linear_function_ends_in_the_corner(solver, method, gap, x0, dtype):
 
 @pytest.mark.parametrize("method", ["reflect", "clip"])
 def test_gld_with_restarts_has_been_in_the_corner(method):
-    """Its best point; of 900 runs with other seeds and starts the worst was off by 0.0045."""
+    """The largest error of 900 runs with other seeds and starts is 0.0045."""
     slopes = np.array([1.0, -2.0, 1.5])
     box = Box([0.0, 0.0, -2.0], [None, 1.0, None], method)
     for seed in range(5):
@@ -231,7 +231,7 @@ def test_scipy_bounds_pairs_arrays_and_boxes_are_one():
         np.testing.assert_array_equal(box.lower, [0, -1])
         np.testing.assert_array_equal(box.upper, [np.inf, 1])
         assert box.method == "clip"
-    np.testing.assert_array_equal(as_box(Bounds(0, 1)).fit(np.full(3, 0.5)).start, [0.5] * 3)
+    np.testing.assert_array_equal(as_box(Bounds(0, 1)).at(np.full(3, 0.5)).start, [0.5] * 3)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,11 @@ def test_bad_bounds_are_named(bounds, message):
 def test_bad_boxes_are_named():
     with pytest.raises(InvalidValueError, match="method must be one of reflect, clip, transform"):
         Box(0, 1, "bounce")
-    with pytest.raises(InvalidValueError, match=r"lower and upper must have one shape, got \(2,\)"):
+    with pytest.raises(
+        InvalidValueError, match=r"lower and upper must have the same shape, got \(2,\)"
+    ):
         Box([0, 0], [1, 1, 1])
     with pytest.raises(InvalidValueError, match="lower must be one-dimensional"):
         Box([[0, 0]], 1)
     with pytest.raises(InvalidValueError, match=r"bounds\[0\] must contain a number of float32"):
-        Box(0.1 + 1e-12, 0.1 + 2e-12).fit(np.array([0.1], dtype=np.float32))
+        Box(0.1 + 1e-12, 0.1 + 2e-12).at(np.array([0.1], dtype=np.float32))

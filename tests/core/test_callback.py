@@ -1,4 +1,4 @@
-"""When the callback is called, with what, and in which of SciPy's two styles."""
+"""The callback: when it is called, its argument, and the two styles of SciPy."""
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
@@ -54,11 +54,11 @@ def test_a_target_reached_by_a_whole_batch(how):
 
 
 def test_a_target_reached_by_the_last_evaluation_of_the_iterate():
-    """MGS never evaluates its iterate but for the end, where it may be the best point of all."""
+    """MGS evaluates its iterate only at the end, where it may be the best point."""
     values = []
     solver = MGS(sigma=1.0, temperature=0.3, n_samples=8)
     first = minimize(bowl, [1.0, -2.0], solver, maxfev=25, rng=3)
-    assert first.fun_iterate == first.fun  # so it is here
+    assert first.fun_iterate == first.fun  # as in this run
     target = first.fun + 1e-12
     result = minimize(
         bowl, [1.0, -2.0], solver, maxfev=25, rng=3, target=target,

@@ -1,4 +1,4 @@
-"""Saving and resuming: bitwise, atomic, and one line for whatever is no saved state."""
+"""Save and resume bitwise and atomically; reject other files with a one-line error."""
 
 import json
 from dataclasses import dataclass
@@ -170,14 +170,14 @@ def test_a_foreign_file_is_one_line(tmp_path, write):
 
 @dataclass
 class Count:
-    """What `Counting` keeps."""
+    """The inner state of `Counting`."""
 
     n: int
 
 
 @dataclass(frozen=True)
 class Counting(RS):
-    """A solver with another name for its state than the file has."""
+    """A solver whose state has another name than in the file."""
 
     inner_states: ClassVar[tuple[type, ...]] = (Count,)
 
@@ -187,14 +187,14 @@ class Counting(RS):
 
 @dataclass
 class Other:
-    """What no solver declares."""
+    """A class that no solver declares."""
 
     n: int
 
 
 @dataclass
 class Longer:
-    """What has other fields than the file."""
+    """A class with other fields than in the file."""
 
     n: int
     m: int

@@ -1,4 +1,4 @@
-"""The units of coordinates: where they come from, and that scaling changes nothing but lengths."""
+"""The units of coordinates, and the invariance of runs under scaling."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from zoopt_nas.coordinates import Coordinates, units
 
 def units_of(x0, bounds=None, x_scale=None, method="clip"):
     x0 = np.asarray(x0, dtype=float)
-    box = None if bounds is None else Box(*np.transpose(bounds), method).fit(x0)
+    box = None if bounds is None else Box(*np.transpose(bounds), method).at(x0)
     return units(x0, box, x_scale)
 
 
@@ -33,8 +33,8 @@ def test_ordinary_starts_have_no_units():
 @pytest.mark.parametrize(
     ("x0", "expected"),
     [
-        ([200.0, 0.1], [128, 1]),  # rms 141; 0.1 is of another kind, and ordinary
-        ([300.0, 100.0], [256, 256]),  # of one kind: rms 224
+        ([200.0, 0.1], [128, 1]),  # rms 141; 0.1 is much smaller, and its unit is 1
+        ([300.0, 100.0], [256, 256]),  # of similar size: rms 224
         ([1e6, 1e-6], [2**19, 2.0**-17]),  # rms 7.1e5; 10 * 1e-6, nearest powers
         ([0.0, 1e-8], [2.0**-24, 2.0**-24]),  # zero takes the unit of the others, 10 * 7e-9
     ],
@@ -47,8 +47,8 @@ def test_two_bounds_are_the_unit_but_not_if_they_stand_for_none():
     bounds = [(0.0, 4e-6), (-2e6, 2e6), (0.0, None), (0.0, 4e12)]
     lower, upper = zip(*bounds, strict=True)
     x0 = np.array([1e-6, 0.0, 0.5, 0.5])
-    scale = units(x0, Box(lower, upper).fit(x0))
-    # A quarter of the width, to a power of two; the others have the unit of the start, 1.
+    scale = units(x0, Box(lower, upper).at(x0))
+    # A quarter of the width, rounded to a power of two; 1 for the others, as for x0.
     np.testing.assert_array_equal(scale, [2.0**-20, 2.0**20, 1.0, 1.0])
 
 
@@ -70,7 +70,7 @@ def test_bad_units_are_named(bad):
     seed=st.integers(0, 1000),
 )
 def test_a_run_in_other_units_is_the_same_run(exponents, method, seed):
-    """Units are powers of two, so that all is exact: point by point and value by value."""
+    """Units are powers of two, so that points and values agree exactly."""
     scale = 2.0 ** np.array(exponents)
     start = np.array([0.75, -1.0])
 
@@ -93,7 +93,7 @@ def test_a_run_in_other_units_is_the_same_run(exponents, method, seed):
 
 def test_points_and_bounds_of_the_solver():
     x0 = np.array([1.0, 100.0])
-    box = as_box([(0.0, 2.0), (None, 200.0)]).fit(x0)
+    box = as_box([(0.0, 2.0), (None, 200.0)]).at(x0)
     coordinates = Coordinates(x0, box, np.array([0.5, 64.0]))
     np.testing.assert_array_equal(coordinates.start, [2.0, 100 / 64])
     np.testing.assert_array_equal(coordinates.bounds[0], [0.0, -np.inf])
@@ -104,7 +104,7 @@ def test_points_and_bounds_of_the_solver():
 
 
 def test_a_length_that_is_given_is_in_units_of_x():
-    """And then nothing is scaled: x0 is far larger than any step."""
+    """Then nothing is scaled, although x0 is far larger than any step."""
     seen = []
     x0 = np.array([4096.0, -4096.0])
     solver = AdaptiveGLD(max_radius=0.25)
@@ -149,8 +149,8 @@ def test_transform_starts_at_x0_however_wide_the_box(lower, log_width, share, lo
     for x0 in (lower + share * (upper - lower), lower + 10.0**log_distance):
         if not lower < x0 < upper:
             continue
-        box = Box([lower], [upper], "transform").fit(np.array([x0]))
+        box = Box([lower], [upper], "transform").at(np.array([x0]))
         nearest = min(x0 - lower, upper - x0)
-        # Relative to the distance from the nearer bound, as far as x0 itself has digits of it.
+        # Relative to the distance from the nearer bound, up to the rounding of x0.
         rounding = 16 * np.finfo(float).eps * max(abs(x0), abs(lower), nearest)
         assert abs(box.inside(box.start)[0] - x0) <= rounding

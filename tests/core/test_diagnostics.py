@@ -66,5 +66,5 @@ def test_estimator_error():
     assert estimator_error([0.0, 0.0], [4.0, 0.0]) == (1.0, 0.0)
     with pytest.raises(InvalidValueError, match="gradient must not be 0"):
         estimator_error([1.0], [0.0])
-    with pytest.raises(InvalidValueError, match=r"one shape \(dim,\), got \(1,\) and \(2,\)"):
+    with pytest.raises(InvalidValueError, match=r"same shape \(dim,\), got \(1,\) and \(2,\)"):
         estimator_error([1.0], [0.0, 1.0])

@@ -1,4 +1,4 @@
-"""Every error of the package can be copied and sent from process to process."""
+"""Every exception of the package can be copied and pickled."""
 
 import copy
 import importlib
@@ -16,7 +16,7 @@ from zoopt_nas import InvalidValueError, UnknownNameError, minimize
 from zoopt_nas._calls import Call, Job
 from zoopt_nas.errors import ZooptNasError
 
-# What the constructor takes, where that is not the message alone.
+# The arguments of constructors that take more than the message.
 ARGUMENTS = {UnknownNameError: ("solver", "gdl", ["rs", "gld"])}
 
 
@@ -26,7 +26,7 @@ def all_errors():
             if not module.name.endswith("__main__"):
                 try:
                     importlib.import_module(module.name)
-                except ImportError:  # an extra that is not installed
+                except ImportError:  # the extra is not installed
                     continue
     found, waiting = [], [ZooptNasError]
     while waiting:
@@ -83,7 +83,7 @@ def test_a_process_hands_every_error_back():
 
 
 class NoWayBackError(Exception):
-    """An exception of a user's library: pickle calls it with one argument of the two."""
+    """An exception that cannot be unpickled: pickle passes one of its two arguments."""
 
     def __init__(self, code, reason):
         super().__init__(f"{code}: {reason}")
@@ -120,14 +120,14 @@ def test_an_exception_that_pickle_loses_costs_its_evaluation_only(kind):
 
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)
 def test_new_makes_every_error(kind):
-    """As packages do that send tracebacks too, such as dask's."""
+    """Pickle the context of an exception too, as dask does."""
     assert type(kind.__new__(kind)) is kind
 
 
 def test_what_is_sent_in_place_of_an_exception_does_not_carry_it_along():
 
     class LocalError(Exception):
-        """Of a function, so that no package can send it."""
+        """A local class, which cannot be pickled."""
 
     def fun(x):
         raise LocalError("on the left")
@@ -138,7 +138,7 @@ def test_what_is_sent_in_place_of_an_exception_does_not_carry_it_along():
 
 
 def test_an_exception_that_pickle_loses_is_told():
-    # It comes back as it is where dask has been imported, which teaches pickle more.
+    # dask, if imported, extends pickle so that it survives.
     with pytest.raises((RuntimeError, NoWayBackError), match="7: on the left"):
         minimize(fails_on_the_left, [-9.0, 0.0], "adaptive_gld", workers=2, on_error="raise", rng=0)
 

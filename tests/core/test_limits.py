@@ -1,4 +1,4 @@
-"""Warm starts, stagnation, errors that cost a candidate, and the silence of `minimize`."""
+"""Warm starts, stagnation, failed evaluations, and no output of `minimize`."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -90,7 +90,7 @@ def test_stagnation():
     result = minimize(lambda x: next(values), [1.0], solver, maxstall=100, maxfev=1000, rng=0)
     assert result.status == Status.STAGNATION
     assert result.message.startswith("The best value has not improved")
-    # It is looked at between batches.
+    # It is checked between batches.
     n_batch = math.ceil(result.nfev / result.nit)
     assert 100 <= result.nfev <= 100 + 2 * n_batch
     assert result.fun == 4.0
@@ -156,14 +156,14 @@ def test_a_mistake_in_the_function_is_no_bad_luck():
 @pytest.mark.parametrize("method", list(SOLVERS))
 def test_silence(method, capsys):
     minimize(bowl, [1.0, 2.0], method, maxfev=100, rng=0)
-    minimize(bowl, [1.0, 2.0], method, maxfev=100, rng=0, progress=True)  # no terminal here
+    minimize(bowl, [1.0, 2.0], method, maxfev=100, rng=0, progress=True)  # stderr is not a terminal
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
 
 def test_minimize_leaves_the_step_of_a_solver_alone():
-    """A warm start must not change the paper's forms but for the start."""
-    for solver, n_starts in (  # evaluations of x0 beside the batches
+    """A warm start changes only the start of the paper's algorithms."""
+    for solver, n_starts in (  # evaluations of x0 in addition to the batches
         (RS(learning_rate=0.02, smoothing=0.01), 1),
         (MGS(sigma=0.1, temperature=0.1), 1),
         (GLD(schedule="search", min_radius=0.1), 0),

@@ -1,4 +1,4 @@
-"""``maxtime`` ends a run within one call. The clock is the function's own: nothing is timed."""
+"""``maxtime`` ends a run within one call, by a simulated clock."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from zoopt_nas.problems import sphere
 
 
 class Clock:
-    """A clock that each call of the function moves on by ``step`` seconds."""
+    """A clock that each call of the function advances by ``step`` seconds."""
 
     def __init__(self, step=1.0):
         self.now = 1000.0
@@ -59,7 +59,7 @@ def test_a_target_in_the_batch_that_is_cut_is_reached(clock):
 
 def test_the_calls_of_one_point_can_be_cut(clock):
     result = minimize(clock, np.ones(3), "adaptive_gld", maxtime=5.0, n_reevaluations=3, rng=0)
-    # A noisy run keeps a tenth of its time; what is left is too short to measure anything again.
+    # A noisy run reserves a tenth of its time, which is too short here for new values.
     assert result.nfev == clock.n_calls == 5
     assert result.status == Status.MAXTIME
 
@@ -82,7 +82,7 @@ def test_a_run_that_time_cut_goes_on_as_if_it_had_not(clock, tmp_path):
     assert (cut.nfev, cut.nit) == (n + 4, 1)
     resumed = minimize(clock, **run, maxiter=4, checkpoint=tmp_path / "run")
     np.testing.assert_array_equal(resumed.x_iterate, whole.x_iterate)
-    # The second batch is made in full, after the four rows of it that were paid for.
+    # The second batch is repeated in full, after four of its rows were evaluated.
     again = np.concatenate([whole.history[: n + 4], whole.history[n:]])
     np.testing.assert_array_equal(resumed.history, again)
 
@@ -144,7 +144,7 @@ def test_an_executor_starts_no_call_after_the_end(clock, n_workers, n_calls):
 
 
 def test_calls_in_the_queue_of_an_executor_are_taken_back():
-    """All twenty are submitted at once; one runs, and the others are never made."""
+    """All twenty calls are submitted at once; one runs, and the others are cancelled."""
     started, may_end, calls = threading.Event(), threading.Event(), []
 
     def fun(x):
@@ -172,7 +172,7 @@ def sleeps(x):
 
 def test_processes_start_no_call_after_the_end():
     result = minimize(sleeps, np.ones(40), AdaptiveMGS(n_samples=40), maxtime=0.1, workers=2, rng=0)
-    assert result.nfev == 2  # those that ran
+    assert result.nfev == 2  # the calls that ran
     assert result.status == Status.MAXTIME
 
 

@@ -1,4 +1,4 @@
-"""minimize: budget, target, callback, failures, errors, and what the result says."""
+"""minimize: budget, target, callback, failures, errors, and the result."""
 
 import math
 
@@ -49,7 +49,8 @@ def test_the_result_has_every_field(method):
     }
     assert (result.nfev, result.n_failed) == (100, 0)
     assert result.status == Status.MAXFEV
-    told = "auto, for few dimensions: 16 by rs, 83 by cma evaluations." if method == "auto" else ""
+    choice = "auto chose quasi_newton and cma (2 dimensions): 16 and 83 evaluations."
+    told = choice if method == "auto" else ""
     sentence = "The maximum number of function evaluations was used."
     assert result.message == f"{sentence} {told}".strip()
     assert result.fun_iterate == pytest.approx(float(BOWL(result.x_iterate)), rel=1e-12)
@@ -121,7 +122,7 @@ def test_target_stops_at_once(method):
     assert calls[-1] == result.fun <= 1.0
     assert min(calls[:-1]) > 1.0
     assert len(calls) == result.nfev
-    # What a solver that never evaluates its iterate would need one more evaluation for.
+    # A solver that never evaluates its iterate would need one more evaluation.
     assert math.isnan(result.fun_iterate) == (not SOLVERS[method]().evaluates_iterate)
 
 
@@ -133,7 +134,7 @@ def test_a_missed_target_is_no_success(method):
 
 
 def test_the_final_iterate_may_reach_the_target():
-    # The first batch lies at distance 1 from x0, and the step goes to the optimum itself.
+    # The first batch is at distance 1 from x0, and the step ends at the optimum.
     solver = RS(learning_rate=0.5, smoothing=1.0, orthogonal=True, n_samples=2)
     result = minimize(BOWL, [3.0, -4.0], solver, maxfev=6, target=1e-12, rng=0)
     assert (result.status, result.success, result.nfev) == (Status.TARGET_REACHED, True, 6)
@@ -146,7 +147,7 @@ def test_callback_sees_every_iteration_and_may_stop(method):
 
     def callback(intermediate_result):
         seen.append(dict(intermediate_result))
-        intermediate_result.x[:] = 1e9  # a copy: it must not matter
+        intermediate_result.x[:] = 1e9  # a copy, without effect on the run
         intermediate_result.x_iterate[:] = 1e9
         if len(seen) == 3:
             raise StopIteration
@@ -235,12 +236,12 @@ def test_options_are_fields_of_the_solver():
         (
             {"method": "adaptive_gld", "options": {"max_radus": 1.0}},
             UnknownNameError,
-            "unknown option of gld 'max_radus'; did you mean 'max_radius'?",
+            "unknown option of adaptive_gld 'max_radus'; did you mean 'max_radius'?",
         ),
         (
             {"method": AdaptiveMGS(), "options": {"sigm": 1.0}},
             UnknownNameError,
-            "unknown option of mgs 'sigm'; did you mean 'sigma'?",
+            "unknown option of adaptive_mgs 'sigm'; did you mean 'sigma'?",
         ),
         (
             {"method": "adaptive_gld", "options": {"max_radius": -1.0}},
@@ -313,7 +314,7 @@ def test_convergence(method, problem, options, bound):
     assert result.fun - function.f_opt < bound < float(function(function.x0))
 
 
-# nelder_mead takes a function for exact and fixed, as its page says.
+# nelder_mead requires an exact and fixed function, as its page says.
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "nelder_mead"])
 def test_noise_and_drift_are_survived(method):
     rng = np.random.default_rng(0)
@@ -332,7 +333,7 @@ def test_noise_and_drift_are_survived(method):
     assert float(sphere(5)(result.x_iterate)) < 1.0
     result = minimize(drifting, np.ones(5), method, maxfev=4000, rng=0, vectorized=True)
     distance = np.linalg.norm(result.x_iterate - optimum)
-    assert distance < 0.5 * np.linalg.norm(np.ones(5))  # where it was at the start
+    assert distance < 0.5 * np.linalg.norm(np.ones(5))  # the distance at the start
 
 
 def test_version_is_a_literal():

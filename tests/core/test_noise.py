@@ -1,4 +1,4 @@
-"""Noisy objectives: repeated calls, common random numbers, and a recommendation not by luck."""
+"""Noisy objectives: repeated calls, common random numbers, and an unbiased recommendation."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ POINTS = np.array([[3.0], [1.0], [2.0]])
 
 
 def seeded(x, eval_seed):
-    """A parabola under noise that the seed fixes."""
+    """A parabola with noise that depends on the seed."""
     return float((x**2).sum() + 0.3 * np.random.default_rng(eval_seed).standard_normal())
 
 
@@ -112,22 +112,22 @@ def test_a_noisy_run_keeps_its_budget(maxfev):
         return float((x**2).sum())
 
     result = minimize(fun, [1.0, 2.0], QuasiNewton(), noisy=True, maxfev=maxfev, rng=0)
-    # The end spends what divides evenly among the five finalists.
+    # The final evaluations are divided evenly among five points.
     assert maxfev - 5 < result.nfev == len(calls) <= maxfev
 
 
 def test_the_recommendation_is_not_the_luckiest_point():
-    """On a plain with one good region, the lowest noisy value is far below what x is worth."""
+    """On a flat function with one good region, the lowest noisy value is far too low."""
     noise = np.random.default_rng(0)
 
     def fun(x):
         return float((x**2).sum() + noise.standard_normal())
 
     naive = minimize(fun, [3.0, 3.0], AdaptiveGLD(), maxfev=2000, rng=0)
-    assert naive.fun < -2  # the luckiest of 2000: reported as if it were true
+    assert naive.fun < -2  # the minimum of 2000 noisy values
     result = minimize(fun, [3.0, 3.0], AdaptiveGLD(), maxfev=2000, rng=0, noisy=True)
     truth = float((result.x**2).sum())
-    # The mean of 30 values: a standard error of 0.18, and the best of 5 of them is a little lucky.
+    # A mean of 30 values has a standard error of 0.18; the best of 5 has a small bias.
     assert abs(result.fun - truth) < 4 * 0.18
     assert result.nfev <= 2000
 
@@ -193,7 +193,7 @@ def test_bad_n_reevaluations(bad):
 
 
 class FindsNoise(AdaptiveGLD):
-    """A solver that says after its second batch that values are noisy."""
+    """A solver that reports noise after its second batch."""
 
     def _tell(self, state, candidates, values):
         if state.n_steps >= 1:
@@ -211,7 +211,7 @@ def test_noise_that_the_solver_finds_is_measured_anew_at_the_end(tmp_path):
 
     result = minimize(fun, [1.0, 1.0], FindsNoise(), maxfev=400, rng=0)
     assert result.nfev == len(seen) == 400
-    # A tenth: eight calls each of the iterate and the four best points, whose mean is the value.
+    # A tenth: eight calls at each of the iterate and the four best points.
     finals = np.array(seen[-40:]).reshape(5, 8).mean(axis=1)
     assert result.fun == pytest.approx(finals.min())
     assert result.fun_iterate == pytest.approx(finals[0])

@@ -1,4 +1,4 @@
-"""Objective: counting, budget, failures, target, and what it hands to the function."""
+"""Objective: counts, budget, failures, target, and the arguments of the function."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_budget_cuts_the_batch(vectorized, maxfev, reserve, n):
     np.testing.assert_array_equal(values[:n], POINTS[:n, 0])
     assert np.all(np.isposinf(values[n:]))
     assert objective.nfev == n
-    assert objective.n_failed == 0  # not evaluated is not failed
+    assert objective.n_failed == 0  # a point without an evaluation has not failed
 
 
 @pytest.mark.parametrize("vectorized", [False, True])

@@ -1,4 +1,4 @@
-"""Workers: the same run with any number of them; deaths, hangs and exceptions of a worker."""
+"""Workers: runs that do not depend on their number; dead, hanging and failing workers."""
 
 import functools
 import math
@@ -180,7 +180,7 @@ def test_a_dead_process_costs_its_candidate_only(tmp_path):
     for n_batches in (1, 2):
         np.testing.assert_array_equal(objective.evaluate(POINTS), [0, 2, np.inf, 6, 8, 10])
         assert (objective.nfev, objective.n_failed) == (6 * n_batches, n_batches)
-        # Beside another, then alone; never again.
+        # Once in parallel, then once alone.
         assert len(deaths.read_text()) == 2 * n_batches
     objective.close()
 
@@ -205,7 +205,10 @@ def test_a_death_between_two_batches_costs_nothing():
 
 
 def test_a_death_in_a_pool_of_the_caller_costs_its_candidate_only():
-    with ProcessPoolExecutor(2) as executor, pytest.warns(RuntimeWarning, match="2 new ones go on"):
+    with (
+        ProcessPoolExecutor(2) as executor,
+        pytest.warns(RuntimeWarning, match="2 new ones replace it"),
+    ):
         result = minimize(dies_left, X0, "adaptive_gld", maxfev=40, rng=0, workers=executor)
     equal(result, minimize(nan_left, X0, "adaptive_gld", maxfev=40, rng=0))
     assert result.n_failed > 0
@@ -214,7 +217,7 @@ def test_a_death_in_a_pool_of_the_caller_costs_its_candidate_only():
 def test_the_new_processes_start_like_those_of_the_pool():
     with ProcessPoolExecutor(1, initializer=prepare, initargs=(3.0,)) as executor:
         objective = Objective(prepared_or_dies, workers=executor)
-        with pytest.warns(RuntimeWarning, match="1 new ones go on"):
+        with pytest.warns(RuntimeWarning, match="1 new ones replace it"):
             values = objective.evaluate(POINTS)
         np.testing.assert_array_equal(values, [0, 3, np.inf, 9, 12, 15])
         objective.close()
@@ -244,7 +247,7 @@ def test_a_call_past_the_timeout_costs_its_candidate_only(workers):
     np.testing.assert_array_equal(objective.evaluate(POINTS), [0, 2, np.inf, 6, 8, 10])
     assert (objective.nfev, objective.n_failed) == (6, 1)
     objective.close()
-    assert time.monotonic() - start < 30  # and not 60: the process was stopped
+    assert time.monotonic() - start < 30  # not 60: the process was killed
 
 
 def test_a_thread_past_the_timeout_is_given_up():
@@ -255,11 +258,11 @@ def test_a_thread_past_the_timeout_is_given_up():
 
 
 class KilledWorkerError(RuntimeError):
-    """What a cluster says of a call whose worker died."""
+    """The exception of a cluster for a call whose worker died."""
 
 
 class Cluster(ThreadPoolExecutor):
-    """An executor whose worker dies at one point, as those of a cluster may."""
+    """An executor whose worker dies at one point, as in a cluster."""
 
     def submit(self, fn, job):
         def call():
@@ -288,14 +291,14 @@ def test_an_exception_propagates_with_what_is_known(kind):
         objective = Objective(raises, workers=workers, on_error="raise")
         with pytest.raises(FunError, match="no more memory"):
             objective.evaluate(POINTS)
-        # Row 2, which raises, begins when row 0 or row 1 has ended.
+        # Row 2, which raises, starts when row 0 or row 1 has ended.
         assert objective.best_fun in ([math.inf] if kind == "map" else [0.0, 2.0])
         objective.close()
         with pytest.raises(FunError) as caught:
             minimize(raises, [4.0, 0.0], SEARCH, workers=workers, rng=0, on_error="raise")
     assert caught.value.partial_result.nfev < len(SEARCH.radii(2)) + 1
     notes = "".join(getattr(caught.value, "__notes__", []))
-    assert ("in raises\n" in notes) == (kind == 2)  # where it came from, in the other process
+    assert ("in raises\n" in notes) == (kind == 2)  # the traceback of the worker process
     assert not multiprocessing.active_children()
 
 
@@ -312,9 +315,9 @@ def test_a_timeout_error_of_the_function_is_an_exception():
         ({"workers": 2.0}, "an Executor or a map-like callable, got 2.0"),
         ({"workers": True}, "an Executor or a map-like callable, got True"),
         ({"timeout": 0}, "timeout must be a positive finite number, got 0"),
-        ({"workers": map, "timeout": 1.0}, "timeout must be None where workers is a map-like"),
+        ({"workers": map, "timeout": 1.0}, "timeout must be None if workers is a map-like"),
         ({"workers": 2, "vectorized": True}, "vectorized must be False with workers or a timeout"),
-        ({"workers": 2}, "fun must be a function of a module .* ThreadPoolExecutor as workers"),
+        ({"workers": 2}, "fun must be picklable, such as .* ThreadPoolExecutor as workers"),
         ({"workers": lambda f, xs: [1.0]}, "workers must return one value for each of 11 points"),
         ({"workers": lambda f, xs: ["a"] * 11}, "the value of fun must be a real number, got 'a'"),
     ],

@@ -1,4 +1,4 @@
-"""Pictures of runs: which numbers are drawn, on which axes, and what is refused."""
+"""Plots of runs: the plotted numbers, the axes, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def points_of(ax) -> list[list[tuple[float, float]]]:
 
 def test_a_curve_is_the_best_value_so_far_at_its_corners():
     ax = plot_history(run_of(5, 7, 3, 3, 4, 1, 2, 2))
-    assert points_of(ax) == [[(1, 5), (3, 3), (6, 1), (8, 1)]]  # and the end, drawn flat
+    assert points_of(ax) == [[(1, 5), (3, 3), (6, 1), (8, 1)]]  # with the end
     assert ax.lines[0].get_drawstyle() == "steps-post"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("evaluations", "best value")
     assert ax.get_legend() is None
@@ -105,12 +105,12 @@ def test_a_run_of_minimize_into_given_axes(tmp_path):
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        (OptimizeResult(fun=1.0, nfev=2), r"^results must be of minimize\(..., history=True\)"),
+        (OptimizeResult(fun=1.0, nfev=2), r"^results must come from minimize\(..., history=True\)"),
         (
             {"adaptive_gld": OptimizeResult(fun=1.0, nfev=2)},
-            r"^results\['gld'\] must be of minimize",
+            r"^results\['adaptive_gld'\] must come from minimize",
         ),
-        ({"adaptive_gld": 3}, r"^results\['gld'\] must be of minimize"),
+        ({"adaptive_gld": 3}, r"^results\['adaptive_gld'\] must come from minimize"),
         ({}, r"^results must be a result of minimize or several by label, got {}"),
         ([1.0, 2.0], r"^results must be a result of minimize"),
     ],

@@ -1,4 +1,4 @@
-"""The progress bar: what it shows, when it draws, and where it keeps silent."""
+"""The progress bar: its content, its updates, and no output without a terminal."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Screen(io.StringIO):
         return Console(file=self, force_terminal=True, width=120, highlight=False)
 
     def lines(self) -> list[str]:
-        """What was drawn, without colours and cursor movements."""
+        """The output without colours and cursor movements."""
         text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
         return [line for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """``clock.seconds`` is the time that the bar sees."""
+    """Return a clock whose ``seconds`` are the time of the bar."""
 
     class Clock:
         seconds = 50.0
@@ -77,7 +77,7 @@ def test_drawing_is_throttled_and_the_last_state_is_drawn(clock, monkeypatch):
         for nfev in range(1, 101):
             clock.seconds += 0.01
             bar.update(nfev, 1 / nfev)
-    # At 0 s, then each time that 0.1 s have gone by, and at the end.
+    # At 0 s, then every 0.1 s, and at the end.
     assert [nfev for nfev, _ in drawn] == pytest.approx([*range(1, 100, 10), 100], abs=10)
     assert 8 <= len(drawn) <= 12
     assert drawn[0] == (1, 1.0)
@@ -105,7 +105,7 @@ def test_an_exception_leaves_the_terminal_in_order():
 def test_a_pipe_gets_nothing(capfd):
     with ProgressBar(10) as bar:
         bar.update(10, 0.0)
-    bar.update(11, 0.0)  # after the end: nothing
+    bar.update(11, 0.0)  # has no effect after the end
     assert capfd.readouterr() == ("", "")
 
 
@@ -143,7 +143,7 @@ with ProgressBar(10) as bar:
 def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 65536)
-    except OSError:  # the other end is closed, and all is read
+    except OSError:  # the other end is closed, and everything is read
         return b""
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint of minimize: killed, resumed, extended, and refused where it is not ours."""
+"""Checkpoints of `minimize`: runs that are killed, resumed, extended or rejected."""
 
 import functools
 import json
@@ -66,7 +66,7 @@ class Killed(BaseException):
 
 
 def kill_after(n_calls):
-    """A bowl that ends the run at a call, with no chance to save."""
+    """A quadratic function that exits the process at a call, before the run can save."""
     calls = 0
 
     def fun(x):
@@ -116,7 +116,7 @@ def test_a_run_that_was_killed_twice_is_the_uninterrupted_run(tmp_path, method):
     n_before = nfev_of(path)
     assert finish(start(path, 0, method)) == expected
     assert 120 <= n_before < 400
-    # A temporary file may be left of a write that was killed, but no other.
+    # A write that was killed may leave a temporary file.
     assert all(p.name.removeprefix(".").startswith("run.npz") for p in tmp_path.iterdir())
 
 
@@ -183,7 +183,7 @@ def test_it_is_written_every_so_many_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "save", lambda self, state, record: saved.append(state.n_steps))
     run = functools.partial(minimize, bowl, X0, rng=0, maxiter=6, checkpoint=tmp_path / "run.npz")
     run()
-    assert saved == [6]  # a minute is not over
+    assert saved == [6]  # the next write is due after a minute
     saved.clear()
     run(checkpoint_every=0)
     assert saved == [1, 2, 3, 4, 5, 6, 6]

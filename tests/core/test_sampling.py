@@ -1,4 +1,4 @@
-"""Sampling: shapes and kinds in both namespaces, and the distributions' moments."""
+"""Sampling: shapes and dtypes in both namespaces, and moments of the distributions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A start that rounding put outside of its box, in `minimize` and in SciPy's, and one that is."""
+"""Starts outside of the bounds, by rounding or by more, in `minimize` and through SciPy."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_a_few_roundings_outside_is_at_the_bound(low, width, side, n):
     ("x0", "bounds", "start"),
     [
         ([0.1 + 0.2], [(0.0, 0.3)], 0.3),
-        ([0.3 - 0.1 - 0.2], [(0.0, 1.0)], 0.0),  # -2.8e-17, of a box of width 1
+        ([0.3 - 0.1 - 0.2], [(0.0, 1.0)], 0.0),  # -2.8e-17, in a box of width 1
         ([-(0.1 + 0.2)], [(-0.3, None)], -0.3),
         ([1e22 * (1 + 2**-52)], [(None, 1e22)], 1e22),
         ([math.nextafter(5.0, 6.0)], [(5.0, 5.0)], 5.0),

@@ -1,4 +1,4 @@
-"""What a function may return: every form of a real number, and what counts as failed."""
+"""Return values of a function: all forms of a real number, and failures."""
 
 import math
 from decimal import Decimal
@@ -114,7 +114,7 @@ def test_what_is_no_number_is_treated_as_an_exception_is(name, on_error, workers
 def test_a_function_that_returns_nothing(workers):
     run = {"x0": [1.0, 2.0], "method": "adaptive_gld", "maxfev": 30, "rng": 0, "workers": workers}
     with pytest.raises(InvalidValueError, match="must be a real number, got None"):
-        minimize(lambda x: None, **run)  # with workers too: no call has ever returned a number
+        minimize(lambda x: None, **run)  # also with workers, as no call has ever returned a number
     result = minimize(lambda x: None, **run, on_error="fail")
     assert (result.status, result.n_failed, result.fun) == (Status.NO_FINITE_VALUE, 30, math.inf)
 

@@ -1,4 +1,4 @@
-"""Processes of the package's own: how they start, die, hang and end."""
+"""Worker processes: how they start, die, hang and end."""
 
 import functools
 import math
@@ -69,7 +69,7 @@ def test_a_death_shows_where_a_child_of_the_process_holds_its_pipe(tmp_path):
     objective = Objective(functools.partial(leaves_a_child_and_dies, path=children), workers=2)
     np.testing.assert_array_equal(objective.evaluate(POINTS), [0, 2, np.inf, 6, 8, 10])
     for pid in children.read_text().split():
-        os.kill(int(pid), signal.SIGKILL)  # they are there still
+        os.kill(int(pid), signal.SIGKILL)  # they are still alive
     objective.close()
 
 

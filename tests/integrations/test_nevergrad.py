@@ -1,4 +1,4 @@
-"""The nevergrad optimizers, by nevergrad's own check and by what a batch solver adds to it."""
+"""The nevergrad optimizers: nevergrad's checks, and the handling of batches."""
 
 import importlib.util
 import pickle
@@ -26,7 +26,7 @@ from zoopt_nas.integrations.nevergrad import ZooptOptimizer
 from zoopt_nas.solvers import KINDS
 
 OPTIMUM = np.array([0.5, -0.8])
-# The paper's forms; six, eight and six evaluations a batch.
+# The paper's algorithms, with six, eight and six evaluations per batch.
 SOLVERS = [
     GLD(schedule="search", min_radius=2**-4),
     RS(learning_rate=0.2, smoothing=0.05, n_samples=4),
@@ -36,13 +36,13 @@ each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solv
 
 
 def distance(x):
-    """nevergrad's own test function: the square of the distance from ``OPTIMUM``."""
+    """nevergrad's test function: the squared distance from ``OPTIMUM``."""
     return float(((x - OPTIMUM) ** 2).sum())
 
 
 def make(solver, parametrization=2, budget=300, num_workers=1, seed=0):
     optimizer = ZooptOptimizer(solver)(parametrization, budget, num_workers)
-    optimizer.parametrization.random_state.seed(seed)  # after it was made, as users do
+    optimizer.parametrization.random_state.seed(seed)  # after the optimizer was made, as users do
     return optimizer
 
 
@@ -116,30 +116,30 @@ def test_a_batch_may_come_back_in_any_order():
     assert found == expected
 
 
-def test_spares_bridge_the_wait_for_the_last_of_a_batch():
+def test_filler_points_are_asked_until_a_batch_is_finished():
     optimizer = make(SOLVERS[0])
     batch = [optimizer.ask() for _ in range(6)]
-    spares = [optimizer.ask() for _ in range(3)]
-    asked = values_of(batch + spares)
+    fillers = [optimizer.ask() for _ in range(3)]
+    asked = values_of(batch + fillers)
     assert len(set(asked)) == 9
-    lengths = np.linalg.norm(values_of(spares), axis=1)  # the iterate is still the origin
+    lengths = np.linalg.norm(values_of(fillers), axis=1)  # the iterate is still the origin
     assert lengths.min() >= 2**-4
     assert lengths.max() <= 1.0
-    for candidate in (batch + spares)[::-1]:
+    for candidate in (batch + fillers)[::-1]:
         optimizer.tell(candidate, distance(candidate.value))
     best = min(values_of(batch), key=lambda x: distance(np.array(x)))
     assert tuple(optimizer.ask().value) == best  # the first row of GLD is the iterate
 
 
-def test_a_worker_that_died_costs_no_more_than_a_batch_of_spares():
+def test_a_worker_that_died_costs_no_more_than_a_batch_of_filler_points():
     optimizer = make(SOLVERS[0])
     lost = optimizer.ask()
-    others = drive(optimizer, 5 + 6)  # the other rows, then as many spares as there are rows
+    others = drive(optimizer, 5 + 6)  # the other rows, then one filler point per row
     assert optimizer._state.n_steps == 0
     again = optimizer.ask()
     assert tuple(again.value) == tuple(lost.value)
     optimizer.tell(again, distance(again.value))
-    optimizer.tell(lost, -1.0)  # at last, but a copy was faster
+    optimizer.tell(lost, -1.0)  # late: a copy of the row was faster
     best = min(values_of([again, *others[:5]]), key=lambda x: distance(np.array(x)))
     assert tuple(optimizer.ask().value) == best
     assert optimizer._state.n_steps == 1
@@ -191,7 +191,7 @@ def test_a_cheap_constraint_may_reject_rows():
         found = optimizer.minimize(distance)
     assert found.value[0] >= 0.7
     np.testing.assert_allclose(found.value, [0.7, -0.8], atol=0.15)
-    assert optimizer._state.n_steps > 20  # batches end although some of their rows never come back
+    assert optimizer._state.n_steps > 20  # batches end although some rows are never told
 
 
 @pytest.mark.parametrize("n_told", [0, 1, 4, 6, 9])
@@ -260,7 +260,7 @@ def test_sixteen_workers_get_sixteen_points_of_every_solver_that_adapts(name, di
         for k in order.permutation(16):
             optimizer.tell(batch[k], float(((batch[k].value - optimum) ** 2).sum()))
     assert len(asked) - len(set(asked)) <= 12  # at most once a batch
-    assert optimizer._state.n_steps == 11  # no batch waits although all of its rows are back
+    assert optimizer._state.n_steps == 11  # no batch waits after all of its rows are told
     assert min(((np.array(x) - optimum) ** 2).sum() for x in asked) < 0.64 * dim / 2
 
 
@@ -276,7 +276,7 @@ def test_many_asks_before_a_tell_give_new_points(name):
 
 
 def test_a_slow_worker_keeps_its_row():
-    """Of 8 workers one takes 3 times as long: nobody repeats its evaluation."""
+    """One of 8 workers takes 3 times as long: its evaluation is not repeated."""
     optimizer = make(SOLVERS[0], num_workers=8)
     slow = optimizer.ask()
     out = [optimizer.ask() for _ in range(7)]
@@ -296,9 +296,9 @@ def test_a_slow_worker_keeps_its_row():
 def test_gld_goes_on_from_a_spare_that_is_better():
     optimizer = make("adaptive_gld", num_workers=8)
     candidates = [optimizer.ask() for _ in range(8)]
-    spare = candidates[-1]
+    filler = candidates[-1]
     for candidate in candidates:
-        optimizer.tell(candidate, -1.0 if candidate is spare else 1.0)
+        optimizer.tell(candidate, -1.0 if candidate is filler else 1.0)
     optimizer.ask()
-    np.testing.assert_array_equal(optimizer._state.x, spare.value)
+    np.testing.assert_array_equal(optimizer._state.x, filler.value)
     assert optimizer._state.value == -1.0

@@ -1,4 +1,4 @@
-"""The Optuna sampler: Optuna's own conformance suite, and what a study with it must do."""
+"""The Optuna sampler: Optuna's conformance suite, and properties of a study."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ from optuna.testing.pytest_samplers import (
 from zoopt_nas import GLD, MGS, RS, Box, InvalidValueError, MissingDependencyError, UnknownNameError
 from zoopt_nas.integrations.optuna import ZooptSampler
 
-# The paper's forms, whose options are all in units of a quarter of the range.
+# The paper's algorithms, with lengths in units of a quarter of the range.
 SOLVERS = [
     GLD(schedule="search", min_radius=2**-4),
     RS(learning_rate=0.05, smoothing=0.1, n_samples=2),
@@ -45,7 +45,7 @@ class TestOptunasOwnSuite(BasicSamplerTestCase, RelativeSamplerTestCase, SingleO
 
 
 def bowl(trial):
-    """A quadratic in three parameters, one of them on a log scale; its least value is 0."""
+    """A quadratic in three parameters, one of them on a log scale; its minimum is 0."""
     x = trial.suggest_float("x", -5, 5)
     y = trial.suggest_float("y", 0, 10)
     rate = trial.suggest_float("rate", 1e-5, 1e-1, log=True)
@@ -83,7 +83,7 @@ def test_the_trials_are_those_of_the_solver_driven_by_hand(solver):
     x0 = {"rate": 1e-3, "x": -4.9, "y": 9.9}
     study = study_with(ZooptSampler(solver, x0=x0, seed=3, scale=0.2), 40)
     low, width = np.array([-5.0, -5.0, 0.0]), np.array([4.0, 10.0, 10.0])  # rate, x, y
-    box = Box(0.0, 5.0).fit(np.zeros(3))
+    box = Box(0.0, 5.0).at(np.zeros(3))
     state = solver.init([2.5, 0.05, 4.95], rng=3)
     solver.tell(state, state.x[None], [5.9**2 + 6.9**2 + 1])
     expected = []
@@ -136,7 +136,7 @@ def test_to_maximize_is_to_minimize_the_negative():
 def test_a_study_goes_on_from_its_storage_bit_for_bit(solver, tmp_path):
     path = str(tmp_path / "study")
     study_with(ZooptSampler(solver, seed=1), 7, storage=storage_of("journal", path), study_name="s")
-    for n_trials in (5, 9):  # as two more processes would, each in the middle of a batch
+    for n_trials in (5, 9):  # as two more processes in the middle of a batch
         study = optuna.load_study(
             study_name="s",
             storage=storage_of("journal", path),
@@ -165,12 +165,12 @@ def test_another_space_starts_a_new_run_from_the_best_trial():
         return (x - 1) ** 2
 
     study = study_with(ZooptSampler(SOLVERS[0], seed=0), 30, with_z)
-    study.optimize(without_y, n_trials=1)  # only then do all trials share no more than x
+    study.optimize(without_y, n_trials=1)  # now x is the only common parameter
     best = study.best_params["x"]
     study.optimize(without_y, n_trials=40)
     assert params_of(study)[31] == {"x": pytest.approx(best)}  # the first row of GLD
     assert {len(p) for p in params_of(study)[30:]} == {1}
-    assert study.best_value < 0.02  # the least radius of GLD is 0.16 in x
+    assert study.best_value < 0.02  # the minimum radius of GLD is 0.16 in x
 
 
 def test_failed_and_pruned_trials_are_failed_rows():
@@ -188,7 +188,7 @@ def test_failed_and_pruned_trials_are_failed_rows():
     assert {"COMPLETE", "PRUNED", "FAIL"} == set(states)
     assert study.best_value < AT_THE_MIDDLE / 20
     opened = [k for k, t in enumerate(study.trials) if "zoopt:header" in t.system_attrs]
-    # The iterate of GLD is the first row of each batch: never at a point that failed.
+    # The iterate of GLD, the first row of each batch, is never a failed point.
     assert {states[k] for k in opened} == {"COMPLETE"}
 
 
@@ -271,7 +271,7 @@ def test_the_state_fits_the_columns_of_a_relational_storage():
     assert steps(study) == [0, 1, 2]
 
 
-def test_a_full_batch_is_followed_by_spares_until_it_is_back():
+def test_filler_points_follow_a_batch_until_it_is_finished():
     study = study_with(ZooptSampler(SOLVERS[0], seed=0), 1)
     trials = [study.ask() for _ in range(8)]  # six rows, and two
     values = [bowl(trial) for trial in trials]
@@ -287,11 +287,11 @@ def test_a_full_batch_is_followed_by_spares_until_it_is_back():
     assert params_of(study)[-1] == pytest.approx(trials[best_row].params)
 
 
-def test_a_worker_that_died_costs_no_more_than_a_batch_of_spares():
+def test_a_worker_that_died_costs_no_more_than_a_batch_of_filler_points():
     study = study_with(ZooptSampler(SOLVERS[0], seed=0), 1)
     lost = study.ask()
     bowl(lost)
-    study.optimize(bowl, n_trials=5 + 6)  # the other rows, then as many spares as there are rows
+    study.optimize(bowl, n_trials=5 + 6)  # the other rows, then one filler point per row
     assert marks(study)[0] == (marks(study)[-1][0], 0)
     assert [row for _, row in marks(study)].count(None) == 6
     study.optimize(bowl, n_trials=1)
@@ -310,7 +310,7 @@ def test_threads_share_a_sampler():
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 120
     assert study.best_value < AT_THE_MIDDLE / 2
     rows = [mark for mark in marks(study) if mark[1] is not None]
-    # It depends on the clock how many trials are rows, and how many of those two threads took.
+    # The number of rows, and how many of them two threads evaluate, depends on the timing.
     assert len(rows) >= 40
     assert len(set(rows)) >= 0.7 * len(rows)
 
@@ -354,8 +354,8 @@ def test_processes_share_a_storage(kind, tmp_path):
     assert [worker.returncode for worker in workers] == [0] * 3, errors
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 150
     assert sorted(t.number for t in study.trials) == list(range(150))
-    # 5 at the first trial. How many trials are spares depends on the clock, about a third; of 1000
-    # seeds, GLD misses 0.5 in 7 % after 36 evaluations of its own, and in none after 120.
+    # 5 at the first trial. About a third of the trials are filler points, depending on the timing.
+    # GLD misses 0.5 for 7 % of 1000 seeds after 36 evaluations, and for none after 120.
     assert study.best_value < 0.5
     assert max(steps(study)) >= 4
 

@@ -1,4 +1,4 @@
-"""The Optuna sampler with several trials under way: every solver, failures, any order."""
+"""The Optuna sampler with parallel trials: every solver, failures, any order."""
 
 import numpy as np
 import optuna
@@ -43,7 +43,7 @@ def steps(study):
 
 
 def shaky(trial):
-    """``bowl`` where, by the number of the trial, one of five fails and one of five is pruned."""
+    """``bowl``, where one in five trials fails and one in five is pruned, by number."""
     if trial.number % 5 == 2:
         raise ArithmeticError("before anything was suggested")
     value = bowl(trial)
@@ -66,7 +66,7 @@ def test_several_jobs_work_with_every_solver(name, objective):
     else:
         n_states = [states.count(name) for name in ("COMPLETE", "FAIL", "PRUNED")]
         assert n_states == [15, 9, 6]
-    assert max(steps(study)) >= 1  # batches end although some of their rows fail
+    assert max(steps(study)) >= 1  # batches end although some rows fail
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))
@@ -79,7 +79,7 @@ def test_many_asks_before_a_tell_give_new_points(name):
         assert len(set(points)) >= 15  # a batch may measure the iterate twice, to see noise
         for trial, value in zip(trials[::-1], values[::-1], strict=True):
             study.tell(trial, value)
-    assert sorted(set(steps(study))) == [0, 1, 2]  # each round is the end of a batch
+    assert sorted(set(steps(study))) == [0, 1, 2]  # each round ends a batch
     assert study.best_value < AT_THE_MIDDLE
 
 
@@ -99,7 +99,7 @@ def test_a_slow_trial_keeps_its_row():
     assert len(set(points)) == len(points)
 
 
-def test_spares_of_integers_are_new_parameters():
+def test_filler_points_of_integers_are_new_parameters():
     def grid(trial):
         return (trial.suggest_int("a", 0, 9) - 4) ** 2 + (trial.suggest_int("b", 0, 9) - 6) ** 2
 
@@ -110,10 +110,10 @@ def test_spares_of_integers_are_new_parameters():
         grid(trial)
     points = [tuple(trial.params.values()) for trial in trials]
     rows = {point for point, mark in zip(points, marks(study), strict=True) if mark[1] is not None}
-    spares = [point for point, mark in zip(points, marks(study), strict=True) if mark[1] is None]
-    assert len(spares) >= 25
-    assert len(set(spares)) == len(spares)
-    assert not rows & set(spares)
+    fillers = [point for point, mark in zip(points, marks(study), strict=True) if mark[1] is None]
+    assert len(fillers) >= 25
+    assert len(set(fillers)) == len(fillers)
+    assert not rows & set(fillers)
 
 
 @pytest.mark.parametrize("name", ["auto", "quasi_newton", "lizo"])

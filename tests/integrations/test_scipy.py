@@ -1,4 +1,4 @@
-"""SciPy's protocol of a custom method, through SciPy's own ``minimize`` and ``basinhopping``."""
+"""Custom methods of SciPy, through its ``minimize``, ``basinhopping`` and ``shgo``."""
 
 import pickle
 
@@ -255,7 +255,7 @@ def waves(x):
 
 
 BOX = [(-1.0, 1.0), (-1.0, 2.0)]
-LEAST = 0.17430  # by scipy's own shgo
+LEAST = 0.17430  # by scipy's shgo
 
 
 @pytest.mark.parametrize("name", list(zoopt_nas.SOLVERS))

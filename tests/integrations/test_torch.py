@@ -1,4 +1,4 @@
-"""ZeroOrderSGD: its steps, against a replay by hand in float64, and exact restores."""
+"""ZeroOrderSGD: steps against a reference in float64, and exact restores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from zoopt_nas.integrations import torch as module
 from zoopt_nas.integrations.torch import DIRECTIONS, ESTIMATORS, ZeroOrderSGD
 
 SEED = 7
-# What `rng=7` seeds the directions with: one draw, as everywhere in the package.
+# The seed of the directions for `rng=7`.
 STREAM_SEED = int(np.random.default_rng(SEED).integers(2**63 - 1))
 HALF = (torch.float16, torch.bfloat16)
 
 
 def quadratic(weights):
-    """A convex quadratic of all the weights: the loss, the gradient at them."""
+    """A convex quadratic function of all weights: the loss and its gradient."""
     n = sum(w.numel() for w in weights)
     rng = np.random.default_rng(3)
     root = torch.from_numpy(rng.standard_normal((n, n)) / math.sqrt(n))
@@ -42,7 +42,7 @@ def make_weights(*shapes, dtype=torch.float64):
 
 
 def replayed(weights, k, direction, n_steps=0):
-    """Direction k of a step, drawn as the documentation says, independently of the module."""
+    """Direction k of a step, drawn independently of the module."""
     entropy = np.random.SeedSequence(STREAM_SEED, spawn_key=(n_steps, k, 0))
     stream = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
     draws = []
@@ -129,7 +129,7 @@ def test_rows_are_drawn_in_chunks_whatever_the_strides(monkeypatch):
     z = torch.cat(replayed(chunks, 0, "gaussian"))
     torch.testing.assert_close(seen[0], base + 0.5 * z, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(seen[1], base - 0.5 * z, rtol=1e-14, atol=1e-14)
-    assert torch.equal(weight.detach(), base)  # both losses are 0, and so is the estimate
+    assert torch.equal(weight.detach(), base)  # both losses and the estimate are 0
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -314,7 +314,7 @@ def test_a_closure_that_raises_leaves_the_step_untaken():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_step_out_of_the_dtype_of_the_weights_is_no_step(dtype, direction):
     limit = torch.finfo(dtype).max
-    for share in (1e-3, 2.0, 1e10):  # of the step in the largest number
+    for share in (1e-3, 2.0, 1e10):  # the step relative to the largest number
         half = torch.ones(50, dtype=dtype, requires_grad=True)
         other = torch.ones(50, dtype=torch.float64, requires_grad=True)
         optimizer = ZeroOrderSGD([half, other], 1.0, 1.0, direction=direction, rng=SEED)

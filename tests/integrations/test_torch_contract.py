@@ -1,4 +1,4 @@
-"""ZeroOrderSGD among torch's optimizers: state, groups, schedulers, memory, and a real task."""
+"""ZeroOrderSGD as an optimizer of torch: state, groups, schedulers, memory, and a task."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_seed_decides():
 def test_shared_parameters_move_once():
     tied, alone = make_weights((6,)), make_weights((6,))
     twin = nn.Parameter(torch.empty(0, dtype=torch.float64))
-    twin.data = tied[0].data  # another parameter on the same memory
+    twin.data = tied[0].data  # another parameter with the same memory
     optimizer = ZeroOrderSGD(
         [{"params": tied}, {"params": [twin], "lr": 5.0}], 0.01, n_directions=2, rng=SEED
     )
@@ -276,7 +276,7 @@ def test_fine_tuning_a_small_network_on_real_digits():
     data = script["load_split"](0)
     model = script["pretrain"](data.train, 0)
     before = script["accuracy"](model, data.test)
-    assert before < 0.6  # it knows five digits of ten
+    assert before < 0.6  # five of ten digits are known
     script["fine_tune"](model, data.train, script["METHODS"]["FZOO, q = 16"], 0, n_steps=100)
     assert script["accuracy"](model, data.test) > 0.8
 

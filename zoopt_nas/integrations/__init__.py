@@ -1,1 +1,1 @@
-"""Zero-order optimization inside other libraries: one module for each, named after it."""
+"""Solvers as optimizers of other libraries, one module per library."""

@@ -1,13 +1,13 @@
-"""An Optuna sampler: every solver of the package proposes the parameters of a study.
+"""An Optuna sampler: a solver of this package proposes the parameters of a study.
 
-All state is in the storage of the study, in system attributes of its trials, so that several
-threads, processes and machines may work on one study and each may end at any time:
+The state is stored in system attributes of the trials, so that several threads, processes and
+machines can work on one study, and each can stop at any time:
 
-* A batch of the solver is a generation. The trial that opens one writes the state of the solver,
-  with its batch; a generation is named by a digest of that. Two trials that open it side by side
-  therefore write the same, and their rows are interchangeable.
-* Every trial notes its generation and its row of the batch. When all rows are out but not all are
-  back, it evaluates a spare: a random point about the iterate.
+* A batch of the solver is a generation. The trial that opens it stores the state of the solver,
+  and names the generation by a digest of the state. Trials that open it concurrently store the
+  same, and their rows are interchangeable.
+* Every trial stores its generation and its row of the batch. When all rows are assigned but some
+  are unfinished, a trial evaluates a filler point instead.
 * A trial that finds all rows finished tells the solver and opens the next generation.
 """
 
@@ -24,20 +24,15 @@ from typing import Any
 import numpy as np
 
 from zoopt_nas._checks import check_positive
-from zoopt_nas.bounds import Box, FittedBox
+from zoopt_nas.bounds import Box, RunBox
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError
-from zoopt_nas.integrations.spares import is_overdue, spares
+from zoopt_nas.integrations.fillers import filler_point, is_overdue
 from zoopt_nas.solvers import Solver, SolverState, make_solver
 from zoopt_nas.solvers.base import Task
 
 try:
     from optuna._transform import _SearchSpaceTransform
-    from optuna.distributions import (
-        BaseDistribution,
-        FloatDistribution,
-        IntDistribution,
-        distribution_to_json,
-    )
+    from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
     from optuna.samplers import BaseSampler, TPESampler
     from optuna.search_space import IntersectionSearchSpace
     from optuna.study import Study, StudyDirection
@@ -47,40 +42,44 @@ except ImportError as error:
         "optuna is not installed; install it with: pip install 'zoopt-nas[optuna]'"
     ) from error
 
-# The names of the system attributes. A mark is {"run", "generation", "row"}; a header is {"run",
-# "generation", "step", "n_chunks"}, written after the chunks of the state that it announces.
+# Names of system attributes. A mark is {"run", "generation", "row"}. A header is {"run",
+# "generation", "step", "n_chunks"}, and is written after the chunks of the state.
 _MARK = "zoopt:mark"
 _HEADER = "zoopt:header"
 _CHUNK = "zoopt:state:"
-_CHUNK_LENGTH = 2000  # some relational storages hold 2048 characters, quotes and all
+_CHUNK_LENGTH = 2000  # some relational storages allow 2048 characters with quotes
+# Attempts to draw a filler point whose parameters no trial has.
+_MAX_DRAWS = 30
+
+Params = dict[str, Any]
+Space = dict[str, BaseDistribution]
 
 
 class ZooptSampler(BaseSampler):
-    """Samples the parameters of a study by a solver of the package.
+    """Sample the parameters of a study by a solver of this package.
 
-    Float and integer parameters, also on a log scale or in steps, are searched together by the
-    solver. All others (categorical ones, and those that not every trial has) are sampled one by one
-    by ``independent_sampler``. A failed or pruned trial is a failed evaluation for the solver.
+    The solver searches float and integer parameters jointly, including log scales and steps.
+    ``independent_sampler`` samples all others (categorical, or missing in some trials) one by one.
+    A failed or pruned trial is a failed evaluation.
 
-    The solver starts from the best trial so far; and it starts anew when the parameters that all
-    trials share change, or when the study gets a sampler with other options. One with the same
-    options goes on, bit for bit, with what it finds in the storage.
+    The solver starts from the best trial so far. It restarts if the common parameters of all trials
+    change, or if the sampler gets other options. A sampler with the same options continues exactly
+    from the storage.
 
     Args:
         method: a name from ``SOLVERS`` or a ``Solver``.
-        x0: what the first trial evaluates, by the names of the parameters. Default, also for a
-            name that is left out: the middle of the range.
-        scale: what 1 is for the solver (``max_radius``, ``sigma``, ...), as a share of the range of
-            each parameter, in (0, 1]; on a log scale, of the range of its logarithm.
-        seed: None or a non-negative int. One worker repeats a study with it exactly.
+        x0: the parameters of the first trial by name. Default: the middle of each range.
+        scale: the unit length of the solver (``max_radius``, ``sigma``, ...) as a fraction of the
+            range of each parameter, in (0, 1]; on a log scale, of the range of its logarithm.
+        seed: None or a non-negative int. With one worker, it makes a study reproducible.
         independent_sampler: see above. Default: ``TPESampler(seed=seed)``.
-        **options: fields of the solver, by name.
+        **options: fields of the solver by name.
 
     Raises:
-        InvalidValueError: an argument breaks a rule; when sampling, also if ``x0`` is outside the
+        InvalidValueError: an argument is invalid; when sampling, also if ``x0`` is outside of the
             range of a parameter.
-        ValueError: when sampling, the study has several objectives.
-        UnknownNameError: no such solver or field; the message suggests the nearest.
+        ValueError: when sampling, if the study has several objectives.
+        UnknownNameError: the solver or a field is unknown.
     """
 
     def __init__(
@@ -107,17 +106,15 @@ class ZooptSampler(BaseSampler):
         self._shared_space = IntersectionSearchSpace()
 
     def reseed_rng(self) -> None:
-        # The solver's generator is in the storage: its workers must not draw from different ones.
+        """Reseed the independent sampler: all workers share the generator of the solver."""
         self._independent.reseed_rng()
 
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
+        """Return the parameters that the solver searches."""
         return _searchable(self._shared_space.calculate(study))
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Space) -> Params:
+        """Return the parameters that the solver proposes for a trial."""
         self._raise_error_if_multi_objective(study)
         space = _searchable(search_space)
         params = {
@@ -125,10 +122,7 @@ class ZooptSampler(BaseSampler):
             for name, d in search_space.items()
             if name not in space
         }
-        if space:
-            run = _Run(self._solver, space, self._scale, study, trial)
-            params |= run.next_params(self._seed, self._x0)
-        return params
+        return params | (_Run(self, space, study, trial).next_params() if space else {})
 
     def sample_independent(
         self,
@@ -137,41 +131,41 @@ class ZooptSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
+        """Sample one parameter that the solver does not search."""
         self._raise_error_if_multi_objective(study)
         if trial.number == 0:
             if param_name in self._x0:
                 return _checked(param_name, self._x0[param_name], param_distribution)
             if space := _searchable({param_name: param_distribution}):
-                return _SearchSpaceTransform(space, transform_0_1=True).untransform(
-                    np.array([0.5])
-                )[param_name]
+                transform = _SearchSpaceTransform(space, transform_0_1=True)
+                return transform.untransform(np.array([0.5]))[param_name]
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Notify the independent sampler."""
         self._independent.before_trial(study, trial)
 
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
+        """Notify the independent sampler."""
         self._independent.after_trial(study, trial, state, values)
 
 
 class _Run:
-    """One run of the solver in one search space, as the storage shows it to one trial.
+    """One run of the solver, as one trial reads it from the storage.
 
-    The solver works in the coordinates of the unit cube divided by ``scale``.
+    The solver works in the unit cube divided by ``scale``.
     """
 
     def __init__(
-        self,
-        solver: Solver,
-        space: dict[str, BaseDistribution],
-        scale: float,
-        study: Study,
-        trial: FrozenTrial,
+        self, sampler: ZooptSampler, space: Space, study: Study, trial: FrozenTrial
     ) -> None:
-        # Of a study nobody knows how many trials it will have.
+        solver, scale = sampler._solver, sampler._scale
+        # The number of trials is unknown, so that the task has no budget.
         self.solver = solver.prepared(Task(dim=len(space), bounded=True))
+        self.seed = sampler._seed
+        self.x0 = sampler._x0
         self.space = space
         self.scale = scale
         self.transform = _SearchSpaceTransform(space, transform_0_1=True)
@@ -179,55 +173,52 @@ class _Run:
         self.storage = study._storage
         self.trial = trial
         self.trials = study.get_trials(deepcopy=False)
-        self.name = _digest(
-            {
-                "solver": solver.name,
-                "fields": dataclasses.asdict(solver),
-                "scale": scale,
-                "space": {name: distribution_to_json(d) for name, d in space.items()},
-            }
-        )
-        self.box: FittedBox = Box(0.0, 1 / scale).fit(np.full(len(space), 0.5 / scale))
+        running = [t for t in self.trials if t.state == TrialState.RUNNING]
+        waiting = [t.number for t in running if _MARK not in t.system_attrs]
+        self.n_running = len(running) - len(waiting)
+        self.n_ahead = sum(number < trial.number for number in waiting)  # they take the first rows
+        fields = dataclasses.asdict(solver)
+        self.name = _digest([solver.name, fields, scale, repr(sorted(space.items()))])
+        self.box: RunBox = Box(0.0, 1 / scale).at(np.full(len(space), 0.5 / scale))
 
-    def next_params(self, seed: int | None, x0: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the parameters for the trial, and notes in the storage which row they are."""
-        row: int | None
+    def next_params(self) -> Params:
+        """Return the parameters for the trial, and store its generation and row."""
+        row: int | None = None
         newest = self._newest()
         if newest is None:
-            state = self._start(seed, x0)
-            generation, row = self._open(state), self._place_in_line()
+            opened: SolverState | None = self._start()
         else:
             generation, state = newest
             row = self._free_row(generation, state)
-            if row is None and (told := self._told(generation, state)) is not None:
-                state = told
-                generation, row = self._open(state), self._place_in_line()
+            opened = self._told(generation, state) if row is None else None
+        if opened is not None:
+            state = opened
+            generation, row = self._open(state), self.n_ahead
         rows = self._rows(state)
         if row is not None:
             row %= len(rows)
-        point = self._spare(state, seed) if row is None else rows[row]
-        self._note(_MARK, {"run": self.name, "generation": generation, "row": row})
+        point = self._filler(state) if row is None else rows[row]
+        self._store(_MARK, {"run": self.name, "generation": generation, "row": row})
         return self.params(point)
 
-    def _spare(self, state: SolverState, seed: int | None) -> np.ndarray:
-        """Returns a spare, (dim,), with parameters that no trial has, unless there are few."""
-        rng = np.random.default_rng(None if seed is None else [seed, self.trial.number])
+    def _filler(self, state: SolverState) -> np.ndarray:
+        """Return a filler point, (dim,), if possible with parameters that no trial has."""
+        rng = np.random.default_rng(None if self.seed is None else [self.seed, self.trial.number])
         taken = [{name: t.params.get(name) for name in self.space} for t in self.trials]
-        for drawn in spares(state, rng):
-            point: np.ndarray = self.box.inside(drawn)
+        for k in range(_MAX_DRAWS):
+            point: np.ndarray = self.box.inside(filler_point(state, rng, 1.1**k))
             if self.params(point) not in taken:
                 break
         return point
 
-    def params(self, point: np.ndarray) -> dict[str, Any]:
-        """Returns the parameters at a point of the solver, (dim,)."""
+    def params(self, point: np.ndarray) -> Params:
+        """Return the parameters at a point of the solver, (dim,)."""
         return self.transform.untransform(point * self.scale)
 
     def point(self, trial: FrozenTrial, default: np.ndarray) -> np.ndarray:
-        """Returns the point, (dim,), that a trial has evaluated.
+        """Return the point, (dim,), that a trial evaluated.
 
-        That is ``default``, which it was to evaluate, with all the digits that a step of the
-        parameters rounds off, unless the trial did otherwise (because of a fixed parameter).
+        It is ``default``, the point before rounding to steps, unless a parameter was fixed.
         """
         proposed = self.params(default)
         evaluated = {name: trial.params.get(name, value) for name, value in proposed.items()}
@@ -236,99 +227,88 @@ class _Run:
         return default
 
     def value(self, trial: FrozenTrial) -> float:
-        """Returns the value of a finished trial for the solver, +inf if it failed."""
+        """Return the value of a finished trial to minimize; +inf if the trial failed."""
         if trial.state != TrialState.COMPLETE or trial.value is None:
             return math.inf
         return self.sign * trial.value
 
-    def _start(self, seed: int | None, x0: Mapping[str, Any]) -> SolverState:
-        """Returns the state of a new run, at the best trial if there is one, with its batch."""
+    def _start(self) -> SolverState:
+        """Return the state of a new run, at the best trial if there is one, with its batch."""
         start = self.params(np.full(len(self.space), 0.5 / self.scale))
-        start |= {name: _checked(name, x0[name], d) for name, d in self.space.items() if name in x0}
+        for name, distribution in self.space.items():
+            if name in self.x0:
+                start[name] = _checked(name, self.x0[name], distribution)
         first = self.box.project(self.transform.transform(start) / self.scale)
-        ends = (self.box.lower, self.box.upper)
-        state = self.solver.init(first, rng=seed, bounds=ends, is_scaled=True)
-        return self._tell_strangers(state, self.trials)
+        bounds = (self.box.lower, self.box.upper)
+        state = self.solver.init(first, rng=self.seed, bounds=bounds, is_scaled=True)
+        return self._tell_others(state, self.trials)
 
     def _has_all(self, trial: FrozenTrial) -> bool:
-        """Whether the trial has a value for each parameter, inside its range."""
+        """Return whether the trial has a value inside the range of every parameter."""
         return all(
             name in trial.params and d._contains(d.to_internal_repr(trial.params[name]))
             for name, d in self.space.items()
         )
 
     def _rows(self, state: SolverState) -> np.ndarray:
-        """Returns the points of the box, (n, dim), that the batch of ``state`` stands for."""
-        rows: np.ndarray = self.box.inside(state.pending, antithetic=self.solver.antithetic)
-        return rows
+        """Return the batch of ``state``, (n, dim), moved into the box."""
+        return np.asarray(self.box.inside(state.pending, antithetic=self.solver.antithetic))
 
     def _newest(self) -> tuple[str, SolverState] | None:
-        """Returns the generation that is open, and the state that it was opened with."""
-        headers = [
-            (header["step"], -trial.number, header, trial.system_attrs)
-            for trial in self.trials
-            if (header := trial.system_attrs.get(_HEADER)) and header["run"] == self.name
+        """Return the open generation and the state that was stored with it."""
+        openers = [
+            t for t in self.trials if t.system_attrs.get(_HEADER, {}).get("run") == self.name
         ]
-        if not headers:
+        if not openers:
             return None
-        # Generations that were opened side by side may differ in the spares that were known. All
-        # workers go on with the one of the earliest trial.
-        _, _, header, attrs = max(headers, key=lambda entry: entry[:2])
+        # Generations opened concurrently may differ in the known filler points: the first one wins.
+        opener = max(openers, key=lambda t: (t.system_attrs[_HEADER]["step"], -t.number))
+        attrs, header = opener.system_attrs, opener.system_attrs[_HEADER]
         text = "".join(attrs[f"{_CHUNK}{i}"] for i in range(header["n_chunks"]))
-        return header["generation"], _decode(text, self.solver)
+        data = json.loads(text, object_hook=_as_array)
+        return header["generation"], SolverState.from_dict(data, self.solver.inner_states)
 
     def _open(self, state: SolverState) -> str:
-        """Writes a state with its batch into the trial, and returns the new generation."""
-        text = _encode(state)
+        """Store a state with its batch in the trial, and return the new generation."""
+        text = json.dumps(state.to_dict(), default=_as_json)
         generation = _digest(text)
-        chunks = [text[i : i + _CHUNK_LENGTH] for i in range(0, len(text), _CHUNK_LENGTH)]
-        for i, chunk in enumerate(chunks):
-            self._note(f"{_CHUNK}{i}", chunk)
+        n_chunks = math.ceil(len(text) / _CHUNK_LENGTH)
+        for i in range(n_chunks):
+            self._store(f"{_CHUNK}{i}", text[i * _CHUNK_LENGTH : (i + 1) * _CHUNK_LENGTH])
         header = {"run": self.name, "generation": generation, "step": state.n_steps}
-        self._note(_HEADER, {**header, "n_chunks": len(chunks)})
+        self._store(_HEADER, {**header, "n_chunks": n_chunks})
         return generation
 
-    def _note(self, name: str, value: Any) -> None:
+    def _store(self, name: str, value: Any) -> None:
         self.storage.set_trial_system_attr(self.trial._trial_id, name, value)
 
     def _members(self, generation: str) -> dict[int | None, list[FrozenTrial]]:
-        """Returns the trials of a generation by their row, in order; the spares under None."""
+        """Return the trials of a generation by row, in order; filler points are under None."""
         members: dict[int | None, list[FrozenTrial]] = {}
         for trial in self.trials:
-            mark = trial.system_attrs.get(_MARK)
-            if mark is not None and mark["generation"] == generation and mark["run"] == self.name:
+            mark = trial.system_attrs.get(_MARK, {})
+            if mark.get("generation") == generation and mark["run"] == self.name:
                 members.setdefault(mark["row"], []).append(trial)
         return members
 
     def _free_row(self, generation: str, state: SolverState) -> int | None:
-        """Returns a row of the batch that nobody evaluates, or None."""
+        """Return a row of the batch that is unassigned or lost, or None."""
         members = self._members(generation)
         n = len(self._rows(state))
         free = [row for row in range(n) if row not in members]
         if not free:
             free = [row for row in range(n) if self._is_lost(members, row, n)]
-        return free[self._place_in_line() % len(free)] if free else None
+        return free[self.n_ahead % len(free)] if free else None
 
     def _is_lost(self, members: Mapping[int | None, list[FrozenTrial]], row: int, n: int) -> bool:
-        """Whether a row of a batch of ``n`` is not back, and taken for lost."""
-        if _first_finished(members[row]) is not None:
-            return False
+        """Return whether an unfinished row of a batch of ``n`` counts as lost."""
         last = members[row][-1].number
-        n_spares = sum(t.number > last and t.state.is_finished() for t in members.get(None, []))
-        n_out = sum(t.state == TrialState.RUNNING and _MARK in t.system_attrs for t in self.trials)
-        return is_overdue(n_spares, n, n_out)
-
-    def _place_in_line(self) -> int:
-        """Returns how many earlier trials are about to take a row too: they take the first ones."""
-        return sum(
-            t.state == TrialState.RUNNING
-            and t.number < self.trial.number
-            and _MARK not in t.system_attrs
-            for t in self.trials
-        )
+        n_fillers = sum(t.number > last and t.state.is_finished() for t in members.get(None, []))
+        is_late = is_overdue(n_fillers, n, self.n_running)
+        return is_late and _first_finished(members[row]) is None
 
     def _told(self, generation: str, state: SolverState) -> SolverState | None:
-        """Returns the state after a generation, with the next batch; None before all are back."""
+        """Return the state after a generation, with the next batch; None if it is unfinished."""
         rows = self._rows(state)
         members = self._members(generation)
         values = np.full(len(rows), np.inf)
@@ -340,10 +320,10 @@ class _Run:
             values[row] = self.value(trial)
         self.solver.tell(state, rows, values, repaired=True)
         state.x = self.box.project(state.x)
-        return self._tell_strangers(state, members.get(None, []))
+        return self._tell_others(state, members.get(None, []))
 
-    def _tell_strangers(self, state: SolverState, trials: Sequence[FrozenTrial]) -> SolverState:
-        """Tells the solver of trials that were in no batch, and asks for the next batch."""
+    def _tell_others(self, state: SolverState, trials: Sequence[FrozenTrial]) -> SolverState:
+        """Tell the solver of trials outside of its batches, and ask for the next batch."""
         known = [t for t in trials if t.state == TrialState.COMPLETE and self._has_all(t)]
         if known:
             points = np.array([self.point(t, state.x) for t in known])
@@ -352,8 +332,8 @@ class _Run:
         return state
 
 
-def _searchable(space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
-    """Returns the parameters of a space that a solver can search: numbers that may vary."""
+def _searchable(space: Space) -> Space:
+    """Return the numeric parameters of a space with more than one possible value."""
     kinds = FloatDistribution | IntDistribution
     return {name: d for name, d in space.items() if isinstance(d, kinds) and not d.single()}
 
@@ -363,10 +343,10 @@ def _first_finished(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
 
 
 def _checked(name: str, value: Any, distribution: BaseDistribution) -> Any:
-    """Returns ``value`` if it belongs to the distribution."""
+    """Return ``value`` if the distribution contains it."""
     try:
         is_inside = distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:  # no number, or none of the choices
+    except ValueError:  # not a number, or not a choice
         is_inside = False
     if not is_inside:
         raise InvalidValueError(f"x0[{name!r}] must be in {distribution}, got {value!r}")
@@ -374,27 +354,20 @@ def _checked(name: str, value: Any, distribution: BaseDistribution) -> Any:
 
 
 def _digest(value: object) -> str:
-    """Returns a short text that differs for different JSON-able values."""
-    # A field may have been given as a NumPy scalar; `item` makes it a Python number.
-    text = json.dumps(value, sort_keys=True, default=lambda scalar: scalar.item())
+    text = json.dumps(value, sort_keys=True, default=_as_json)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _encode(state: SolverState) -> str:
-    """Returns a state as JSON; its arrays keep every bit."""
-    data = state.to_dict()
-    arrays = {
-        name: [array.dtype.str, array.shape, base64.b64encode(array.tobytes()).decode()]
-        for name, array in data["arrays"].items()
-    }
-    return json.dumps({"arrays": arrays, "meta": data["meta"]})
+def _as_json(value: Any) -> Any:
+    """Convert a NumPy array (exactly) or scalar for ``json.dumps``."""
+    if not isinstance(value, np.ndarray):
+        return value.item()
+    data = base64.b64encode(value.tobytes()).decode()
+    return {"base64": data, "dtype": value.dtype.str, "shape": value.shape}
 
 
-def _decode(text: str, solver: Solver) -> SolverState:
-    """The inverse of ``_encode``."""
-    data = json.loads(text)
-    arrays = {
-        name: np.frombuffer(base64.b64decode(text), dtype).reshape(shape)
-        for name, (dtype, shape, text) in data["arrays"].items()
-    }
-    return SolverState.from_dict({"arrays": arrays, "meta": data["meta"]}, solver.inner_states)
+def _as_array(node: dict[str, Any]) -> Any:
+    """Undo ``_as_json`` in ``json.loads``."""
+    if "base64" not in node:
+        return node
+    return np.frombuffer(base64.b64decode(node["base64"]), node["dtype"]).reshape(node["shape"])

@@ -23,17 +23,17 @@ from zoopt_nas.solvers import Solver, make_solver
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
-# The status that SciPy gives to a run that its callback stopped, whatever the method.
+# The status in SciPy of a run that its callback stopped.
 _STOPPED_BY_CALLBACK = 99
 
-# What `minimize` takes but an option of SciPy cannot set, as SciPy has its own argument for it.
+# Arguments of `minimize` that SciPy passes as arguments, not as options.
 _GIVEN_BY_SCIPY = frozenset({"fun", "x0", "method", "bounds", "callback", "options"})
 
 
 def scipy_method(
     method: str | Solver = "adaptive_gld", **options: Any
 ) -> Callable[..., OptimizeResult]:
-    """Returns a solver as a ``method`` of ``scipy.optimize.minimize``.
+    """Return a solver as a ``method`` for ``scipy.optimize.minimize``.
 
     Example:
         >>> import scipy.optimize, zoopt_nas
@@ -44,44 +44,48 @@ def scipy_method(
         >>> bool(result.fun < 1e-2), result.status
         (True, 0)
 
-    SciPy's ``args``, ``bounds`` (in all its forms) and ``callback`` (of both styles) work as with
-    its own methods, and a start outside the bounds is moved to the nearest point inside. SciPy's
-    ``options`` may hold the arguments of ``zoopt_nas.minimize`` (``maxfev``, ``rng``, ``target``,
-    ``workers``, ...) and the fields of the solver. Anything else there, and ``tol``, gets an
-    ``OptimizeWarning`` and is not used. ``shgo`` does not pass its ``options`` on: for it, give
-    them here.
+    SciPy's ``args``, ``bounds`` and ``callback`` work as with the methods of SciPy. A start point
+    outside of the bounds is moved to the nearest point inside. SciPy's ``options`` may hold
+    arguments of ``zoopt_nas.minimize`` (``maxfev``, ``rng``, ``target``, ``workers``, ...) and
+    fields of the solver. Unknown options and ``tol`` are ignored with an ``OptimizeWarning``.
+    ``shgo`` does not pass its ``options`` on: give them here.
 
-    The result has the fields of ``zoopt_nas.minimize``, with ``status`` and ``success`` as SciPy's
-    tools read them: a run that ended as it should, which for a solver without a test of convergence
-    is the end of its budget, has status 0 and is a success, so that ``basinhopping`` accepts it. No
-    success, with the status of ``zoopt_nas.Status``: no value was finite, or a ``target`` was given
-    and not reached. A callback that raised ``StopIteration`` gives status 99.
+    The result has the fields of ``zoopt_nas.minimize``. As SciPy's tools expect, a successful run
+    has status 0, including one that used its budget. A failed run (no finite value, or a
+    ``target`` that was not reached) has its status of ``zoopt_nas.Status``. If the callback raised
+    ``StopIteration``, the status is 99.
 
     Args:
         method: a name from ``SOLVERS`` or a ``Solver``.
-        **options: arguments of ``zoopt_nas.minimize`` and fields of the solver, by name; SciPy's
-            ``options`` win over them.
+        **options: arguments of ``zoopt_nas.minimize`` and fields of the solver by name; SciPy's
+            ``options`` take precedence.
 
     Returns:
         A callable that can be pickled if ``method`` can.
 
     Raises:
-        InvalidValueError: an option is out of its range. When called: also for ``constraints``.
-        UnknownNameError: no such solver, argument or field; the message suggests the nearest.
+        InvalidValueError: an option is invalid; when called, also if there are ``constraints``.
+        UnknownNameError: the solver or an option is unknown.
     """
     solver = make_solver(method)
-    arguments = {name: value for name, value in options.items() if name in _arguments()}
     known = _arguments() | {entry.name for entry in fields(solver)}
     for name in options:
         if name not in known:
             raise UnknownNameError(f"option of {solver.name}", name, known)
-    of_solver = {name: value for name, value in options.items() if name not in arguments}
-    return _ScipyMethod(make_solver(solver, of_solver), arguments)
+    arguments, solver_options = _split(options)
+    return _ScipyMethod(make_solver(solver, solver_options), arguments)
 
 
 def _arguments() -> set[str]:
-    """Returns the arguments of `minimize` that are options for SciPy."""
+    """Return the arguments of `minimize` that SciPy's options may set."""
     return set(inspect.signature(minimize).parameters) - _GIVEN_BY_SCIPY
+
+
+def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split options into arguments of `minimize` and the rest."""
+    names = _arguments()
+    arguments = {name: value for name, value in options.items() if name in names}
+    return arguments, {name: value for name, value in options.items() if name not in names}
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class _ScipyMethod:
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def lower(self) -> str:
-        """Returns what SciPy calls a method that is a callable; ``shgo`` asks every method."""
+        """Return SciPy's name of a callable method, which ``shgo`` requires."""
         return "_custom"
 
     def __call__(
@@ -113,10 +117,10 @@ class _ScipyMethod:
     ) -> OptimizeResult:
         if not _is_empty(constraints):
             raise InvalidValueError(
-                "constraints must be empty, since the solvers know only bounds; "
+                "constraints must be empty, since the solvers support only bounds; "
                 f"got {constraints!r}"
             )
-        # With jac=True SciPy wraps fun so that it returns the value alone: no loss, no warning.
+        # With jac=True, SciPy splits the value off: ignoring the gradient is then expected.
         is_split_off = jac is not None and getattr(jac, "__self__", None) is fun
         if (jac is not None and not is_split_off) or hess is not None or hessp is not None:
             warnings.warn(
@@ -126,11 +130,11 @@ class _ScipyMethod:
             )
         if tol is not None:
             options["tol"] = tol
-        arguments, solver_options = self._sorted_out({**self.arguments, **options})
+        arguments, solver_options = self._known({**self.arguments, **options})
         x0 = np.asarray(x0)
         if bounds is not None:
             bounds = as_box(bounds)
-            x0 = _moved_inside(x0, bounds)
+            x0 = _clipped(x0, bounds)
         result = minimize(
             _WithArguments(fun, args) if args else fun,
             x0,
@@ -139,35 +143,30 @@ class _ScipyMethod:
             callback=callback,
             **arguments,
         )
-        return _as_scipy_reads_it(result)
+        return _with_scipy_status(result)
 
-    def _sorted_out(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the arguments of `minimize` and the fields of the solver among ``options``."""
+    def _known(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the known options as `_split` does, and warn of the others."""
         from scipy.optimize import OptimizeWarning
         from scipy.optimize import minimize as scipy_minimize
 
-        arguments = _arguments()
-        solver_fields = {entry.name for entry in fields(self.solver)}
-        # SciPy: "the set of parameters may expand", and none of those is an option of the user.
+        known = _arguments() | {entry.name for entry in fields(self.solver)}
+        # SciPy may pass further parameters of its own in future versions: they cause no warning.
         passed_by_scipy = set(inspect.signature(scipy_minimize).parameters) - {"tol"}
-        unknown = set(options) - arguments - solver_fields - passed_by_scipy
-        for name in sorted(unknown):
-            near = difflib.get_close_matches(name, arguments | solver_fields, n=1)
+        for name in sorted(set(options) - known - passed_by_scipy):
+            near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             warnings.warn(
                 f"Unknown solver option of {self.solver.name}: {name}{hint}",
                 OptimizeWarning,
                 stacklevel=4,
             )
-        return (
-            {name: value for name, value in options.items() if name in arguments},
-            {name: value for name, value in options.items() if name in solver_fields - arguments},
-        )
+        return _split({name: value for name, value in options.items() if name in known})
 
 
 @dataclass(frozen=True)
 class _WithArguments:
-    """``fun`` with SciPy's ``args`` behind the point; a class, as worker processes pickle it."""
+    """``fun`` with SciPy's ``args``; a class, so that worker processes can pickle it."""
 
     fun: Callable[..., Any]
     args: tuple[Any, ...]
@@ -183,18 +182,15 @@ def _is_empty(constraints: Any) -> bool:
         return constraints is None
 
 
-def _moved_inside(x0: np.ndarray, box: Box) -> np.ndarray:
-    """Returns the point of the box next to ``x0``: where L-BFGS-B starts too.
-
-    ``basinhopping`` relies on it, as its steps know nothing of the bounds.
-    """
+def _clipped(x0: np.ndarray, box: Box) -> np.ndarray:
+    """Clip ``x0`` to the box, as L-BFGS-B does: ``basinhopping`` ignores bounds in its steps."""
     if box.lower.shape not in ((), x0.shape):
-        return x0  # `minimize` says what is wrong
+        return x0  # `minimize` raises
     inside: np.ndarray = np.clip(x0, box.lower, box.upper)
     return inside.astype(x0.dtype) if x0.dtype.kind == "f" else inside
 
 
-def _as_scipy_reads_it(result: OptimizeResult) -> OptimizeResult:
+def _with_scipy_status(result: OptimizeResult) -> OptimizeResult:
     if result.status == Status.CALLBACK:
         result.success, result.status = False, _STOPPED_BY_CALLBACK
         result.message = "`callback` raised `StopIteration`."

@@ -1,12 +1,11 @@
-"""ZeroOrderSGD: stochastic gradient descent that needs the loss of a network, never its gradient.
+"""Zero-order stochastic gradient descent as a ``torch.optim.Optimizer``.
 
-Source: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes" (MeZO), NeurIPS 2023,
-arXiv 2305.17333, Definition 1 and Algorithm 1; Dang et al., "FZOO: Fast Zeroth-Order Optimizer for
-Fine-Tuning Large Language Models towards Adam-Scale Speed", arXiv 2506.09034 (one-sided batches of
-Rademacher directions, a step over the standard deviation of the losses).
+Sources: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes" (MeZO), NeurIPS
+2023, arXiv 2305.17333, Definition 1 and Algorithm 1; Dang et al., "FZOO: Fast Zeroth-Order
+Optimizer for Fine-Tuning Large Language Models towards Adam-Scale Speed", arXiv 2506.09034.
 
-A random direction has as many entries as the model, so it is never kept: whenever it is needed, its
-entries are drawn again from its seed, a few rows of one parameter at a time.
+A random direction is as large as the model and is never stored: its entries are drawn again from
+its seed, a few rows of one parameter at a time.
 """
 
 from __future__ import annotations
@@ -43,19 +42,19 @@ __all__ = ["DIRECTIONS", "ESTIMATORS", "ZeroOrderSGD"]
 DIRECTIONS = ("gaussian", "rademacher")
 ESTIMATORS = ("central", "one_sided")
 
-# Entries of a direction that exist at the same time: 16 MiB of float32. The draws depend on it.
+# Entries of a direction drawn at a time (16 MiB of float32). The draws depend on it.
 _CHUNK = 2**22
-# Options of the whole model: its loss is measured at one set of points.
+# Options that cannot differ between groups.
 _ONCE = ("n_directions", "estimator", "direction", "normalize")
-# No entry of a direction is larger: a normal number of 64 bits reaches 8.7.
+# A bound on the entries of a direction: a normal variable from 64 random bits is at most 8.7.
 _LARGEST_ENTRY = 10.0
-# The entry of `Optimizer.state` that belongs to no parameter. torch saves, loads, copies and
-# pickles such entries, but loses the attributes that a subclass adds.
+# An entry of `Optimizer.state` that belongs to no parameter. torch saves, copies and pickles it, in
+# contrast to attributes of a subclass.
 _SHARED = "zero_order"
 
 
 class ZeroOrderSGD(Optimizer):
-    """SGD along a gradient that is estimated from losses at randomly perturbed weights.
+    """SGD along a gradient estimated from losses at randomly perturbed weights.
 
     With q directions z_k of mean 0 and covariance I, smoothing ε and the loss L, ``step`` takes::
 
@@ -64,43 +63,42 @@ class ZeroOrderSGD(Optimizer):
 
         θ <- (1 - lr · weight_decay) θ - lr · g
 
-    The expectation of g is the gradient of L, up to O(ε²). Its variance grows with the number of
-    trainable weights over q, so the largest stable ``lr`` is far below that of SGD.
+    The expectation of g is the gradient of L up to O(ε²). Its variance grows with the number of
+    trainable weights over q, so that ``lr`` must be far smaller than for SGD.
 
-    The closure must measure the same mini-batch each time within a step. Noise drawn from torch's
-    global generators (dropout) is the same too: each call starts from the state in which ``step``
-    found them (CPU and CUDA), and the last call leaves them advanced, as one call would.
+    Within a step, the closure must use the same mini-batch for each call. Each call starts from the
+    same state of torch's global generators (CPU and CUDA), so that dropout is the same too; after
+    the step, they have advanced by one call.
 
-    Beside the model, a step holds one copy of the trainable parameters and a few chunks of 16 MiB
-    (or of one row, where rows are longer); between steps nothing is held. The copy makes the
-    restore exact: repeated steps leave no drift in half precision, unlike adding ±εz in place.
+    A step holds one copy of the trainable parameters and a few chunks of 16 MiB (or of one row, if
+    a row is larger). The copy restores the weights exactly, even in half precision.
 
-    Only parameters with ``requires_grad`` move. Parameters that share all their memory count as
-    one; the options of the first apply. There is no momentum: it would be another copy.
+    Only parameters with ``requires_grad`` change. Parameters that share all their memory count as
+    one, with the options of the first. There is no momentum.
 
-    A group may have its own ``lr``, ``smoothing`` and ``weight_decay``. Learning-rate schedulers of
-    torch work on it, those that cycle momentum with that switched off. ``state_dict`` holds all
-    options, the seed and the number of steps, so that a resumed run continues bitwise.
+    Groups may have different ``lr``, ``smoothing`` and ``weight_decay``. torch's learning-rate
+    schedulers work, without the cycling of momentum. ``state_dict`` holds all options, the seed and
+    the number of steps, so that a resumed run continues bitwise.
 
     Args:
         params: parameters, named parameters or groups, as for any ``torch.optim.Optimizer``; dense
-            and real. float16 and bfloat16 are perturbed and stepped in float32, then rounded.
-        lr: learning rate, at least 0; at 0 the weights do not change by a bit.
+            and real. float16 and bfloat16 are perturbed and updated in float32, then rounded.
+        lr: learning rate, at least 0.
         smoothing: ε > 0, the standard deviation of the perturbation of each weight.
-        n_directions: q, the number of directions a step.
-        estimator: ``"central"`` or ``"one_sided"`` (about half the losses, biased by the curvature:
-            its error is O(ε) in each estimate, though O(ε²) on average).
+        n_directions: q, the number of directions per step.
+        estimator: ``"central"`` or ``"one_sided"`` (about half the losses; the error of each
+            estimate is O(ε), although O(ε²) on average).
         direction: ``"gaussian"``, N(0, I), or ``"rademacher"``, entries ±1 (less variance).
-        normalize: divide g by the standard deviation of the step's perturbed losses (n - 1 in the
-            denominator), which makes the step invariant to the scale of the loss. FZOO is this with
-            ``one_sided`` and ``rademacher``. The standard deviation is about ε‖∇L‖, so ``lr`` is in
-            units of ε times a distance in weight space.
+        normalize: whether to divide g by the sample standard deviation of the perturbed losses,
+            which makes the step invariant to the scale of the loss. FZOO combines it with
+            ``one_sided`` and ``rademacher``. The standard deviation is about ε‖∇L‖, so that ``lr``
+            is in units of ε times a distance in weight space.
         weight_decay: at least 0; not divided by the standard deviation.
-        rng: None (fresh entropy), a non-negative int or a ``numpy.random.Generator`` (one draw from
-            it); seeds all directions.
+        rng: the seed of all directions: None (fresh entropy), a non-negative int or a
+            ``numpy.random.Generator``, from which one number is drawn.
 
     Raises:
-        InvalidValueError: an option is out of its range, or a parameter is sparse or complex.
+        InvalidValueError: an option is invalid, or a parameter is sparse or complex.
     """
 
     def __init__(
@@ -123,7 +121,8 @@ class ZeroOrderSGD(Optimizer):
             raise InvalidValueError(
                 "n_directions must be at least 2 to normalize one-sided losses, got 1"
             )
-        shared = {
+        super().__init__(params, {"lr": lr, "smoothing": smoothing, "weight_decay": weight_decay})
+        self._shared = {
             "n_directions": n_directions,
             "estimator": estimator,
             "direction": direction,
@@ -131,8 +130,6 @@ class ZeroOrderSGD(Optimizer):
             "seed": int(as_generator(rng, np.empty(0)).integers(2**63 - 1)),
             "n_steps": 0,
         }
-        super().__init__(params, {"lr": lr, "smoothing": smoothing, "weight_decay": weight_decay})
-        self._shared = shared
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -143,18 +140,18 @@ class ZeroOrderSGD(Optimizer):
         cast("dict[Any, Any]", self.state)[_SHARED] = shared
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if _SHARED not in state["state"]:  # torch passes what load_state_dict was given
+        if _SHARED not in state["state"]:  # called by load_state_dict
             raise InvalidValueError(
                 "state_dict must come from a ZeroOrderSGD, got one without its seed"
             )
         super().__setstate__(state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group: ``{"params": ..., "lr": ..., "smoothing": ..., "weight_decay": ...}``.
+        """Add a group: ``{"params": ..., "lr": ..., "smoothing": ..., "weight_decay": ...}``.
 
         Raises:
-            InvalidValueError: an option is out of its range or cannot differ between groups, or a
-                parameter is sparse or complex.
+            InvalidValueError: an option is invalid or cannot differ between groups, or a parameter
+                is sparse or complex.
         """
         options = self.defaults | param_group
         check_at_least("lr", options["lr"], 0)
@@ -175,23 +172,23 @@ class ZeroOrderSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor | float] | None = None) -> float:  # type: ignore[override]
-        """Moves the weights by one estimate of the gradient.
+        """Update the weights by one estimate of the gradient.
 
-        A loss that is not finite drops its direction from the mean. If no direction is left (or, to
-        normalize, fewer than two losses), the weights do not change. If the closure raises, they
-        are as before, and the next step uses the same directions.
+        A direction with a non-finite loss is ignored. If none is left (with ``normalize``: fewer
+        than two losses), the weights do not change. If the closure raises, the weights do not
+        change, and the next step uses the same directions.
 
         Args:
-            closure: measures the loss of the weights as they are now: a float or a tensor of one
-                element. It runs without gradients, and must not call ``backward``.
+            closure: returns the loss of the current weights, as a float or a tensor of one element.
+                It runs without gradients, and must not call ``backward``.
 
         Returns:
-            The loss before the step: ``one_sided`` as measured there, ``central`` as the mean over
-            the directions that count (nan if there is none).
+            The loss before the step: measured (``one_sided``), or estimated by the mean over the
+            directions (``central``; nan if all were ignored).
 
         Raises:
-            InvalidValueError: there is no closure, it returns no scalar, or no parameter is
-                trainable.
+            InvalidValueError: there is no closure, it does not return one real number, or no
+                parameter is trainable.
         """
         if closure is None:
             raise InvalidValueError("closure must be a function that returns the loss, got None")
@@ -199,7 +196,7 @@ class ZeroOrderSGD(Optimizer):
         losses = self._measure(closure, slots)
         estimate = _estimate(losses, self._shared["estimator"], self._shared["normalize"])
         self._move(slots, estimate.slopes)
-        # A new dict each time: the old one may be part of somebody's state_dict.
+        # A new dict, since the old one may be part of a state_dict.
         self._shared = self._shared | {"n_steps": self._shared["n_steps"] + 1}
         return estimate.loss
 
@@ -216,7 +213,7 @@ class ZeroOrderSGD(Optimizer):
         return list(slots.values())
 
     def _measure(self, closure: Callable[[], Tensor | float], slots: list[_Slot]) -> list[float]:
-        """Returns the losses in the order of ``_points``; the weights end as they were."""
+        """Return the losses in the order of ``_points``; restore the weights."""
         points = _points(self._shared["estimator"], self._shared["n_directions"])
         devices = {slot.weights.device for slot in slots}
         bases = [slot.weights.clone() for slot in slots]
@@ -244,8 +241,8 @@ class ZeroOrderSGD(Optimizer):
         steps = [slot.group["lr"] / slot.group["smoothing"] for slot in slots]
         total = math.fsum(map(abs, slopes.values()))
         if not slopes or any(map(_may_overflow, slots, (step * total for step in steps))):
-            return  # a step that overflows is no step
-        # All streams are open at once, so that a weight in half precision is rounded only once.
+            return
+        # Directions are summed per chunk, so that a weight in half precision is rounded only once.
         streams = {k: self._streams(slots, k) for k in slopes}
         for slot, step in zip(slots, steps, strict=True):
             keep = 1 - slot.group["lr"] * slot.group["weight_decay"]
@@ -253,12 +250,12 @@ class ZeroOrderSGD(Optimizer):
                 change = torch.zeros(rows.shape, dtype=_draw_dtype(rows), device=rows.device)
                 for k, slope in slopes.items():
                     change.sub_(self._draw(rows, streams[k]), alpha=step * slope)
-                # At 0 the draws only advance the streams: 0 * z could turn a -0.0 into 0.0.
+                # A step of 0 only advances the streams: 0 * z could turn -0.0 into 0.0.
                 if step > 0:
                     rows.copy_(change.add_(rows, alpha=keep))
 
     def _streams(self, slots: list[_Slot], k: int) -> dict[torch.device, torch.Generator]:
-        """Returns generators at the start of direction ``k`` of this step, one for each device."""
+        """Return generators at the start of direction ``k`` of this step, one per device."""
         streams: dict[torch.device, torch.Generator] = {}
         for device in (slot.weights.device for slot in slots):
             if device not in streams:
@@ -269,7 +266,7 @@ class ZeroOrderSGD(Optimizer):
         return streams
 
     def _draw(self, rows: Tensor, streams: dict[torch.device, torch.Generator]) -> Tensor:
-        """Returns the next entries of a direction, in the shape of ``rows``."""
+        """Draw the next entries of a direction, in the shape of ``rows``."""
         z = torch.empty(rows.shape, dtype=_draw_dtype(rows), device=rows.device)
         stream = streams[rows.device]
         if self._shared["direction"] == "gaussian":
@@ -278,20 +275,20 @@ class ZeroOrderSGD(Optimizer):
 
 
 class _Slot(NamedTuple):
-    """A trainable parameter, detached (same memory), and the group whose options it follows."""
+    """A trainable parameter, detached (same memory), and its group."""
 
     weights: Tensor
     group: dict[str, Any]
 
 
 def _may_overflow(slot: _Slot, length: float) -> bool:
-    """Whether a step of ``length`` times a direction may take a weight out of its own dtype."""
+    """Return whether a step of ``length`` times a direction may overflow the dtype of a weight."""
     if slot.group["lr"] == 0:
         return False
     limit = torch.finfo(slot.weights.dtype).max
     keep = abs(1 - slot.group["lr"] * slot.group["weight_decay"])
     change = _LARGEST_ENTRY * length
-    # Only float16 ends where weights may be.
+    # Realistic weights come near the limit only in float16.
     if change > limit or slot.weights.dtype != torch.float16:
         return bool(change > limit)
     low, high = torch.aminmax(slot.weights)
@@ -300,21 +297,21 @@ def _may_overflow(slot: _Slot, length: float) -> bool:
 
 
 class _Estimate(NamedTuple):
-    """``slopes[k] / smoothing`` is the share of direction k in the gradient."""
+    """``slopes[k] / smoothing`` is the coefficient of direction k in the gradient."""
 
     slopes: dict[int, float]
     loss: float
 
 
 def _points(estimator: str, n_directions: int) -> list[tuple[int, int]]:
-    """Returns (direction, sign) of each loss; sign 0 is the weights themselves."""
+    """Return (direction, sign) of each loss; sign 0 stands for the unperturbed weights."""
     if estimator == "central":
         return [(k, sign) for k in range(n_directions) for sign in (1, -1)]
     return [(0, 0), *((k, 1) for k in range(n_directions))]
 
 
 def _estimate(losses: Sequence[float], estimator: str, normalize: bool) -> _Estimate:
-    """Returns what the losses, in the order of ``_points``, say about the gradient."""
+    """Estimate the gradient by the losses, in the order of ``_points``."""
     if estimator == "central":
         sides = [losses[k : k + 2] for k in range(0, len(losses), 2)]
         changes = [(plus - minus) / 2 for plus, minus in sides]
@@ -332,7 +329,7 @@ def _estimate(losses: Sequence[float], estimator: str, normalize: bool) -> _Esti
         if len(perturbed) < 2:
             return _Estimate({}, loss)
         sigma = torch.tensor(perturbed, dtype=torch.float64).std().item()
-        # Equal losses: every change that is not 0 is one-sided and common to all directions.
+        # If all perturbed losses are equal, the slopes become 0.
         divisor *= sigma if sigma > 0 else math.inf
     return _Estimate({k: changes[k] / divisor for k in survivors}, loss)
 
@@ -351,12 +348,12 @@ def _draw_dtype(weights: Tensor) -> torch.dtype:
 
 
 def _chunks(weights: Tensor) -> Sequence[Tensor]:
-    """Returns views of consecutive rows, about ``_CHUNK`` entries each, whatever the strides."""
+    """Return views of consecutive rows, about ``_CHUNK`` entries each."""
     rows = weights.reshape(1) if weights.ndim == 0 else weights
     return torch.split(rows, max(1, _CHUNK * len(rows) // rows.numel()))
 
 
 def _forked_rng(devices: set[torch.device]) -> AbstractContextManager[None]:
-    """Gives torch's global generators back as they were on entry."""
+    """Restore the state of torch's global generators on exit."""
     indices = [device.index for device in devices if device.type == "cuda"]
     return torch.random.fork_rng(indices, device_type="cuda")

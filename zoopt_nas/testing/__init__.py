@@ -1,4 +1,6 @@
-"""The contract of a solver as test classes. Subclass them in your own tests with one fixture::
+"""Test classes for solvers.
+
+Subclass them in your tests, with one fixture::
 
     import pytest
     from zoopt_nas import CMA
@@ -9,8 +11,8 @@
         def solver(self):
             return CMA()
 
-`SolverConformance` holds for every solver. `SolverRobustness` is for solvers that find the lengths
-of their steps by themselves (``adapts_steps``). Both need ``pip install 'zoopt-nas[test]'``.
+`SolverConformance` is for every solver, `SolverRobustness` for solvers that adapt their step
+lengths (``adapts_steps``). Both require ``pip install 'zoopt-nas[test]'``.
 """
 
 from zoopt_nas.testing.contract import (

@@ -1,7 +1,7 @@
-"""Small problems of the kinds that users bring, drawn from a seed; each has a value to reach.
+"""Small test problems, each generated from a seed, with a target value.
 
-All are functions with one local minimum, or with flat or forbidden parts around one, so that what
-they ask for is not luck: scales, boxes, penalties, failures, steps and rotations.
+They vary scales, boxes, penalties, failures, steps and rotations. Each has one local minimum, so
+that a solver does not need luck; some have flat or failing regions around it.
 """
 
 from __future__ import annotations
@@ -11,65 +11,60 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Function = Callable[[np.ndarray], float]
+
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, and when it counts as solved.
+    """A problem that is solved if ``target`` is reached within ``maxfev`` evaluations.
 
-    Attributes:
-        fun: takes (dim,), returns a number.
-        x0: (dim,), the start.
-        target: the value to reach.
-        maxfev: within so many evaluations.
-        bounds: pairs, or None.
+    The fields are arguments of `minimize`.
     """
 
-    fun: Callable[[np.ndarray], float]
+    fun: Function
     x0: np.ndarray
     target: float
     maxfev: int
     bounds: list[tuple[float, float]] | None = None
 
 
-def _bowl(
-    rng: np.random.Generator, dim: int, log_condition: float
-) -> tuple[Callable[[np.ndarray], float], np.ndarray]:
-    """Returns a rotated convex quadratic of curvatures 1 to 10^log_condition, and its minimum."""
+def _quadratic(rng: np.random.Generator, dim: int, log_condition: float) -> Function:
+    """Return a rotated convex quadratic function with the condition 10^log_condition."""
     rotation, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
     weights = 10 ** np.linspace(0, log_condition, dim)
     centre = rng.uniform(-1, 1, dim)
-    return lambda z: float((weights * (rotation @ (z - centre)) ** 2).sum()), centre
+    return lambda z: float((weights * (rotation @ (z - centre)) ** 2).sum())
 
 
 def scales_of_start(seed: int) -> Case:
-    """Parameters of sizes 1e-8 to 1e8, started within a factor of 2 of their size."""
+    """Return a problem with scales from 1e-8 to 1e8, which x0 has within a factor of 2."""
     rng = np.random.default_rng([1, seed])
     dim = int(rng.integers(2, 5))
     scales = 10 ** rng.uniform(-8, 8, dim)
-    bowl, _ = _bowl(rng, dim, 2)
+    quadratic = _quadratic(rng, dim, 2)
     x0 = scales * rng.uniform(0.5, 2, dim) * rng.choice([-1, 1], dim)
-    return Case(lambda x: bowl(x / scales), x0, 1e-6, 1500 * dim)
+    return Case(lambda x: quadratic(x / scales), x0, 1e-6, 1500 * dim)
 
 
 def scales_unknown(seed: int) -> Case:
-    """Parameters of sizes 1e-3 to 1e3, started at 0 or 1, which says nothing of their size."""
+    """Return a problem with scales from 1e-3 to 1e3, which x0 does not tell: it is 0 or 1."""
     rng = np.random.default_rng([2, seed])
     dim = int(rng.integers(2, 5))
     scales = 10 ** rng.uniform(-3, 3, dim)
-    bowl, _ = _bowl(rng, dim, 1)
+    quadratic = _quadratic(rng, dim, 1)
     x0 = np.full(dim, float(rng.integers(2)))
-    return Case(lambda x: bowl(x / scales), x0, 1e-4, 3000 * dim)
+    return Case(lambda x: quadratic(x / scales), x0, 1e-4, 3000 * dim)
 
 
 def boxes(seed: int) -> Case:
-    """Boxes of widths 1e-6 to 1e6; the start and the optimum inside, on an edge, in a corner."""
+    """Return a problem in a box of widths 1e-6 to 1e6; x0 and the optimum may be on bounds."""
     rng = np.random.default_rng([3, seed])
     dim = int(rng.integers(2, 5))
     widths = 10 ** (rng.uniform(-6, 6, dim) if rng.random() < 0.5 else rng.uniform(-6, 6))
     widths = widths * np.ones(dim)
     lower = widths * rng.uniform(-2, 1, dim)
     weights = 10 ** rng.uniform(0, 1, dim)
-    optimum = rng.choice([-0.4, 0.3, 0.6, 1.4], dim)  # outside: the bound is the best there is
+    optimum = rng.choice([-0.4, 0.3, 0.6, 1.4], dim)  # outside: the best point is on the bound
     starts = [np.full(dim, 0.5), rng.uniform(0, 1, dim), rng.choice([0.0, 1.0], dim)]
     start = starts[rng.integers(3)].copy()
     if rng.random() < 0.3:
@@ -85,7 +80,7 @@ def boxes(seed: int) -> Case:
 
 
 def penalties(seed: int) -> Case:
-    """One value, NaN or infinity outside of a ball, and the start outside of it."""
+    """Return a problem with a constant, NaN or infinity outside of a ball; x0 is outside."""
     rng = np.random.default_rng([4, seed])
     dim = int(rng.integers(1, 4))
     penalty = float(rng.choice([10, 100, 1000, np.nan, np.inf]))
@@ -101,7 +96,7 @@ def penalties(seed: int) -> Case:
 
 
 def holes(seed: int) -> Case:
-    """No value outside of a ball around 0 that is up to 5 radii away."""
+    """Return a problem that fails outside of a ball; x0 is up to 5 radii away from its centre."""
     rng = np.random.default_rng([5, seed])
     dim = int(rng.integers(1, 4))
     way = rng.standard_normal(dim)
@@ -115,38 +110,28 @@ def holes(seed: int) -> Case:
 
 
 def steps(seed: int) -> Case:
-    """A staircase in [0, 1]^dim, started in the middle of a stair."""
+    """Return a piecewise constant problem in [0, 1]^dim."""
     rng = np.random.default_rng([6, seed])
     dim = int(rng.integers(1, 3))
     n_stairs = int(rng.integers(4, 9))
     centre = rng.uniform(0.05, 0.95, dim)
     bounds = [(0.0, 1.0)] * dim
-    return Case(
-        lambda x: float(np.floor(n_stairs * np.abs(x - centre)).sum()),
-        np.full(dim, 0.5),
-        0.0,
-        2000,
-        bounds,
-    )
+
+    def fun(x: np.ndarray) -> float:
+        return float(np.floor(n_stairs * np.abs(x - centre)).sum())
+
+    return Case(fun, np.full(dim, 0.5), 0.0, 2000, bounds)
 
 
 def rotations(seed: int) -> Case:
-    """A rotated valley whose curvatures differ by a factor of 10^4."""
+    """Return a rotated quadratic problem with the condition 1e4."""
     rng = np.random.default_rng([7, seed])
     dim = int(rng.integers(2, 6))
-    bowl, _ = _bowl(rng, dim, 4)
-    return Case(bowl, rng.uniform(-3, 3, dim), 1e-6, 2000 * dim)
+    quadratic = _quadratic(rng, dim, 4)
+    return Case(quadratic, rng.uniform(-3, 3, dim), 1e-6, 2000 * dim)
 
 
 FAMILIES: dict[str, Callable[[int], Case]] = {
     family.__name__: family
-    for family in (
-        scales_of_start,
-        scales_unknown,
-        boxes,
-        penalties,
-        holes,
-        steps,
-        rotations,
-    )
+    for family in (scales_of_start, scales_unknown, boxes, penalties, holes, steps, rotations)
 }
