@@ -1,8 +1,7 @@
-"""The datasets: what each one is, and its files read into plain NumPy arrays.
+"""The registered datasets and the readers of their files.
 
-A dataset of the table below is one `DatasetSpec`; the user's own ``.npz`` file or image folder
-becomes one in ``own_data.py``. Nothing here knows about devices or batches: see ``data.py``.
-A file that is missing, broken or malicious ends in a `DataError`.
+A `DatasetSpec` describes a dataset; ``user_files.py`` makes one from the user's data. A file that
+is missing, broken or malicious raises a `DataError`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from zoopt_nas.nas.data.augmentation import Augmentation
 from zoopt_nas.nas.data.image_files import DECODE_ERRORS, list_images, stratified_split
 from zoopt_nas.registry import Registry
 
-# Images are pixels (n, h, w, c), or image files where the pixels would not fit in memory.
+# Images are pixels (n, h, w, c), or image files if the pixels would exceed the memory.
 Loaded = tuple[Pixels | tuple[Path, ...], Labels]
 
 
@@ -36,13 +35,16 @@ class DatasetSpec:
     """A dataset that can be loaded.
 
     Attributes:
-        mean: per channel, for pixels in 0..1; None: computed from the training images.
-        std: as ``mean``.
+        name: Name in messages.
+        n_classes, in_channels, image_size: Dimensions of the images and labels.
+        mean, std: Per-channel statistics of pixels in 0..1; None: computed from the training
+            images.
+        augmentation: Random changes of training images.
         load: (data_dir, split, download) -> images and labels (n,) in 0..n_classes-1. The images
-            are uint8 (n, h, w, c), or paths of image files to be decoded when they are needed.
-        class_names: by label; None: the labels have no names, or none that are known here.
-        fingerprint: split -> a digest of its images and labels as they are stored. None: the digest
-            of what ``load`` returns, see `data.load_dataset`.
+            are uint8 (n, h, w, c), or paths of image files that are decoded on demand.
+        class_names: Names by label, or None.
+        fingerprint: split -> a digest of its images and labels as stored; None: the digest of the
+            result of ``load``.
     """
 
     name: str
@@ -60,7 +62,7 @@ class DatasetSpec:
 def _require(
     paths: Sequence[Path], name: str, download: bool, fetch: Callable[[Any], object]
 ) -> None:
-    """Checks that the files are there, after fetching them with torchvision if asked to."""
+    """Raise MissingDataError if a file is missing and not downloaded with torchvision."""
     missing = [path for path in paths if not path.is_file()]
     if missing and download:
         import torchvision.datasets
@@ -81,7 +83,7 @@ def _require(
 
 
 def _load_digits(data_dir: Path, split: Split, download: bool) -> Loaded:
-    """Scikit-learn's 1797 handwritten digits: 1437 to train, 360 to test."""
+    """Load scikit-learn's 1797 handwritten digits: 1437 to train, 360 to test."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -98,7 +100,7 @@ def _load_digits(data_dir: Path, split: Split, download: bool) -> Loaded:
 
 @dataclass(frozen=True)
 class _CifarFiles:
-    """Where CIFAR-10 and CIFAR-100, which share one format, differ."""
+    """The differences between the files of CIFAR-10 and CIFAR-100."""
 
     name: str
     folder: str
@@ -149,7 +151,7 @@ _CIFAR100 = _CifarFiles(
 
 
 def _load_svhn(data_dir: Path, split: Split, download: bool) -> Loaded:
-    """Street View House Numbers, cropped digits; ``extra`` is not used, as in the papers."""
+    """Load Street View House Numbers, cropped digits, without ``extra``, as in the papers."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -163,9 +165,9 @@ def _load_svhn(data_dir: Path, split: Split, download: bool) -> Loaded:
     try:
         content = loadmat(path, variable_names=("X", "y"))
     except (
-        *(*DECODE_ERRORS, MatReadError, TypeError, LookupError, ArithmeticError),
-        *(NotImplementedError, MemoryError),
-    ) as error:
+        *DECODE_ERRORS, MatReadError, TypeError, LookupError, ArithmeticError, NotImplementedError,
+        MemoryError,
+    ) as error:  # fmt: skip
         raise DataError(f"{path}: not a usable MATLAB file: {one_line(error)}") from error
     for name in ("X", "y"):
         if name not in content:
@@ -173,13 +175,12 @@ def _load_svhn(data_dir: Path, split: Split, download: bool) -> Loaded:
     images, labels = content["X"], content["y"]
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise DataError(f"{path}: X must have shape (32, 32, 3, n), got {images.shape}")
-    # The file calls the digit 0 class 10.
-    labels = np.where(labels == 10, 0, labels)
+    labels = np.where(labels == 10, 0, labels)  # the file calls the digit 0 class 10
     return check_arrays(images.transpose(3, 0, 1, 2), labels, path, ("X", "y"), 10)
 
 
 def _load_imagenet(data_dir: Path, split: Split, download: bool) -> Loaded:
-    """ILSVRC 2012 in class folders: ``imagenet/train`` and ``imagenet/val``, decoded later."""
+    """List the files of ILSVRC 2012 in the class folders of ``imagenet/train`` or ``/val``."""
     root = data_dir / "imagenet" / ("train" if split == "train" else "val")
     if not root.is_dir():
         raise MissingDataError(
@@ -195,8 +196,11 @@ def _load_imagenet(data_dir: Path, split: Split, download: bool) -> Loaded:
 # ------------------------------------------------------------------------ the table
 
 _CROP_AND_FLIP = Augmentation(crop_padding=4, flip=True)
+_CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 
-# Means and deviations are those of the DARTS family of papers, so that numbers compare.
+# Means and deviations are as in the DARTS family of papers, so that results are comparable.
 DATASETS: Registry[DatasetSpec] = Registry(
     "dataset",
     {
@@ -220,10 +224,7 @@ DATASETS: Registry[DatasetSpec] = Registry(
             std=(0.24703233, 0.24348505, 0.26158768),
             augmentation=_CROP_AND_FLIP,
             load=_CIFAR10.load,
-            class_names=(
-                *("airplane", "automobile", "bird", "cat", "deer"),
-                *("dog", "frog", "horse", "ship", "truck"),
-            ),
+            class_names=_CIFAR10_CLASSES,
         ),
         "cifar100": DatasetSpec(
             name="cifar100",
@@ -242,7 +243,7 @@ DATASETS: Registry[DatasetSpec] = Registry(
             image_size=32,
             mean=(0.4377, 0.4438, 0.4728),
             std=(0.1980, 0.2010, 0.1970),
-            augmentation=_CROP_AND_FLIP,  # flipped like the others in every released code
+            augmentation=_CROP_AND_FLIP,  # every released code flips SVHN, too
             load=_load_svhn,
             class_names=tuple("0123456789"),
         ),
