@@ -109,11 +109,11 @@ def let_threads_sleep() -> None:
 
 def given(ctx: typer.Context, cls: type[RunConfig]) -> dict[str, Any]:
     """Return the settings that the command line gives; pairs of a list are one dictionary."""
-    found = {}
+    found, hints = {}, get_type_hints(cls)
     for name, known in settings_of(cls).items():
         value = ctx.params.get(name) if known.has_option else None
-        if isinstance(value, list):
-            value = parse_pairs(value, known.option or "") or None
+        if hints[name] == dict[str, Any]:  # typer may give an empty tuple for no pairs
+            value = parse_pairs(value or (), known.option or "") or None
         if value is not None:
             found[name] = value
     return found

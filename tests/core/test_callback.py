@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import scipy.optimize
-import torch
 
 from zoopt_nas import MGS, SOLVERS, InvalidValueError, Status, minimize, scipy_method
+
+torch = pytest.importorskip("torch")
 
 
 def bowl(x):

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import scipy.optimize
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoopt_nas import Box, InvalidValueError, minimize, scipy_method
+
+torch = pytest.importorskip("torch")
 
 
 def first_point(x0, bounds, **keywords):

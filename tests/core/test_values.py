@@ -6,11 +6,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 
 from zoopt_nas import SOLVERS, InvalidValueError, Status, minimize
 from zoopt_nas._arrays import to_numpy
 from zoopt_nas._calls import as_float, as_values
+
+torch = pytest.importorskip("torch")
 
 NUMBERS = {
     "int": (3, 3.0),

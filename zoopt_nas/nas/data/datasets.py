@@ -195,6 +195,9 @@ def _load_imagenet(data_dir: Path, split: Split, download: bool) -> Loaded:
 
 # ------------------------------------------------------------------------ the table
 
+_CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 _CROP_AND_FLIP = Augmentation(crop_padding=4, flip=True)
 _CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
