@@ -8,6 +8,7 @@ the other blocks of the page.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -22,6 +23,8 @@ from page_package import files_of, install, write_package
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+# A file of the package, a colon, and names in it: `solvers/rs.py`: `RS._tell`, `RS._ask`
+FILE_AND_NAMES = re.compile(r"`([\w/]+\.py)`: (`[^`]+`(?:, `[^`]+`)*)")
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
 END = "\n=== end of a block ===\n"
 
@@ -123,3 +126,36 @@ c
     assert run(found, tmp_path) == ["a\n", "b\n"]
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run([Example("1 / 0", None)], tmp_path)
+
+
+def defined_names(path: Path) -> set[str]:
+    """Return the functions, classes, methods and constants of a file: ``f``, ``C``, ``C.f``."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for part in [node, *(node.body if isinstance(node, ast.ClassDef) else [])]:
+            before = "" if part is node else prefix
+            if isinstance(part, ast.FunctionDef | ast.ClassDef):
+                found.add(before + part.name)
+            elif isinstance(part, ast.Assign | ast.AnnAssign):
+                stored = [n for n in ast.walk(part) if isinstance(n, ast.Name)]
+                found |= {before + n.id for n in stored if isinstance(n.ctx, ast.Store)}
+    return found
+
+
+def test_every_name_of_the_paper_map_exists():
+    text = (ROOT / "docs" / "paper-map.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"`[\w/]+\.py`", text)) == len(FILE_AND_NAMES.findall(text)) > 30
+    for path, names in FILE_AND_NAMES.findall(text):
+        file = ROOT / path if path.startswith("benchmarks/") else ROOT / "zoopt_nas" / path
+        wanted = {name.partition("(")[0] for name in re.findall(r"`([^`]+)`", names)}
+        assert wanted - defined_names(file) == set(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:zoopt_nas|cli|tests|benchmarks)/[\w/.]+\.(?:py|c|h)\b", text))
+    missing = {name for name in named if not (ROOT / name).is_file()}
+    examples_of_the_page = {"cli/hello.py", *files_of(text)}
+    assert missing - examples_of_the_page == set(), page

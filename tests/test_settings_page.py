@@ -1,4 +1,4 @@
-"""The page of all settings; ``python tests/test_settings_page.py`` writes it anew."""
+"""The page of all settings; ``python tests/test_settings_page.py`` writes it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 INTRODUCTION = """\
 # Settings
 
-Every setting of a search and of a retraining. Its name is the field of `nas.SearchConfig` or \
-`nas.TrainConfig` and the key in a TOML file for `--config`. A dash in the column of options means \
-that the command line has none.
+This page lists every setting of a search and of a retraining. The name is the field of \
+`nas.SearchConfig` or `nas.TrainConfig`, and the key in a TOML file for `--config`. A dash in the \
+column of options means that the setting has no command-line option.
 
-A default depends on the kind of run, the data set and the method. The tables have the one for \
-image data sets with `mgs`, and the one for the embedded digits where it differs; ImageNet and the \
-other methods have more of their own in `zoopt_nas/nas/settings/defaults.py`, with their sources. \
-A setting that is left out takes the same default by hand, in a file and on the command line.
+A default depends on the kind of run, the data set and the method. The tables show the default for \
+image data sets with `mgs`, and for the bundled digits if it differs. \
+`zoopt_nas/nas/settings/defaults.py` has the other defaults for ImageNet and for other methods, \
+with their sources. A setting that you leave out has the same default in Python, in a file and on \
+the command line.
 
-Sources: *paper* is ZARTS (Wang et al., 2022), *released* its published scripts, *DARTS* Liu et \
-al. (2019) with its code, *ours* a choice of this package.
+Sources: *paper* is ZARTS (Wang et al., 2022), *released* its published scripts, *DARTS* is Liu et \
+al. (2019) with its code, and *ours* is a choice of this package.
 """
 
 
 def page() -> str:
     """Return the text of the page."""
-    shared = {*settings_of(RunConfig)}
+    shared = settings_of(RunConfig)
     parts = [INTRODUCTION, "## Search\n", *tables(SearchConfig, set()), "## Retraining\n"]
     same = {name for name in shared if line(SearchConfig, name) == line(TrainConfig, name)}
-    names = ", ".join(f"`{name}`" for name in settings_of(RunConfig) if name in same)
+    names = ", ".join(f"`{name}`" for name in shared if name in same)
     parts += [f"As in a search: {names}.\n", *tables(TrainConfig, same)]
     return "\n".join(parts)
 
