@@ -66,7 +66,7 @@ def test_without_a_compiler(monkeypatch):
 ])  # fmt: skip
 def test_a_compiler_that_fails(tmp_path, monkeypatch, script, message):
     compiler(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(own, "SECONDS", 0.5)
+    monkeypatch.setattr(own, "TIMEOUT", 0.5)
     with pytest.raises(own.KernelError, match=message) as caught:
         own.compiled(torch.float32)
     assert "\n" not in str(caught.value)

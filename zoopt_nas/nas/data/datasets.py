@@ -98,56 +98,37 @@ def _load_digits(data_dir: Path, split: Split, download: bool) -> Loaded:
     return images[kept], labels[kept]
 
 
-@dataclass(frozen=True)
-class _CifarFiles:
-    """The differences between the files of CIFAR-10 and CIFAR-100."""
+def _cifar_loader(
+    name: str, folder: str, files: dict[Split, tuple[str, ...]], label_key: str, n_classes: int
+) -> Callable[[Path, Split, bool], Loaded]:
+    """Return the loader of CIFAR-10 or CIFAR-100."""
 
-    name: str
-    folder: str
-    files: dict[Split, tuple[str, ...]]
-    label_key: str
-    n_classes: int
-
-    def load(self, data_dir: Path, split: Split, download: bool) -> Loaded:
-        paths = [data_dir / self.folder / file for file in self.files[split]]
+    def load(data_dir: Path, split: Split, download: bool) -> Loaded:
+        paths = [data_dir / folder / file for file in files[split]]
         _require(
             paths,
-            self.name,
+            name,
             download,
-            lambda torchvision: getattr(torchvision, self.name.upper())(data_dir, download=True),
+            lambda torchvision: getattr(torchvision, name.upper())(data_dir, download=True),
         )
-        parts = [self._load_file(path) for path in paths]
+        parts = [_load_cifar_file(path, label_key, n_classes) for path in paths]
         return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
-    def _load_file(self, path: Path) -> tuple[Pixels, Labels]:
-        content = read_pickle(path)
-        for key in ("data", self.label_key):
-            if key not in content:
-                raise DataError(f"{path}: the key {key!r} is missing")
-        rows = np.asarray(content["data"])
-        if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * 32 * 32:
-            raise DataError(
-                f"{path}: data must be uint8 of shape (n, 3072), got {rows.dtype} {rows.shape}"
-            )
-        images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        names = ("data", self.label_key)
-        return check_arrays(images, content[self.label_key], path, names, self.n_classes)
+    return load
 
 
-_CIFAR10 = _CifarFiles(
-    name="cifar10",
-    folder="cifar-10-batches-py",
-    files={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
-    label_key="labels",
-    n_classes=10,
-)
-_CIFAR100 = _CifarFiles(
-    name="cifar100",
-    folder="cifar-100-python",
-    files={"train": ("train",), "test": ("test",)},
-    label_key="fine_labels",
-    n_classes=100,
-)
+def _load_cifar_file(path: Path, label_key: str, n_classes: int) -> tuple[Pixels, Labels]:
+    content = read_pickle(path)
+    for key in ("data", label_key):
+        if key not in content:
+            raise DataError(f"{path}: the key {key!r} is missing")
+    rows = np.asarray(content["data"])
+    if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * 32 * 32:
+        raise DataError(
+            f"{path}: data must be uint8 of shape (n, 3072), got {rows.dtype} {rows.shape}"
+        )
+    images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return check_arrays(images, content[label_key], path, ("data", label_key), n_classes)
 
 
 def _load_svhn(data_dir: Path, split: Split, download: bool) -> Loaded:
@@ -195,74 +176,47 @@ def _load_imagenet(data_dir: Path, split: Split, download: bool) -> Loaded:
 
 # ------------------------------------------------------------------------ the table
 
-_CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
 _CROP_AND_FLIP = Augmentation(crop_padding=4, flip=True)
-_CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+_CIFAR10_FILES: dict[Split, tuple[str, ...]] = {
+    "train": tuple(f"data_batch_{i}" for i in range(1, 6)),
+    "test": ("test_batch",),
+}
+_CIFAR100_FILES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test",)}
 
 # Means and deviations are as in the DARTS family of papers, so that results are comparable.
+# fmt: off
+_SPECS = (
+    DatasetSpec(
+        name="digits", n_classes=10, in_channels=1, image_size=8, mean=None, std=None,
+        augmentation=Augmentation(crop_padding=1),  # a mirrored digit is another shape
+        load=_load_digits, class_names=tuple("0123456789")),
+    DatasetSpec(
+        name="cifar10", n_classes=10, in_channels=3, image_size=32,
+        mean=(0.49139968, 0.48215827, 0.44653124), std=(0.24703233, 0.24348505, 0.26158768),
+        augmentation=_CROP_AND_FLIP,
+        load=_cifar_loader("cifar10", "cifar-10-batches-py", _CIFAR10_FILES, "labels", 10),
+        class_names=("airplane", "automobile", "bird", "cat", "deer",
+                     "dog", "frog", "horse", "ship", "truck")),
+    DatasetSpec(
+        name="cifar100", n_classes=100, in_channels=3, image_size=32,
+        mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), augmentation=_CROP_AND_FLIP,
+        load=_cifar_loader("cifar100", "cifar-100-python", _CIFAR100_FILES, "fine_labels", 100)),
+    DatasetSpec(
+        name="svhn", n_classes=10, in_channels=3, image_size=32,
+        mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970),
+        augmentation=_CROP_AND_FLIP,  # every released code flips SVHN, too
+        load=_load_svhn, class_names=tuple("0123456789")),
+    DatasetSpec(
+        name="imagenet", n_classes=1000, in_channels=3, image_size=224,
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+        augmentation=Augmentation(
+            flip=True, resized_crop=224, colour_jitter=(0.4, 0.4, 0.4, 0.2)),
+        load=_load_imagenet),
+)
+# fmt: on
 DATASETS: Registry[DatasetSpec] = Registry(
     "dataset",
-    {
-        "digits": DatasetSpec(
-            name="digits",
-            n_classes=10,
-            in_channels=1,
-            image_size=8,
-            mean=None,
-            std=None,
-            augmentation=Augmentation(crop_padding=1),  # a mirrored digit is another shape
-            load=_load_digits,
-            class_names=tuple("0123456789"),
-        ),
-        "cifar10": DatasetSpec(
-            name="cifar10",
-            n_classes=10,
-            in_channels=3,
-            image_size=32,
-            mean=(0.49139968, 0.48215827, 0.44653124),
-            std=(0.24703233, 0.24348505, 0.26158768),
-            augmentation=_CROP_AND_FLIP,
-            load=_CIFAR10.load,
-            class_names=_CIFAR10_CLASSES,
-        ),
-        "cifar100": DatasetSpec(
-            name="cifar100",
-            n_classes=100,
-            in_channels=3,
-            image_size=32,
-            mean=(0.5071, 0.4865, 0.4409),
-            std=(0.2673, 0.2564, 0.2762),
-            augmentation=_CROP_AND_FLIP,
-            load=_CIFAR100.load,
-        ),
-        "svhn": DatasetSpec(
-            name="svhn",
-            n_classes=10,
-            in_channels=3,
-            image_size=32,
-            mean=(0.4377, 0.4438, 0.4728),
-            std=(0.1980, 0.2010, 0.1970),
-            augmentation=_CROP_AND_FLIP,  # every released code flips SVHN, too
-            load=_load_svhn,
-            class_names=tuple("0123456789"),
-        ),
-        "imagenet": DatasetSpec(
-            name="imagenet",
-            n_classes=1000,
-            in_channels=3,
-            image_size=224,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            augmentation=Augmentation(
-                flip=True, resized_crop=224, colour_jitter=(0.4, 0.4, 0.4, 0.2)
-            ),
-            load=_load_imagenet,
-        ),
-    },
+    {spec.name: spec for spec in _SPECS},
     group="zoopt_nas.datasets",
     check=lambda entry: isinstance(entry, DatasetSpec),
 )

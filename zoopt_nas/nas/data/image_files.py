@@ -29,14 +29,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 # PIL raises these for a broken file; its UnidentifiedImageError is an OSError.
 DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
     Image.DecompressionBombError,
-)
+)  # fmt: skip
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

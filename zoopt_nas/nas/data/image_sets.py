@@ -70,7 +70,7 @@ class HostImageSet(ImageSet):
         return batch.to(self.labels.device, non_blocking=True)
 
 
-class LazyImageSet(ImageSet):
+class LazyImageSet(HostImageSet):
     """Labelled image files that are decoded on demand; it has no ``images``.
 
     Args:
@@ -83,11 +83,6 @@ class LazyImageSet(ImageSet):
         self.paths, self.labels, self._side = paths, labels, size
         self._decode = partial(decode_image, mode="RGB", size=size)
         self._pool = ThreadPoolExecutor()  # its threads start with the first fetch
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it occupies on the device of its batches."""
-        return self.labels.nbytes
 
     @property
     def size(self) -> tuple[int, int]:

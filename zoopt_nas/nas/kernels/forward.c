@@ -1,11 +1,11 @@
-/* The forward pass of a stage (stage.h), and the sum that its output goes into. */
+/* The forward pass of a stage (stage.h), and the sum of its output with other terms. */
 
 #include <math.h>
 
 #include "stage.h"
 
-/* The sum over pixels of (y - centre)^power, power 1 or 2, of LANES channels. Four sums are added
-   up side by side, so that none waits for itself. */
+/* The sum over pixels of (y - centre)^power, power 1 or 2, of LANES channels, in four independent
+   sums to avoid stalls. */
 ALWAYS_INLINE vec sum_of(const int power, const REAL *y, vec centre, int64_t channels,
                          int64_t n_pixels) {
     vec sums[4] = {{0}, {0}, {0}, {0}};
@@ -24,7 +24,7 @@ ALWAYS_INLINE vec sum_of(const int power, const REAL *y, vec centre, int64_t cha
     return sums[0] + sums[1] + sums[2] + sums[3];
 }
 
-/* Mean and sum of squared deviations of some pixels, joined to those of `count` pixels. */
+/* Adds pixels to the mean and the squared deviations of `count` pixels. */
 static void add_statistics(const REAL *y, int64_t channels, int64_t n_pixels, double count,
                            double *mean, double *squares) {
     const double share = n_pixels / (count + n_pixels);
@@ -39,7 +39,7 @@ static void add_statistics(const REAL *y, int64_t channels, int64_t n_pixels, do
     }
 }
 
-/* The norm behind y, from the mean and the squared deviations that the chunks have. */
+/* N_y, from the means and squared deviations of the chunks. */
 static void make_norm(const Stage *s, const Layout *l, const double *chunks) {
     const int64_t n = s->out_channels;
     for (int64_t c = 0; c < n; c++) {
@@ -75,8 +75,8 @@ static void make_norm(const Stage *s, const Layout *l, const double *chunks) {
     }
 }
 
-/* y of an image, and its part of the statistics. `a` is followed by buffers for d and y of a band;
-   n_before images are in the statistics so far: of mean and squared deviations, (2, out_channels). */
+/* y of an image. `a` is followed by buffers for d and y of a band. Adds the image to `statistics`,
+   the mean and squared deviations (2, out_channels) of n_before images. */
 static void image_forward(const Stage *s, const Layout *l, const REAL *depthwise,
                           const REAL *pointwise, REAL *a, int64_t image, int64_t n_before,
                           double *statistics) {
@@ -99,7 +99,7 @@ static void image_forward(const Stage *s, const Layout *l, const REAL *depthwise
     }
 }
 
-/* y and norm. Returns 0, or 1 without memory. */
+/* Computes y and N_y. Returns 0, or 1 if there is no memory. */
 int separable_forward(const Stage *s) {
     const Layout l = layout_of(s);
     const int64_t size = l.in_size + l.n_band * (l.channels + l.out_channels);
@@ -130,8 +130,8 @@ int separable_forward(const Stage *s) {
     return failed;
 }
 
-/* out = base + skip * x + (y - mean) * multiplier + shift, for (n_pixels, channels); base and skip,
-   a single number, may be NULL, and base may be out. */
+/* out = base + skip * x + (y - mean) * multiplier + shift, for (n_pixels, channels). The number
+   skip and base may be NULL; base may equal out. */
 void add_normalized(int64_t n_pixels, int64_t channels, const REAL *y, const REAL *norm,
                     const REAL *base, const REAL *skip, const REAL *x, REAL *out) {
 #pragma omp parallel for schedule(static)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +63,27 @@ class Place(NamedTuple):
     position: int
 
 
-class JoinedOperations(Protocol):
-    """Operations of one kind on edges from one node, with the place of each."""
+@dataclass
+class JoinedSeparables:
+    """``SepConv`` or ``DilConv`` of one kernel size on edges from one node.
 
+    Attributes:
+        operations: The stages of each operation.
+        places: The place of each operation.
+    """
+
+    operations: list[list[Stage]]
     places: list[Place]
 
     def convolutions(self) -> list[list[nn.Conv2d]]:
         """Return the groups of convolutions to join, in the order in which ``apply`` uses them."""
+        stages = zip(*self.operations, strict=True)
+        pairs = [([s.depthwise for s in stage], [s.pointwise for s in stage]) for stage in stages]
+        return [convolutions for pair in pairs for convolutions in pair]
 
     def norms(self) -> list[list[nn.BatchNorm2d]]:
         """Return the groups of BatchNorms to join; they have no affine parameters."""
+        return [[part.norm for part in stage] for stage in zip(*self.operations, strict=True)]
 
     def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
         """Return the scaled outputs of all operations, ``(batch, n * channels, h, w)``.
@@ -83,27 +94,6 @@ class JoinedOperations(Protocol):
             norms: Joined BatchNorms, one for each group of ``norms``.
             scale: ``(n * channels,)``.
         """
-
-
-@dataclass
-class JoinedSeparables:
-    """``SepConv`` or ``DilConv`` of one kernel size; ``operations`` has the stages of each."""
-
-    operations: list[list[Stage]]
-    places: list[Place]
-
-    def convolutions(self) -> list[list[nn.Conv2d]]:
-        """Return the depthwise and pointwise convolutions of each stage."""
-        stages = zip(*self.operations, strict=True)
-        pairs = [([s.depthwise for s in stage], [s.pointwise for s in stage]) for stage in stages]
-        return [convolutions for pair in pairs for convolutions in pair]
-
-    def norms(self) -> list[list[nn.BatchNorm2d]]:
-        """Return the BatchNorms of each stage."""
-        return [[part.norm for part in stage] for stage in zip(*self.operations, strict=True)]
-
-    def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
-        """See ``JoinedOperations.apply``."""
         x = node.repeated(len(self.places))
         *first, last = self.operations[0]
         for stage in first:
@@ -113,7 +103,7 @@ class JoinedSeparables:
 
 @dataclass
 class JoinedReductions:
-    """Skip connections with stride 2."""
+    """Skip connections with stride 2, with the methods of `JoinedSeparables`."""
 
     operations: list[FactorizedReduce]
     places: list[Place]
@@ -127,7 +117,7 @@ class JoinedReductions:
         return [[op.norm for op in self.operations]]
 
     def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
-        """See ``JoinedOperations.apply``."""
+        """See ``JoinedSeparables.apply``."""
         n = len(self.places)
         # In each operation the channels of the even pixels come first.
         halves = [
@@ -184,7 +174,7 @@ class JoinedEdges:
 
     def __init__(
         self,
-        groups: Sequence[JoinedOperations],
+        groups: Sequence[JoinedSeparables | JoinedReductions],
         shared: SharedTerms,
         weight_shape: tuple[int, int],
         separable: Separable | None = None,
