@@ -98,12 +98,10 @@ class Transform:
     def __call__(
         self, images: Tensor, generator: Generator | None = None, rank_slice: RankSlice = ONE_RANK
     ) -> Tensor:
-        """Return float32 (b, c, image_size, image_size) from uint8 (b, c, h, w).
+        """Transform uint8 (b, c, h, w) to float32 (b, c, image_size, image_size).
 
-        Args:
-            images: The batch.
-            generator: CPU generator; may be None without augmentation.
-            rank_slice: The part of a batch that ``images`` is; it draws for the whole batch.
+        An augmentation needs a CPU ``generator``, which draws for the whole batch even if
+        ``images`` are only the part ``rank_slice`` of it.
 
         Raises:
             InvalidValueError: There is an augmentation and no generator.
@@ -184,13 +182,9 @@ def _draw_flips(n_images: int, todo: Augmentation, generator: Generator) -> Tens
 
 
 def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Pad each image with black, crop it to its size and mirror some, in one gather.
+    """Pad images (b, c, h, w) with black, crop them to their size and mirror some, in one gather.
 
-    Args:
-        images: uint8 (b, c, h, w).
-        offsets: (2, b), row and column of the crop in the padded image, 0..2*padding.
-        flips: (b,), 1 where the crop is mirrored left-right.
-        padding: Pixels added on each side.
+    ``offsets`` (2, b) has row and column of each crop in 0..2*padding, ``flips`` (b,) 1 to mirror.
     """
     n, channels, height, width = images.shape
     top, left, flip = *offsets, flips
@@ -204,12 +198,9 @@ def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int)
 
 
 def cut_out(images: Tensor, centres: Tensor, side: int) -> None:
-    """Zero a square in each image in place, clipped at the borders (DeVries & Taylor, 2017).
+    """Zero a square of each image (b, c, h, w) in place (DeVries & Taylor, 2017).
 
-    Args:
-        images: (b, c, h, w).
-        centres: (2, b), row and column.
-        side: Side of the square, which starts at centre - side//2.
+    It starts at ``centres`` (2, b), row and column, minus side//2, and is clipped at the borders.
     """
     row, column = (centres - side // 2)[..., None]
     rows = torch.arange(images.shape[2], device=images.device)
@@ -222,8 +213,7 @@ def cut_out(images: Tensor, centres: Tensor, side: int) -> None:
 def draw_boxes(n_images: int, side: int, generator: Generator) -> Tensor:
     """Draw ImageNet's random crops of square images: 8-100 % of the area, aspect 3:4 to 4:3.
 
-    Returns:
-        float32 (4, n_images): top, left, height, width in whole pixels.
+    Returns float32 (4, n_images): top, left, height and width in whole pixels.
     """
     # As in torchvision: ten tries for a box inside the image, then the whole image.
     n_tries = 10
@@ -242,12 +232,9 @@ def draw_boxes(n_images: int, side: int, generator: Generator) -> Tensor:
 
 
 def crop_maps(boxes: Tensor, flips: Tensor, side: int) -> Tensor:
-    """Return the affine maps (b, 2, 3) from a crop to its square image.
+    """Return the affine maps (b, 2, 3) from crops to their square images.
 
-    Args:
-        boxes: (4, b): top, left, height, width in pixels.
-        flips: (b,), 1 where the crop is mirrored left-right.
-        side: Side of the image.
+    ``boxes`` are as from ``draw_boxes``; ``flips`` (b,) has 1 to mirror the crop left-right.
     """
     top, left, height, width = boxes / side
     maps = torch.zeros(len(flips), 2, 3)
@@ -273,12 +260,9 @@ def resized_crop(images: Tensor, maps: Tensor, size: int) -> Tensor:
 def draw_jitter(
     n_images: int, strengths: tuple[float, float, float, float], generator: Generator
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Draw the factors of a colour jitter for each image, and the order of its changes per batch.
+    """Draw the factors of a colour jitter, and the order of its changes (torchvision: per image).
 
-    Torchvision draws an order per image.
-
-    Returns:
-        float32 (4, n_images) in -s..s for each strength s, and a permutation of 0..3.
+    Returns float32 (4, n_images) in -s..s for each strength s, and a permutation of 0..3.
     """
     factors = 2 * torch.rand(4, n_images, generator=generator) - 1
     factors *= torch.tensor(strengths)[:, None]
@@ -287,12 +271,10 @@ def draw_jitter(
 
 
 def colour_jitter(images: Tensor, factors: Tensor, order: Sequence[int]) -> Tensor:
-    """Change brightness, contrast, saturation and hue of each image.
+    """Change brightness, contrast, saturation and hue of images (b, 3, h, w) in 0..1.
 
-    Args:
-        images: float (b, 3, h, w) in 0..1.
-        factors: (4, b): multiply the first three by 1 + f, turn the hue by f circles.
-        order: Order of the four changes, a permutation of 0..3.
+    With ``factors`` f (4, b), it multiplies the first three by 1 + f and turns the hue by f circles,
+    in the ``order`` of a permutation of 0..3.
     """
     factors = factors[..., None, None, None]
     for i in order:

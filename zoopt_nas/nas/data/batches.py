@@ -119,13 +119,9 @@ class BatchStream:
 def sequential_batches(
     image_set: ImageSet, indices: Tensor | None, batch_size: int, transform: Transform
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each image once, in order, in batches; the last may be smaller.
+    """Yield the images at ``indices``, or all, in batches; the last may be smaller.
 
-    Args:
-        image_set: The images.
-        indices: int64 (n,), the images to use; None is all of them.
-        batch_size: Images per batch.
-        transform: A transform without augmentation.
+    ``transform`` must not augment.
     """
     chosen = torch.arange(len(image_set)) if indices is None else indices.cpu()
     check_positive_int("batch_size", batch_size)

@@ -67,10 +67,8 @@ def resize_pixels(images: Pixels, size: int) -> Pixels:
 def decode_image(path: Path, mode: str, size: int | None) -> Pixels:
     """Return the pixels (h, w, c) of an image file, upright as its EXIF orientation says.
 
-    Args:
-        path: The image file.
-        mode: PIL's pixel format: "L" (c = 1) or "RGB" (c = 3).
-        size: Resize the shorter side to it and crop the central square; None: keep the size.
+    ``mode`` is "L" (c = 1) or "RGB" (c = 3). With ``size``, the shorter side is resized to it and
+    the image cropped to the central square.
 
     Raises:
         DataError: The file cannot be decoded.
@@ -143,9 +141,7 @@ def _scaled(values: npt.NDArray[Any]) -> Pixels:
 def image_mode(paths: Sequence[Path], *, any_size: bool) -> str:
     """Return "L" if every file is grey, else "RGB", without reading pixels.
 
-    Args:
-        paths: The image files.
-        any_size: Whether sizes may differ. If not, a size may still equal the first one rotated.
+    Unless ``any_size``, every size must equal the first one, as it is or rotated.
 
     Raises:
         DataError: A file is not an image, has an unknown range of values, or differs in size.
@@ -229,11 +225,7 @@ def _entries(folder: Path) -> list[tuple[str, bool]]:
 
 
 def files_fingerprint(paths: Sequence[Path], *, with_content: bool) -> str:
-    """Return a digest of the names ``<class>/<file>`` and sizes of image files.
-
-    Args:
-        paths: The image files, in order.
-        with_content: Whether to include every byte.
+    """Return a digest of the names ``<class>/<file>``, the sizes and optionally the bytes of files.
 
     Raises:
         DataError: A file cannot be read.

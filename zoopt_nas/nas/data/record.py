@@ -37,11 +37,7 @@ class DataRecord:
         return cls(**{name: getattr(dataset, name) for name in cls.__dataclass_fields__})
 
     def restore(self, dataset: Dataset, name: str) -> Dataset:
-        """Return ``dataset`` with the statistics of this record.
-
-        Args:
-            dataset: The data set as loaded now.
-            name: The user's name for it, for the error.
+        """Return ``dataset`` with the statistics of this record; ``name`` is for the error.
 
         Raises:
             DataError: The images or labels have changed.

@@ -86,14 +86,9 @@ def fused_stage(
 def separable_conv2d(
     x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int
 ) -> Tensor:
-    """Apply a padded depthwise convolution and a 1x1 convolution.
+    """Apply a padded depthwise convolution, stride and dilation 1 or 2, and a 1x1 convolution.
 
-    Args:
-        x: ``(batch, channels, height, width)``.
-        depthwise: ``(channels, 1, k, k)``, k odd.
-        pointwise: ``(out_channels, channels / groups, 1, 1)``.
-        stride: Stride of the depthwise convolution, 1 or 2; the size is rounded up.
-        dilation: Dilation of the depthwise convolution, 1 or 2.
+    The weights are ``(channels, 1, k, k)``, k odd, and ``(out_channels, channels / groups, 1, 1)``.
     """
     if torch.is_autocast_enabled(x.device.type):  # autocast misses convolutions under torch.vmap
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -126,14 +121,9 @@ def normalize(
     variance: Tensor | None,
     scale: Tensor | None,
 ) -> Tensor:
-    """Apply BatchNorm with the settings of ``norm``, which has no affine parameters.
+    """Apply BatchNorm with the settings of ``norm`` and the given running statistics.
 
-    Args:
-        x: ``(batch, channels, height, width)``.
-        norm: The settings.
-        mean: Running means, ``(channels,)``, updated in training; None always uses the batch.
-        variance: Running variances, as ``mean``.
-        scale: ``(channels,)``, contiguous; None is 1.
+    Without statistics it always uses those of the batch. ``scale`` is contiguous (channels,).
     """
     training = norm.training or mean is None
     return F.batch_norm(x, mean, variance, scale, None, training, norm.momentum or 0.0, norm.eps)

@@ -86,13 +86,9 @@ class JoinedSeparables:
         return [[part.norm for part in stage] for stage in zip(*self.operations, strict=True)]
 
     def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
-        """Return the scaled outputs of all operations, ``(batch, n * channels, h, w)``.
+        """Return the outputs of all operations, ``(batch, n * channels, h, w)``, times ``scale``.
 
-        Args:
-            node: The source of the edges.
-            weights: Joined weights, one for each group of ``convolutions``.
-            norms: Joined BatchNorms, one for each group of ``norms``.
-            scale: ``(n * channels,)``.
+        It takes one of ``weights`` for each group of ``convolutions``, and likewise of ``norms``.
         """
         x = node.repeated(len(self.places))
         *first, last = self.operations[0]

@@ -119,25 +119,16 @@ def stem_for(image_size: int) -> str:
 
 
 class ReLUConvBN(Fused):
-    """ReLU, convolution and BatchNorm."""
+    """ReLU, 1x1 convolution and BatchNorm."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, *, affine: bool = True
-    ) -> None:
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-            nn.BatchNorm2d(out_channels, affine=affine),
-        )
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool = True) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        super().__init__(nn.ReLU(), conv, nn.BatchNorm2d(out_channels, affine=affine))
 
     def fused_stages(self) -> list[FusedStage]:
         """Return the only stage."""
         _, conv, norm = self
         return [fused_stage(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))]
-
-    def can_fuse(self, x: Tensor) -> bool:
-        """Whether the convolution is 1x1 and ``fused`` accepts ``x``."""
-        return cast(nn.Conv2d, self[1]).kernel_size == (1, 1) and super().can_fuse(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module to ``(batch, channels, h, w)``."""

@@ -252,45 +252,30 @@ def _uniform(name: str, *operations: str) -> SearchSpace:
     return SearchSpace(name, normal=cell, reduce=cell)
 
 
-def _edges(table: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(line.split()) for line in table.strip().splitlines())
+# The candidates of each edge of S1: two of the normal cell, two of the reduction cell.
+_S1_EDGES = """
+    skip_connect dil_conv_3x3  max_pool_3x3 avg_pool_3x3
+    skip_connect dil_conv_5x5  max_pool_3x3 dil_conv_3x3
+    skip_connect dil_conv_5x5  max_pool_3x3 avg_pool_3x3
+    skip_connect sep_conv_3x3  max_pool_3x3 avg_pool_3x3
+    skip_connect dil_conv_3x3  skip_connect dil_conv_5x5
+    max_pool_3x3 skip_connect  max_pool_3x3 avg_pool_3x3
+    skip_connect sep_conv_3x3  max_pool_3x3 sep_conv_3x3
+    skip_connect sep_conv_3x3  skip_connect dil_conv_3x3
+    skip_connect dil_conv_3x3  skip_connect dil_conv_5x5
+    skip_connect sep_conv_3x3  max_pool_3x3 avg_pool_3x3
+    max_pool_3x3 skip_connect  max_pool_3x3 avg_pool_3x3
+    skip_connect dil_conv_3x3  skip_connect dil_conv_5x5
+    dil_conv_3x3 dil_conv_5x5  skip_connect dil_conv_5x5
+    dil_conv_3x3 dil_conv_5x5  skip_connect dil_conv_5x5
+"""
 
 
-_S1 = SearchSpace(
-    "s1",
-    normal=_edges("""
-        skip_connect dil_conv_3x3
-        skip_connect dil_conv_5x5
-        skip_connect dil_conv_5x5
-        skip_connect sep_conv_3x3
-        skip_connect dil_conv_3x3
-        max_pool_3x3 skip_connect
-        skip_connect sep_conv_3x3
-        skip_connect sep_conv_3x3
-        skip_connect dil_conv_3x3
-        skip_connect sep_conv_3x3
-        max_pool_3x3 skip_connect
-        skip_connect dil_conv_3x3
-        dil_conv_3x3 dil_conv_5x5
-        dil_conv_3x3 dil_conv_5x5
-    """),
-    reduce=_edges("""
-        max_pool_3x3 avg_pool_3x3
-        max_pool_3x3 dil_conv_3x3
-        max_pool_3x3 avg_pool_3x3
-        max_pool_3x3 avg_pool_3x3
-        skip_connect dil_conv_5x5
-        max_pool_3x3 avg_pool_3x3
-        max_pool_3x3 sep_conv_3x3
-        skip_connect dil_conv_3x3
-        skip_connect dil_conv_5x5
-        max_pool_3x3 avg_pool_3x3
-        max_pool_3x3 avg_pool_3x3
-        skip_connect dil_conv_5x5
-        skip_connect dil_conv_5x5
-        skip_connect dil_conv_5x5
-    """),
-)
+def _s1() -> SearchSpace:
+    rows = [line.split() for line in _S1_EDGES.strip().splitlines()]
+    normal, reduce = (tuple(tuple(row[i : i + 2]) for row in rows) for i in (0, 2))
+    return SearchSpace("s1", normal, reduce)
+
 
 _DARTS_OPERATIONS = (
     "max_pool_3x3", "avg_pool_3x3", "skip_connect",
@@ -300,7 +285,7 @@ _DARTS_OPERATIONS = (
 SPACES: Registry[SearchSpace] = Registry(
     "space",
     {
-        "s1": _S1,
+        "s1": _s1(),
         "s2": _uniform("s2", "skip_connect", "sep_conv_3x3"),
         "s3": _uniform("s3", "none", "skip_connect", "sep_conv_3x3"),
         "s4": _uniform("s4", "noise", "sep_conv_3x3"),

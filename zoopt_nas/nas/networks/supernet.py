@@ -36,13 +36,10 @@ from zoopt_nas.nas.networks.standalone import Zero
 
 
 class NodeOutput:
-    """The source node of edges.
+    """The source node of edges, with the joined candidates on these.
 
-    Args:
-        node: The node.
-        joined: The joined candidates on its edges.
-        weights: Architecture weights of the cell, ``(n_edges, n_candidates)``.
-        scales: The same weights at ``joined.scale_index``.
+    ``weights`` (n_edges, n_candidates) are the architecture weights of the cell, and ``scales`` the
+    same at ``joined.scale_index``.
     """
 
     def __init__(self, node: Node, joined: JoinedEdges, weights: Tensor, scales: Tensor) -> None:
@@ -267,12 +264,9 @@ class Supernet(Stochastic):
         return self.mix(images, self.edge_weights(alpha))
 
     def mix(self, images: Tensor, weights: Tensor) -> Tensor:
-        """Return the logits for given architecture weights.
+        """Return the logits for architecture weights ``(2 n_edges, max candidates)``.
 
-        Args:
-            images: Normalised images, (batch, in_channels, h, w).
-            weights: ``(2 n_edges, max candidates)``, such as ``edge_weights``; a row need not sum
-                to 1. With edge normalization its sum is the edge's factor.
+        A row need not sum to 1. With edge normalization its sum is the edge's factor.
         """
         cell_weights = dict(zip(CELL_KINDS, weights.chunk(len(CELL_KINDS)), strict=True))
         if self.channels_last:  # faster depthwise convolutions and pools

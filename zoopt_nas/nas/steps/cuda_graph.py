@@ -51,12 +51,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """A `Recorder` with a separate stream of a CUDA device.
-
-    Args:
-        device: A CUDA device.
-        generators: The generators on ``device`` from which a step draws.
-    """
+    """A `Recorder` for a CUDA device; ``generators`` are all from which a step draws."""
 
     def __init__(self, device: torch.device, generators: Sequence[torch.Generator]) -> None:
         self._device, self._generators = device, generators

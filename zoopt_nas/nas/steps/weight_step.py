@@ -149,13 +149,9 @@ def make_sgd(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
 
 
 def start_momentum(optimizer: torch.optim.SGD, momenta: Sequence[Tensor | None]) -> None:
-    """Copy an initial momentum to each parameter of ``optimizer``.
+    """Copy an initial momentum, or None, to each parameter of the optimizer's only group.
 
-    Existing buffers keep their addresses, as a CUDA graph needs.
-
-    Args:
-        optimizer: The optimizer, with one parameter group.
-        momenta: One per parameter, of a shape that expands to the parameter's; None is no momentum.
+    Shapes must expand to the parameters'. Buffers keep their addresses, as a CUDA graph needs.
     """
     group = optimizer.param_groups[0]
     parameters = group["params"]
@@ -186,13 +182,9 @@ def weight_step(
     *,
     by_row: bool = False,
 ) -> None:
-    """Take an optimizer step down the gradient of ``loss``, ().
+    """Take an optimizer step down the gradient of ``loss``, (), clipped to the norm ``grad_clip``.
 
-    Args:
-        loss: ``()``.
-        optimizer: The optimizer of the weights.
-        grad_clip: Bound on the norm of the gradient; None is no bound.
-        by_row: Whether to bound each row of the only parameter separately.
+    With ``by_row`` the bound holds for each row of the only parameter.
     """
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
