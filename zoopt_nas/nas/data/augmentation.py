@@ -273,8 +273,8 @@ def draw_jitter(
 def colour_jitter(images: Tensor, factors: Tensor, order: Sequence[int]) -> Tensor:
     """Change brightness, contrast, saturation and hue of images (b, 3, h, w) in 0..1.
 
-    With ``factors`` f (4, b), it multiplies the first three by 1 + f and turns the hue by f circles,
-    in the ``order`` of a permutation of 0..3.
+    With ``factors`` f (4, b), it multiplies the first three by 1 + f and turns the hue by f
+    circles. ``order`` is a permutation of 0..3.
     """
     factors = factors[..., None, None, None]
     for i in order:

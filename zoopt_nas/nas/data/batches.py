@@ -45,7 +45,7 @@ class BatchStream:
         generator: A CPU generator, saved with the stream and used by nothing else.
         drop_last: Whether to leave out the smaller last batch.
         rank_slice: The part of each batch to return, for several processes with equal generators.
-            The last batch is shortened to equal parts, and left out if these have one image.
+            The last batch is cut to equal parts, and left out if these have fewer than two images.
 
     Raises:
         InvalidValueError: There is no index, or ``batch_size`` is not a positive integer.

@@ -187,7 +187,7 @@ def stratified_split(labels: Labels) -> tuple[Labels, Labels]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a system or an editor made the file, such as ``.DS_Store`` or ``__MACOSX``."""
+    """Whether a file or folder is hidden, such as ``.DS_Store`` or ``__MACOSX``."""
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -45,8 +45,8 @@ class DataRecord:
         for split, fingerprint in self.fingerprints.items():
             if dataset.fingerprints.get(split, fingerprint) != fingerprint:
                 raise DataError(
-                    f"dataset {name}: the {split} images or labels are not those with which the "
-                    "run began; put them back, or start a new run"
+                    f"dataset {name}: the {split} images or labels have changed since the run "
+                    "began; put them back, or start a new run"
                 )
         return replace(dataset, mean=self.mean, std=self.std)
 

@@ -13,7 +13,7 @@ int gradient_sums(int64_t n_pixels, int64_t channels, const REAL *grad, const RE
     if (!parts) return 1;
 #pragma omp parallel for schedule(static)
     for (int64_t chunk = 0; chunk < N_CHUNKS; chunk++) {
-        double *own = parts + chunk * 2 * wide;
+        double *part = parts + chunk * 2 * wide;
         const int64_t last = first_of(chunk + 1, n_pixels);
         for (int64_t first = first_of(chunk, n_pixels); first < last; first += BLOCK)
             for (int64_t c = 0; c < channels; c += LANES) {
@@ -26,8 +26,8 @@ int gradient_sums(int64_t n_pixels, int64_t channels, const REAL *grad, const RE
                     products += g * (load(y + p * channels + c, n) - centre);
                 }
                 for (int64_t k = 0; k < LANES; k++) {
-                    own[c + k] += sum[k];
-                    own[wide + c + k] += products[k];
+                    part[c + k] += sum[k];
+                    part[wide + c + k] += products[k];
                 }
             }
     }
@@ -91,7 +91,7 @@ ALWAYS_INLINE void gradient_in_x_as(const int has_sums, const int has_skip, cons
     const int64_t n = s->channels;
     for (int64_t i = 0; i < n_rows; i++) {
         const int64_t first = (image * s->height + row + i) * s->width * n;
-        const REAL *own = a + (row + i + l->padding) * l->in_row + l->padding * l->channels;
+        const REAL *a_row = a + (row + i + l->padding) * l->in_row + l->padding * l->channels;
         for (int64_t c = 0; c < n; c += LANES) {
             const int64_t left = is_whole ? LANES : n - c;
             const vec centre = has_sums ? load(s->x_norm + MEAN * n + c, left) : (vec){0};
@@ -99,7 +99,7 @@ ALWAYS_INLINE void gradient_in_x_as(const int has_sums, const int has_skip, cons
             for (int64_t j = 0; j < s->width; j++) {
                 const int64_t at = first + j * n + c, from = j * l->channels + c;
                 vec g = *(const vec *)(a_grad + i * grad_row + from);
-                g = where_positive(*(const vec *)(own + from), g);
+                g = where_positive(*(const vec *)(a_row + from), g);
                 if (has_skip) g += *s->skip * load(s->skip_grad + at, left);
                 store(s->x_grad + at, g, left);
                 if (has_sums) {

@@ -127,17 +127,21 @@ class SearchSpace:
         generator = rng if isinstance(rng, torch.Generator) else torch.Generator().manual_seed(rng)
         return (scale * torch.randn(self.dim, generator=generator)).to(device)
 
+    def check_shape(self, alpha: Tensor) -> None:
+        """Raise InvalidValueError unless alpha has the shape ``(dim,)``."""
+        if alpha.shape != (self.dim,):
+            raise InvalidValueError(
+                f"alpha must have shape ({self.dim},) in space {self.name}, "
+                f"got {tuple(alpha.shape)}"
+            )
+
     def unflatten(self, alpha: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """Split alpha ``(dim,)`` into a vector for each edge, without the weights of edges.
 
         Raises:
             InvalidValueError: Alpha has another shape.
         """
-        if alpha.shape != (self.dim,):
-            raise InvalidValueError(
-                f"alpha must have shape ({self.dim},) in space {self.name}, "
-                f"got {tuple(alpha.shape)}"
-            )
+        self.check_shape(alpha)
         parts = torch.split(alpha[: sum(self.sizes)], list(self.sizes))
         n_edges = len(self.normal)
         return {"normal": tuple(parts[:n_edges]), "reduce": tuple(parts[n_edges:])}

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels.channels_last import channels_last, join_channels
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, N_INPUTS
 from zoopt_nas.nas.networks.joined_edges import JoinedEdges, Node, Place, join_edges
@@ -286,10 +285,9 @@ class Supernet(Stochastic):
         return logits
 
     def edge_weights(self, alpha: Tensor) -> Tensor:
-        """Return the architecture weights at alpha ``(dim,)``.
+        """Return the architecture weights at alpha ``(dim,)``: ``(2 n_edges, max candidates)``.
 
-        Returns:
-            ``(2 n_edges, max candidates)``, normal cell first, padded with 0.
+        The normal cell comes first. Rows are padded with 0.
 
         Raises:
             InvalidValueError: Alpha has another shape.
@@ -301,11 +299,7 @@ class Supernet(Stochastic):
 
     def operation_weights(self, alpha: Tensor) -> Tensor:
         """Return ``edge_weights`` without edge normalization: each row is a softmax."""
-        if alpha.shape != (self.space.dim,):
-            raise InvalidValueError(
-                f"alpha must have shape ({self.space.dim},) in space {self.space.name}, "
-                f"got {tuple(alpha.shape)}"
-            )
+        self.space.check_shape(alpha)
         table = alpha.new_full(self._mask.shape, -torch.inf)
         # torch.vmap has no masked_scatter.
         table = table.index_put(tuple(self._places), alpha[: self._places.shape[1]])

@@ -153,14 +153,14 @@ class SearchConfig(RunConfig):
     inner_steps: int = setting(
         10, ALPHA, "M: weight steps for each candidate.", "Paper B.2.", rule=AT_LEAST_0)
     inner_lr: float | None = setting(
-        None, ALPHA, "Learning rate of those steps.",
+        None, ALPHA, "Learning rate of inner steps.",
         "zoopt-nas: the same step as the weights; not in the paper.", rule=POSITIVE,
         shown="the current one of the weights")
     inner_momentum: bool = setting(
-        True, ALPHA, "Whether those steps start from the momentum of the weights.",
+        True, ALPHA, "Whether inner steps start from the momentum of the weights.",
         "zoopt-nas, for the same reason.", has_option=False)
     inner_amp: str = setting(
-        "off", ALPHA, "Precision of those steps: off, float32; bf16.",
+        "off", ALPHA, "Precision of inner steps: off, float32; bf16.",
         "zoopt-nas: the error of bf16 exceeds the differences between candidates "
         "([performance](performance.md#precision-threads-compilation)).",
         choices=("off", "bf16"))

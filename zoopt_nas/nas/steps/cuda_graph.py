@@ -51,7 +51,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """A `Recorder` for a CUDA device; ``generators`` are all from which a step draws."""
+    """A `Recorder` for a CUDA device; ``generators`` give the random numbers of a step."""
 
     def __init__(self, device: torch.device, generators: Sequence[torch.Generator]) -> None:
         self._device, self._generators = device, generators
