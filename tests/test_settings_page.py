@@ -22,7 +22,7 @@ with their sources. A setting that you leave out has the same default in Python,
 the command line.
 
 Sources: *paper* is ZARTS (Wang et al., 2022), *released* its published scripts, *DARTS* is Liu et \
-al. (2019) with its code, and *ours* is a choice of this package.
+al. (2019) with its code, and *zoopt-nas* is a choice of this package.
 """
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.steps.cuda_graph import WARM_UP_STEPS, CapturedStep, CudaRecorder
+from zoopt_nas.nas.steps.cuda_graph import WARM_UP_STEPS, CudaGraphStep, CudaRecorder
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, cross_entropy_of
 
@@ -73,9 +73,9 @@ class Twins:
         )
 
 
-def capture(step: WeightStep, optimizer: torch.optim.SGD, recorder) -> CapturedStep:
-    step._captured = CapturedStep(step._plain, optimizer, CPU, recorder)
-    return step._captured
+def capture(step: WeightStep, optimizer: torch.optim.SGD, recorder) -> CudaGraphStep:
+    step._graph = CudaGraphStep(step._eager, optimizer, CPU, recorder)
+    return step._graph
 
 
 def test_recorded_steps_train_as_plain_ones_with_fresh_alpha_batch_and_learning_rate():
@@ -273,7 +273,7 @@ def test_a_cuda_graph_trains_as_plain_steps(space):
         step = WeightStep(
             cross_entropy_of(one), one, sgd, 0.5, execution=execution, generators=(noise,)
         )
-        assert isinstance(step._captured, CapturedStep) == is_captured
+        assert isinstance(step._graph, CudaGraphStep) == is_captured
         stream = FakeStream(1)
         generator = torch.Generator().manual_seed(9)
         for k in range(12):
@@ -284,8 +284,8 @@ def test_a_cuda_graph_trains_as_plain_steps(space):
             batch = (images[:n_images].to(device), labels[:n_images].to(device))
             losses.append(step(*batch, alpha.to(device))[0].clone())
         if is_captured:
-            assert step._captured._replay is not None
-            assert isinstance(step._captured._recorder, CudaRecorder)
+            assert step._graph._replay is not None
+            assert isinstance(step._graph._recorder, CudaRecorder)
     torch.testing.assert_close(losses[12:], losses[:12], rtol=1e-8, atol=0)
     for plain, recorded in zip(
         nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True

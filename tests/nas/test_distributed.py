@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from zoopt_nas.errors import InvalidValueError, RunError
-from zoopt_nas.nas.data.augmentation import Augmentation, Share, Transform
+from zoopt_nas.nas.data.augmentation import Augmentation, RankSlice, Transform
 from zoopt_nas.nas.data.batches import BatchStream
 from zoopt_nas.nas.data.image_sets import ImageSet
 from zoopt_nas.nas.retraining.processes import Processes
@@ -113,7 +113,7 @@ print({"whole": whole, "resumed": resumed})
 """
 
 
-def share_of(images, labels, transform, share, batch_size=8):
+def stream_of(images, labels, transform, rank_slice, batch_size=8):
     generator = torch.Generator().manual_seed(3)
     return BatchStream(
         ImageSet(images, labels),
@@ -121,7 +121,7 @@ def share_of(images, labels, transform, share, batch_size=8):
         batch_size,
         transform=transform,
         generator=generator,
-        share=share,
+        rank_slice=rank_slice,
     )
 
 
@@ -134,8 +134,8 @@ def test_the_shares_of_a_batch_are_the_whole_batch(name):
         (0.5,) * 3, (0.25,) * 3, augmentation, image_size=size, device=torch.device("cpu")
     )
     whole, *shares = (
-        share_of(images, torch.arange(22), transform, share)
-        for share in (Share(), Share(0, 2), Share(1, 2))
+        stream_of(images, torch.arange(22), transform, rank_slice)
+        for rank_slice in (RankSlice(), RankSlice(0, 2), RankSlice(1, 2))
     )
     assert [stream.n_batches for stream in (whole, *shares)] == [3, 3, 3]
     for _ in range(6):  # two epochs
@@ -152,7 +152,7 @@ def test_the_shares_of_a_batch_are_the_whole_batch(name):
 def test_a_last_batch_has_equal_shares_or_is_left_out(n, sizes):
     transform = Transform((0.0,), (1.0,), image_size=2, device=torch.device("cpu"))
     images, labels = torch.zeros(n, 1, 2, 2, dtype=torch.uint8), torch.arange(n)
-    streams = [share_of(images, labels, transform, Share(i, 2)) for i in (0, 1)]
+    streams = [stream_of(images, labels, transform, RankSlice(i, 2)) for i in (0, 1)]
     for stream in streams:
         assert [len(stream.next_batch()[1]) for _ in range(stream.n_batches)] == sizes
 

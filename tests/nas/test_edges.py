@@ -72,7 +72,7 @@ def test_edge_normalization_weighs_the_edges_into_each_node():
     plain = SPACES["s3"]
     assert space.dim == plain.dim + 28
     alpha = space.init_alpha(rng=0, scale=1.0).double()
-    shares = space.edge_shares(alpha)
+    shares = space.edge_factors(alpha)
     betas = alpha[plain.dim :]
     # Nodes have 2, 3, 4 and 5 incoming edges.
     torch.testing.assert_close(shares[2:5], torch.softmax(betas[2:5], dim=0))
@@ -84,7 +84,7 @@ def test_edge_normalization_weighs_the_edges_into_each_node():
     got = space.weights(alpha)
     for one, two in zip((*got["normal"], *got["reduce"]), expected, strict=True):
         torch.testing.assert_close(one, two)
-    assert torch.equal(plain.edge_shares(alpha[: plain.dim]), torch.ones(28).double())
+    assert torch.equal(plain.edge_factors(alpha[: plain.dim]), torch.ones(28).double())
 
 
 def test_a_strong_edge_is_kept_by_its_share():

@@ -66,7 +66,7 @@ def test_without_a_compiler(monkeypatch):
 ])  # fmt: skip
 def test_a_compiler_that_fails(tmp_path, monkeypatch, script, message):
     compiler(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(own, "SECONDS", 0.5)
+    monkeypatch.setattr(own, "TIMEOUT", 0.5)
     with pytest.raises(own.KernelError, match=message) as caught:
         own.compiled(torch.float32)
     assert "\n" not in str(caught.value)
@@ -109,7 +109,7 @@ def test_the_setting_without_a_compiler(monkeypatch):
     monkeypatch.setattr(own, "COMPILERS", ("no-such-compiler",))
     with pytest.raises(own.KernelError, match="need a C compiler"):
         Execution.from_config(SearchConfig(cpu_kernels="on"), CPU)
-    with pytest.warns(UserWarning, match="found none of no-such-compiler; PyTorch's are used"):
+    with pytest.warns(UserWarning, match="found none of no-such-compiler; using PyTorch's"):
         found = Execution.from_config(SearchConfig(), CPU)
     assert not found.cpu_kernels
     off = SearchConfig(cpu_kernels="off")

@@ -202,12 +202,11 @@ def test_none_is_zero():
     assert torch.equal(OPERATIONS["none"](4, 2, True)(x), torch.zeros(2, 4, 3, 3))
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_relu_conv_norm_keeps_the_size(kernel: int):
+def test_relu_conv_norm():
     torch.manual_seed(0)
-    module = ReLUConvBN(4, 6, kernel, affine=False).double()
+    module = ReLUConvBN(4, 6, affine=False).double()
     x = images(4, 5, 5)
-    seen = windows(plain_relu(x.numpy()), kernel, 1, 1, 0.0)
+    seen = windows(plain_relu(x.numpy()), 1, 1, 1, 0.0)
     (weight,) = (parameter.detach().numpy() for parameter in module.parameters())
     expected = plain_norm(np.einsum("nchwab,ocab->nohw", seen, weight))
     np.testing.assert_allclose(module(x).detach().numpy(), expected, atol=1e-10)

@@ -137,7 +137,7 @@ def test_a_search_does_not_go_on_with_other_data(name, search_config, tmp_path):
         run_search(search_config("gld", dataset=str(path)), run_dir=run, observer=StopAt(3))
     changed_npz(path, name)
     before = {entry.name: entry.read_bytes() for entry in run.iterdir()}
-    message = rf"dataset {path}: the train images or labels are not those with which the run began"
+    message = rf"dataset {path}: the train images or labels have changed since the run began"
     settings = LandscapeSettings(step=1.0, inner=("first",), paths=())
     for go_on in (
         lambda: resume_search(run),
@@ -158,7 +158,9 @@ def test_a_retraining_does_not_go_on_with_other_data(name, train_config, tmp_pat
         run_training(train_config(dataset=str(path)), run_dir=run, observer=StopAt(6))
     changed_npz(path, name)
     split = name[2:]
-    is_refused(lambda: resume_training(run), f"the {split} images or labels are not", DataError)
+    is_refused(
+        lambda: resume_training(run), f"the {split} images or labels have changed", DataError
+    )
 
 
 def test_the_statistics_of_a_run_stay(train_config, tmp_path, monkeypatch):

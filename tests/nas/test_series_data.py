@@ -66,9 +66,9 @@ def test_finished_runs_with_other_data_are_not_counted(search_config, train_conf
     assert search_once(search, tmp_path / "search") == folder
     assert train_once(train, tmp_path / "train") == result
     change(data)
-    with pytest.raises(DataError, match="the train images or labels are not those with which"):
+    with pytest.raises(DataError, match="the train images or labels have changed since"):
         search_once(search, tmp_path / "search")
-    with pytest.raises(DataError, match="the train images or labels are not those with which"):
+    with pytest.raises(DataError, match="the train images or labels have changed since"):
         train_once(train, tmp_path / "train")
     data.unlink()  # what is gone cannot be others
     assert search_once(search, tmp_path / "search") == folder
@@ -83,5 +83,5 @@ def test_a_sweep_does_not_go_on_with_other_data(small_spaces, data, tmp_path):
     assert next(first).point == {"cutout": 0}
     first.close()
     change(data)
-    with pytest.raises(DataError, match="the train images or labels are not those with which"):
+    with pytest.raises(DataError, match="the train images or labels have changed since"):
         next(run_sweep(sweep, tmp_path / "sweep"))

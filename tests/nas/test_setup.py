@@ -86,7 +86,7 @@ def test_images_that_were_made_by_hand_get_the_same_fingerprint():
     setup = prepare(CONFIG, ("train", "test"), dataset=by_hand)
     assert setup.dataset.fingerprints == loaded().fingerprints
     by_hand.train.images[0, 0, 0, 0] += 1
-    with pytest.raises(DataError, match="dataset dots: the train images or labels are not those"):
+    with pytest.raises(DataError, match="dataset dots: the train images or labels have changed"):
         prepare(CONFIG, dataset=by_hand, record=DataRecord.of(loaded()))
 
 

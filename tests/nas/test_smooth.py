@@ -126,4 +126,4 @@ def test_shares_of_edges_stay_as_they_are(cls):
     updater = cls(CONFIG, made.alphas(1)[0], 0)
     weights = updater.training_weights(made.net, *batch, progress=0.5)
     assert not torch.equal(weights, made.net.edge_weights(updater.alpha))
-    torch.testing.assert_close(weights.sum(dim=1), space.edge_shares(updater.alpha))
+    torch.testing.assert_close(weights.sum(dim=1), space.edge_factors(updater.alpha))

@@ -1,8 +1,8 @@
-"""Arrays of a file into images and labels: which axis is which, and what the numbers mean.
+"""Read images and labels from array files, and check them.
 
-Every form that can be read in one way only is accepted; any other ends in a one-line `DataError`
-that says what to change. No file read here can run code: ``.npz`` files go through NumPy without
-its pickles, and the CIFAR pickles through an unpickler that builds arrays and nothing else.
+Arrays with an unambiguous form are accepted; any other raises a one-line `DataError` that says what
+to change. No file can run code: NumPy reads ``.npz`` files without pickles, and an unpickler that
+can only build arrays reads the CIFAR files.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Split = Literal["train", "test"]
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
-MAX_CHANNELS = 4  # of an ordinary image: grey or colour, with or without alpha
-_ROUNDING = 1e-6  # by which fractions may leave 0..1: float32 does so where images were resized
-_AT_ONCE = 1024  # images that are converted together, so that no float copy of all is made
-# Names of images and labels: Keras, scikit-learn, MedMNIST.
+MAX_CHANNELS = 4  # grey or colour, with or without alpha
+_ROUNDING = 1e-6  # resizing in float32 may leave 0..1 by this much
+_CHUNK = 1024  # images converted at a time, to avoid a float copy of all
+# Names of images and labels in Keras, scikit-learn and MedMNIST.
 _NAMES = (("x_{}", "y_{}"), ("X_{}", "y_{}"), ("{}_images", "{}_labels"))
 _PARTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
 
 
 class _Field(NamedTuple):
-    """An array of a file, and how to call it in an error."""
+    """An array of a file, and its names in an error."""
 
     array: npt.NDArray[Any]
     where: object
     name: str
 
     def refuse(self, rule: str, fix: str = "") -> NoReturn:
-        """Raises the error: what the array must be, what it is, and what to do."""
+        """Raise a DataError with the rule, the array's type and shape, and a fix."""
         got = f"got {self.array.dtype} {self.array.shape}"
         raise DataError(f"{self.where}: {self.name} {rule}, {got}" + (f"; {fix}" if fix else ""))
 
@@ -50,18 +50,18 @@ class _Field(NamedTuple):
 def check_arrays(
     images: Any, labels: Any, where: object, names: tuple[str, str], n_classes: int | None = None
 ) -> tuple[Pixels, Labels]:
-    """Returns images (n, h, w, c) and labels (n,).
+    """Return images (n, h, w, c) and labels (n,).
 
     Args:
         images: (n, h, w), (n, h, w, c) or (n, c, h, w), see `_channels_last`; whole numbers in
             0..255 of any type, floats in 0..1, or bool.
-        labels: whole numbers of any type or bool, (n,) or (n, 1); or one-hot rows (n, n_classes).
-        where: the file, for errors.
-        names: of the two arrays, for errors.
-        n_classes: labels must be below it; None: any number.
+        labels: Whole numbers of any type or bool, (n,) or (n, 1); or one-hot rows (n, n_classes).
+        where: The file, for errors.
+        names: Names of the two arrays, for errors.
+        n_classes: Upper bound of the labels, exclusive; None: no bound.
 
     Raises:
-        DataError: the arrays have another form, or one that can be read in two ways.
+        DataError: The arrays have another form or an ambiguous one.
     """
     pictures = _Field(np.asarray(images), where, names[0])
     classes = _Field(np.asarray(labels), where, names[1])
@@ -75,11 +75,10 @@ def check_arrays(
 
 
 def _channels_last(images: _Field) -> npt.NDArray[Any]:
-    """The images as (n, h, w, c).
+    """Return the images as (n, h, w, c).
 
-    Of (n, a, b, c) the channels are the second or the last axis. Two things speak for a reading:
-    that it has at most four channels, and that its images are square. The reading for which more
-    speaks is taken; if neither is ahead, as for (n, 3, 3, 3), the array is refused.
+    The channels are the second or the last axis, whichever has more evidence: at most four
+    channels, and square images. With equal evidence, as for (n, 3, 3, 3), the array is refused.
     """
     array = images.array
     if array.ndim not in (3, 4) or 0 in array.shape:
@@ -100,7 +99,7 @@ def _channels_last(images: _Field) -> npt.NDArray[Any]:
 
 
 def _as_pixels(images: _Field) -> Pixels:
-    """The pixels as uint8: whole numbers as they are, fractions of 1 times 255, rounded."""
+    """Convert pixels to uint8: whole numbers as they are, fractions times 255, rounded."""
     array, kind = images.array, images.array.dtype.kind
     if array.dtype == np.uint8:
         return array
@@ -114,25 +113,25 @@ def _as_pixels(images: _Field) -> Pixels:
         images.refuse("must have finite pixels", "replace NaN and infinity")
     span = f"from {low:.8g} to {high:.8g}"
     if kind == "f" and low >= -_ROUNDING and high <= 1 + _ROUNDING:
-        return _by_parts(array, 255.0)
+        return _rounded(array, 255.0)
     if low < 0:
         fix = "undo the normalization; (x + 1) / 2 brings -1..1 to 0..1"
         images.refuse(f"{rule}, not {span}", fix)
     if high > 255:
         images.refuse(f"{rule}, not {span}", "scale them; x // 257 brings 16 bits to 8")
-    if kind == "f" and not all((part == np.rint(part)).all() for part in _parts(array)):
+    if kind == "f" and not all((x == np.rint(x)).all() for x in _chunks(array)):
         images.refuse(f"{rule}, not fractions {span}", "round them to uint8, or divide by 255")
-    return _by_parts(array, 1.0)
+    return _rounded(array, 1.0)
 
 
-def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    for start in range(0, len(array), _AT_ONCE):
-        yield array[start : start + _AT_ONCE]
+def _chunks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    for start in range(0, len(array), _CHUNK):
+        yield array[start : start + _CHUNK]
 
 
-def _by_parts(array: npt.NDArray[Any], factor: float) -> Pixels:
+def _rounded(array: npt.NDArray[Any], factor: float) -> Pixels:
     return np.concatenate(
-        [np.rint(part.astype(np.float64) * factor).astype(np.uint8) for part in _parts(array)]
+        [np.rint(chunk.astype(np.float64) * factor).astype(np.uint8) for chunk in _chunks(array)]
     )
 
 
@@ -166,27 +165,27 @@ def _label_fix(array: npt.NDArray[Any]) -> str:
 
 
 def _from_one_hot(labels: _Field) -> npt.NDArray[Any]:
-    """The column of the 1 in each row, if all else is 0."""
+    """Return the column of the only 1 in each row."""
     array = labels.array
     ones = array == 1
     if not ((ones | (array == 0)).all() and (ones.sum(axis=1) == 1).all()):
         labels.refuse(
             "must name one class for each image: rows must have a single 1 and zeros",
-            "several classes or shares of an image cannot be learned here",
+            "labels with several classes or with fractions are not supported",
         )
     columns: Labels = ones.argmax(axis=1).astype(np.int64)
     return columns
 
 
 def read_npz(path: Path, split: Split) -> tuple[Pixels, Labels]:
-    """Returns the checked images and labels of a split of an ``.npz`` file.
+    """Return the checked images and labels of a split of an ``.npz`` file.
 
-    They are called ``x_<split>, y_<split>`` (also ``X_<split>``) or ``<split>_images,
-    <split>_labels``. A file without a test split may have one called ``val``.
+    The arrays are called ``x_<split>, y_<split>`` (also ``X_<split>``) or ``<split>_images,
+    <split>_labels``. In a file without a test split, ``val`` is the test split.
 
     Raises:
-        MissingDataError: the file has no such split.
-        DataError: it cannot be used.
+        MissingDataError: The file has no such split.
+        DataError: The file cannot be used.
     """
     try:
         # Opened here because NumPy leaves a broken file open.
@@ -194,10 +193,10 @@ def read_npz(path: Path, split: Split) -> tuple[Pixels, Labels]:
             names = _names_of(split, content.files, path)
             images, labels = (content[name] for name in names)
     except (
-        *(OSError, ValueError, EOFError, AttributeError, TypeError, NotImplementedError),
-        *(KeyError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, MemoryError),
+        OSError, ValueError, EOFError, AttributeError, TypeError, NotImplementedError, KeyError,
+        SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, MemoryError,
         tokenize.TokenError,  # NumPy parses an array's header as Python source
-    ) as error:
+    ) as error:  # fmt: skip
         reason = one_line(error)
         if "allow_pickle" in reason:
             reason = "it holds Python objects; save images of one shape, and labels as numbers"
@@ -206,7 +205,7 @@ def read_npz(path: Path, split: Split) -> tuple[Pixels, Labels]:
 
 
 def _names_of(split: Split, there: Sequence[str], path: Path) -> tuple[str, str]:
-    """The names of a split's two arrays in a file."""
+    """Return the names of a split's two arrays among the names ``there``."""
     for part in _PARTS[split]:
         pairs = [(x.format(part), y.format(part)) for x, y in _NAMES]
         for pair in pairs:
@@ -223,43 +222,43 @@ def _names_of(split: Split, there: Sequence[str], path: Path) -> tuple[str, str]
 
 
 def channel_statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation per channel, for pixels in 0..1, of (n, h, w, c)."""
+    """Return mean and standard deviation per channel of images (n, h, w, c), scaled to 0..1."""
     levels = np.arange(256) / 255
     means, deviations = [], []
     for channel in np.moveaxis(images, -1, 0):
-        # From the histogram: exact, and no float copy of the dataset.
-        share = np.bincount(channel.ravel(), minlength=256) / channel.size
-        mean = float(share @ levels)
-        deviation = math.sqrt(float(share @ (levels - mean) ** 2))
+        # The histogram avoids a float copy of the dataset.
+        frequencies = np.bincount(channel.ravel(), minlength=256) / channel.size
+        mean = float(frequencies @ levels)
+        deviation = math.sqrt(float(frequencies @ (levels - mean) ** 2))
         means.append(mean)
         deviations.append(deviation or 1.0)  # a constant channel stays constant
     return tuple(means), tuple(deviations)
 
 
 def arrays_fingerprint(images: Pixels, labels: Labels) -> str:
-    """A digest of the shape, the pixels and the labels of images (n, h, w, c)."""
+    """Return a digest of the shape, the pixels and the labels of images (n, h, w, c)."""
     digest = hashlib.sha256(repr(images.shape).encode())
-    for part in _parts(images):
-        digest.update(part.tobytes())
+    for chunk in _chunks(images):
+        digest.update(chunk.tobytes())
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message of an error raised elsewhere, fit to be part of ours."""
+    """Return the message of an error on one line, to be part of another message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Stands in for `codecs.encode`, which would look up whatever codec a file names."""
+    """Replace `codecs.encode`, which would look up any codec that a file names."""
     return text.encode("latin1")
 
 
-# A pickle names the functions it wants called; NumPy arrays need these and nothing else.
+# The only functions that pickled NumPy arrays need.
 _ARRAY_PARTS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode_latin1,  # how Python 3 writes bytes in Python 2's protocol
+    ("_codecs", "encode"): _encode_latin1,  # bytes of Python 3 in Python 2's protocol
     # Taken from arrays because NumPy 2 moved the private module that the files name.
     **{
         (f"numpy.{core}.{module}", function.__name__): function
@@ -274,12 +273,13 @@ _ARRAY_PARTS: dict[tuple[str, str], Any] = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickled lists, dicts and NumPy arrays; refuses whatever could run code."""
+    """Reads pickled lists, dicts and NumPy arrays, and refuses everything else."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="latin1")  # the files were written by Python 2
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """Return the named object if it is part of an array."""
         try:
             return _ARRAY_PARTS[module_name, global_name]
         except KeyError:
@@ -289,14 +289,14 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> dict[Any, Any]:
-    """Returns the dict that a pickle file holds; a file that asks for more than data is refused."""
+    """Return the dict in a pickle file; refuse a file that asks for more than data."""
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file).load()
     except (
-        *(pickle.UnpicklingError, EOFError, OSError, MemoryError, ImportError),
-        *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
-    ) as error:
+        pickle.UnpicklingError, EOFError, OSError, MemoryError, ImportError, ValueError, TypeError,
+        KeyError, IndexError, AttributeError, OverflowError,
+    ) as error:  # fmt: skip
         raise DataError(f"{path}: not a usable pickle file: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: must hold a dict, got {type(content).__name__}")

@@ -1,8 +1,7 @@
-"""Augmentation and normalisation of whole batches, on the device where the images are.
+"""Augment and normalise whole batches on the device of the images.
 
-The random numbers come from a CPU generator and are moved, so that a seed augments alike on every
-device. What is drawn (`Transform`) is apart from what is then done (the functions below it), which
-is plain arithmetic of the numbers drawn.
+A CPU generator draws the random numbers, so a seed gives the same augmentation on every device.
+`Transform` draws; the functions below it compute from the drawn numbers.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from zoopt_nas.nas.data.transfer import to_device
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done at random to a training batch; the defaults do nothing.
+    """Random changes of a training batch; the defaults change nothing.
 
     Attributes:
-        crop_padding: black pixels added on each side before a crop back to the same size.
-        flip: mirror left-right with probability 1/2.
-        cutout: side length in pixels of one square set to zero after normalisation; 0 is none.
-        resized_crop: output side of ImageNet's crop (8-100 % of the area, aspect 3:4 to 4:3),
-            which takes the place of the padded crop; None is off.
-        colour_jitter: strengths of brightness, contrast, saturation (0 or more) and hue
-            (0 to 0.5); used only together with ``resized_crop``.
+        crop_padding: Black pixels added on each side before a random crop to the original size.
+        flip: Whether to mirror left-right with probability 1/2.
+        cutout: Side in pixels of a square set to zero after normalisation; 0 is none.
+        resized_crop: Output side of ImageNet's crop (8-100 % of the area, aspect 3:4 to 4:3),
+            which replaces the padded crop; None is off.
+        colour_jitter: Strengths of brightness, contrast, saturation (0 or more) and hue
+            (0 to 0.5); requires ``resized_crop``.
     """
 
     crop_padding: int = 0
@@ -41,27 +40,26 @@ class Augmentation:
     colour_jitter: tuple[float, float, float, float] | None = None
 
 
-class Share(NamedTuple):
-    """Every n-th image of a batch, from the ``first`` on: what one of n processes takes."""
+class RankSlice(NamedTuple):
+    """The part of each batch for one of ``n_ranks`` processes: images rank, rank + n_ranks, ..."""
 
-    first: int = 0
-    n: int = 1
+    rank: int = 0
+    n_ranks: int = 1
 
-    def of(self, draws: Tensor) -> Tensor:
-        """Those of the share, of draws with the images of the whole batch as last dimension."""
-        return draws[..., self.first :: self.n]
+    def of(self, values: Tensor) -> Tensor:
+        """Select from ``values``, whose last dimension runs over the whole batch."""
+        return values[..., self.rank :: self.n_ranks]
 
 
-WHOLE = Share()
+ONE_RANK = RankSlice()
 
 
 class Draws(NamedTuple):
-    """What is drawn for a batch.
+    """The random numbers of a batch.
 
     Attributes:
-        tensors: in the order in which ``Transform.apply`` takes them; on the host as they are
-            drawn, on the device of the images when they are applied.
-        order: in which the colour jitter does its four things.
+        tensors: In the order in which ``Transform.apply`` uses them.
+        order: Order of the four changes of the colour jitter.
     """
 
     tensors: tuple[Tensor, ...] = ()
@@ -69,18 +67,16 @@ class Draws(NamedTuple):
 
 
 class Transform:
-    """Turns uint8 batches into network input: augmented, normalised.
+    """Turns uint8 batches into augmented and normalised network input.
 
-    Without augmentation it keeps the middle ``image_size`` square and normalises. With it, in this
-    order: crop (the padding is black, so it is normalised like pixels) and flip, colour jitter,
-    normalisation, cutout.
+    With augmentation, the order is crop and flip, colour jitter, normalisation, cutout. Without it,
+    the images are cropped to the central square and normalised.
 
     Args:
-        mean: per channel, of pixels in 0..1.
-        std: as ``mean``.
-        augmentation: what is done at random; None is nothing.
-        image_size: side of the result.
-        device: where the batches are.
+        mean, std: Per-channel statistics of pixels in 0..1.
+        augmentation: Random changes; None is none.
+        image_size: Side of the result.
+        device: Device of the batches.
     """
 
     def __init__(
@@ -100,61 +96,57 @@ class Transform:
         self._bias = torch.tensor(bias, device=device).view(1, -1, 1, 1)
 
     def __call__(
-        self, images: Tensor, generator: Generator | None = None, share: Share = WHOLE
+        self, images: Tensor, generator: Generator | None = None, rank_slice: RankSlice = ONE_RANK
     ) -> Tensor:
-        """Returns float32 (b, c, image_size, image_size) from uint8 (b, c, h, w).
+        """Transform uint8 (b, c, h, w) to float32 (b, c, image_size, image_size).
 
-        Args:
-            generator: a CPU generator for the draws; may be None without augmentation.
-            share: which share of a batch the images are: the draws are those of the whole batch.
+        An augmentation needs a CPU ``generator``, which draws for the whole batch even if
+        ``images`` are only the part ``rank_slice`` of it.
 
         Raises:
-            InvalidValueError: there is an augmentation and no generator.
+            InvalidValueError: There is an augmentation and no generator.
         """
         height, width = images.shape[-2:]
-        draws = self.draw(len(images), (height, width), generator, share)
+        draws = self.draw(len(images), (height, width), generator, rank_slice)
         moved = to_device(draws.tensors, images.device)
         return self.apply(images, draws._replace(tensors=tuple(moved)))
 
     def draw(
-        self, n: int, size: tuple[int, int], generator: Generator | None, share: Share = WHOLE
+        self,
+        n: int,
+        size: tuple[int, int],
+        generator: Generator | None,
+        rank_slice: RankSlice = ONE_RANK,
     ) -> Draws:
-        """Returns the draws for a batch of ``n`` images of ``size``, height and width.
-
-        Args:
-            generator, share: as for a call.
-
-        Raises:
-            InvalidValueError: there is an augmentation and no generator.
-        """
+        """Draw for ``n`` images of ``size`` (height, width); see ``__call__``."""
         todo = self.augmentation
         if todo is None:
             return Draws()
         if generator is None:
             raise InvalidValueError("generator must be given to a transform that augments")
-        n_drawn, own = n * share.n, share.of
+        n_drawn, select = n * rank_slice.n_ranks, rank_slice.of
         drawn: list[Tensor] = []
         order: tuple[int, ...] = ()
         if todo.resized_crop is not None:
-            boxes = own(draw_boxes(n_drawn, size[1], generator))
-            flips = own(_draw_flips(n_drawn, todo, generator))
+            boxes = select(draw_boxes(n_drawn, size[1], generator))
+            flips = select(_draw_flips(n_drawn, todo, generator))
             drawn.append(crop_maps(boxes, flips, size[1]))
             if todo.colour_jitter is not None:
                 factors, order = draw_jitter(n_drawn, todo.colour_jitter, generator)
-                drawn.append(own(factors))
+                drawn.append(select(factors))
             size = (todo.resized_crop,) * 2
         elif todo.crop_padding or todo.flip:
             offsets = torch.randint(0, 2 * todo.crop_padding + 1, (2, n_drawn), generator=generator)
             flips = _draw_flips(n_drawn, todo, generator)
-            drawn.append(own(torch.cat((offsets, flips[None]))))
+            drawn.append(select(torch.cat((offsets, flips[None]))))
         if todo.cutout:
             rows = torch.randint(0, size[0], (n_drawn,), generator=generator)
             columns = torch.randint(0, size[1], (n_drawn,), generator=generator)
-            drawn.append(own(torch.stack((rows, columns))))
+            drawn.append(select(torch.stack((rows, columns))))
         return Draws(tuple(drawn), order)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """As a call, with ``draws`` for these images and on their device."""
+        """Transform ``images`` by ``draws``, which are on the same device."""
         todo, drawn = self.augmentation, iter(draws.tensors)
         if todo is None:
             return self._normalise(_centre_crop(images, self.image_size))
@@ -171,8 +163,7 @@ class Transform:
         return normalised
 
     def _normalise(self, images: Tensor) -> Tensor:
-        # Whole images of constants, written into the copy: a CPU uses its vector instructions only
-        # where nothing is broadcast along the last dimension.
+        # Broadcasting along the last dimension prevents vector instructions on a CPU.
         shape = (1, *images.shape[1:])
         scale, bias = (x.expand(shape).contiguous() for x in (self._scale, self._bias))
         pixels = images.to(torch.float32, copy=True)
@@ -191,12 +182,9 @@ def _draw_flips(n_images: int, todo: Augmentation, generator: Generator) -> Tens
 
 
 def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Crops each image out of its black-padded self, then mirrors some, in one gather.
+    """Pad images (b, c, h, w) with black, crop them to their size and mirror some, in one gather.
 
-    Args:
-        images: uint8 (b, c, h, w).
-        offsets: (2, b), row and column of the crop in the padded image, 0..2*padding.
-        flips: (b,), 1 where the crop is mirrored left-right.
+    ``offsets`` (2, b) has row and column of each crop in 0..2*padding, ``flips`` (b,) 1 to mirror.
     """
     n, channels, height, width = images.shape
     top, left, flip = *offsets, flips
@@ -210,11 +198,9 @@ def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int)
 
 
 def cut_out(images: Tensor, centres: Tensor, side: int) -> None:
-    """Zeroes in place one square per image, clipped at the borders (DeVries & Taylor, 2017).
+    """Zero a square of each image (b, c, h, w) in place (DeVries & Taylor, 2017).
 
-    Args:
-        images: (b, c, h, w).
-        centres: (2, b), row and column; the square covers centre - side//2 ... + side - 1.
+    It starts at ``centres`` (2, b), row and column, minus side//2, and is clipped at the borders.
     """
     row, column = (centres - side // 2)[..., None]
     rows = torch.arange(images.shape[2], device=images.device)
@@ -225,12 +211,11 @@ def cut_out(images: Tensor, centres: Tensor, side: int) -> None:
 
 
 def draw_boxes(n_images: int, side: int, generator: Generator) -> Tensor:
-    """Draws ImageNet's random crops of square images: 8-100 % of the area, aspect 3:4 to 4:3.
+    """Draw ImageNet's random crops of square images: 8-100 % of the area, aspect 3:4 to 4:3.
 
-    Returns:
-        float32 (4, n_images): top, left, height, width in whole pixels.
+    Returns float32 (4, n_images): top, left, height and width in whole pixels.
     """
-    # As torchvision: up to ten tries for a box that fits, then the whole image.
+    # As in torchvision: ten tries for a box inside the image, then the whole image.
     n_tries = 10
     area = torch.empty(n_tries, n_images).uniform_(0.08, 1.0, generator=generator)
     log_aspect = torch.empty(n_tries, n_images)
@@ -247,14 +232,11 @@ def draw_boxes(n_images: int, side: int, generator: Generator) -> Tensor:
 
 
 def crop_maps(boxes: Tensor, flips: Tensor, side: int) -> Tensor:
-    """The affine maps (b, 2, 3) from a crop to the square image that it is taken from.
+    """Return the affine maps (b, 2, 3) from crops to their square images.
 
-    Args:
-        boxes: (4, b): top, left, height, width in pixels.
-        flips: (b,), 1 where the crop is mirrored left-right.
-        side: of the image.
+    ``boxes`` are as from ``draw_boxes``; ``flips`` (b,) has 1 to mirror the crop left-right.
     """
-    top, left, height, width = boxes / side  # now parts of the side
+    top, left, height, width = boxes / side
     maps = torch.zeros(len(flips), 2, 3)
     maps[:, 0, 0] = width * (1 - 2 * flips)
     maps[:, 1, 1] = height
@@ -264,18 +246,9 @@ def crop_maps(boxes: Tensor, flips: Tensor, side: int) -> Tensor:
 
 
 def resized_crop(images: Tensor, maps: Tensor, size: int) -> Tensor:
-    """Resizes a box of each image to (size, size), bilinear.
+    """Crop each square image (b, c, h, w) by ``maps`` and resize it to float32 (b, c, size, size).
 
-    Unlike a crop followed by a resize, the outermost pixels may blend with what lies half a pixel
-    outside the box.
-
-    Args:
-        images: (b, c, h, w), square.
-        maps: (b, 2, 3), as those of ``crop_maps``.
-        size: side of the result.
-
-    Returns:
-        float32 (b, c, size, size), in the units of the images.
+    Unlike a crop and a resize, the bilinear interpolation uses pixels just outside the crop.
     """
     shape = [len(images), images.shape[1], size, size]
     grid = functional.affine_grid(maps, shape, align_corners=False)
@@ -287,17 +260,9 @@ def resized_crop(images: Tensor, maps: Tensor, size: int) -> Tensor:
 def draw_jitter(
     n_images: int, strengths: tuple[float, float, float, float], generator: Generator
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Draws by how much a colour jitter changes each image, and the order of its four changes.
+    """Draw the factors of a colour jitter, and the order of its changes (torchvision: per image).
 
-    The order is drawn once per batch (torchvision: once per image).
-
-    Args:
-        n_images: number of images.
-        strengths: of brightness, contrast, saturation and hue.
-        generator: a CPU generator.
-
-    Returns:
-        float32 (4, n_images) in -s..s for each strength s, and a permutation of 0..3.
+    Returns float32 (4, n_images) in -s..s for each strength s, and a permutation of 0..3.
     """
     factors = 2 * torch.rand(4, n_images, generator=generator) - 1
     factors *= torch.tensor(strengths)[:, None]
@@ -306,12 +271,10 @@ def draw_jitter(
 
 
 def colour_jitter(images: Tensor, factors: Tensor, order: Sequence[int]) -> Tensor:
-    """Changes brightness, contrast, saturation and hue of each image.
+    """Change brightness, contrast, saturation and hue of images (b, 3, h, w) in 0..1.
 
-    Args:
-        images: float (b, 3, h, w) in 0..1.
-        factors: (4, b): the first three are multiplied by 1 + f, the hue turns by f of a circle.
-        order: of the four, as 0..3.
+    With ``factors`` f (4, b), it multiplies the first three by 1 + f and turns the hue by f
+    circles. ``order`` is a permutation of 0..3.
     """
     factors = factors[..., None, None, None]
     for i in order:
@@ -330,17 +293,17 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turns the hue of HSV by ``turns`` (b, 1, 1, 1) circles; images (b, 3, h, w) in 0..1."""
+    """Turn the hue of images (b, 3, h, w) in 0..1 by ``turns`` (b, 1, 1, 1) circles."""
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     value = images.amax(dim=1, keepdim=True)
     chroma = value - images.amin(dim=1, keepdim=True)
-    divisor = torch.where(chroma > 0, chroma, 1.0)  # grey has no hue: any will do
+    divisor = torch.where(chroma > 0, chroma, 1.0)  # grey has no hue
     sixths = torch.where(
         value == red,
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    # 5, 3, 1; a list would have to be copied to the device.
+    # 5, 3, 1, computed on the device to avoid a copy.
     phase = torch.arange(5.0, 0.0, -2.0, device=images.device).view(1, 3, 1, 1)
     k = torch.remainder(phase + sixths + 6 * turns, 6)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Disjoint parts of a data set, and batches of them."""
+"""Split a data set and draw batches from it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ from torch import Generator, Tensor
 
 from zoopt_nas._checks import check_positive_int
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.data.augmentation import WHOLE, Share, Transform
+from zoopt_nas.nas.data.augmentation import ONE_RANK, RankSlice, Transform
 from zoopt_nas.nas.data.image_sets import ImageSet
 from zoopt_nas.nas.data.transfer import to_device
 
 
 def split_indices(n: int, train_portion: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Splits 0..n-1 at random: ⌊n · train_portion⌋ indices to train, the others to validate.
-
-    Returns:
-        Two disjoint int64 tensors on the CPU, together all of 0..n-1.
+    """Split 0..n-1 at random: ⌊n · train_portion⌋ indices to train, the others to validate.
 
     Raises:
-        InvalidValueError: a part would be empty.
+        InvalidValueError: A part would be empty.
     """
     if not 0 < train_portion < 1 or not 0 < int(n * train_portion) < n:
         raise InvalidValueError(
-            f"train_portion must lie in (0, 1) and leave both parts of {n} images some, "
+            f"train_portion must lie in (0, 1) and leave no part of {n} images empty, "
             f"got {train_portion}"
         )
     order = torch.randperm(n, generator=generator)
@@ -35,23 +32,23 @@ def split_indices(n: int, train_portion: float, generator: Generator) -> tuple[T
 
 
 class BatchStream:
-    """An endless stream of training batches; it can be stopped and go on bit for bit.
+    """An endless stream of training batches that can be saved and resumed exactly.
 
-    It walks through random permutations of the indices. The rest of a permutation that fills no
-    batch is a smaller batch, unless ``drop_last``; a rest of one image is always left out, since
-    BatchNorm cannot take it. If there are fewer images than ``batch_size``, a batch is all of them.
+    It draws batches from random permutations of the indices. The last batch of a permutation may be
+    smaller. It is left out with ``drop_last`` or if it has one image, which BatchNorm cannot use.
 
     Args:
-        image_set: where the images come from.
-        indices: int64 (n,), which images.
-        transform: applied to each batch with the stream's generator.
-        generator: a CPU generator of the stream's own: its state is saved with the stream.
-        share: what it gives of each batch. Streams with the same generator and other shares give
-            the rest; a last batch is cut so that the shares are equal, and left out below two
-            images for each.
+        image_set: The images.
+        indices: int64 (n,), the images to use.
+        batch_size: Images per batch, at most n.
+        transform: Applied to each batch with ``generator``.
+        generator: A CPU generator, saved with the stream and used by nothing else.
+        drop_last: Whether to leave out the smaller last batch.
+        rank_slice: The part of each batch to return, for several processes with equal generators.
+            The last batch is cut to equal parts, and left out if these have fewer than two images.
 
     Raises:
-        InvalidValueError: there is no index, or ``batch_size`` is not a positive integer.
+        InvalidValueError: There is no index, or ``batch_size`` is not a positive integer.
     """
 
     def __init__(
@@ -63,7 +60,7 @@ class BatchStream:
         transform: Transform,
         generator: Generator,
         drop_last: bool = False,
-        share: Share = WHOLE,
+        rank_slice: RankSlice = ONE_RANK,
     ) -> None:
         if len(indices) == 0:
             raise InvalidValueError("indices must hold at least one index, got none")
@@ -71,8 +68,8 @@ class BatchStream:
         self._indices = indices.cpu()
         self._batch_size = min(check_positive_int("batch_size", batch_size), len(indices))
         self.n_batches, rest = divmod(len(indices), self._batch_size)
-        self._share = share
-        if rest // share.n > 1 and not drop_last:
+        self._rank_slice = rank_slice
+        if rest // rank_slice.n_ranks > 1 and not drop_last:
             self.n_batches += 1
         self._shuffle()
 
@@ -81,22 +78,23 @@ class BatchStream:
         self._permutation, self._n_used = self._indices[order], 0
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        """Returns images, float32 (b, c, h, w), augmented and normalised, and labels (b,)."""
+        """Return augmented and normalised images, float32 (b, c, h, w), and labels (b,)."""
         if self._n_used == self.n_batches:
             self._shuffle()
         start = self._n_used * self._batch_size
         self._n_used += 1
         batch = self._permutation[start : start + self._batch_size]
-        own = self._share.of(batch[: len(batch) - len(batch) % self._share.n])
+        part = self._rank_slice
+        indices = part.of(batch[: len(batch) - len(batch) % part.n_ranks])
         images = self._image_set
-        draws = self._transform.draw(len(own), images.size, self._generator, self._share)
-        # Everything that was drawn in one copy.
-        moved, *rest = to_device([own, *draws.tensors], images.labels.device)
-        pixels, labels = images.fetch(own, moved)
+        draws = self._transform.draw(len(indices), images.size, self._generator, part)
+        # One copy for everything that was drawn.
+        moved, *rest = to_device([indices, *draws.tensors], images.labels.device)
+        pixels, labels = images.fetch(indices, moved)
         return self._transform.apply(pixels, draws._replace(tensors=tuple(rest))), labels
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position as tensors and one int."""
+        """Return the position in the stream."""
         return {
             "permutation": self._permutation.clone(),
             "n_used": self._n_used,
@@ -104,10 +102,10 @@ class BatchStream:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to a saved position.
+        """Go to a saved position.
 
         Raises:
-            InvalidValueError: the state is that of a stream over other images or batches.
+            InvalidValueError: The state belongs to a stream over other images or batches.
         """
         permutation, n_used = state["permutation"].cpu(), int(state["n_used"])
         if not torch.equal(permutation.sort().values, self._indices.sort().values):
@@ -121,11 +119,9 @@ class BatchStream:
 def sequential_batches(
     image_set: ImageSet, indices: Tensor | None, batch_size: int, transform: Transform
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields each image once, in order, in batches (the last may be smaller).
+    """Yield the images at ``indices``, or all, in batches; the last may be smaller.
 
-    Args:
-        indices: int64 (n,), which images; None is all of them.
-        transform: one without augmentation.
+    ``transform`` must not augment.
     """
     chosen = torch.arange(len(image_set)) if indices is None else indices.cpu()
     check_positive_int("batch_size", batch_size)

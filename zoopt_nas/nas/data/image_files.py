@@ -1,7 +1,7 @@
-"""Image files into pixels: which files count, how they are decoded, resized and told apart.
+"""Find image files, decode them, resize them and compute their fingerprints.
 
-Pixels have 8 bits. Images of 16 bits are scaled from 0..65535 to 0..255 and rounded, and every
-image is turned as its EXIF orientation says. Hidden files and folders are ignored.
+Pixels have 8 bits. Images with 16 bits are scaled from 0..65535 to 0..255 and rounded. Every image
+is rotated as its EXIF orientation says. Hidden files and folders are ignored.
 """
 
 from __future__ import annotations
@@ -27,17 +27,12 @@ from zoopt_nas.nas.data.array_files import Labels, Pixels, one_line
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-# What PIL is known to raise on a broken file, besides its own UnidentifiedImageError (an OSError).
+# PIL raises these for a broken file; its UnidentifiedImageError is an OSError.
 DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
     Image.DecompressionBombError,
-)
-_TURNED = {
+)  # fmt: skip
+_TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -47,18 +42,17 @@ _TURNED = {
     8: Image.Transpose.ROTATE_90,
 }
 _BITS_PER_SAMPLE = 258  # the TIFF tag
-# PIL reads colours of 16 bits by their high bytes. Read in the other order of bytes, the same file
-# gives the low ones.
-_NOT_NATIVE = "16B" if sys.byteorder == "little" else "16L"
+# PIL reads the high bytes of 16-bit colours. The swapped byte order yields the low bytes.
+_FOREIGN = "16B" if sys.byteorder == "little" else "16L"
 _SWAPPED = {
     f"{mode};{order}": f"{mode};{swapped}"
     for mode in ("RGB", "RGBA")
-    for order, swapped in (("16B", "16L"), ("16L", "16B"), ("16N", _NOT_NATIVE))
+    for order, swapped in (("16B", "16L"), ("16L", "16B"), ("16N", _FOREIGN))
 }
 
 
 def resize_pixels(images: Pixels, size: int) -> Pixels:
-    """Returns images (n, size, size, c): the middle square of each, resized with antialiasing."""
+    """Return the central square of each image, resized to (n, size, size, c) with antialiasing."""
     _, height, width, _ = images.shape
     if height == width == size:
         return images
@@ -71,19 +65,18 @@ def resize_pixels(images: Pixels, size: int) -> Pixels:
 
 
 def decode_image(path: Path, mode: str, size: int | None) -> Pixels:
-    """Returns the pixels (h, w, c) of one image file, upright as its EXIF orientation says.
+    """Return the pixels (h, w, c) of an image file, upright as its EXIF orientation says.
 
-    Args:
-        mode: PIL's name of the pixel format: "L" (c = 1) or "RGB" (c = 3).
-        size: the shorter side is resized to it and the middle square kept; None: as stored.
+    ``mode`` is "L" (c = 1) or "RGB" (c = 3). With ``size``, the shorter side is resized to it and
+    the image cropped to the central square.
 
     Raises:
-        DataError: the file cannot be decoded.
+        DataError: The file cannot be decoded.
     """
     try:
         with Image.open(path) as image:
             pixels = _eight_bits(image, path)
-            turn = _TURNED.get(_orientation(image))
+            turn = _TURNS.get(_orientation(image))
             pixels = pixels if turn is None else pixels.transpose(turn)
             pixels = pixels.convert(mode)
             if size is not None:
@@ -98,12 +91,12 @@ def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except (*DECODE_ERRORS, LookupError, TypeError, ArithmeticError):
-        return None  # the pixels of an image with damaged notes are as good as any
+        return None  # damaged metadata does not affect the pixels
 
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """The image with 8 bits for each channel; it must not be loaded yet."""
-    raw = _raw_mode(image)  # PIL forgets it when it loads the pixels
+    """Convert an image that is not loaded yet to 8 bits per channel."""
+    raw = _raw_mode(image)  # PIL discards it on loading
     bits = np.ravel(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 8))
     image.load()
     if image.mode.startswith("I"):
@@ -112,7 +105,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
         return image
     with Image.open(path) as again:
         if raw == "LA;16B" and image.mode == "RGBA":
-            # Grey and alpha of 16 bits take the four bytes of a pixel with four channels.
+            # Grey and alpha with 16 bits occupy the four bytes of an RGBA pixel.
             pair = _with_raw_mode(again, "RGBA")
             return Image.fromarray(_scaled(pair[..., 0] * 256 + pair[..., 1]))
         if raw not in _SWAPPED:
@@ -122,7 +115,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """PIL's name of the form in which the pixels are stored; empty if it has none."""
+    """Return PIL's name of the stored pixel format; empty if it has none."""
     tiles: Sequence[Any] = getattr(image, "tile", ())
     if not tiles:
         return ""
@@ -131,7 +124,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _with_raw_mode(image: Image.Image, raw: str) -> npt.NDArray[np.uint16]:
-    """The pixels of an image that is not loaded yet, read as if they were stored in that form."""
+    """Read the pixels of an image that is not loaded yet as if stored in the format ``raw``."""
     tiles: Any = image.tile  # type: ignore[attr-defined]
     image.tile = [  # type: ignore[attr-defined]
         tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
@@ -141,19 +134,17 @@ def _with_raw_mode(image: Image.Image, raw: str) -> npt.NDArray[np.uint16]:
 
 
 def _scaled(values: npt.NDArray[Any]) -> Pixels:
-    """0..65535 to 0..255, to the nearest: 255 / 65535 = 1 / 257, which has no ties."""
+    """Scale 0..65535 to 0..255 and round; 255 / 65535 = 1 / 257 has no ties."""
     return ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
 
 
 def image_mode(paths: Sequence[Path], *, any_size: bool) -> str:
-    """Returns "L" if every file is grey, else "RGB". It reads no pixels.
+    """Return "L" if every file is grey, else "RGB", without reading pixels.
 
-    Args:
-        any_size: whether the images may differ in size. If not, they are compared as far as that
-            is known before they are turned upright.
+    Unless ``any_size``, every size must equal the first one, as it is or rotated.
 
     Raises:
-        DataError: a file is no image, its values have no known range, or sizes differ.
+        DataError: A file is not an image, has an unknown range of values, or differs in size.
     """
     grey = True
     first: tuple[int, int] | None = None
@@ -163,7 +154,7 @@ def image_mode(paths: Sequence[Path], *, any_size: bool) -> str:
                 size, mode, form = image.size, image.mode, image.format
         except DECODE_ERRORS as error:
             raise DataError(f"{path}: cannot be read as an image: {one_line(error)}") from error
-        # PIL's I has 32 bits, of which PNG and PPM use 16.
+        # PIL's mode I has 32 bits; PNG and PPM use 16 of them.
         if mode == "F" or (mode == "I" and form not in ("PNG", "PPM")):
             raise DataError(f"{path}: must have 8 or 16 bits per channel, its PIL mode is {mode}")
         grey = grey and (mode in ("1", "L") or mode.startswith("I"))
@@ -176,7 +167,7 @@ def image_mode(paths: Sequence[Path], *, any_size: bool) -> str:
 def check_same_size(
     first: Path, first_size: tuple[int, ...], other: Path, other_size: tuple[int, ...]
 ) -> None:
-    """Refuses two images of different sizes (width, height)."""
+    """Raise DataError if two images differ in size (width, height)."""
     if other_size != first_size:
         raise DataError(
             f"images differ in size: {first} is {first_size[0]}x{first_size[1]}, {other} is "
@@ -185,10 +176,9 @@ def check_same_size(
 
 
 def stratified_split(labels: Labels) -> tuple[Labels, Labels]:
-    """Returns indices of about 80 % and 20 % of the images, alike in every class, seed 0.
+    """Split the images into 80 % and 20 % of every class, at random with seed 0; return indices.
 
-    Every fifth image is taken from the images shuffled and then sorted by class, so that each
-    class gives its share to within one image and keeps at least one if it has two.
+    It takes every fifth of the shuffled images sorted by class. Hence a class of two keeps one.
     """
     order = np.random.default_rng(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -197,15 +187,12 @@ def stratified_split(labels: Labels) -> tuple[Labels, Labels]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: systems and editors leave such ones behind.
-
-    ``._cat.png``, ``.DS_Store``, ``.ipynb_checkpoints``, ``__MACOSX``.
-    """
+    """Whether a file or folder is hidden, such as ``.DS_Store`` or ``__MACOSX``."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def list_images(root: Path) -> tuple[tuple[Path, ...], Labels, list[str]]:
-    """Returns the image files of ``root/<class>/``, their labels, the class names in order."""
+    """Return the image files of ``root/<class>/``, their labels and the ordered class names."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; it should hold one folder of images per class")
     folders = [root / name for name, is_folder in _entries(root) if is_folder]
@@ -227,7 +214,7 @@ def list_images(root: Path) -> tuple[tuple[Path, ...], Labels, list[str]]:
 
 
 def _entries(folder: Path) -> list[tuple[str, bool]]:
-    """The names in a folder, in order and without hidden ones, and whether each is a folder."""
+    """List the names in a folder, sorted, without hidden ones, and whether each is a folder."""
     try:
         with os.scandir(folder) as entries:
             return sorted(
@@ -238,14 +225,10 @@ def _entries(folder: Path) -> list[tuple[str, bool]]:
 
 
 def files_fingerprint(paths: Sequence[Path], *, with_content: bool) -> str:
-    """A digest of image files, the same wherever their folder is.
-
-    Args:
-        paths: of ``<class>/<file>``, in order.
-        with_content: whether every byte counts; otherwise names and sizes stand for the files.
+    """Return a digest of the names ``<class>/<file>``, the sizes and optionally the bytes of files.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: A file cannot be read.
     """
     digest = hashlib.sha256()
     for path in paths:

@@ -1,10 +1,7 @@
-"""Images on the device: loaded datasets, disjoint splits, streams of batches.
+"""Loaded images and datasets.
 
-The images of a dataset lie in one uint8 tensor and are augmented on the device, a batch at a time.
-The tensor is on the device too, unless it would take much of its memory: then it stays on the host,
-and batches are copied. ImageNet, which does not fit there either, is decoded batch by batch. All
-random draws come from CPU generators that are passed in, so that a seed gives the same batches on
-every device.
+The images of a dataset form a uint8 tensor on the device. A large tensor stays on the host, and its
+batches are copied. ImageNet is decoded batch by batch.
 """
 
 from __future__ import annotations
@@ -25,12 +22,7 @@ from zoopt_nas.nas.data.transfer import staging, to_device
 
 
 class ImageSet:
-    """Labelled images on one device.
-
-    Args:
-        images: uint8 (n, c, h, w).
-        labels: int64 (n,), on the same device.
-    """
+    """Labelled images on one device: uint8 (n, c, h, w), with labels int64 (n,)."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -40,57 +32,51 @@ class ImageSet:
 
     @property
     def nbytes(self) -> int:
-        """What it takes of the memory of the device on which its batches are."""
+        """Bytes it occupies on the device of its batches."""
         return self.images.nbytes + self.labels.nbytes
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of its images."""
+        """Height and width of the images."""
         height, width = self.images.shape[-2:]
         return height, width
 
     def fetch(self, indices: Tensor, moved: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns the images (b, c, h, w), uint8, and labels (b,) at some indices.
+        """Return the images (b, c, h, w), uint8, and labels (b,) at ``indices``.
 
         Args:
             indices: int64 (b,), on the CPU.
-            moved: the same on the device of the labels, where someone has copied them already.
+            moved: A copy of ``indices`` on the device of the labels, if there is one.
         """
-        moved = self._moved(indices) if moved is None else moved
-        return self.images.index_select(0, moved), self.labels.index_select(0, moved)
+        if moved is None:
+            moved = to_device([indices], self.labels.device)[0]
+        return self._pixels(indices, moved), self.labels.index_select(0, moved)
 
-    def _moved(self, indices: Tensor) -> Tensor:
-        return to_device([indices], self.labels.device)[0]
+    def _pixels(self, indices: Tensor, moved: Tensor) -> Tensor:
+        return self.images.index_select(0, moved)
 
 
 class HostImageSet(ImageSet):
-    """Labelled images that stay on the host; a batch is copied when it is fetched.
-
-    Args:
-        images: uint8 (n, c, h, w), on the CPU.
-        labels: int64 (n,), on the device to which the batches go.
-    """
+    """Labelled images on the host, with labels on the device of the batches."""
 
     @property
     def nbytes(self) -> int:
+        """Bytes it occupies on the device of its batches."""
         return self.labels.nbytes
 
-    def fetch(self, indices: Tensor, moved: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `ImageSet.fetch`."""
-        device = self.labels.device
-        batch = staging((len(indices), *self.images.shape[1:]), device)
+    def _pixels(self, indices: Tensor, moved: Tensor) -> Tensor:
+        batch = staging((len(indices), *self.images.shape[1:]), self.labels.device)
         torch.index_select(self.images, 0, indices.cpu(), out=batch)
-        moved = self._moved(indices) if moved is None else moved
-        return batch.to(device, non_blocking=True), self.labels.index_select(0, moved)
+        return batch.to(self.labels.device, non_blocking=True)
 
 
-class LazyImageSet(ImageSet):
-    """Labelled image files, decoded to squares when they are fetched; it has no ``images``.
+class LazyImageSet(HostImageSet):
+    """Labelled image files that are decoded on demand; it has no ``images``.
 
     Args:
         paths: n image files.
-        labels: int64 (n,), on the device to which the decoded images go.
-        size: side in pixels of the decoded squares.
+        labels: int64 (n,), on the device of the batches.
+        size: Side in pixels of the decoded squares.
     """
 
     def __init__(self, paths: Sequence[Path], labels: Tensor, size: int) -> None:
@@ -99,36 +85,25 @@ class LazyImageSet(ImageSet):
         self._pool = ThreadPoolExecutor()  # its threads start with the first fetch
 
     @property
-    def nbytes(self) -> int:
-        return self.labels.nbytes
-
-    @property
     def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
         return self._side, self._side
 
-    def fetch(self, indices: Tensor, moved: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `ImageSet.fetch`.
-
-        Raises:
-            DataError: a file cannot be decoded.
-        """
+    def _pixels(self, indices: Tensor, moved: Tensor) -> Tensor:
         paths = [self.paths[i] for i in indices.tolist()]
         decoded = list(self._pool.map(self._decode, paths))
-        device = self.labels.device
-        pixels = staging((len(decoded), *decoded[0].shape), device)
+        pixels = staging((len(decoded), *decoded[0].shape), self.labels.device)
         np.stack(decoded, out=pixels.numpy())
-        images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-        moved = self._moved(indices) if moved is None else moved
-        return images, self.labels.index_select(0, moved)
+        pixels = pixels.to(self.labels.device, non_blocking=True)
+        return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A loaded dataset; ``test`` is None when only the training images were asked for.
+    """A loaded dataset; ``test`` is None if only the training images were loaded.
 
-    ``fingerprints`` has a digest of each loaded split as it is stored, before ``n_train`` and
-    ``image_size``: of pixels and labels; of the bytes and names of the files of an image folder; of
-    the names and sizes of ImageNet's files.
+    ``fingerprints`` has a digest of each loaded split before ``n_train`` and ``image_size``: of
+    pixels and labels, of the files of an image folder, or of the names and sizes of ImageNet files.
     """
 
     name: str
@@ -144,10 +119,9 @@ class Dataset:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def transform(self, augment: bool = True, cutout: int = 0) -> Transform:
-        """Returns the transform of training batches, or of test batches (``augment=False``).
+        """Return the transform of training batches, or of test batches (``augment=False``).
 
-        Args:
-            cutout: side of the square cut out of training images; 0 is none.
+        ``cutout`` is the side of the square that is cut out of training images; 0 is none.
         """
         return Transform(
             self.mean,

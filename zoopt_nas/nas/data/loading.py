@@ -1,4 +1,4 @@
-"""A data set by name or path, read, checked and put where its batches are made."""
+"""Load a data set by name or path."""
 
 from __future__ import annotations
 
@@ -26,13 +26,10 @@ from zoopt_nas.nas.data.image_sets import Dataset, HostImageSet, ImageSet, LazyI
 from zoopt_nas.nas.data.user_files import find_spec
 from zoopt_nas.nas.steps.devices import free_memory
 
-# ImageNet's convention: the shorter side becomes 256 for crops of 224.
-_DECODED_PER_CROP = 256 / 224
-
-
-# Images that would take more than this share of what a device has free stay on the host: the rest
-# is for the model (ours; a batch is small, and its copy need not be waited for).
-MAX_SHARE_OF_DEVICE = 0.25
+_DECODED_PER_CROP = 256 / 224  # ImageNet's convention: resize the shorter side to 256, crop 224
+# Larger sets of images stay on the host, to leave the device's free memory to the model. The value
+# is this package's choice.
+MAX_FRACTION_OF_DEVICE = 0.25
 
 
 def load_dataset(
@@ -46,24 +43,25 @@ def load_dataset(
     n_train: int | None = None,
     check_test: bool = False,
 ) -> Dataset:
-    """Loads a dataset of `DATASETS`, or a person's own ``.npz`` file or image folder.
+    """Load a dataset of `DATASETS`, an ``.npz`` file or an image folder.
 
     Args:
-        source: a registered name, which wins over a path; a path, which ``./digits`` always is; or
-            a spec.
-        data_dir: the folder that holds the files of the registered datasets.
-        download: fetch missing files into ``data_dir`` where that is possible.
-        splits: ("train", "test"), or ("train",) to leave the test images alone.
-        image_size: side in pixels that every image is resized to; None: the dataset's own.
-        n_train: use this many training images only: the first of a permutation drawn with seed 0,
-            so that a smaller subset is part of a larger one.
-        check_test: read the test images too, and forget them: what is wrong with them is known
-            before a search rather than after it. It is no error if there are none.
+        source: A registered name, which takes precedence over a path such as ``./digits``; a path;
+            or a spec.
+        data_dir: The folder with the files of the registered datasets.
+        device: Device of the batches.
+        download: Whether to download missing files into ``data_dir`` if possible.
+        splits: ("train", "test"), or ("train",) to skip the test images.
+        image_size: Side in pixels to which images are resized; None: the dataset's size.
+        n_train: Number of training images to use: the first ones of a permutation drawn with seed
+            0, so that smaller subsets are part of larger ones.
+        check_test: Whether to read and discard the test images, to find errors in them early. A
+            missing test split is no error.
 
     Raises:
-        UnknownNameError: no dataset has that name.
-        DataError: a file is missing or cannot be used.
-        InvalidValueError: ``splits``, ``image_size`` or ``n_train`` breaks its rule.
+        UnknownNameError: No dataset has that name.
+        DataError: A file is missing or cannot be used.
+        InvalidValueError: ``splits``, ``image_size`` or ``n_train`` is invalid.
     """
     if tuple(splits) not in (("train", "test"), ("train",)):
         raise InvalidValueError(f"splits must be ('train', 'test') or ('train',), got {splits!r}")
@@ -100,7 +98,7 @@ def load_dataset(
         size,
         mean,
         std,
-        _fit_augmentation(spec, size),
+        _scaled_augmentation(spec, size),
         train=_image_set((images, labels), size, device),
         test=test,
         class_names=spec.class_names,
@@ -109,7 +107,7 @@ def load_dataset(
 
 
 def with_fingerprints(dataset: Dataset) -> Dataset:
-    """Return the data set with a fingerprint of each split, also where it was made by hand."""
+    """Return the data set with missing fingerprints added, as for one made by hand."""
     prints = dict(dataset.fingerprints)
     for split, images in (("train", dataset.train), ("test", dataset.test)):
         if images is not None and split not in prints:
@@ -127,11 +125,11 @@ def _fingerprint(spec: DatasetSpec, split: Split, loaded: Loaded) -> str:
 
 def _digest(images: Pixels | tuple[Path, ...], labels: Labels) -> str:
     if isinstance(images, tuple):
-        return files_fingerprint(images, with_content=False)  # reading them would take hours
+        return files_fingerprint(images, with_content=False)  # reading all bytes would take hours
     return arrays_fingerprint(images, labels)
 
 
-def _fit_augmentation(spec: DatasetSpec, size: int) -> Augmentation:
+def _scaled_augmentation(spec: DatasetSpec, size: int) -> Augmentation:
     if size == spec.image_size:
         return spec.augmentation
     if spec.augmentation.resized_crop is not None:
@@ -152,4 +150,4 @@ def _image_set(loaded: Loaded, size: int, device: torch.device) -> ImageSet:
 
 def _stays_on_host(n_bytes: int, device: torch.device) -> bool:
     free = None if device.type == "cpu" else free_memory(device)
-    return free is not None and n_bytes > MAX_SHARE_OF_DEVICE * free
+    return free is not None and n_bytes > MAX_FRACTION_OF_DEVICE * free

@@ -1,4 +1,4 @@
-"""What a run keeps of its data set, so that a resumed or exported run has the same images."""
+"""The record of a run's data set, by which a resumed or exported run gets the same images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class DataRecord:
     """The shape, the statistics and the fingerprints of the data set of a run.
 
     Attributes:
-        n_classes, in_channels, image_size: what a network for it must fit.
-        mean, std: per channel, of pixels in 0..1: the normalization of the run.
-        class_names: by label; None: the labels have no names.
-        fingerprints: by split, of the splits that the run has used; see `Dataset`.
+        n_classes, in_channels, image_size: Dimensions of a network for the data set.
+        mean, std: Per-channel statistics of pixels in 0..1, used for normalization.
+        class_names: Names by label, or None.
+        fingerprints: Digests of the splits that the run has used; see `Dataset`.
     """
 
     n_classes: int
@@ -33,37 +33,33 @@ class DataRecord:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
-        """The record of a loaded data set."""
+        """Return the record of a loaded data set."""
         return cls(**{name: getattr(dataset, name) for name in cls.__dataclass_fields__})
 
     def restore(self, dataset: Dataset, name: str) -> Dataset:
-        """The data set as the run has known it, with the statistics of this record.
-
-        Args:
-            dataset: as it is loaded now.
-            name: what the user calls it, for the error.
+        """Return ``dataset`` with the statistics of this record; ``name`` is for the error.
 
         Raises:
-            DataError: it has other images or labels.
+            DataError: The images or labels have changed.
         """
         for split, fingerprint in self.fingerprints.items():
             if dataset.fingerprints.get(split, fingerprint) != fingerprint:
                 raise DataError(
-                    f"dataset {name}: the {split} images or labels are not those with which the "
-                    "run began; put them back, or start a new run"
+                    f"dataset {name}: the {split} images or labels have changed since the run "
+                    "began; put them back, or start a new run"
                 )
         return replace(dataset, mean=self.mean, std=self.std)
 
     def to_json(self) -> str:
-        """The record as JSON, with numbers in full precision."""
+        """Return the record as JSON, with numbers in full precision."""
         return json.dumps({**vars(self), "fingerprints": dict(self.fingerprints)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The inverse of ``to_json``.
+        """Read the result of ``to_json``.
 
         Raises:
-            InvalidValueError: it is no record.
+            InvalidValueError: The text is not a record.
         """
         try:
             fields = json.loads(text)

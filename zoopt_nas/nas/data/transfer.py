@@ -1,4 +1,4 @@
-"""Small tensors of the host on a device: one copy for all of them, which nobody waits for."""
+"""Copy small tensors from the host to a device, asynchronously and in one transfer."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ _ALIGNMENT = 16  # bytes: at least the size of any number
 
 
 def staging(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.uint8) -> Tensor:
-    """An empty tensor on the host, from which a copy to ``device`` is not waited for.
+    """Return an empty host tensor from which copies to ``device`` are asynchronous.
 
-    CUDA copies in the background from pinned memory only. PyTorch keeps pinned memory for the next
-    batch, and does not reuse it before a copy from it has ended.
+    CUDA requires pinned memory for it. PyTorch does not reuse that before the copy has ended.
     """
     return torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the host on ``device``; on the CPU themselves.
+    """Return host tensors of any shapes and types on ``device``.
 
-    For CUDA they are packed into one pinned buffer, so that there is one copy, in the background.
-
-    Args:
-        tensors: of any shapes and types.
-        device: where they go.
+    For CUDA they are packed into one pinned buffer and copied asynchronously at once.
     """
     if device.type != "cuda" or not tensors:
         return [tensor.to(device, non_blocking=True) for tensor in tensors]
@@ -40,7 +35,7 @@ def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _parts(buffer: Tensor, ends: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a buffer of bytes, with the shapes and types of ``like``."""
+    """Return views of a buffer of bytes with the shapes and types of ``like``."""
     return [
         buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for start, tensor in zip(ends[:-1], like, strict=True)

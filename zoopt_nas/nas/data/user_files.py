@@ -1,4 +1,4 @@
-"""The user's own data set: an ``.npz`` file, or a folder of image files, as a `DatasetSpec`."""
+"""Make a `DatasetSpec` from the user's ``.npz`` file or image folder."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ class _ArrayFile:
         self._digests: dict[Split, str] = {}
 
     def read(self, split: Split) -> tuple[Pixels, Labels]:
-        """The images of a split at their final size, and its labels."""
+        """Return the images of a split at their final size, and its labels."""
         images, labels = read_npz(self._path, split)
         self._digests[split] = arrays_fingerprint(images, labels)  # as stored: see DatasetSpec
         return resize_pixels(images, self._image_size) if self._image_size else images, labels
 
     def fingerprint(self, split: Split) -> str:
-        """The digest of a split that has been read."""
+        """Return the digest of a split that has been read."""
         return self._digests[split]
 
 
 class _Folder:
-    """An image folder: which file belongs to which split, and the pixels of a split."""
+    """An image folder with splits."""
 
     def __init__(self, root: Path, image_size: int | None) -> None:
         self._root, self._image_size = root, image_size
         self._has_splits = (root / "train").is_dir()
         paths, self._labels, names = list_images(root / "train" if self._has_splits else root)
         self._paths, self.class_names = paths, tuple(names)
-        self._mode = ""  # that of the training images, known once they are read
+        self._mode = ""  # of the training images, which are read first
 
     def read(self, split: Split) -> tuple[Pixels, Labels]:
-        """The images of a split at their final size, and its labels."""
+        """Return the images of a split at their final size, and its labels."""
         paths, labels = self._files(split)
         any_size = self._image_size is not None
         mode = image_mode(paths, any_size=any_size)
@@ -68,7 +68,7 @@ class _Folder:
         return np.stack(images), labels
 
     def fingerprint(self, split: Split) -> str:
-        """The digest of the files of a split, byte for byte."""
+        """Return the digest of every byte of a split's files."""
         return files_fingerprint(self._files(split)[0], with_content=True)
 
     def _files(self, split: Split) -> tuple[Sequence[Path], Labels]:
@@ -94,17 +94,16 @@ class _Folder:
 
 
 def user_spec(path: Path, image_size: int | None) -> DatasetSpec:
-    """Reads the user's own training images and describes them as a dataset.
-
-    A file is an ``.npz`` as `read_npz` takes it. A folder holds ``train/<class>/`` and
-    ``test/<class>/`` (or ``val``) with image files, or just ``<class>/``, of which a fixed
-    stratified fifth then is the test set. Classes are numbered in the order of their names.
+    """Read the user's training images and describe them as a dataset.
 
     Args:
-        image_size: side in pixels that every image gets; None: as stored, all alike and square.
+        path: An ``.npz`` file for `read_npz`, or a folder that holds ``train/<class>/`` and
+            ``test/<class>/`` (or ``val``) with image files. A folder with only ``<class>/`` gives a
+            fixed stratified fifth as test set. Class numbers follow the order of the names.
+        image_size: Side in pixels to which images are resized; None: as stored, equal squares.
 
     Raises:
-        DataError: anything in it cannot be used.
+        DataError: The data cannot be used.
     """
     source: _Folder | _ArrayFile
     if path.is_dir():
@@ -159,11 +158,11 @@ def _count_classes(labels: Labels, path: Path) -> int:
 
 
 def find_spec(name_or_path: str, image_size: int | None) -> DatasetSpec:
-    """The dataset of `DATASETS` with that name, or else the user's own at that path.
+    """Return the dataset of `DATASETS` with that name, or the user's data at that path.
 
     Raises:
-        UnknownNameError: no dataset has that name.
-        DataError: there is no such path, or what is there cannot be used.
+        UnknownNameError: No dataset has that name.
+        DataError: The path does not exist or cannot be used.
     """
     path = Path(name_or_path).expanduser()
     if name_or_path not in DATASETS:

@@ -1,1 +1,1 @@
-"""How operators are computed, never what they compute."""
+"""Fast implementations of operators on a CPU."""

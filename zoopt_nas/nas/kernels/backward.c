@@ -1,10 +1,10 @@
-/* The backward pass of a stage (stage.h): the gradients that it is asked for. */
+/* The backward pass of a stage (stage.h). */
 
 #include "stage.h"
 
-#define BLOCK 64 /* pixels whose sums are taken in REAL before they are added up in double */
+#define BLOCK 64 /* pixels summed in REAL before the sum is added in double */
 
-/* Sums over pixels of grad and of grad * (y - mean): (2, channels). Returns 0, or 1 without
+/* Sums over pixels of grad and of grad * (y - mean): (2, channels). Returns 0, or 1 if there is no
    memory. */
 int gradient_sums(int64_t n_pixels, int64_t channels, const REAL *grad, const REAL *y,
                   const REAL *mean, REAL *sums) {
@@ -13,7 +13,7 @@ int gradient_sums(int64_t n_pixels, int64_t channels, const REAL *grad, const RE
     if (!parts) return 1;
 #pragma omp parallel for schedule(static)
     for (int64_t chunk = 0; chunk < N_CHUNKS; chunk++) {
-        double *own = parts + chunk * 2 * wide;
+        double *part = parts + chunk * 2 * wide;
         const int64_t last = first_of(chunk + 1, n_pixels);
         for (int64_t first = first_of(chunk, n_pixels); first < last; first += BLOCK)
             for (int64_t c = 0; c < channels; c += LANES) {
@@ -26,8 +26,8 @@ int gradient_sums(int64_t n_pixels, int64_t channels, const REAL *grad, const RE
                     products += g * (load(y + p * channels + c, n) - centre);
                 }
                 for (int64_t k = 0; k < LANES; k++) {
-                    own[c + k] += sum[k];
-                    own[wide + c + k] += products[k];
+                    part[c + k] += sum[k];
+                    part[wide + c + k] += products[k];
                 }
             }
     }
@@ -42,7 +42,7 @@ int gradient_sums(int64_t n_pixels, int64_t channels, const REAL *grad, const RE
     return 0;
 }
 
-/* The gradient in y is a * grad + b * (y - mean) + c; rows of (4, padded channels), a mean last. */
+/* The gradient of y is a * grad + b * (y - mean) + c. Rows a, b, c, mean: (4, padded channels). */
 enum { OF_GRAD, OF_Y, CONSTANT, Y_MEAN };
 
 static void gradient_coefficients(const Stage *s, const Layout *l, REAL *rows) {
@@ -75,7 +75,7 @@ ALWAYS_INLINE void gradient_in_y_as(const int is_whole, const Stage *s, const La
         }
 }
 
-/* Of the pixels of the batch from `first` on. */
+/* For `n_pixels` pixels of the batch from `first` on. */
 static void gradient_in_y(const Stage *s, const Layout *l, int64_t first, int64_t n_pixels,
                           const REAL *rows, REAL *out) {
     if (s->out_channels == l->out_channels)
@@ -83,7 +83,7 @@ static void gradient_in_y(const Stage *s, const Layout *l, int64_t first, int64_
     else gradient_in_y_as(0, s, l, first, n_pixels, rows, out);
 }
 
-/* The gradient in x from that in a, through the ReLU, of rows of an image; adds to its sums. */
+/* The gradient of x from the gradient of a, for rows of an image; adds it to `sums`. */
 ALWAYS_INLINE void gradient_in_x_as(const int has_sums, const int has_skip, const int is_whole,
                                     const Stage *s, const Layout *l, int64_t image, int64_t row,
                                     int64_t n_rows, const REAL *a, const REAL *a_grad,
@@ -91,7 +91,7 @@ ALWAYS_INLINE void gradient_in_x_as(const int has_sums, const int has_skip, cons
     const int64_t n = s->channels;
     for (int64_t i = 0; i < n_rows; i++) {
         const int64_t first = (image * s->height + row + i) * s->width * n;
-        const REAL *own = a + (row + i + l->padding) * l->in_row + l->padding * l->channels;
+        const REAL *a_row = a + (row + i + l->padding) * l->in_row + l->padding * l->channels;
         for (int64_t c = 0; c < n; c += LANES) {
             const int64_t left = is_whole ? LANES : n - c;
             const vec centre = has_sums ? load(s->x_norm + MEAN * n + c, left) : (vec){0};
@@ -99,7 +99,7 @@ ALWAYS_INLINE void gradient_in_x_as(const int has_sums, const int has_skip, cons
             for (int64_t j = 0; j < s->width; j++) {
                 const int64_t at = first + j * n + c, from = j * l->channels + c;
                 vec g = *(const vec *)(a_grad + i * grad_row + from);
-                g = where_positive(*(const vec *)(own + from), g);
+                g = where_positive(*(const vec *)(a_row + from), g);
                 if (has_skip) g += *s->skip * load(s->skip_grad + at, left);
                 store(s->x_grad + at, g, left);
                 if (has_sums) {
@@ -126,7 +126,7 @@ static void gradient_in_x(const Stage *s, const Layout *l, int64_t image, int64_
 #undef CALL
 }
 
-/* Buffers of a thread, and the sums of a chunk. */
+/* Buffers of a thread, and sums of a chunk. */
 typedef struct {
     REAL *a, *d, *y_grad, *d_grad, *a_grad;
     REAL *depthwise, *pointwise; /* gradients: (kernel, kernel, channels), (channels, out_channels) */
@@ -137,7 +137,7 @@ typedef struct {
     REAL *depthwise, *turned, *pointwise, *rows;
 } Packed;
 
-/* The gradients in the 1x1 convolution and in d; and in x, where there is no other convolution. */
+/* The gradients of the 1x1 convolution and of d, or of x without a depthwise convolution. */
 static void band_backward(const Stage *s, const Layout *l, const Packed *packed, const Work *w,
                           int64_t image, int64_t row) {
     const Window window = forward_window(s, l, row);
@@ -185,7 +185,7 @@ static void image_backward(const Stage *s, const Layout *l, const Packed *packed
                       w->a_grad + l->padding * (l->in_row + l->channels), l->in_row, w->x_sums);
         return;
     }
-    for (int64_t row = 0; row < s->height; row += l->band) { /* with the kernel turned round */
+    for (int64_t row = 0; row < s->height; row += l->band) { /* with the rotated kernel */
         Window turned = forward_window(s, l, row);
         turned.in_row = l->grad_row;
         convolve(&turned, w->d_grad + row * l->grad_row, packed->turned, w->a_grad);
@@ -194,7 +194,7 @@ static void image_backward(const Stage *s, const Layout *l, const Packed *packed
     }
 }
 
-/* Adds up what the chunks have. */
+/* Adds up the sums of the chunks. */
 static void reduce(const Stage *s, const Layout *l, const REAL *parts, int64_t size,
                    const double *x_sums) {
     const REAL *pointwise = parts + l->kernel_size * l->channels;
@@ -220,7 +220,7 @@ static void reduce(const Stage *s, const Layout *l, const REAL *parts, int64_t s
     }
 }
 
-/* The gradients that a stage asks for. Returns 0, or 1 without memory. */
+/* The gradients that are not NULL in the stage. Returns 0, or 1 if there is no memory. */
 int separable_backward(const Stage *s) {
     const Layout l = layout_of(s);
     const int64_t n_depthwise = l.kernel_size * l.channels, n_pointwise = l.channels * l.out_channels;

@@ -1,7 +1,6 @@
-"""The order of activations in memory, and operations whose gradients keep it.
+"""The channels-last memory format, and operations whose gradients preserve it.
 
-Kernels that meet another order than the one they are written for take many times as long
-(docs/performance.md), and gradients of slices lose it.
+Kernels are several times slower for tensors in another format (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from torch.nn import functional as F
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of ``(batch, c, h, w)`` are next to each other in memory."""
-    return x.stride(1) == 1  # torch.vmap cannot be asked for a memory format
+    """Whether ``(batch, c, h, w)`` has adjacent channels in memory."""
+    return x.stride(1) == 1  # torch.vmap does not support memory formats
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """``x`` in that memory format, by operations that ``torch.vmap`` knows."""
+    """Return ``x`` in the channels-last format, by operations that ``torch.vmap`` supports."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def diagonal_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each 2x2 square of pixels the first and the last: ``(batch, c, h, w)`` to two halves.
+    """Return the first and the last pixel of each 2x2 square of ``(batch, c, h, w)``.
 
-    Odd sizes count as padded by zeros.
+    Odd sizes are padded with zeros.
     """
     if not torch.is_grad_enabled():
         return _diagonal_pixels(x)
@@ -42,7 +41,7 @@ def _diagonal_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _DiagonalPixels(torch.autograd.Function):
-    """Slices, whose own backward pass is many times slower: it loses channels_last."""
+    """Slices with a backward pass that preserves channels_last, which makes it much faster."""
 
     generate_vmap_rule = True
 
@@ -66,7 +65,7 @@ class _DiagonalPixels(torch.autograd.Function):
 
 
 def join_channels(nodes: Sequence[Tensor]) -> Tensor:
-    """``torch.cat(nodes, dim=1)`` with gradients that are contiguous, as slices are not."""
+    """Return ``torch.cat(nodes, dim=1)``, with contiguous gradients."""
     if not torch.is_grad_enabled():
         return torch.cat(list(nodes), dim=1)
     joined: Tensor = _JoinedChannels.apply(*nodes)
@@ -74,7 +73,7 @@ def join_channels(nodes: Sequence[Tensor]) -> Tensor:
 
 
 class _JoinedChannels(torch.autograd.Function):
-    """Kernels that meet a slice of channels in channels_last memory take ten times as long."""
+    """Concatenation with contiguous gradients, because kernels are slow for slices of channels."""
 
     generate_vmap_rule = True
 
@@ -93,12 +92,12 @@ class _JoinedChannels(torch.autograd.Function):
 
 
 def contiguous_like(x: Tensor, reference: Tensor) -> Tensor:
-    """``x``, contiguous in the memory format of ``reference``."""
+    """Return ``x``, contiguous in the memory format of ``reference``."""
     return channels_last(x) if is_channels_last(reference) else x.contiguous()
 
 
 def _copy_like(x: Tensor, reference: Tensor) -> Tensor:
-    """``contiguous_like`` that is never ``x`` itself."""
+    """Return a copy of ``x``, contiguous in the memory format of ``reference``."""
     if is_channels_last(reference):
         rows = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
         return rows.permute(0, 3, 1, 2)

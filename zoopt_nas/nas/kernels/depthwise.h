@@ -1,4 +1,4 @@
-/* Depthwise convolutions of one image, in buffers, and their gradients. */
+/* Depthwise convolutions of one image in a buffer, and their gradients. */
 
 #pragma once
 
@@ -8,7 +8,7 @@ typedef struct {
     int64_t kernel, stride, dilation, channels, in_row, out_row, out_height, out_width;
 } Window;
 
-/* `n` pixels of LANES channels. `weights` has those of the kernel's next entry `tap` numbers on. */
+/* `n` pixels of LANES channels; `weights` has an entry of the kernel every `tap` numbers. */
 ALWAYS_INLINE void convolve_pixels(const int n, const Window w, const REAL *in,
                                    const REAL *weights, int64_t tap, REAL *out) {
     vec sums[4] = {{0}, {0}, {0}, {0}};
@@ -32,8 +32,8 @@ ALWAYS_INLINE void convolve_row(const Window w, const REAL *in, const REAL *weig
         convolve_pixels(1, w, in + j * w.stride * w.channels, weights, tap, out + j * w.channels);
 }
 
-/* What the compiler knows of the window, it unrolls; the window is a copy, which no store of a
-   vector can change. Nine weights of LANES channels stay in registers for a row. */
+/* The compiler unrolls loops with constant bounds. The window is a copy, so that no store can alias
+   it. Nine weights of LANES channels stay in registers for a row. */
 ALWAYS_INLINE void convolve_as(const int64_t kernel, const int64_t stride, const int64_t dilation,
                                Window w, const REAL *in, const REAL *weights, REAL *out) {
     w.kernel = kernel, w.stride = stride, w.dilation = dilation;
@@ -42,10 +42,10 @@ ALWAYS_INLINE void convolve_as(const int64_t kernel, const int64_t stride, const
             const REAL *from = in + i * w.stride * w.in_row + c;
             REAL *to = out + i * w.out_row + c;
             if (kernel == 3) {
-                vec own[9];
+                vec nine[9];
                 for (int64_t t = 0; t < 9; t++)
-                    own[t] = *(const vec *)(weights + t * w.channels + c);
-                convolve_row(w, from, (const REAL *)own, LANES, to);
+                    nine[t] = *(const vec *)(weights + t * w.channels + c);
+                convolve_row(w, from, (const REAL *)nine, LANES, to);
             } else convolve_row(w, from, weights + c, w.channels, to);
         }
 }
@@ -59,7 +59,7 @@ static void convolve(const Window *w, const REAL *in, const REAL *weights, REAL 
     else convolve_as(w->kernel, s, d, *w, in, weights, out);
 }
 
-/* The gradient in the input, added to it: what `convolve` reads is written. */
+/* Adds the gradient of the input to `in`. */
 static void scatter(const Window *w, REAL *in, const REAL *weights, const REAL *grad) {
     for (int64_t i = 0; i < w->out_height; i++)
         for (int64_t j = 0; j < w->out_width; j++)
@@ -74,7 +74,7 @@ static void scatter(const Window *w, REAL *in, const REAL *weights, const REAL *
             }
 }
 
-/* The gradient in `rows` rows of the kernel from `row` on, added to what is there. */
+/* Adds the gradient of `rows` rows of the kernel from `row` on to `out`. */
 ALWAYS_INLINE void correlate_rows(const int64_t kernel, const int rows, int64_t row,
                                   const Window *w, const REAL *in, const REAL *grad, REAL *out) {
     const int64_t tap = w->dilation * w->channels;

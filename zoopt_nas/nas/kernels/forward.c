@@ -1,11 +1,11 @@
-/* The forward pass of a stage (stage.h), and the sum that its output goes into. */
+/* The forward pass of a stage (stage.h), and the sum of its output with other terms. */
 
 #include <math.h>
 
 #include "stage.h"
 
-/* The sum over pixels of (y - centre)^power, power 1 or 2, of LANES channels. Four sums are added
-   up side by side, so that none waits for itself. */
+/* The sum over pixels of (y - centre)^power, power 1 or 2, of LANES channels, in four independent
+   sums to avoid stalls. */
 ALWAYS_INLINE vec sum_of(const int power, const REAL *y, vec centre, int64_t channels,
                          int64_t n_pixels) {
     vec sums[4] = {{0}, {0}, {0}, {0}};
@@ -24,35 +24,35 @@ ALWAYS_INLINE vec sum_of(const int power, const REAL *y, vec centre, int64_t cha
     return sums[0] + sums[1] + sums[2] + sums[3];
 }
 
-/* Mean and sum of squared deviations of some pixels, joined to those of `count` pixels. */
+/* Adds pixels to the mean and the squared deviations of `count` pixels. */
 static void add_statistics(const REAL *y, int64_t channels, int64_t n_pixels, double count,
                            double *mean, double *squares) {
-    const double share = n_pixels / (count + n_pixels);
+    const double weight = n_pixels / (count + n_pixels);
     for (int64_t c = 0; c < channels; c += LANES) {
         const vec centre = sum_of(1, y + c, (vec){0}, channels, n_pixels) / (REAL)n_pixels;
-        const vec own = sum_of(2, y + c, centre, channels, n_pixels);
+        const vec deviations = sum_of(2, y + c, centre, channels, n_pixels);
         for (int64_t k = 0; k < LANES; k++) {
             const double difference = centre[k] - mean[c + k];
-            squares[c + k] += own[k] + difference * difference * count * share;
-            mean[c + k] += difference * share;
+            squares[c + k] += deviations[k] + difference * difference * count * weight;
+            mean[c + k] += difference * weight;
         }
     }
 }
 
-/* The norm behind y, from the mean and the squared deviations that the chunks have. */
+/* N_y, from the means and squared deviations of the chunks. */
 static void make_norm(const Stage *s, const Layout *l, const double *chunks) {
     const int64_t n = s->out_channels;
     for (int64_t c = 0; c < n; c++) {
         double count = 0, mean = 0, squares = 0, variance;
         for (int64_t chunk = 0; s->takes_batch && chunk < N_CHUNKS; chunk++) {
-            const double *own = chunks + chunk * 2 * l->out_channels + c;
+            const double *part = chunks + chunk * 2 * l->out_channels + c;
             const int64_t n_images = first_of(chunk + 1, s->batch) - first_of(chunk, s->batch);
-            const double own_count = (double)(n_images * l->n_out), difference = own[0] - mean;
+            const double part_count = (double)(n_images * l->n_out), difference = part[0] - mean;
             if (n_images == 0) continue;
-            count += own_count;
-            squares += own[l->out_channels] +
-                       difference * difference * (count - own_count) * own_count / count;
-            mean += difference * own_count / count;
+            count += part_count;
+            squares += part[l->out_channels] +
+                       difference * difference * (count - part_count) * part_count / count;
+            mean += difference * part_count / count;
         }
         if (!s->takes_batch) {
             mean = s->running_mean[c];
@@ -75,19 +75,19 @@ static void make_norm(const Stage *s, const Layout *l, const double *chunks) {
     }
 }
 
-/* y of an image, and its part of the statistics. `a` is followed by buffers for d and y of a band;
-   n_before images are in the statistics so far: of mean and squared deviations, (2, out_channels). */
+/* y of an image. `a` is followed by buffers for d and y of a band. Adds the image to `statistics`,
+   the mean and squared deviations (2, out_channels) of n_before images. */
 static void image_forward(const Stage *s, const Layout *l, const REAL *depthwise,
                           const REAL *pointwise, REAL *a, int64_t image, int64_t n_before,
                           double *statistics) {
     const int64_t n = s->out_channels, wide = l->out_channels;
-    REAL *d = a + l->in_size, *own = d + l->n_band * l->channels;
+    REAL *d = a + l->in_size, *y_buffer = d + l->n_band * l->channels;
     activate(s, l, s->x + image * l->n_in * s->channels, a);
     for (int64_t row = 0; row < s->out_height; row += l->band) {
         const Window window = forward_window(s, l, row);
         const int64_t first = row * s->out_width, n_pixels = window.out_height * s->out_width;
         const REAL *from = a + row * s->stride * l->in_row;
-        REAL *to = s->y + (image * l->n_out + first) * n, *y = n == wide ? to : own;
+        REAL *to = s->y + (image * l->n_out + first) * n, *y = n == wide ? to : y_buffer;
         if (s->depthwise) convolve(&window, from, depthwise, d);
         multiply(s->depthwise ? d : from, l->channels, 1, pointwise, wide, y, wide, n_pixels, wide,
                  l->channels, 0);
@@ -99,7 +99,7 @@ static void image_forward(const Stage *s, const Layout *l, const REAL *depthwise
     }
 }
 
-/* y and norm. Returns 0, or 1 without memory. */
+/* Computes y and N_y. Returns 0, or 1 if there is no memory. */
 int separable_forward(const Stage *s) {
     const Layout l = layout_of(s);
     const int64_t size = l.in_size + l.n_band * (l.channels + l.out_channels);
@@ -130,8 +130,8 @@ int separable_forward(const Stage *s) {
     return failed;
 }
 
-/* out = base + skip * x + (y - mean) * multiplier + shift, for (n_pixels, channels); base and skip,
-   a single number, may be NULL, and base may be out. */
+/* out = base + skip * x + (y - mean) * multiplier + shift, for (n_pixels, channels). The number
+   skip and base may be NULL; base may equal out. */
 void add_normalized(int64_t n_pixels, int64_t channels, const REAL *y, const REAL *norm,
                     const REAL *base, const REAL *skip, const REAL *x, REAL *out) {
 #pragma omp parallel for schedule(static)

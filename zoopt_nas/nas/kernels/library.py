@@ -1,8 +1,7 @@
-"""Compiles the C of this folder for the machine it runs on, and loads it.
+"""Compile and load the C code of this folder.
 
-A process compiles for itself, in about a second and in a temporary folder: nothing is cached, so
-nothing can be stale, shared with another user, or half written. Where there is no compiler, or what
-it makes cannot be loaded, there is no library, and callers do the same with PyTorch.
+Each process compiles it in a temporary folder, in about a second, without a cache that could become
+stale. Without a compiler, callers use PyTorch.
 """
 
 from __future__ import annotations
@@ -25,26 +24,21 @@ COMPILERS = ("cc", "gcc", "clang")
 SOURCES = ("forward.c", "backward.c")
 HEADERS = ("vectors.h", "depthwise.h", "stage.h")
 FLAGS = (
-    "-std=c11",
-    "-O3",
-    "-march=native",
-    "-fopenmp",
-    "-fPIC",
-    "-shared",
-    "-fno-math-errno",  # a square root need not report that it was asked for that of a negative
-    "-ffp-contract=fast",  # a product and its sum are one instruction, which -std=c11 turns off
-)
+    "-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared",
+    "-fno-math-errno",
+    "-ffp-contract=fast",  # allows fused multiply-add, which -std=c11 turns off
+)  # fmt: skip
 TYPES = {torch.float32: "float", torch.float64: "double"}
-SECONDS = 120.0  # a compiler that takes longer hangs
+TIMEOUT = 120.0  # seconds
 
 
 class KernelError(ZooptNasError):
-    """The kernels cannot be compiled or loaded here; the message says why."""
+    """The kernels cannot be compiled or loaded; the message says why."""
 
 
 def can_run(x: Tensor) -> bool:
-    """Whether kernels take the numbers of ``x`` here and now."""
-    # A transform of torch.func hides them, and autocast would have them be of another type.
+    """Whether the kernels can process ``x`` in the current context."""
+    # Transforms of torch.func hide the numbers, and autocast requires another type.
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -55,7 +49,7 @@ def can_run(x: Tensor) -> bool:
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for numbers of ``dtype``; None where there are none."""
+    """Return the kernels for ``dtype``, or None if there are none."""
     try:
         return compiled(dtype)
     except KernelError:
@@ -63,10 +57,10 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 def compiled(dtype: torch.dtype) -> ctypes.CDLL:
-    """As ``library``.
+    """Return the kernels for ``dtype``.
 
     Raises:
-        KernelError: there are none.
+        KernelError: There are none.
     """
     found = _compiled(dtype)
     if isinstance(found, KernelError):
@@ -76,7 +70,7 @@ def compiled(dtype: torch.dtype) -> ctypes.CDLL:
 
 @functools.cache
 def _compiled(dtype: torch.dtype) -> ctypes.CDLL | KernelError:
-    # A failure is kept too, so that a compiler is not asked twice.
+    # Returns errors, so that failures are cached, too.
     try:
         return _compile(dtype)
     except KernelError as error:
@@ -98,8 +92,8 @@ def _compile(dtype: torch.dtype) -> ctypes.CDLL:
                 Path(folder, name).write_text(text, encoding="ascii")
             target = str(Path(folder, "kernels.so"))
             command = [compiler, *FLAGS, f"-DREAL={TYPES[dtype]}", *SOURCES, "-o", target, "-lm"]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=SECONDS)
-            kernels = ctypes.CDLL(target)  # what is loaded stays when the file goes
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=TIMEOUT)
+            kernels = ctypes.CDLL(target)  # stays loaded without the file
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").splitlines() or ["no message"]
         line = next((line for line in lines if "error" in line), lines[0])
@@ -110,10 +104,10 @@ def _compile(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def call(function: Any, *arguments: Any) -> None:
-    """Calls a kernel.
+    """Call a kernel.
 
     Raises:
-        MemoryError: it got no memory for its buffers.
+        MemoryError: There is no memory for its buffers.
     """
     if function(*arguments):
         raise MemoryError("CPU kernel: not enough memory for its buffers")

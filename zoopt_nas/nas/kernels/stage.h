@@ -1,24 +1,19 @@
-/* A depthwise separable convolution with the ReLU in front and the BatchNorm around it, for a CPU.
+/* A depthwise separable convolution with ReLU and BatchNorm, for a CPU.
 
-   PyTorch runs ReLU, depthwise convolution, 1x1 convolution and BatchNorm one after the other over
-   the whole batch, and each reads and writes all of it. Here all of them go over one image before
-   the next, and most of them over a band of its rows before the next, in buffers that stay in a
-   core's caches; what lies between the convolutions is never stored. Compiled once for float and
-   once for double (REAL) by ``library.py``.
+   PyTorch's operators each read and write the whole batch. These kernels run all operations on one
+   image at a time, most of them on one band of rows at a time, in buffers that stay in the cache of
+   a core. ``library.py`` compiles them for float and for double (REAL).
 
-   A stage computes, for an input x that is a node of a cell, or the y of the stage before it,
+   For an input x, a node of a cell or the y of the previous stage, a stage computes
 
-       a = relu(N_x(x))             N_x: the BatchNorm between two stages; none in front of the first
+       a = relu(N_x(x))             N_x: BatchNorm of the previous stage; none in the first stage
        d = depthwise convolution of a
        y = d P                      1x1 convolution
-       N_y: (y - mean) * multiplier + shift, which the next stage or `add_normalized` applies.
+       N_y: (y - mean) * multiplier + shift, applied by the next stage or `add_normalized`.
 
-   Arrays are (batch, height, width, channels), contiguous. In buffers a pixel has its channels
-   padded to a multiple of LANES by zeros, and images have the convolution's zeros around them.
-   Sums over a batch are sums over N_CHUNKS parts of it in a fixed order, so that they do not depend
-   on the number of threads.
-
-   Here are a stage's arguments, its buffers, and the part of it that both passes begin with. */
+   Arrays are contiguous (batch, height, width, channels). Buffers pad the channels to a multiple of
+   LANES, and images by the padding of the convolution, with zeros. Sums over a batch add N_CHUNKS
+   parts in a fixed order, so they do not depend on the number of threads. */
 
 #pragma once
 
@@ -26,7 +21,7 @@
 #include "vectors.h"
 
 #define N_CHUNKS 16
-#define BAND 128 /* pixels, or more, that go through a stage before the next ones */
+#define BAND 128 /* least number of pixels in a band of rows */
 
 /* Rows of a BatchNorm's (4, channels). */
 enum { MEAN, INVERSE_STD, MULTIPLIER, SHIFT, N_ROWS };
@@ -36,20 +31,20 @@ typedef struct {
     int64_t kernel, stride, dilation;
     const REAL *x;            /* (batch, height, width, channels) */
     const REAL *x_norm;       /* N_x: (4, channels), NULL = none */
-    const REAL *depthwise;    /* (channels, kernel, kernel); NULL = none, and d is a */
+    const REAL *depthwise;    /* (channels, kernel, kernel); NULL = none, then d = a */
     const REAL *pointwise;    /* (out_channels, channels) */
     REAL *y;                  /* (batch, out_height, out_width, out_channels) */
     REAL *norm;               /* N_y: (4, out_channels) */
-    /* Only for the forward pass, how N_y is made: */
-    int64_t takes_batch;      /* statistics of the batch, or the running ones */
+    /* Only for the forward pass, to make N_y: */
+    int64_t takes_batch;      /* whether to use the statistics of the batch */
     double momentum, eps;
     REAL *running_mean, *running_variance; /* (out_channels), NULL = none */
     const REAL *scale, *shift; /* (out_channels), NULL = 1 and 0 */
     int64_t scale_step;       /* 0: scale is a single number */
     /* Only for the backward pass: */
-    const REAL *grad;         /* in N_y(y) */
+    const REAL *grad;         /* gradient of N_y(y) */
     const REAL *grad_sums;    /* (2, out_channels): of grad, of grad * (y - mean); NULL = N_y fixed */
-    REAL *x_grad;             /* in N_x(x), or in x without N_x; NULL = not needed */
+    REAL *x_grad;             /* gradient of N_x(x), or of x without N_x; NULL = not needed */
     REAL *x_sums;             /* (2, channels): of x_grad, of x_grad * (x - mean); NULL = not needed */
     const REAL *skip;         /* (): skip * skip_grad is added to x_grad; NULL = 0 */
     const REAL *skip_grad;    /* as x */
@@ -59,8 +54,8 @@ typedef struct {
 
 typedef struct {
     int64_t channels, out_channels; /* padded */
-    int64_t padding, in_row, in_size; /* numbers in a row and in an image with its zeros */
-    int64_t grad_padding, grad_row, grad_size; /* of the gradient in d */
+    int64_t padding, in_row, in_size; /* numbers in a row and in an image, padded */
+    int64_t grad_padding, grad_row, grad_size; /* for the gradient of d */
     int64_t n_in, n_out;            /* pixels */
     int64_t band, n_band;           /* of the output: rows, and their pixels */
     int64_t kernel_size;            /* entries */
@@ -82,7 +77,7 @@ static Layout layout_of(const Stage *s) {
     return l;
 }
 
-/* (channels, kernel, kernel) to (kernel, kernel, padded channels), as it is or turned round. */
+/* (channels, kernel, kernel) to (kernel, kernel, padded channels), as it is and rotated. */
 static void pack_depthwise(const Stage *s, const Layout *l, REAL *weights, REAL *turned) {
     if (!s->depthwise) return;
     memset(weights, 0, (size_t)(l->kernel_size * l->channels) * sizeof(REAL));
@@ -95,8 +90,8 @@ static void pack_depthwise(const Stage *s, const Layout *l, REAL *weights, REAL 
                (size_t)l->channels * sizeof(REAL));
 }
 
-/* relu(N_x(x)) of an image into its buffer. What is constant where it is called, is not asked for
-   each vector: whether there is a norm, and whether all vectors are whole. */
+/* relu(N_x(x)) of an image into its buffer. The compiler specializes it for the constants
+   `has_norm` and `is_whole`, whether all vectors are full. */
 ALWAYS_INLINE void activate_as(const int has_norm, const int is_whole, const Stage *s,
                                const Layout *l, const REAL *restrict x, REAL *restrict a) {
     const REAL *norm = s->x_norm;
@@ -124,7 +119,7 @@ static void activate(const Stage *s, const Layout *l, const REAL *x, REAL *a) {
     else activate_as(0, 0, s, l, x, a);
 }
 
-/* From row `row` of the output on, for a band of rows. */
+/* The window of the band of output rows from `row` on. */
 static Window forward_window(const Stage *s, const Layout *l, int64_t row) {
     const int64_t left = s->out_height - row;
     return (Window){s->kernel, s->stride, s->dilation, l->channels, l->in_row,

@@ -1,7 +1,7 @@
-"""Depthwise separable convolutions with their ReLU and BatchNorm, by the kernels of this folder.
+"""Depthwise separable convolutions with ReLU and BatchNorm, by the kernels of this folder.
 
-``run_stages`` is one or more of them as one function of autograd. It keeps its input and what
-each 1x1 convolution puts out, and computes everything else again.
+``run_stages`` is one autograd function for several stages. It stores its input and the output of
+each 1x1 convolution, and recomputes everything else in the backward pass.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from zoopt_nas.nas.kernels.library import call, can_run, compiled
 
 @dataclass(frozen=True)
 class StageSettings:
-    """Of one stage: ReLU, depthwise convolution, 1x1 convolution, BatchNorm.
+    """Settings of a stage: ReLU, depthwise convolution, 1x1 convolution, BatchNorm.
 
     Attributes:
-        stride, dilation: of the depthwise convolution.
-        training: whether BatchNorm takes the statistics of the batch.
-        momentum, eps: of BatchNorm.
-        mean, variance: running statistics, ``(out_channels,)``, updated in training; None = none.
-        count: of the batches in them, ``()``, likewise.
+        stride, dilation: Settings of the depthwise convolution.
+        training: Whether BatchNorm uses the statistics of the batch.
+        momentum, eps: Settings of BatchNorm.
+        mean, variance: Running statistics, ``(out_channels,)``, updated in training; or None.
+        count: Number of batches in them, ``()``; or None.
     """
 
     stride: int
@@ -43,13 +43,13 @@ class StageSettings:
 
 
 class StageWeights(NamedTuple):
-    """Of one stage.
+    """Weights of a stage.
 
     Attributes:
-        depthwise: ``(channels, 1, k, k)``, k odd; None = there is no such convolution.
+        depthwise: ``(channels, 1, k, k)``, k odd; None = no depthwise convolution.
         pointwise: ``(out_channels, channels, 1, 1)``.
-        scale: of BatchNorm, ``(out_channels,)`` or ``()``; None = 1.
-        shift: of BatchNorm, ``(out_channels,)``; None = 0.
+        scale: Scale of BatchNorm, ``(out_channels,)`` or ``()``; None = 1.
+        shift: Shift of BatchNorm, ``(out_channels,)``; None = 0.
     """
 
     depthwise: Tensor | None
@@ -62,8 +62,8 @@ N_WEIGHTS = len(StageWeights._fields)
 
 
 def can_run_stages(x: Tensor) -> bool:
-    """Whether ``run_stages`` takes ``x``, ``(batch, channels, h, w)``, here and now."""
-    # The kernels share out images; and PyTorch refuses to normalize a single pixel.
+    """Whether ``run_stages`` accepts ``x``, ``(batch, channels, h, w)``, in this context."""
+    # The kernels distribute images over threads. PyTorch refuses to normalize a single pixel.
     return x.shape[0] > 1 and x.permute(0, 2, 3, 1).is_contiguous() and can_run(x)
 
 
@@ -75,20 +75,20 @@ def run_stages(
     *,
     overwrite: bool = False,
 ) -> Tensor:
-    """``base + skip * x`` + the stages, one behind the other.
+    """Return ``base + skip * x`` plus the output of the stages in sequence.
 
     Args:
-        x: ``(batch, channels, height, width)`` that ``can_run_stages``.
-        stages: at least one.
-        base: of the shape of the output; None = 0.
-        skip: ``()``; None = 0. Only where the output has the shape of ``x``.
-        overwrite: the result may take the memory of ``base``, which is not used any more.
+        x: ``(batch, channels, height, width)``, accepted by ``can_run_stages``.
+        stages: One or more stages.
+        base: A tensor in the shape of the output; None = 0.
+        skip: ``()``, allowed if the output has the shape of ``x``; None = 0.
+        overwrite: Whether the result may overwrite ``base``.
 
     Raises:
-        MemoryError: there is no memory for the buffers of the kernels.
+        MemoryError: There is no memory for the buffers of the kernels.
     """
     settings = [of_stage for of_stage, _ in stages]
-    # Contiguous here, so that what the kernels get pointers of stays alive.
+    # Contiguous here, so that the memory behind the kernels' pointers stays alive.
     weights = [
         None if tensor is None else tensor.contiguous()
         for _, tensors in stages
@@ -136,7 +136,7 @@ class _Stages(torch.autograd.Function):
         flat, results = saved[: ctx.n_flat], saved[ctx.n_flat :]
         needs_x, needs_base, needs_skip, _, _, *needs = ctx.needs_input_grad
         base_grad = grad if needs_base else None
-        if torch.is_grad_enabled():  # a graph of the gradient itself is wanted
+        if torch.is_grad_enabled():  # second derivatives are needed
             inputs, wanted = (x, skip, *flat), (needs_x, needs_skip, *needs)
             x_grad, skip_grad, *grads = _graph_of_gradients(inputs, ctx.settings, grad, wanted)
             return x_grad, base_grad, skip_grad, None, None, *grads
@@ -147,7 +147,7 @@ class _Stages(torch.autograd.Function):
         weight_grads: list[Tensor | None] = []
         for i in reversed(range(len(stages))):
             needs_source = needs_x or any(needs[: i * N_WEIGHTS])
-            if not (needs_source or any(stages[i][2])):  # nor does any stage in front
+            if not (needs_source or any(stages[i][2])):  # earlier stages need none, either
                 in_norm = None
                 weight_grads[:0] = [None] * (N_WEIGHTS * (i + 1))
                 break
@@ -188,7 +188,7 @@ def _stage_struct(
     out_height, kernel = y.shape[2], 1
     if weights.depthwise is not None:
         kernel = weights.depthwise.shape[-1]
-    else:  # every pixel is by itself: smaller images are more of them in the fastest cache
+    else:  # pixels are independent, and bands of an image fit into the cache
         height = out_height = _band(height, width)
         batch *= x.shape[2] // height
     sizes = (batch, channels, y.shape[1], height, width, out_height, y.shape[3], kernel)
@@ -202,7 +202,7 @@ def _stage_struct(
 
 
 def _band(height: int, width: int) -> int:
-    """Of how many rows a part of an image is: it divides ``height`` and has 128 pixels or more."""
+    """Return the least divisor of ``height`` that gives a band of rows at least 128 pixels."""
     rows = (rows for rows in range(1, height) if height % rows == 0 and rows * width >= 128)
     return next(rows, height)
 
@@ -210,9 +210,9 @@ def _band(height: int, width: int) -> int:
 def _run_forward(
     x: Tensor, x_norm: Tensor | None, settings: StageSettings, weights: StageWeights
 ) -> tuple[Tensor, Tensor]:
-    """What the 1x1 convolution puts out, channels_last, and the norm behind it.
+    """Return the output y of the 1x1 convolution, channels_last, and its norm.
 
-    A norm is ``(y - mean) * multiplier + shift``, with rows mean, 1 / standard deviation,
+    A norm, ``(y - mean) * multiplier + shift``, has the rows mean, 1 / standard deviation,
     multiplier and shift: ``(4, channels)``.
     """
     n, (height, width) = weights.pointwise.shape[0], x.shape[2:]
@@ -227,11 +227,7 @@ def _run_forward(
 
 
 class _Backward(NamedTuple):
-    """The backward pass of one stage; shapes and names as in ``_run_forward``.
-
-    Attributes:
-        needs: which weights need a gradient.
-    """
+    """The backward pass of a stage; ``needs`` says which weights need a gradient."""
 
     x: Tensor
     x_norm: Tensor | None
@@ -248,14 +244,14 @@ class _Backward(NamedTuple):
         needs_source: bool,
         skip: tuple[Tensor, Tensor] | None,
     ) -> tuple[Any, Tensor | None, list[Tensor | None]]:
-        """The gradient in the (normalized) input, its sums, and the gradients in the weights.
+        """Return the gradient of the (normalized) input, its sums, and the weights' gradients.
 
         Args:
-            grad: in the normalized output.
-            sums: over all pixels, of grad and of grad * (y - mean): ``(2, out_channels)``;
-                None = not known.
-            needs_source: whether the input needs a gradient.
-            skip: a number and a gradient whose product is added to that in the input.
+            grad: Gradient of the normalized output.
+            sums: Sums over all pixels of grad and of grad * (y - mean), ``(2, out_channels)``, if
+                known.
+            needs_source: Whether the input needs a gradient.
+            skip: A number and a gradient whose product is added to the gradient of the input.
         """
         weights, needs = self.weights, self.needs
         is_affine = needs.scale or needs.shift
@@ -294,11 +290,7 @@ def _graph_of_gradients(
     grad: Tensor,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients in ``inputs``, by operations that have gradients too.
-
-    Args:
-        inputs: x, skip and the weights.
-    """
+    """Return the gradients of ``inputs`` (x, skip, weights) by differentiable operations."""
     x, skip, *flat = inputs
     out = cast(Tensor, x)
     for of_stage, weights in zip(settings, _grouped(flat), strict=True):
@@ -311,7 +303,7 @@ def _graph_of_gradients(
         out = F.conv2d(out, weights.pointwise)
         fixed = (None, None) if of_stage.training else (of_stage.mean, of_stage.variance)
         out = F.batch_norm(out, *fixed, None, None, of_stage.training, 0.0, of_stage.eps)
-        # Not by batch_norm: its gradient on channels_last takes an expanded scale for a dense one.
+        # batch_norm has a wrong gradient for an expanded scale on channels_last.
         if weights.scale is not None:
             out = out * weights.scale.view(-1, 1, 1)
         if weights.shift is not None:
@@ -328,7 +320,7 @@ def _grouped(flat: Sequence[Any]) -> list[StageWeights]:
 
 
 def _pixels(x: Tensor) -> tuple[c_int64, c_int64]:
-    # By the shape: ``numel`` says something else where memory is estimated.
+    # Not by ``numel``, which differs in an estimate of memory.
     batch, channels, height, width = x.shape
     return c_int64(batch * height * width), c_int64(channels)
 

@@ -14,7 +14,7 @@ typedef __typeof__((vec){0} < (vec){0}) mask;
 
 static int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
 
-/* A buffer of the calling thread, which keeps it for its next call. */
+/* A buffer of the calling thread, kept for its next call. */
 static REAL *buffer(int64_t n) {
     static _Thread_local REAL *kept = NULL;
     static _Thread_local int64_t size = 0;
@@ -38,12 +38,11 @@ ALWAYS_INLINE void store(REAL *p, vec v, int64_t n) {
     else memcpy(p, &v, (size_t)n * sizeof(REAL));
 }
 
-/* NaN stays NaN, and its gradient passes, as in PyTorch. */
+/* As in PyTorch, NaN stays NaN, and its gradient passes. */
 ALWAYS_INLINE vec relu(vec v) { return (vec)((mask)v & ~(v < 0)); }
 ALWAYS_INLINE vec where_positive(vec of, vec v) { return (vec)((mask)v & ~(of <= 0)); }
 
-/* Rows of a product that are summed up at once: two vectors of each, and what they are made from,
-   are what the registers hold. */
+/* Rows of a product to compute at once: the registers hold two vectors of each, and the factors. */
 #ifdef __AVX512VL__
 #define ROWS 8
 #else
@@ -76,7 +75,7 @@ ALWAYS_INLINE void tiles(const int rows, const REAL *A, int64_t am, int64_t ak, 
     else tile(rows, 1, A, am, ak, B, b_row, C, c_row, n_k, accumulate);
 }
 
-/* ROWS rows of two vectors at a time, and four at the end: fewer would wait for their own sums. */
+/* ROWS rows of two vectors at a time, and four at the end: fewer rows would stall on their sums. */
 static void multiply(const REAL *A, int64_t am, int64_t ak, const REAL *B, int64_t b_row, REAL *C,
                      int64_t c_row, int64_t n_m, int64_t n_n, int64_t n_k, int accumulate) {
     for (int64_t n = 0; n < n_n; n += 2 * LANES) {

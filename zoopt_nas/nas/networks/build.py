@@ -1,4 +1,4 @@
-"""The supernet and the network that a config describes, for a data set and on a device."""
+"""Build the supernet or the network of a config."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def build_supernet(
     execution: Execution,
     space: SearchSpace | None = None,
 ) -> Supernet:
-    """Builds the supernet of a search, with initial weights from ``seed``.
+    """Build the supernet of a search.
 
     Args:
-        config: the settings.
-        dataset: only the shape of an image and the number of classes matter.
-        seed: of the initial weights.
-        execution: where and how it runs.
-        space: in place of the space that ``config`` names.
+        config: The settings.
+        dataset: Gives the shape of the images and the number of classes.
+        seed: Seed of the initial weights.
+        execution: Device and execution.
+        space: Replaces the space that ``config`` names.
     """
     space = dataclasses.replace(
         space or SPACES[config.space], edge_normalization=config.edge_normalization
@@ -58,14 +58,7 @@ def build_supernet(
 def build_network(
     config: TrainConfig, dataset: Dataset | DataRecord, *, seed: int, execution: Execution
 ) -> Network:
-    """Builds the network of a retraining, with initial weights from ``seed``.
-
-    Args:
-        config: the settings.
-        dataset: only the shape of an image and the number of classes matter.
-        seed: of the initial weights.
-        execution: where and how it runs.
-    """
+    """Build the network of a retraining; see ``build_supernet``."""
     with seeded_init(seed):
         network = Network(
             Genotype.load(config.genotype),
@@ -87,19 +80,12 @@ def check_smallest_batch(
     n_images: int,
     space: SearchSpace | None = None,
 ) -> None:
-    """Refuses a batch of one image if BatchNorm would get a single number of some channel.
+    """Refuse a smallest batch of one image if BatchNorm would get a single number of a channel.
 
-    That depends on the size of the images, the cells and the auxiliary head, so one image is sent
-    through the model, on the CPU.
-
-    Args:
-        config: of the run.
-        dataset: its images.
-        n_images: in the smallest batch.
-        space: of a search, in place of the space that ``config`` names.
+    It runs the model on one image, because the answer depends on the whole model.
 
     Raises:
-        InvalidValueError: the batch is too small.
+        InvalidValueError: ``n_images``, the size of the smallest batch, is too small.
     """
     if n_images > 1:
         return
@@ -107,7 +93,7 @@ def check_smallest_batch(
     image = torch.zeros(1, dataset.in_channels, side, side)
     what = f"{config.n_cells} cells on {side}x{side} images"
     fix = "raise batch_size" if config.batch_size == 1 else "raise n_train"
-    with seeded_init(0), torch.no_grad():  # a noise operation draws
+    with seeded_init(0), torch.no_grad():  # for noise operations
         try:
             if isinstance(config, SearchConfig):
                 supernet = build_supernet(config, dataset, seed=0, execution=on_cpu, space=space)

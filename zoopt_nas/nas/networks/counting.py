@@ -1,4 +1,4 @@
-"""The size of a network: its parameters and multiply-adds."""
+"""Count the parameters and multiply-adds of a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoopt_nas.nas.networks.network import Network
 
 
 def count_parameters(model: nn.Module, *, with_auxiliary: bool = False) -> int:
-    """The number of trainable parameters; papers leave the auxiliary head out of the count."""
+    """Count trainable parameters, by default without the auxiliary head, as papers do."""
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
@@ -24,24 +24,20 @@ def count_parameters(model: nn.Module, *, with_auxiliary: bool = False) -> int:
 
 
 def count_multiply_adds(network: Network, image_size: int, in_channels: int = 3) -> int:
-    """Multiply-adds of one image's forward pass: what papers print as "FLOPs" or "Madds".
+    """Count the multiply-adds of a forward pass of one image, the "FLOPs" or "Madds" of papers.
 
-    Convolutions and linear layers count, one for each multiplication with its addition. BatchNorm,
-    activations, pooling, sums and the auxiliary head do not. Some papers add two for each number
-    that goes through BatchNorm and one for each through ReLU, which is 2.6 % more; then the numbers
-    of P-DARTS (557 M) and PC-DARTS (586 M and 597 M) come out, but not DARTS's own 574 M: it is
-    544 M that way, and 530 M here (docs/deviations.md, E7).
+    Only the convolutions and linear layers count. Some papers add BatchNorm and ReLU, which is
+    2.6 % more (docs/deviations.md, E7).
 
     Args:
-        network: only its shapes matter; a copy of it is run on the CPU.
-        image_size: side of the square images.
-        in_channels: of the images.
+        network: The network; a copy of it runs on the CPU.
+        image_size: Side of the square images.
+        in_channels: Channels of the images.
     """
-    # No module hooks: a fused operation takes weights from modules that are never called. And no
-    # copy on the meta device: its kernels are Python and take longer than one image on a CPU.
+    # Module hooks would miss fused operations. A copy on the meta device would be slower.
     runnable = copy.deepcopy(network).to("cpu", torch.float32).eval()
-    runnable.set_generator(torch.Generator().manual_seed(0))  # what it draws is not looked at
-    enable_kernels(runnable, False)  # PyTorch's operators can be seen
+    runnable.set_generator(torch.Generator().manual_seed(0))  # its values do not matter
+    enable_kernels(runnable, False)  # only PyTorch's operators can be counted
     counter = _MultiplyAdds()
     with torch.no_grad(), counter:
         runnable(torch.zeros(1, in_channels, image_size, image_size))
@@ -49,7 +45,7 @@ def count_multiply_adds(network: Network, image_size: int, in_channels: int = 3)
 
 
 class _MultiplyAdds(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, it adds up those of every convolution and matrix product."""
+    """Adds up the multiply-adds of convolutions and matrix products."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

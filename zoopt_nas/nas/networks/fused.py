@@ -1,4 +1,4 @@
-"""Modules that the CPU kernels compute, and the same by PyTorch's operators."""
+"""Modules for the CPU kernels, and the same computation by PyTorch's operators."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from zoopt_nas.nas.kernels.library import can_run
 from zoopt_nas.nas.kernels.stages import StageSettings, StageWeights, can_run_stages, run_stages
 
 FusedStage = tuple[StageSettings, StageWeights]
-"""A stage as the CPU kernels take it."""
+"""A stage in the form of the CPU kernels."""
 
 
 class Fused(nn.Sequential):
     """Stages of ReLU, convolutions and BatchNorm, which the CPU kernels can compute.
 
     Attributes:
-        cpu_kernels: whether they may; see ``enable_kernels``.
+        cpu_kernels: Whether to use the kernels; see ``enable_kernels``.
     """
 
     cpu_kernels = True
 
     def fused_stages(self) -> list[FusedStage]:
-        """The stages, each behind a ReLU."""
+        """Return the stages, each of which begins with a ReLU."""
         raise NotImplementedError
 
     def can_fuse(self, x: Tensor) -> bool:
-        """Whether ``fused`` can be used for ``x``; else PyTorch's operators must."""
+        """Whether ``fused`` accepts ``x``; if not, use PyTorch's operators."""
         return self.cpu_kernels and can_run_stages(x)
 
     def fused(
@@ -37,13 +37,13 @@ class Fused(nn.Sequential):
         base: Tensor | None = None,
         skip: Tensor | None = None,
     ) -> Tensor:
-        """``base + skip * x`` + the module on ``x``, times ``scale``.
+        """Return ``base + skip * x + scale * module(x)``.
 
         Args:
-            x: its input, ``(batch, channels, h, w)``.
-            scale: ``()``; only where BatchNorm has no affine parameters.
-            base: of the shape of the output; None = 0. The result may take its memory.
-            skip: ``()``; None = 0. Only where the output has the shape of ``x``.
+            x: The input, ``(batch, channels, h, w)``.
+            scale: ``()``, allowed if BatchNorm has no affine parameters; None = 1.
+            base: A tensor in the shape of the output, which may be overwritten; None = 0.
+            skip: ``()``, allowed if the output has the shape of ``x``; None = 0.
         """
         stages = self.fused_stages()
         if scale is not None:
@@ -53,14 +53,14 @@ class Fused(nn.Sequential):
 
 
 def enable_kernels(model: nn.Module, is_on: bool) -> None:
-    """Sets whether the CPU kernels may compute operations of ``model``, where they can."""
+    """Allow or forbid the CPU kernels for the operations of ``model``."""
     for module in model.modules():
         if isinstance(module, Fused):
             module.cpu_kernels = is_on
 
 
 def kernels_enabled(model: nn.Module) -> bool:
-    """Whether the CPU kernels compute operations of ``model``, where it is now."""
+    """Whether the CPU kernels compute operations of ``model`` on its current device."""
     is_on = any(isinstance(module, Fused) and module.cpu_kernels for module in model.modules())
     return is_on and can_run(next(model.parameters()))
 
@@ -68,13 +68,7 @@ def kernels_enabled(model: nn.Module) -> bool:
 def fused_stage(
     conv: nn.Conv2d, norm: nn.BatchNorm2d, depthwise: nn.Conv2d | None = None
 ) -> FusedStage:
-    """A stage.
-
-    Args:
-        conv: 1x1, without bias.
-        norm: behind it.
-        depthwise: in front of it, if there is one.
-    """
+    """Return the stage of an optional depthwise convolution, a 1x1 convolution and BatchNorm."""
     settings = StageSettings(
         1 if depthwise is None else depthwise.stride[0],
         1 if depthwise is None else depthwise.dilation[0],
@@ -92,20 +86,15 @@ def fused_stage(
 def separable_conv2d(
     x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int
 ) -> Tensor:
-    """A depthwise convolution, padded to keep the size, and a 1x1 convolution of its output.
+    """Apply a padded depthwise convolution, stride and dilation 1 or 2, and a 1x1 convolution.
 
-    Args:
-        x: ``(batch, channels, height, width)``.
-        depthwise: ``(channels, 1, k, k)``, k odd.
-        pointwise: ``(out_channels, channels / groups, 1, 1)``.
-        stride: of the depthwise convolution, 1 or 2; the size is rounded up.
-        dilation: of the depthwise convolution, 1 or 2.
+    The weights are ``(channels, 1, k, k)``, k odd, and ``(out_channels, channels / groups, 1, 1)``.
     """
-    if torch.is_autocast_enabled(x.device.type):  # which sees no convolution under torch.vmap
+    if torch.is_autocast_enabled(x.device.type):  # autocast misses convolutions under torch.vmap
         dtype = torch.get_autocast_dtype(x.device.type)
         x, depthwise, pointwise = x.to(dtype), depthwise.to(dtype), pointwise.to(dtype)
     if stride == dilation > 1:
-        # Every pixel that it reads is at a multiple of the stride.
+        # It only reads pixels at multiples of the stride.
         x, stride, dilation = x[:, :, ::stride, ::stride], 1, 1
     channels = depthwise.shape[0]
     padding = dilation * (depthwise.shape[-1] // 2)
@@ -114,17 +103,13 @@ def separable_conv2d(
 
 
 def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None) -> Tensor:
-    """``norm(x) * scale``; without affine parameters the scale costs nothing there.
-
-    Args:
-        scale: ``()`` or ``(channels,)``; None is one.
-    """
+    """Return ``norm(x) * scale``, with a scale of shape () or (channels,); None is 1."""
     if scale is None:
         out: Tensor = norm(x)
         return out
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    # Contiguous: its gradient is written in the same memory order.
+    # Contiguous, because the gradient has the same memory format.
     scale = scale.expand(x.shape[1]).contiguous()
     return normalize(x, norm, norm.running_mean, norm.running_var, scale)
 
@@ -136,12 +121,9 @@ def normalize(
     variance: Tensor | None,
     scale: Tensor | None,
 ) -> Tensor:
-    """BatchNorm with the settings of ``norm``, which has no affine parameters.
+    """Apply BatchNorm with the settings of ``norm`` and the given running statistics.
 
-    Args:
-        mean, variance: running statistics, ``(channels,)``, updated in training; None = those of
-            the batch, always.
-        scale: ``(channels,)``, contiguous; None is one.
+    Without statistics it always uses those of the batch. ``scale`` is contiguous (channels,).
     """
     training = norm.training or mean is None
     return F.batch_norm(x, mean, variance, scale, None, training, norm.momentum or 0.0, norm.eps)

@@ -21,8 +21,8 @@ from zoopt_nas.nas.networks.genotype_text import (
 from zoopt_nas.nas.networks.operations import OPERATIONS
 
 CELL_KINDS = ("normal", "reduce")
-N_INPUTS = 2  # nodes 0 and 1 of a cell are the outputs of the two cells before it
-EDGES_PER_NODE = 2  # a derived node keeps its two strongest inputs
+N_INPUTS = 2  # nodes 0 and 1 of a cell are the outputs of the two previous cells
+EDGES_PER_NODE = 2  # in a genotype
 
 Edge = tuple[str, int]
 """``(operation, source node)``."""
@@ -30,19 +30,17 @@ Edge = tuple[str, int]
 
 @dataclass(frozen=True)
 class Genotype:
-    """Immutable; equal genotypes compare equal and hash alike.
+    """The immutable architecture of a normal and a reduction cell.
 
     Attributes:
-        normal: edges of the normal cell, two for each intermediate node in order: node
-            ``2 + i // 2`` receives ``normal[i]``. Within a node the stronger edge comes first.
-        reduce: the same for the reduction cell.
-        normal_concat: the nodes whose channel-wise concatenation is the cell's output.
-        reduce_concat: the same for the reduction cell.
+        normal, reduce: Edges of the cell, two for each intermediate node: node ``2 + i // 2``
+            receives edge i. Of each two the stronger edge comes first.
+        normal_concat, reduce_concat: The nodes whose channels form the cell's output.
 
     Raises:
-        InvalidValueError: an edge is not a pair, a node has not two inputs, an edge does not come
-            from an earlier node, or a concatenated node does not exist.
-        UnknownNameError: an operation is not in ``OPERATIONS``.
+        InvalidValueError: An edge is not a pair or does not come from an earlier node, a node does
+            not have two edges, or a concatenated node does not exist.
+        UnknownNameError: An operation is not in ``OPERATIONS``.
     """
 
     normal: tuple[Edge, ...]
@@ -65,36 +63,36 @@ class Genotype:
             _check_cell(kind, edges, concat)
 
     def edges(self, kind: str) -> tuple[Edge, ...]:
-        """The edges of the ``"normal"`` or ``"reduce"`` cell."""
+        """Return the edges of the ``"normal"`` or ``"reduce"`` cell."""
         edges: tuple[Edge, ...] = getattr(self, kind)
         return edges
 
     def concat(self, kind: str) -> tuple[int, ...]:
-        """The output nodes of the ``"normal"`` or ``"reduce"`` cell."""
+        """Return the output nodes of the ``"normal"`` or ``"reduce"`` cell."""
         concat: tuple[int, ...] = getattr(self, f"{kind}_concat")
         return concat
 
     def count(self, operation: str, kind: str = "normal") -> int:
-        """How many edges of a cell use ``operation``; the skip count is the sign of collapse."""
+        """Count the edges of a cell that use ``operation``; many skips are a sign of collapse."""
         return sum(op == operation for op, _ in self.edges(kind))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and strings, as ``to_json`` writes them."""
+        """Return lists of strings and integers, for JSON."""
         return {
             key: [list(item) if isinstance(item, tuple) else item for item in getattr(self, key)]
             for key in FIELDS
         }
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_dict(cls, fields: object) -> Genotype:
-        """The inverse of ``to_dict``. The edges of a cell may also be pairs of edges, one by node.
+        """Read the result of ``to_dict``; the edges may also be grouped by node.
 
         Raises:
-            InvalidValueError: not a mapping with the cells ``normal`` and ``reduce``.
+            InvalidValueError: It is not a mapping with the cells ``normal`` and ``reduce``.
         """
         if not isinstance(fields, dict) or not {"normal", "reduce"} <= set(fields) <= set(FIELDS):
             raise InvalidValueError(
@@ -109,10 +107,10 @@ class Genotype:
 
     @classmethod
     def from_json(cls, text: str) -> Genotype:
-        """The inverse of ``to_json``.
+        """Read the result of ``to_json``.
 
         Raises:
-            InvalidValueError: the text is not JSON, or not a genotype.
+            InvalidValueError: The text is not JSON, or not a genotype.
         """
         try:
             fields = json.loads(text)
@@ -121,7 +119,7 @@ class Genotype:
         return cls.from_dict(fields)
 
     def __str__(self) -> str:
-        """The form in which papers publish genotypes; ``from_string`` reads it."""
+        """Return the form in which papers publish genotypes."""
         return (
             f"Genotype(normal={list(self.normal)!r}, normal_concat={list(self.normal_concat)!r}, "
             f"reduce={list(self.reduce)!r}, reduce_concat={list(self.reduce_concat)!r})"
@@ -129,23 +127,23 @@ class Genotype:
 
     @classmethod
     def from_string(cls, text: str) -> Genotype:
-        """Reads the last genotype in a text: as published, as a dict, or as JSON.
+        """Read the last genotype in a text, such as a log: as published, as a dict or as JSON.
 
-        ``Genotype(normal=[('skip_connect', 0), ...], ...)`` may have anything before and after it,
-        such as a name, a module, or a whole log. Nothing is executed; see `genotype_text`.
+        The published form is ``Genotype(normal=[('skip_connect', 0), ...], ...)``. Nothing is
+        executed.
 
         Raises:
-            InvalidValueError: the text has no genotype, or the last one is of another form.
+            InvalidValueError: The text has no genotype, or the last one has another form.
         """
         return cls.from_dict(last_genotype(text))
 
     @classmethod
     def load(cls, source: str | Path) -> Genotype:
-        """A genotype by known name, from a text as ``from_string`` takes it, or from such a file.
+        """Load a genotype by name, from a text for ``from_string`` or from a file with one.
 
         Raises:
-            InvalidValueError: a text or file holds something else.
-            UnknownNameError: neither a known name, nor such a text, nor a file.
+            InvalidValueError: The text or file is not a genotype.
+            UnknownNameError: It is neither a known name, nor such a text, nor a file.
         """
         text = str(source)
         if text.strip() in GENOTYPES:
@@ -170,7 +168,7 @@ def _item(item: Any) -> Any:
 
 
 def _flat(items: Any) -> Any:
-    """The edges of a cell in one row, where they come as a pair of edges for each node."""
+    """Flatten the edges of a cell if they are grouped by node."""
     is_nested = isinstance(items, list | tuple) and all(
         isinstance(node, list | tuple)
         and len(node) == EDGES_PER_NODE
@@ -183,7 +181,7 @@ def _flat(items: Any) -> Any:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # no file can have such a name
+    except OSError:  # an impossible name
         return False
 
 
@@ -207,48 +205,30 @@ def _check_cell(kind: str, edges: Sequence[Edge], concat: Sequence[int]) -> None
         )
 
 
-def _sep(*sources: int) -> tuple[Edge, ...]:
-    return tuple(("sep_conv_3x3", source) for source in sources)
+def _cell(*edges: str) -> tuple[Edge, ...]:
+    return tuple((name, int(source)) for name, source in (edge.split() for edge in edges))
 
 
-# The two genotypes of Liu et al. (2019), the yardsticks of every later paper.
+# The two genotypes of Liu et al. (2019).
 GENOTYPES = {
     "DARTS_V1": Genotype(
-        normal=(
-            *_sep(1, 0),
-            ("skip_connect", 0),
-            *_sep(1),
-            ("skip_connect", 0),
-            *_sep(1, 0),
-            ("skip_connect", 2),
+        normal=_cell(
+            "sep_conv_3x3 1", "sep_conv_3x3 0", "skip_connect 0", "sep_conv_3x3 1",
+            "skip_connect 0", "sep_conv_3x3 1", "sep_conv_3x3 0", "skip_connect 2",
         ),
-        reduce=(
-            ("max_pool_3x3", 0),
-            ("max_pool_3x3", 1),
-            ("skip_connect", 2),
-            ("max_pool_3x3", 0),
-            ("max_pool_3x3", 0),
-            ("skip_connect", 2),
-            ("skip_connect", 2),
-            ("avg_pool_3x3", 0),
+        reduce=_cell(
+            "max_pool_3x3 0", "max_pool_3x3 1", "skip_connect 2", "max_pool_3x3 0",
+            "max_pool_3x3 0", "skip_connect 2", "skip_connect 2", "avg_pool_3x3 0",
         ),
     ),
     "DARTS_V2": Genotype(
-        normal=(
-            *_sep(0, 1, 0, 1, 1),
-            ("skip_connect", 0),
-            ("skip_connect", 0),
-            ("dil_conv_3x3", 2),
+        normal=_cell(
+            "sep_conv_3x3 0", "sep_conv_3x3 1", "sep_conv_3x3 0", "sep_conv_3x3 1",
+            "sep_conv_3x3 1", "skip_connect 0", "skip_connect 0", "dil_conv_3x3 2",
         ),
-        reduce=(
-            ("max_pool_3x3", 0),
-            ("max_pool_3x3", 1),
-            ("skip_connect", 2),
-            ("max_pool_3x3", 1),
-            ("max_pool_3x3", 0),
-            ("skip_connect", 2),
-            ("skip_connect", 2),
-            ("max_pool_3x3", 1),
+        reduce=_cell(
+            "max_pool_3x3 0", "max_pool_3x3 1", "skip_connect 2", "max_pool_3x3 1",
+            "max_pool_3x3 0", "skip_connect 2", "skip_connect 2", "max_pool_3x3 1",
         ),
     ),
-}
+}  # fmt: skip

@@ -1,7 +1,7 @@
-"""Genotypes in texts: found in whatever surrounds them, and read without running any of it.
+"""Find and read genotypes in a text without executing it.
 
-A text may be a published string, a dict, JSON, a line of a log or the whole log. Its last genotype
-counts, as that is the one with which a search has ended.
+A text may be a published string, a dict, JSON or a log. Its last genotype counts, because in a log
+it is the result of the search.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ from typing import Any
 
 from zoopt_nas.errors import InvalidValueError
 
-# The order in which published code declares the fields, for genotypes without their names.
+# The order of the fields in published code, for genotypes without field names.
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 
-# ``Genotype(``, also of a module as in ``genotypes.Genotype(``, unless a word of prose or a name
-# follows, as in ``class Genotype(NamedTuple)``; or a dict that begins with a field.
+# ``Genotype(`` unless another name follows, as in ``class Genotype(NamedTuple)``; or a dict that
+# begins with a field.
 _START = re.compile(
     r"(?<!\w)Genotype\s*\((?!\s*(?!normal|reduce)\w+[\s,.)])"
     r"|(?<!\w)dict\s*\(\s*(?:normal|reduce)"
     r"|\{\s*(['\"])(?:normal|reduce)(?:_concat)?\1\s*:"
 )
-# What word processors and web pages put in place of quotes and spaces.
-_TYPEWRITTEN = str.maketrans({**dict.fromkeys("‘’“”", "'"), "\u00a0": " ", "\u200b": ""})
+# Typographic quotes and spaces.
+_ASCII = str.maketrans({**dict.fromkeys("‘’“”", "'"), "\u00a0": " ", "\u200b": ""})
 _OPENING, _CLOSING = "([{", ")]}"
-# Calls that stand for their first argument, by the last part of the name: ``np.int64(0)``.
-_SAME = re.compile(r"(?:u?int\d*_?|intp|str_?|list|tuple|array|tensor)")
-_MAX_RANGE = 100  # a cell has a handful of nodes; a longer range would only fill the memory
-# What parsing and evaluating a literal raise on hostile text.
+# Calls that equal their first argument, such as ``np.int64(0)``, by the last part of the name.
+_CONVERSIONS = re.compile(r"(?:u?int\d*_?|intp|str_?|list|tuple|array|tensor)")
+_MAX_RANGE = 100  # nodes of a cell; a long range could exhaust the memory
+# Errors of parsing and evaluating a literal.
 _UNREADABLE = (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError)
 
 
 def holds_genotype(text: str) -> bool:
-    """Whether a genotype seems to begin somewhere in the text."""
-    return _START.search(_plain(text)) is not None
+    """Whether a genotype seems to begin in the text."""
+    return _START.search(_normalized(text)) is not None
 
 
 def last_genotype(text: str) -> dict[str, Any]:
-    """The fields of the last genotype in a text, as nested lists of strings and numbers.
+    """Return the fields of the last genotype in a text, as nested lists of strings and numbers.
 
     Raises:
-        InvalidValueError: there is none, the last one is not complete, or it holds something else
-            than literals, ``range(a, b)``, sums of lists, and numbers and arrays of NumPy or torch.
+        InvalidValueError: There is none, the last one is incomplete, or it contains anything but
+            literals, ``range(a, b)``, sums of lists, and numbers and arrays of NumPy or torch.
     """
-    text = _plain(text)
+    text = _normalized(text)
     starts = [match.start() for match in _START.finditer(text)]
     rest = text[starts[-1] :] if starts else text
     try:
@@ -58,31 +58,28 @@ def last_genotype(text: str) -> dict[str, Any]:
 
 
 def decode(content: bytes) -> str:
-    """The text of a file, with or without a byte-order mark; bytes that are no text are replaced.
-
-    Only a genotype is read from it, which is ASCII.
-    """
+    """Decode UTF-8 or UTF-16, with or without a byte-order mark; replace invalid bytes."""
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if is_wide else "utf-8-sig", errors="replace")
 
 
 def brief(value: object) -> str:
-    """The value as part of a one-line message."""
+    """Return a short ``repr`` for a message."""
     return shorten(repr(value))
 
 
 def shorten(text: str) -> str:
-    """The text, cut if it is long."""
+    """Return the text, cut after 60 characters."""
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _plain(text: str) -> str:
-    """The text as a programmer would type it; a quote in a quoted text has a backslash."""
-    return text.translate(_TYPEWRITTEN).replace('\\"', '"').replace("\\'", "'")
+def _normalized(text: str) -> str:
+    """Replace typographic characters and escaped quotes."""
+    return text.translate(_ASCII).replace('\\"', '"').replace("\\'", "'")
 
 
 def _length(text: str) -> int:
-    """How long the expression is with which a text begins: up to the bracket that closes it."""
+    """Return the length of the bracketed expression at the beginning of a text."""
     depth, quote = 0, ""
     for i, character in enumerate(text):
         if quote:
@@ -112,7 +109,7 @@ def _fields(node: ast.expr) -> dict[str, Any]:
 
 
 def _value(node: ast.expr) -> Any:
-    """The value of a literal; nothing is called."""
+    """Evaluate a literal without calling anything."""
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item) for item in node.elts]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -132,13 +129,13 @@ def _value(node: ast.expr) -> Any:
         if len(numbers) > _MAX_RANGE:
             raise ValueError("range too long")
         return list(numbers)
-    if not _SAME.fullmatch(_called(node)) or not node.args:
+    if not _CONVERSIONS.fullmatch(_called(node)) or not node.args:
         raise ValueError("a call of something else")
-    return _value(node.args[0])  # a dtype or a device beside it does not matter
+    return _value(node.args[0])  # ignores a dtype or device
 
 
 def _called(node: ast.Call) -> str:
-    """The last part of the name of what is called, empty if that is no name."""
+    """Return the last part of the called name, or an empty string."""
     if isinstance(node.func, ast.Attribute):
         return node.func.attr
     return node.func.id if isinstance(node.func, ast.Name) else ""

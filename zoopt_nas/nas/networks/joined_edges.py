@@ -1,10 +1,9 @@
-"""The operations on all edges from one node together: fewer and wider operators.
+"""Compute the operations on all edges from one node together, by fewer and wider operators.
 
-Operators of one kind on several edges read the same node. Their weights are joined into one
-depthwise convolution of all channels, one grouped 1x1 convolution and one BatchNorm, which also
-takes the architecture weights as its scale; what pools and skip connections add to each edge is one
-product of matrices. The numbers are those of the operators one by one; what is saved is the time to
-launch each, which on a GPU, and for small images on a CPU, is most of it.
+Operations of one kind on several edges read the same node. They are joined into one depthwise
+convolution, one grouped 1x1 convolution and one BatchNorm, whose scale is the architecture weights.
+Pools and skip connections become one matrix product. The results are the same; fewer launches save
+time on a GPU and, for small images, on a CPU.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +19,14 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas.kernels.channels_last import diagonal_pixels, is_channels_last
 from zoopt_nas.nas.networks.fused import normalize, separable_conv2d
-from zoopt_nas.nas.networks.operations import (
-    FactorizedReduce,
-    Pool,
-    Separable,
-    Stage,
-)
+from zoopt_nas.nas.networks.operations import FactorizedReduce, Pool, Separable, Stage
 
-# Above this many numbers in an operator's input a CPU takes longer for the joined form: its grouped
-# convolutions are slower than as many plain ones, and launching no longer counts.
+# For larger inputs a CPU is slower with the joined form, because grouped convolutions are slow.
 MAX_NUMBERS_ON_CPU = 2**17
 
 
 class Node:
-    """A node of a cell and what its outgoing edges share, each computed once.
-
-    Args:
-        x: ``(batch, channels, height, width)``.
-    """
+    """A node ``x`` (batch, channels, height, width), with cached results for its edges."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -46,74 +35,61 @@ class Node:
 
     @cached_property
     def relu(self) -> Tensor:
+        """The positive part."""
         return F.relu(self.x)
 
     @cached_property
     def diagonal(self) -> tuple[Tensor, Tensor]:
-        """The ``diagonal_pixels`` behind the ReLU."""
+        """The ``diagonal_pixels`` of ``relu``."""
         return diagonal_pixels(self.relu)
 
     def repeated(self, n: int) -> Tensor:
-        """Behind the ReLU, n times: ``(batch, n * channels, height, width)``."""
+        """Return ``relu`` repeated n times: ``(batch, n * channels, height, width)``."""
         if n not in self._repeated:
             self._repeated[n] = _repeat(self.relu, n)
         return self._repeated[n]
 
     def pooled(self, pool: nn.Module) -> Tensor:
+        """Return ``pool(x)``."""
         if pool not in self._pooled:
             self._pooled[pool] = pool(self.x)
         return self._pooled[pool]
 
 
 class Place(NamedTuple):
-    """Where a candidate stands."""
+    """The edge of a candidate, and its position among the edge's candidates."""
 
     edge: int
     position: int
 
 
-class JoinedOperations(Protocol):
-    """Operations of one kind on edges from one node.
-
-    Attributes:
-        places: where each operation stands.
-    """
-
-    places: list[Place]
-
-    def convolutions(self) -> list[list[nn.Conv2d]]:
-        """The convolutions that become one, in the order in which ``apply`` takes their weights."""
-
-    def norms(self) -> list[list[nn.BatchNorm2d]]:
-        """The same for BatchNorms, all without affine parameters."""
-
-    def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
-        """``(batch, n * channels, h, w)``: the outputs of all operations, scaled.
-
-        Args:
-            node: where the edges begin.
-            weights: joined weights, one for each list of ``convolutions``.
-            norms: takes one step for each list of ``norms``.
-            scale: ``(n * channels,)``.
-        """
-
-
 @dataclass
 class JoinedSeparables:
-    """``SepConv`` or ``DilConv`` of one kernel size; ``operations`` has the stages of each."""
+    """``SepConv`` or ``DilConv`` of one kernel size on edges from one node.
+
+    Attributes:
+        operations: The stages of each operation.
+        places: The place of each operation.
+    """
 
     operations: list[list[Stage]]
     places: list[Place]
 
     def convolutions(self) -> list[list[nn.Conv2d]]:
+        """Return the groups of convolutions to join, in the order in which ``apply`` uses them."""
         stages = zip(*self.operations, strict=True)
         pairs = [([s.depthwise for s in stage], [s.pointwise for s in stage]) for stage in stages]
         return [convolutions for pair in pairs for convolutions in pair]
 
     def norms(self) -> list[list[nn.BatchNorm2d]]:
+        """Return the groups of BatchNorms to join; they have no affine parameters."""
         return [[part.norm for part in stage] for stage in zip(*self.operations, strict=True)]
 
     def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
+        """Return the outputs of all operations, ``(batch, n * channels, h, w)``, times ``scale``.
+
+        It takes one of ``weights`` for each group of ``convolutions``, and likewise of ``norms``.
+        """
         x = node.repeated(len(self.places))
         *first, last = self.operations[0]
         for stage in first:
@@ -123,20 +99,23 @@ class JoinedSeparables:
 
 @dataclass
 class JoinedReductions:
-    """Skip connections with stride 2."""
+    """Skip connections with stride 2, with the methods of `JoinedSeparables`."""
 
     operations: list[FactorizedReduce]
     places: list[Place]
 
     def convolutions(self) -> list[list[nn.Conv2d]]:
+        """Return the convolutions of the even and of the odd pixels."""
         return [[op.conv_even for op in self.operations], [op.conv_odd for op in self.operations]]
 
     def norms(self) -> list[list[nn.BatchNorm2d]]:
+        """Return the BatchNorms as one group."""
         return [[op.norm for op in self.operations]]
 
     def apply(self, node: Node, weights: Iterator[Tensor], norms: _Norms, scale: Tensor) -> Tensor:
+        """See ``JoinedSeparables.apply``."""
         n = len(self.places)
-        # Each operation has the channels of its even pixels first.
+        # In each operation the channels of the even pixels come first.
         halves = [
             torch.unflatten(F.conv2d(x, weight), 1, (n, -1))
             for x, weight in zip(node.diagonal, weights, strict=False)
@@ -146,11 +125,11 @@ class JoinedReductions:
 
 @dataclass
 class SharedTerms:
-    """Pools and skip connections, whose output is the same on all edges from a node.
+    """Pools and skip connections, whose outputs are equal on all edges from a node.
 
     Attributes:
-        operations: the different ones.
-        places: where each stands.
+        operations: The distinct operations.
+        places: The places of each operation.
     """
 
     operations: list[nn.Module]
@@ -158,10 +137,11 @@ class SharedTerms:
 
     @property
     def edges(self) -> list[int]:
+        """The edges with such an operation, in order."""
         return sorted({place.edge for places in self.places for place in places})
 
     def outputs(self, node: Node, table: Tensor) -> dict[int, Tensor]:
-        """Their sum on each edge; ``table`` has a weight for each edge and operation."""
+        """Return the weighted sum on each edge; ``table`` has a weight per edge and operation."""
         outs = [node.pooled(op) if isinstance(op, Pool) else node.x for op in self.operations]
         is_last = is_channels_last(node.x)
         if is_last:
@@ -176,18 +156,21 @@ class SharedTerms:
 class JoinedEdges:
     """The candidates on the edges from a node: groups of joined operations, and shared terms.
 
-    Attributes:
-        places: of the candidates that it computes; the others are left to the edges.
-        scale_index: indices into the flattened architecture weights with a zero behind them: the
-            scale of every channel of every group, then of every edge and shared operation.
-
     Args:
-        separable: one of the joined separable convolutions, if there are any.
+        groups: The joined operations.
+        shared: The pools and skip connections.
+        weight_shape: Shape of the cell's architecture weights, ``(n_edges, n_candidates)``.
+        separable: One of the joined separable convolutions, if any.
+
+    Attributes:
+        places: Places of the candidates that it computes.
+        scale_index: Indices into the flattened architecture weights, followed by a zero: the scale
+            of every channel of every group, then of every edge and shared operation.
     """
 
     def __init__(
         self,
-        groups: Sequence[JoinedOperations],
+        groups: Sequence[JoinedSeparables | JoinedReductions],
         shared: SharedTerms,
         weight_shape: tuple[int, int],
         separable: Separable | None = None,
@@ -218,20 +201,18 @@ class JoinedEdges:
         self._scale_sizes.append(len(table))
 
     def is_worthwhile(self, x: Tensor) -> bool:
-        """Whether to use it for node ``x``, ``(batch, channels, h, w)``."""
+        """Whether joining is faster for node ``x``, ``(batch, channels, h, w)``."""
         if x.device.type == "cpu":
-            # The CPU kernels are faster than joined operators of PyTorch.
+            # The CPU kernels are faster than PyTorch's joined operators.
             is_fused = self._separable is not None and self._separable.can_fuse(x)
             if is_fused or x.numel() > MAX_NUMBERS_ON_CPU:
                 return False
         return bool(self.places)
 
     def outputs(self, node: Node, scales: Tensor) -> dict[int, Tensor]:
-        """For each edge the weighted sum of its candidates in ``places``.
+        """Return for each edge the weighted sum of its candidates in ``places``.
 
-        Args:
-            node: where the edges begin.
-            scales: the architecture weights at ``scale_index``.
+        ``scales`` are the architecture weights at ``scale_index``.
         """
         *scale, table = torch.split(scales, self._scale_sizes)
         result = self._shared.outputs(node, table) if self._shared.places else {}
@@ -242,7 +223,7 @@ class JoinedEdges:
         return result
 
     def _convolved(self, node: Node, scales: Sequence[Tensor]) -> dict[tuple[int, ...], Tensor]:
-        """For edges of the same groups the sum of these, ``(batch, n_edges * channels, h, w)``."""
+        """Sum the groups with the same edges, to ``(batch, n_edges * channels, h, w)``."""
         if not self._groups:
             return {}
         weights = _join_weights([convs for group in self._groups for convs in group.convolutions()])
@@ -257,11 +238,7 @@ class JoinedEdges:
 
 
 def join_edges(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]) -> JoinedEdges:
-    """Joins the candidates on the edges from one node.
-
-    Args:
-        weight_shape: of the architecture weights of the cell, ``(n_edges, n_candidates)``.
-    """
+    """Join the candidates on the edges from one node; see `JoinedEdges`."""
     groups: dict[object, JoinedSeparables | JoinedReductions] = {}
     shared: dict[object, tuple[nn.Module, list[Place]]] = {}
     for place, operation in candidates.items():
@@ -278,7 +255,7 @@ def join_edges(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]
             reduces.operations.append(operation)
             reduces.places.append(place)
         elif isinstance(operation, Pool | nn.Identity):
-            # A pool is one module on all edges; all identities are the same.
+            # All edges share one module for each pool. All identities are equal.
             same = operation if isinstance(operation, Pool) else nn.Identity
             shared.setdefault(same, (operation, []))[1].append(place)
     operations = [operation for operation, _ in shared.values()]
@@ -288,30 +265,20 @@ def join_edges(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]
 
 
 def _convolve(x: Tensor, stage: Stage, weights: Iterator[Tensor]) -> Tensor:
-    settings = stage.depthwise
-    return separable_conv2d(
-        x, next(weights), next(weights), settings.stride[0], settings.dilation[0]
-    )
+    stride, dilation = stage.depthwise.stride[0], stage.depthwise.dilation[0]
+    return separable_conv2d(x, next(weights), next(weights), stride, dilation)
 
 
 def _join_weights(groups: Sequence[Sequence[nn.Conv2d]]) -> Iterator[Tensor]:
-    """The weights of each group along the output channels; one copy makes them all."""
+    """Concatenate the weights of each group along the output channels, in a single copy."""
     flat = torch.cat([conv.weight.flatten() for group in groups for conv in group])
     sizes = [sum(conv.weight.numel() for conv in group) for group in groups]
-    parts = torch.split(flat, sizes)
-    return iter(
-        [
-            part.view(-1, *group[0].weight.shape[1:])
-            for part, group in zip(parts, groups, strict=True)
-        ]
-    )
+    for part, group in zip(torch.split(flat, sizes), groups, strict=True):
+        yield part.view(-1, *group[0].weight.shape[1:])
 
 
 class _Norms:
-    """BatchNorms without affine parameters, group by group, each on its part of the channels.
-
-    The running statistics are joined in one copy and written back in one.
-    """
+    """Joined BatchNorms without affine parameters, with joined copies of their statistics."""
 
     def __init__(self, groups: Sequence[Sequence[nn.BatchNorm2d]]) -> None:
         self._norms = [norm for group in groups for norm in group]
@@ -329,11 +296,11 @@ class _Norms:
         self._views = zip(means, variances, strict=True)
 
     def apply(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        """The next group on ``x``, times ``scale``."""
+        """Apply the next group to ``x`` and multiply by ``scale``."""
         return normalize(x, self._first, *next(self._views), scale)
 
     def write_back(self) -> None:
-        """Keeps the running statistics, once all groups are through."""
+        """Store the running statistics after all groups have been applied."""
         if self._statistics and self._first.training:
             sizes = [statistic.numel() for statistic in self._statistics]
             with torch.no_grad():
@@ -343,7 +310,7 @@ class _Norms:
 
 
 def _repeat(x: Tensor, n: int) -> Tensor:
-    """``x.repeat(1, n, 1, 1)`` in the memory format of ``x``."""
+    """Return ``x.repeat(1, n, 1, 1)`` in the memory format of ``x``."""
     if n == 1:
         return x
     if not is_channels_last(x):

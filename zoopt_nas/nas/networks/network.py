@@ -1,4 +1,4 @@
-"""The network that a genotype stands for, as it is trained from scratch after a search."""
+"""The network of a genotype, as trained from scratch after a search."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels.channels_last import join_channels
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, EDGES_PER_NODE, Genotype
-from zoopt_nas.nas.networks.operations import (
-    OPERATIONS,
-    AfterReLU,
-    Separable,
-    seed_noise,
-)
+from zoopt_nas.nas.networks.operations import OPERATIONS, AfterReLU, Separable, seed_noise
 from zoopt_nas.nas.networks.skeleton import (
     CellPlan,
     Preprocess,
@@ -28,7 +23,7 @@ from zoopt_nas.nas.networks.skeleton import (
 
 
 class FixedCell(nn.Module):
-    """A cell with the chosen operations only: two edges into each node."""
+    """A cell of a genotype, with two edges into each node."""
 
     def __init__(self, genotype: Genotype, plan: CellPlan) -> None:
         super().__init__()
@@ -47,8 +42,9 @@ class FixedCell(nn.Module):
         drop_probability: float,
         generator: torch.Generator | None,
     ) -> Tensor:
+        """Return the joined output nodes."""
         nodes: list[Tensor] = list(self.preprocess(first, second))
-        positive: dict[int, Tensor] = {}  # one ReLU of a node for all edges from it
+        positive: dict[int, Tensor] = {}  # the ReLU of a node, for all edges from it
         outputs: list[Tensor] = []
         for operation, source in zip(self.operations, self._sources, strict=True):
             if isinstance(operation, Separable) and operation.can_fuse(nodes[source]):
@@ -70,9 +66,8 @@ class FixedCell(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A second classifier at two thirds of the depth, used in training only.
 
-    On the published sizes it pools as published (CIFAR 8x8 with stride 3, ImageNet 7x7 with stride
-    2), which both give 2x2; other sizes are pooled to 2x2. The ImageNet head has no BatchNorm
-    after the second convolution, as in the released DARTS code.
+    Features of the published sizes (CIFAR 8x8, ImageNet 7x7) are pooled to 2x2 as published, and
+    others adaptively. As in the released DARTS code, the ImageNet head lacks the second BatchNorm.
     """
 
     def __init__(self, in_channels: int, n_classes: int, stem: str) -> None:
@@ -89,6 +84,7 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of ``(batch, in_channels, h, w)``."""
         x = F.relu(x)
         if x.shape[-2:] == (self._published_size,) * 2:
             x = F.avg_pool2d(x, 5, stride=self._stride, count_include_pad=False)
@@ -102,17 +98,17 @@ class Network(nn.Module):
     """A trainable network from a genotype (Liu et al., 2019, section 3.2).
 
     Args:
-        genotype: the cells.
-        n_classes: number of classes.
-        init_channels: width of the first cell (36 on CIFAR, 48 on ImageNet in the papers).
-        n_cells: number of cells (20 on CIFAR, 14 on ImageNet).
-        in_channels: channels of the images.
-        auxiliary: whether to build the auxiliary head.
+        genotype: The cells.
+        n_classes: Number of classes.
+        init_channels: Width of the first cell (36 on CIFAR, 48 on ImageNet in the papers).
+        n_cells: Number of cells (20 on CIFAR, 14 on ImageNet).
+        in_channels: Channels of the images.
+        auxiliary: Whether to build the auxiliary head.
         stem: ``"cifar"`` or ``"imagenet"``.
 
     Attributes:
-        drop_path_probability: in [0, 1); acts in training mode only. A training schedule sets it.
-        channels_last: whether cells compute in that memory order; see ``SearchConfig``.
+        drop_path_probability: Probability in [0, 1) to drop a sample on an edge in training mode.
+        channels_last: Whether to compute in the channels-last memory format.
     """
 
     def __init__(
@@ -146,19 +142,19 @@ class Network(nn.Module):
             self.auxiliary = AuxiliaryHead(n_outputs[plan.kind] * plan.channels, n_classes, stem)
 
     def set_generator(self, generator: torch.Generator | None) -> None:
-        """Where drop path and noise operations draw from: a generator on the network's device."""
+        """Set the generator of drop path and noise, on the network's device."""
         self._generator = generator
         seed_noise(self, generator)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(batch, n_classes)`` of ``images`` (batch, in_channels, h, w)."""
+        """Return the logits ``(batch, n_classes)`` of ``images`` (batch, in_channels, h, w)."""
         return self._run(images, None)[0]
 
     def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits and those of the auxiliary head, both ``(batch, n_classes)``.
+        """Return the logits of both heads, each ``(batch, n_classes)``.
 
         Raises:
-            InvalidValueError: the network was built without an auxiliary head.
+            InvalidValueError: The network has no auxiliary head.
         """
         if self.auxiliary is None:
             raise InvalidValueError("auxiliary must be True to use the auxiliary head, got False")
@@ -167,10 +163,10 @@ class Network(nn.Module):
     def _run(self, images: Tensor, auxiliary: AuxiliaryHead | None) -> tuple[Tensor, Tensor | None]:
         drop_probability = self.drop_path_probability if self.training else 0.0
         auxiliary_logits: Tensor | None = None
-        if self.channels_last:  # it makes depthwise convolutions and pools faster
+        if self.channels_last:  # faster depthwise convolutions and pools
             images = images.contiguous(memory_format=torch.channels_last)
         first, second = self.stem(images)
-        if self.channels_last:  # with one image channel the stem cannot tell
+        if self.channels_last:  # lost in the stem if images have one channel
             first = first.contiguous(memory_format=torch.channels_last)
             second = second.contiguous(memory_format=torch.channels_last)
         for index, cell in enumerate(self.cells):

@@ -1,9 +1,8 @@
-"""Candidate operations of the search spaces and the table that names them.
+"""Candidate operations of the search spaces (Liu et al., DARTS, 2019; Zela et al., R-DARTS, 2020).
 
 Every operation maps ``(batch, channels, height, width)`` to the same shape, or to half the height
-and width (rounded up) with stride 2, and leaves its input unchanged. Facts: Liu et al. (DARTS,
-2019), Zela et al. (R-DARTS, 2020). No convolution has a bias. During search BatchNorm has no affine
-parameters, since they would let a candidate rescale itself past its architecture weight.
+and width (rounded up) with stride 2, and does not modify its input. Convolutions have no bias. In a
+search BatchNorm has no affine parameters, which could undo the architecture weight of a candidate.
 """
 
 from __future__ import annotations
@@ -31,35 +30,36 @@ class AfterReLU(nn.Module):
     """An operation that begins with a ReLU, which edges from the same node can share."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the operation to ``(batch, channels, h, w)``."""
         return self.after_relu(F.relu(x))
 
     def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """The operation on the positive part of its input, ``(batch, channels, h, w)``.
+        """Apply the operation behind the ReLU, whose output is ``x``, and multiply by ``scale``.
 
-        Args:
-            scale: ``()``, multiplies the output; only where BatchNorm has no affine parameters.
+        ``scale`` is a tensor (), allowed if BatchNorm has no affine parameters.
         """
         raise NotImplementedError
 
 
 class FactorizedReduce(AfterReLU, standalone.FactorizedReduce):
-    """Halves height and width without losing pixels: two 1x1 convolutions on shifted grids.
+    """Halves height and width by two 1x1 convolutions on shifted grids.
 
-    Odd sizes are padded by one row or column of zeros, so that both grids have ceil(size / 2)
-    points; for even sizes this is the published operation to the letter.
+    Odd sizes are padded with a row or column of zeros, so that both grids have ceil(size / 2)
+    points. For even sizes this is the published operation.
     """
 
     def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """See ``AfterReLU.after_relu``."""
         return self.after_halving(*diagonal_pixels(x), scale)
 
     def after_halving(self, even: Tensor, odd: Tensor, scale: Tensor | None = None) -> Tensor:
-        """``after_relu``, from the ``diagonal_pixels`` of its input."""
+        """Do the same as ``after_relu``, given the ``diagonal_pixels`` of its input."""
         convolved = [F.conv2d(even, self.conv_even.weight), F.conv2d(odd, self.conv_odd.weight)]
         return scaled_norm(torch.cat(convolved, dim=1), self.norm, scale)
 
 
 class Stage(NamedTuple):
-    """A separable convolution of an operation, behind its ReLU."""
+    """A separable convolution with BatchNorm, without its ReLU."""
 
     depthwise: nn.Conv2d
     pointwise: nn.Conv2d
@@ -67,32 +67,36 @@ class Stage(NamedTuple):
 
 
 class Separable(AfterReLU, Fused):
-    """Depthwise separable convolutions, each behind a ReLU.
+    """Depthwise separable convolutions, each after a ReLU.
 
-    The modules of the ReLUs are never called: they keep the published names of the weights.
+    The ReLU modules are never called; they only preserve the published names of the weights.
     """
 
     @property
     def stages(self) -> list[Stage]:
+        """The modules of each convolution."""
         modules = list(self)
         return [Stage(*cast(list[Any], modules[i + 1 : i + 4])) for i in range(0, len(modules), 4)]
 
     def fused_stages(self) -> list[FusedStage]:
+        """Return the stages for the CPU kernels."""
         return [fused_stage(stage.pointwise, stage.norm, stage.depthwise) for stage in self.stages]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the operation to ``(batch, channels, h, w)``."""
         return self.fused(x) if self.can_fuse(x) else self.after_relu(F.relu(x))
 
     def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """See ``AfterReLU.after_relu``."""
         *first, last = self.stages
         for stage in first:
-            # In place: BatchNorm keeps its input, and nothing else reads its output.
+            # In place: nothing else reads the output of BatchNorm.
             x = F.relu(_apply_stage(x, None, stage), inplace=True)
         return _apply_stage(x, scale, last)
 
 
 class SepConv(Separable):
-    """Depthwise separable convolution, applied twice; only the first one strides."""
+    """Two depthwise separable convolutions; only the first has the stride."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
         first, second = (
@@ -102,7 +106,7 @@ class SepConv(Separable):
 
 
 class DilConv(Separable):
-    """Depthwise separable convolution with dilation 2, applied once."""
+    """A depthwise separable convolution with dilation 2."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
         stage = standalone.separable(channels, kernel_size, stride, 2, affine=affine)
@@ -110,7 +114,7 @@ class DilConv(Separable):
 
 
 def _apply_stage(x: Tensor, scale: Tensor | None, stage: Stage) -> Tensor:
-    """A stage, and a scale of its output."""
+    """Apply a stage and multiply its output by ``scale``."""
     depthwise, pointwise, norm = stage
     stride, dilation = depthwise.stride[0], depthwise.dilation[0]
     out = separable_conv2d(x, depthwise.weight, pointwise.weight, stride, dilation)
@@ -118,10 +122,9 @@ def _apply_stage(x: Tensor, scale: Tensor | None, stage: Stage) -> Tensor:
 
 
 class Pool(nn.Sequential):
-    """3x3 max or average pooling; an average counts no padding.
+    """3x3 max or average pooling; averages exclude the padding.
 
-    During search BatchNorm follows, so that a pooled edge has the scale of a convolved one; the
-    retrained network has none.
+    In a search BatchNorm follows, to give pools the scale of convolutions.
     """
 
     def __init__(self, pool: nn.Module, channels: int, *, search: bool) -> None:
@@ -132,9 +135,8 @@ class Stochastic(nn.Module):
     """A module that draws random numbers.
 
     Attributes:
-        generator: where it draws from, on the device of its input; None means torch's default
-            generator. A search sets it by ``seed_noise``, so that it is reproducible and every
-            candidate of a batch sees the same draws.
+        generator: A generator on the device of the input, set by ``seed_noise``; None is torch's
+            default generator.
     """
 
     def __init__(self) -> None:
@@ -143,16 +145,17 @@ class Stochastic(nn.Module):
 
 
 class Noise(Stochastic):
-    """Fresh standard normal noise in place of the input, also in evaluation (space S4)."""
+    """Standard normal noise instead of the input, also in evaluation (space S4)."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """Draw noise with the shape and memory format of the output."""
         batch, channels, height, width = x[:, :, :: self.stride, :: self.stride].shape
-        # Of a shape, not of a tensor: under torch.vmap all candidates get this one draw. In the
-        # order of channels_last, so that the same seed gives the same noise in both orders.
+        # From a shape, not a tensor, so that all candidates under torch.vmap get the same draw.
+        # In channels-last order, so that a seed gives the same noise in both memory formats.
         noise = torch.empty((batch, height, width, channels), dtype=x.dtype, device=x.device)
         noise.normal_(generator=self.generator)
         return contiguous_like(noise.permute(0, 3, 1, 2), x)
@@ -170,20 +173,12 @@ def _pool(build: Callable[[int, int], nn.Sequential]) -> OperationBuilder:
     )
 
 
-def _sep_conv(kernel_size: int) -> OperationBuilder:
-    return lambda channels, stride, search: SepConv(
-        channels, kernel_size, stride, affine=not search
-    )
-
-
-def _dil_conv(kernel_size: int) -> OperationBuilder:
-    return lambda channels, stride, search: DilConv(
-        channels, kernel_size, stride, affine=not search
-    )
+def _convolution(kind: type[SepConv | DilConv], kernel_size: int) -> OperationBuilder:
+    return lambda channels, stride, search: kind(channels, kernel_size, stride, affine=not search)
 
 
 OperationBuilder = Callable[[int, int, bool], nn.Module]
-"""``(channels, stride, search) -> module``; ``search`` picks the supernet's form."""
+"""``(channels, stride, search) -> module``; ``search`` selects the form in a supernet."""
 
 OPERATIONS: Registry[OperationBuilder] = Registry(
     "operation",
@@ -192,11 +187,11 @@ OPERATIONS: Registry[OperationBuilder] = Registry(
         "skip_connect": _skip_connect,
         "max_pool_3x3": _pool(standalone.max_pool_3x3),
         "avg_pool_3x3": _pool(standalone.avg_pool_3x3),
-        "sep_conv_3x3": _sep_conv(3),
-        "sep_conv_5x5": _sep_conv(5),
-        "sep_conv_7x7": _sep_conv(7),
-        "dil_conv_3x3": _dil_conv(3),
-        "dil_conv_5x5": _dil_conv(5),
+        "sep_conv_3x3": _convolution(SepConv, 3),
+        "sep_conv_5x5": _convolution(SepConv, 5),
+        "sep_conv_7x7": _convolution(SepConv, 7),
+        "dil_conv_3x3": _convolution(DilConv, 3),
+        "dil_conv_5x5": _convolution(DilConv, 5),
         "noise": lambda channels, stride, search: Noise(stride),
     },
     group="zoopt_nas.operations",
@@ -205,7 +200,7 @@ OPERATIONS: Registry[OperationBuilder] = Registry(
 
 
 def seed_noise(model: nn.Module, generator: torch.Generator | None) -> None:
-    """Makes ``model`` and everything inside it that draws draw from ``generator``."""
+    """Let ``model`` and all its modules draw from ``generator``."""
     for module in model.modules():
         if isinstance(module, Stochastic):
             module.generator = generator

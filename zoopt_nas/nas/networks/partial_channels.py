@@ -1,10 +1,9 @@
-"""Partial channel connections (Xu et al., PC-DARTS, ICLR 2020): a cheaper, different supernet.
+"""Partial channel connections (Xu et al., PC-DARTS, ICLR 2020), with about 1/K of the memory.
 
-On every edge only the first 1/K of a node's channels goes through the candidate operations; the
-others pass by, max-pooled where the edge has stride 2. The channels of the sum are then shuffled,
-so that others are first in the next node. Operations of 1/K of the width take about 1/K of the
-memory. The edge weights that PC-DARTS adds (its "edge normalization") are a separate setting,
-``SearchSpace.edge_normalization``; they weigh the whole edge, the channels that pass by included.
+On every edge the candidate operations use only the first 1/K of a node's channels. The other
+channels skip them, max-pooled on an edge with stride 2. The channels of the sum are then shuffled,
+so that other channels come first in the next node. Edge normalization is a separate setting of
+`SearchSpace` and also scales the channels that skip the operations.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from zoopt_nas.nas.kernels.channels_last import contiguous_like, is_channels_las
 
 
 def part_width(channels: int, n_parts: int) -> int:
-    """How many of a node's channels go through the operations.
+    """Return the number of channels for the operations.
 
     Raises:
-        InvalidValueError: ``n_parts`` does not divide the width.
+        InvalidValueError: ``n_parts`` does not divide ``channels``.
     """
     if n_parts < 1 or channels % n_parts:
         raise InvalidValueError(
@@ -32,7 +31,7 @@ def part_width(channels: int, n_parts: int) -> int:
 
 
 def split_parts(x: Tensor, n_parts: int, stride: int) -> tuple[Tensor, Tensor]:
-    """The first 1/n_parts of the channels, and the others at the size of an edge's output."""
+    """Return the first 1/n_parts of the channels, and the others in the size of the output."""
     width = x.shape[1] // n_parts
     part, others = torch.split(x, [width, x.shape[1] - width], dim=1)
     if stride == 2:
@@ -41,8 +40,8 @@ def split_parts(x: Tensor, n_parts: int, stride: int) -> tuple[Tensor, Tensor]:
 
 
 def merge_parts(part: Tensor, others: Tensor, n_parts: int) -> Tensor:
-    """Both groups of channels as one node, shuffled: first the first of each n_parts-th."""
-    # In the order of memory, so that the copy is the only one.
+    """Join and shuffle the channels: first the first channel of each of the n_parts parts, ..."""
+    # In the memory format of ``part``, to copy only once.
     if is_channels_last(part):
         rows = torch.cat([channels.permute(0, 2, 3, 1) for channels in (part, others)], dim=3)
         shuffled = torch.unflatten(rows, 3, (n_parts, -1)).transpose(3, 4).flatten(3)

@@ -1,4 +1,4 @@
-"""What supernet and retrained network share: stem, cells' plan, preprocessing, drop path."""
+"""The common parts of supernet and retrained network: stem, plan of the cells, drop path."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ STEMS = ("cifar", "imagenet")
 
 @dataclass(frozen=True)
 class CellPlan:
-    """Where a cell stands in the network.
+    """The kind and the sizes of a cell.
 
     Attributes:
         kind: ``"normal"`` or ``"reduce"``.
-        channels: width of the cell's nodes.
-        in_channels: channels of its two inputs, cell k-2 first.
-        halve_first_input: whether the first input still has twice the height and width of the
-            second, because the cell between them was a reduction.
+        channels: Channels of the cell's nodes.
+        in_channels: Channels of its two inputs, cell k-2 first.
+        halve_first_input: Whether the first input has twice the height and width of the second.
     """
 
     kind: str
@@ -36,31 +35,31 @@ class CellPlan:
     halve_first_input: bool
 
     def stride(self, source: int) -> int:
-        """The stride of an edge from node ``source``: only the cell's inputs are halved."""
+        """Return the stride of an edge from node ``source``."""
         return 2 if self.kind == "reduce" and source < 2 else 1
 
 
 def plan_cells(
     n_cells: int, init_channels: int, n_outputs: tuple[int, int], stem: str
 ) -> Iterator[CellPlan]:
-    """The cells in order: reductions, which double the width, at one and two thirds of the depth.
+    """Yield the cells in order; reductions at 1/3 and 2/3 of the depth double the width.
 
     Args:
-        n_cells: number of cells, at least 1.
-        init_channels: width of the first cell.
-        n_outputs: how many nodes a normal and a reduction cell concatenate.
-        stem: ``"cifar"`` (both inputs are the one stem) or ``"imagenet"``.
+        n_cells: Number of cells.
+        init_channels: Width of the first cell.
+        n_outputs: Number of output nodes of a normal and a reduction cell.
+        stem: ``"cifar"`` or ``"imagenet"``.
     """
     if stem not in STEMS:
         raise UnknownNameError("stem", stem, STEMS)
     for field, value in (("n_cells", n_cells), ("init_channels", init_channels)):
         if value < 1:
             raise InvalidValueError(f"{field} must be a positive integer, got {value}")
-    if stem == "imagenet" and init_channels < 2:  # its first convolution has half as many
+    if stem == "imagenet" and init_channels < 2:  # it begins with half as many
         raise InvalidValueError(
             f"init_channels must be at least 2 with the imagenet stem, got {init_channels}"
         )
-    # With one or two cells n_cells // 3 is 0: a reduction must not come before any normal cell.
+    # Below three cells n_cells // 3 is 0, but the first cell must be normal.
     reductions = {n_cells // 3, 2 * n_cells // 3} - ({0} if n_cells < 3 else set())
     width = init_channels if stem == "imagenet" else STEM_MULTIPLIER * init_channels
     inputs, channels, halve = (width, width), init_channels, stem == "imagenet"
@@ -73,7 +72,7 @@ def plan_cells(
 
 
 class Preprocess(nn.Module):
-    """Brings a cell's two inputs to the width of its nodes and to the same height and width."""
+    """Brings a cell's two inputs to the channels of its nodes and to the same size."""
 
     def __init__(self, plan: CellPlan, *, affine: bool) -> None:
         super().__init__()
@@ -82,31 +81,29 @@ class Preprocess(nn.Module):
         self.second = ReLUConvBN(plan.in_channels[1], plan.channels, affine=affine)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the preprocessed inputs."""
         return self.first(first), self.second(second)
 
 
 def build_stem(stem: str, in_channels: int, init_channels: int) -> nn.Module:
-    """The stem by name: a module from images to the two inputs of the first cell."""
-    builder = CifarStem if stem == "cifar" else ImageNetStem
-    return builder(in_channels, init_channels)
+    """Build the stem, which maps images to the two inputs of the first cell."""
+    return (CifarStem if stem == "cifar" else ImageNetStem)(in_channels, init_channels)
 
 
 def build_head(in_channels: int, n_classes: int) -> nn.Module:
-    """The head: a module from the last cell's output to logits."""
+    """Build the head, which maps the last cell's output to logits."""
     if n_classes < 1:
         raise InvalidValueError(f"n_classes must be a positive integer, got {n_classes}")
     return Head(in_channels, n_classes)
 
 
 def drop_path(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
-    """Zeroes whole samples with ``probability`` and scales the others to keep the mean.
-
-    Larsson et al., FractalNet, 2017, as DARTS uses it: one draw for each sample of an edge.
+    """Zero samples at random and scale the others to keep the mean (FractalNet, 2017).
 
     Args:
         x: ``(batch, channels, height, width)``.
-        probability: in [0, 1).
-        generator: on the device of ``x``; None means torch's default generator.
+        probability: Probability in [0, 1) to zero a sample.
+        generator: A generator on the device of ``x``; None is torch's default generator.
     """
     keep = 1.0 - probability
     mask = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)
@@ -117,30 +114,24 @@ IMAGENET_STEM_SIZE = 128  # images at least this large get the ImageNet stem
 
 
 def stem_for(image_size: int) -> str:
-    """The stem for images of a side of ``image_size`` pixels."""
+    """Return the name of the stem for images with a side of ``image_size`` pixels."""
     return "imagenet" if image_size >= IMAGENET_STEM_SIZE else "cifar"
 
 
 class ReLUConvBN(Fused):
-    """ReLU, convolution, BatchNorm: the 1x1 preprocessing of a cell's inputs."""
+    """ReLU, 1x1 convolution and BatchNorm."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, *, affine: bool = True
-    ) -> None:
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-            nn.BatchNorm2d(out_channels, affine=affine),
-        )
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool = True) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        super().__init__(nn.ReLU(), conv, nn.BatchNorm2d(out_channels, affine=affine))
 
     def fused_stages(self) -> list[FusedStage]:
+        """Return the only stage."""
         _, conv, norm = self
         return [fused_stage(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))]
 
-    def can_fuse(self, x: Tensor) -> bool:
-        return cast(nn.Conv2d, self[1]).kernel_size == (1, 1) and super().can_fuse(x)
-
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the module to ``(batch, channels, h, w)``."""
         if self.can_fuse(x):
             return self.fused(x)
         for module in self:

@@ -1,9 +1,9 @@
-"""Search spaces: which operations compete on which edge, and what a vector alpha means there.
+"""Search spaces: the candidate operations of each edge, and the meaning of alpha.
 
-Alpha is one flat vector: the candidates of edge 0 of the normal cell, of edge 1, ..., then those of
-the reduction cell. Edges are ordered by destination node, then by source node. Every edge may have
-its own list of candidates. With edge normalization one number for each edge of both cells follows.
-Sources: Liu et al. (2019); Zela et al. (2020) for S1-S4; Xu et al. (2020) for edge normalization.
+Alpha is a flat vector: one number per candidate of edge 0 of the normal cell, of edge 1, ..., then
+of the reduction cell. Edges are ordered by destination node, then by source node, and may have
+different candidates. With edge normalization one number per edge follows. Sources: Liu et al.
+(2019); Zela et al. (2020) for S1-S4; Xu et al. (2020) for edge normalization.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ N_NODES = 4  # intermediate nodes of a cell
 
 
 def cell_edges(n_nodes: int = N_NODES) -> tuple[tuple[int, int], ...]:
-    """The ``(source, destination)`` pairs of a cell, in the order of the edge index."""
+    """Return the ``(source, destination)`` pairs of a cell, in the order of the edge index."""
     return tuple(
         (source, node) for node in range(N_INPUTS, N_INPUTS + n_nodes) for source in range(node)
     )
@@ -37,16 +37,15 @@ class SearchSpace:
     """A cell-based search space.
 
     Attributes:
-        name: key in ``SPACES``.
-        normal: for each edge of the normal cell, the names of its candidate operations.
-        reduce: the same for the reduction cell.
-        n_nodes: intermediate nodes of a cell.
-        edge_normalization: whether alpha also weighs the edges into each node, by a softmax over
-            them (PC-DARTS, Eq. 3); without it every edge counts fully.
+        name: Key in ``SPACES``.
+        normal, reduce: Names of the candidate operations of each edge of the cell.
+        n_nodes: Number of intermediate nodes of a cell.
+        edge_normalization: Whether alpha also weighs the edges into each node, by a softmax over
+            them (PC-DARTS, Eq. 3).
 
     Raises:
-        InvalidValueError: the number of edges is wrong or an edge has nothing to choose.
-        UnknownNameError: a candidate is not in ``OPERATIONS``.
+        InvalidValueError: The number of edges is wrong, or an edge has only ``none``.
+        UnknownNameError: A candidate is not in ``OPERATIONS``.
     """
 
     name: str
@@ -78,11 +77,11 @@ class SearchSpace:
 
     @classmethod
     def from_json(cls, text: str) -> SearchSpace:
-        """Read what ``to_json`` has written.
+        """Read the result of ``to_json``.
 
         Raises:
-            InvalidValueError: the text is not JSON, or not a space.
-            UnknownNameError: a candidate is not in ``OPERATIONS``.
+            InvalidValueError: The text is not JSON, or not a space.
+            UnknownNameError: A candidate is not in ``OPERATIONS``.
         """
         try:
             found = json.loads(text)
@@ -100,13 +99,13 @@ class SearchSpace:
         return cls(**{**found, **{kind: _read_edges(kind, found[kind]) for kind in CELL_KINDS}})
 
     def candidates(self, kind: str) -> tuple[tuple[str, ...], ...]:
-        """The candidate operations of each edge of the ``"normal"`` or ``"reduce"`` cell."""
+        """Return the candidate operations of each edge of the ``"normal"`` or ``"reduce"`` cell."""
         candidates: tuple[tuple[str, ...], ...] = getattr(self, kind)
         return candidates
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """The number of candidates of every edge, normal cell first: how alpha is cut."""
+        """The number of candidates of every edge, normal cell first."""
         return tuple(len(names) for kind in CELL_KINDS for names in self.candidates(kind))
 
     @property
@@ -121,99 +120,93 @@ class SearchSpace:
         scale: float = 1e-3,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Alpha ``(dim,)`` as ``scale`` times standard normal draws (1e-3: Liu et al., 2019).
+        """Draw alpha ``(dim,)`` as ``scale`` times standard normal numbers (Liu et al., 2019).
 
-        Args:
-            rng: a seed, or a CPU generator; the draws are the same on every device.
+        ``rng`` is a seed or a CPU generator: the numbers are the same on every ``device``.
         """
         generator = rng if isinstance(rng, torch.Generator) else torch.Generator().manual_seed(rng)
         return (scale * torch.randn(self.dim, generator=generator)).to(device)
 
-    def unflatten(self, alpha: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """Alpha ``(dim,)`` as one vector for each edge of each kind of cell.
-
-        What weighs the edges is left out: see ``edge_shares``.
-
-        Raises:
-            InvalidValueError: alpha has another shape.
-        """
+    def check_shape(self, alpha: Tensor) -> None:
+        """Raise InvalidValueError unless alpha has the shape ``(dim,)``."""
         if alpha.shape != (self.dim,):
             raise InvalidValueError(
                 f"alpha must have shape ({self.dim},) in space {self.name}, "
                 f"got {tuple(alpha.shape)}"
             )
+
+    def unflatten(self, alpha: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """Split alpha ``(dim,)`` into a vector for each edge, without the weights of edges.
+
+        Raises:
+            InvalidValueError: Alpha has another shape.
+        """
+        self.check_shape(alpha)
         parts = torch.split(alpha[: sum(self.sizes)], list(self.sizes))
         n_edges = len(self.normal)
         return {"normal": tuple(parts[:n_edges]), "reduce": tuple(parts[n_edges:])}
 
     def flatten(self, parts: dict[str, Sequence[Tensor]]) -> Tensor:
-        """The inverse of ``unflatten``, without edge normalization."""
+        """Invert ``unflatten``, without edge normalization."""
         return torch.cat([part for kind in CELL_KINDS for part in parts[kind]])
 
     def weights(self, alpha: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """The architecture weights of each edge's candidates: the softmax of alpha on the edge.
-
-        With edge normalization, times the share of the edge.
-        """
+        """Return the softmax of alpha on each edge, times the edge's factor."""
         return {
             kind: tuple(part.exp() for part in parts)
             for kind, parts in self._log_weights(alpha).items()
         }
 
-    def edge_shares(self, alpha: Tensor) -> Tensor:
-        """How much each edge counts in its node, ``(2 n_edges,)``, normal cell first; else 1."""
-        return self._log_shares(alpha).exp()
+    def edge_factors(self, alpha: Tensor) -> Tensor:
+        """Return the factor of each edge, ``(2 n_edges,)``; 1 without edge normalization."""
+        return self._log_factors(alpha).exp()
 
-    def _log_shares(self, alpha: Tensor) -> Tensor:
+    def _log_factors(self, alpha: Tensor) -> Tensor:
         if not self.edge_normalization:
             return alpha.new_zeros(len(self.sizes))
-        # Edges are ordered by their node, which has as many as it has nodes before it.
+        # A node has an edge from each earlier node.
         n_incoming = [N_INPUTS + node for node in range(self.n_nodes)] * len(CELL_KINDS)
         parts = torch.split(alpha[sum(self.sizes) :], n_incoming)
         return torch.cat([torch.log_softmax(part, dim=0) for part in parts])
 
     def _log_weights(self, alpha: Tensor) -> dict[str, list[Tensor]]:
         parts = self.unflatten(alpha)
-        shares = dict(zip(CELL_KINDS, self._log_shares(alpha).chunk(len(CELL_KINDS)), strict=True))
+        factors = self._log_factors(alpha).chunk(len(CELL_KINDS))
         return {
             kind: [
-                torch.log_softmax(part, dim=0) + share
-                for part, share in zip(parts[kind], shares[kind], strict=True)
+                torch.log_softmax(part, dim=0) + factor
+                for part, factor in zip(parts[kind], of_kind, strict=True)
             ]
-            for kind in CELL_KINDS
+            for kind, of_kind in zip(CELL_KINDS, factors, strict=True)
         }
 
     def discretize(self, alpha: Tensor) -> Genotype:
-        """The genotype that alpha stands for (Liu et al., 2019, section 2.4).
+        """Return the genotype of alpha (Liu et al., 2019, section 2.4).
 
-        An edge is as strong as its best candidate other than ``none`` (times its share, with edge
-        normalization); every node keeps its two strongest edges, from two different nodes, and on
-        each the best candidate other than ``none``. Equal strengths go to the earlier source and
-        the earlier candidate.
+        The strength of an edge is the weight of its best candidate other than ``none``. Every node
+        keeps its two strongest edges, each with its best candidate. Ties go to the earlier source
+        and the earlier candidate.
 
         Raises:
-            InvalidValueError: alpha has another shape or is not finite.
+            InvalidValueError: Alpha has another shape or is not finite.
         """
         alpha = alpha.detach().to("cpu", torch.float64)
         if not bool(torch.isfinite(alpha).all()):
             raise InvalidValueError("alpha must be finite to be discretized, got NaN or infinity")
-        # The logarithm ranks alike, and does not underflow to ties where alphas lie far apart.
+        # Logarithms give the same ranking, without ties by underflow.
         weights = self._log_weights(alpha)
         cells = {kind: self._discretize_cell(kind, weights[kind]) for kind in CELL_KINDS}
         concat = tuple(range(N_INPUTS, N_INPUTS + self.n_nodes))
         return Genotype(cells["normal"], cells["reduce"], concat, concat)
 
     def edge_table(self, genotype: Genotype) -> Tensor:
-        """The architecture weights that are 1 for the operations of a genotype and 0 for others.
-
-        Args:
-            genotype: of this space.
+        """Return architecture weights of 1 for the operations of a genotype and 0 for others.
 
         Returns:
-            ``(2 n_edges, max candidates)``, a row for each edge, normal cell first.
+            ``(2 n_edges, max candidates)``, normal cell first.
 
         Raises:
-            InvalidValueError: it has an operation that is no candidate of its edge.
+            InvalidValueError: An operation is not a candidate of its edge.
         """
         edges = cell_edges(self.n_nodes)
         table = torch.zeros(len(self.sizes), max(self.sizes))
@@ -258,65 +251,45 @@ def _read_edges(kind: str, edges: Any) -> tuple[tuple[str, ...], ...]:
 
 
 def _uniform(name: str, *operations: str) -> SearchSpace:
-    """The same candidates on every edge of both cells."""
+    """Return a space with the same candidates on every edge of both cells."""
     cell = (operations,) * len(cell_edges())
     return SearchSpace(name, normal=cell, reduce=cell)
 
 
-def _edges(table: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(line.split()) for line in table.strip().splitlines())
+# The candidates of each edge of S1: two of the normal cell, two of the reduction cell.
+_S1_EDGES = """
+    skip_connect dil_conv_3x3  max_pool_3x3 avg_pool_3x3
+    skip_connect dil_conv_5x5  max_pool_3x3 dil_conv_3x3
+    skip_connect dil_conv_5x5  max_pool_3x3 avg_pool_3x3
+    skip_connect sep_conv_3x3  max_pool_3x3 avg_pool_3x3
+    skip_connect dil_conv_3x3  skip_connect dil_conv_5x5
+    max_pool_3x3 skip_connect  max_pool_3x3 avg_pool_3x3
+    skip_connect sep_conv_3x3  max_pool_3x3 sep_conv_3x3
+    skip_connect sep_conv_3x3  skip_connect dil_conv_3x3
+    skip_connect dil_conv_3x3  skip_connect dil_conv_5x5
+    skip_connect sep_conv_3x3  max_pool_3x3 avg_pool_3x3
+    max_pool_3x3 skip_connect  max_pool_3x3 avg_pool_3x3
+    skip_connect dil_conv_3x3  skip_connect dil_conv_5x5
+    dil_conv_3x3 dil_conv_5x5  skip_connect dil_conv_5x5
+    dil_conv_3x3 dil_conv_5x5  skip_connect dil_conv_5x5
+"""
 
 
-_S1 = SearchSpace(
-    "s1",
-    normal=_edges("""
-        skip_connect dil_conv_3x3
-        skip_connect dil_conv_5x5
-        skip_connect dil_conv_5x5
-        skip_connect sep_conv_3x3
-        skip_connect dil_conv_3x3
-        max_pool_3x3 skip_connect
-        skip_connect sep_conv_3x3
-        skip_connect sep_conv_3x3
-        skip_connect dil_conv_3x3
-        skip_connect sep_conv_3x3
-        max_pool_3x3 skip_connect
-        skip_connect dil_conv_3x3
-        dil_conv_3x3 dil_conv_5x5
-        dil_conv_3x3 dil_conv_5x5
-    """),
-    reduce=_edges("""
-        max_pool_3x3 avg_pool_3x3
-        max_pool_3x3 dil_conv_3x3
-        max_pool_3x3 avg_pool_3x3
-        max_pool_3x3 avg_pool_3x3
-        skip_connect dil_conv_5x5
-        max_pool_3x3 avg_pool_3x3
-        max_pool_3x3 sep_conv_3x3
-        skip_connect dil_conv_3x3
-        skip_connect dil_conv_5x5
-        max_pool_3x3 avg_pool_3x3
-        max_pool_3x3 avg_pool_3x3
-        skip_connect dil_conv_5x5
-        skip_connect dil_conv_5x5
-        skip_connect dil_conv_5x5
-    """),
-)
+def _s1() -> SearchSpace:
+    rows = [line.split() for line in _S1_EDGES.strip().splitlines()]
+    normal, reduce = (tuple(tuple(row[i : i + 2]) for row in rows) for i in (0, 2))
+    return SearchSpace("s1", normal, reduce)
+
 
 _DARTS_OPERATIONS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
+    "max_pool_3x3", "avg_pool_3x3", "skip_connect",
+    "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
+)  # fmt: skip
 
 SPACES: Registry[SearchSpace] = Registry(
     "space",
     {
-        "s1": _S1,
+        "s1": _s1(),
         "s2": _uniform("s2", "skip_connect", "sep_conv_3x3"),
         "s3": _uniform("s3", "none", "skip_connect", "sep_conv_3x3"),
         "s4": _uniform("s4", "noise", "sep_conv_3x3"),

@@ -1,8 +1,7 @@
-"""The network of a genotype in PyTorch alone: its parts, and the whole in evaluation mode.
+"""The network of a genotype for evaluation, which needs only PyTorch.
 
-A Python export contains the text of this file behind its docstring, so it imports torch alone.
-The trained network is built from the same stem, operations and head; its cells add what only
-training needs (drop path, an auxiliary head, kernels). The weights have the same names.
+A Python export contains the text of this file after this docstring. The trainable network uses the
+same stem, operations, head and weight names, and adds drop path, auxiliary head and kernels.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class ReLUConvBN(nn.Sequential):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves height and width (rounded up) by two 1x1 convolutions, one of them a pixel apart."""
+    """Halves height and width (rounded up) by two 1x1 convolutions, one shifted by a pixel."""
 
     def __init__(self, in_channels: int, out_channels: int, *, affine: bool = True) -> None:
         super().__init__()
@@ -36,8 +35,9 @@ class FactorizedReduce(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the operation to ``(batch, channels, h, w)``."""
         x = torch.relu(x)
-        padded = nn.functional.pad(x, (0, 1, 0, 1))  # the zeros are seen with odd sizes only
+        padded = nn.functional.pad(x, (0, 1, 0, 1))  # matters for odd sizes only
         shifted = padded[:, :, 1:, 1:]
         out: Tensor = self.norm(torch.cat([self.conv_even(x), self.conv_odd(shifted)], dim=1))
         return out
@@ -46,19 +46,12 @@ class FactorizedReduce(nn.Module):
 def separable(
     channels: int, kernel_size: int, stride: int, dilation: int = 1, *, affine: bool = True
 ) -> list[nn.Module]:
-    """ReLU, depthwise convolution, 1x1 convolution, BatchNorm."""
+    """Return ReLU, depthwise convolution, 1x1 convolution and BatchNorm."""
     padding = dilation * (kernel_size // 2)
     return [
         nn.ReLU(),
         nn.Conv2d(
-            channels,
-            channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=channels,
-            bias=False,
+            channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=False
         ),
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels, affine=affine),
@@ -66,74 +59,63 @@ def separable(
 
 
 class Zero(nn.Module):
-    """No connection: zeros."""
+    """Zeros, for no connection."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return zeros in the size of the output."""
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-def none(channels: int, stride: int) -> nn.Module:
-    return Zero(stride)
-
-
 def skip_connect(channels: int, stride: int) -> nn.Module:
+    """Build an identity or, with stride 2, a `FactorizedReduce`."""
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)
 
 
-# In a Sequential, as everywhere below, so that the weights have their published names.
+# The Sequential of one module gives the weights their published names.
 def max_pool_3x3(channels: int, stride: int) -> nn.Sequential:
+    """Build 3x3 max pooling."""
     return nn.Sequential(nn.MaxPool2d(3, stride, padding=1))
 
 
 def avg_pool_3x3(channels: int, stride: int) -> nn.Sequential:
+    """Build 3x3 average pooling; averages exclude the padding."""
     return nn.Sequential(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False))
 
 
-def sep_conv_3x3(channels: int, stride: int) -> nn.Module:
-    return nn.Sequential(*separable(channels, 3, stride), *separable(channels, 3, 1))
+def sep_conv(kernel_size: int) -> Callable[[int, int], nn.Module]:
+    """Return a builder of two separable convolutions."""
+    return lambda channels, stride: nn.Sequential(
+        *separable(channels, kernel_size, stride), *separable(channels, kernel_size, 1)
+    )
 
 
-def sep_conv_5x5(channels: int, stride: int) -> nn.Module:
-    return nn.Sequential(*separable(channels, 5, stride), *separable(channels, 5, 1))
+def dil_conv(kernel_size: int) -> Callable[[int, int], nn.Module]:
+    """Return a builder of a separable convolution with dilation 2."""
+    return lambda channels, stride: nn.Sequential(*separable(channels, kernel_size, stride, 2))
 
 
-def sep_conv_7x7(channels: int, stride: int) -> nn.Module:
-    return nn.Sequential(*separable(channels, 7, stride), *separable(channels, 7, 1))
-
-
-def dil_conv_3x3(channels: int, stride: int) -> nn.Module:
-    return nn.Sequential(*separable(channels, 3, stride, dilation=2))
-
-
-def dil_conv_5x5(channels: int, stride: int) -> nn.Module:
-    return nn.Sequential(*separable(channels, 5, stride, dilation=2))
-
-
-# Not noise: it is random in evaluation too, so that no two outputs can be compared.
+# Without noise, which is random in evaluation, too.
 OPERATIONS: dict[str, Callable[[int, int], nn.Module]] = {
-    "none": none,
+    "none": lambda channels, stride: Zero(stride),
     "skip_connect": skip_connect,
     "max_pool_3x3": max_pool_3x3,
     "avg_pool_3x3": avg_pool_3x3,
-    "sep_conv_3x3": sep_conv_3x3,
-    "sep_conv_5x5": sep_conv_5x5,
-    "sep_conv_7x7": sep_conv_7x7,
-    "dil_conv_3x3": dil_conv_3x3,
-    "dil_conv_5x5": dil_conv_5x5,
+    "sep_conv_3x3": sep_conv(3),
+    "sep_conv_5x5": sep_conv(5),
+    "sep_conv_7x7": sep_conv(7),
+    "dil_conv_3x3": dil_conv(3),
+    "dil_conv_5x5": dil_conv(5),
 }
 
 
 class Preprocess(nn.Module):
-    """Brings the two inputs of a cell to the same width and size.
+    """Brings the two inputs of a cell to the same number of channels and the same size.
 
-    Args:
-        in_channels: of the two inputs.
-        out_channels: of both outputs.
-        halve_first: whether the first input has twice the height and width of the second.
+    ``halve_first`` says that the first input has twice the height and width of the second.
     """
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, halve_first: bool) -> None:
@@ -143,19 +125,20 @@ class Preprocess(nn.Module):
         self.second = ReLUConvBN(in_channels[1], out_channels)
 
     def forward(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """Return the preprocessed inputs."""
         return [self.first(first), self.second(second)]
 
 
 class Cell(nn.Module):
-    """A small graph: nodes 0 and 1 are the inputs, each further node is the sum of two edges.
+    """A graph: nodes 0 and 1 are the inputs, and every other node is the sum of two edges.
 
     Args:
-        edges: ``(operation, source node)``, two for each further node in order.
-        concat: the nodes that are joined to the cell's output.
-        in_channels: of the two inputs.
-        channels: of every node.
-        reduction: whether the cell halves height and width.
-        halve_first: as in ``Preprocess``.
+        edges: ``(operation, source node)``, two for each node from 2 on.
+        concat: The nodes to concatenate as output.
+        in_channels: Channels of the two inputs.
+        channels: Channels of every node.
+        reduction: Whether the cell halves height and width.
+        halve_first: See ``Preprocess``.
     """
 
     def __init__(
@@ -177,6 +160,7 @@ class Cell(nn.Module):
         )
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the output of the cell."""
         nodes = self.preprocess(first, second)
         edges = list(zip(self.operations, self.sources, strict=True))
         for (left, left_source), (right, right_source) in zip(edges[::2], edges[1::2], strict=True):
@@ -185,7 +169,7 @@ class Cell(nn.Module):
 
 
 class CifarStem(nn.Module):
-    """A 3x3 convolution with BatchNorm, affine also in search; both cell inputs are its output."""
+    """A 3x3 convolution with affine BatchNorm, whose output is both inputs of the first cell."""
 
     halves = False
 
@@ -196,6 +180,7 @@ class CifarStem(nn.Module):
         self.norm = nn.BatchNorm2d(self.out_channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two inputs of the first cell."""
         out = self.norm(self.conv(images))
         return out, out
 
@@ -223,35 +208,37 @@ class ImageNetStem(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two inputs of the first cell."""
         quarter = self.quarter(images)
         return quarter, self.eighth(quarter)
 
 
 class Head(nn.Module):
-    """Mean over all pixels, and one linear layer: ``(batch, channels, h, w)`` to logits."""
+    """The mean over all pixels and a linear layer."""
 
     def __init__(self, in_channels: int, n_classes: int) -> None:
         super().__init__()
         self.classifier = nn.Linear(in_channels, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The mean over all pixels; that of torch.mean has a gradient that is not channels_last.
+        """Return the logits of ``(batch, channels, h, w)``."""
+        # torch.mean has a gradient that is not channels_last.
         pooled = nn.functional.avg_pool2d(x, x.shape[-2:])
         logits: Tensor = self.classifier(pooled.flatten(1))
         return logits
 
 
 class Network(nn.Module):
-    """Normalised images ``(batch, in_channels, height, width)`` to logits ``(batch, n_classes)``.
+    """Maps normalised images to logits.
 
     Args:
-        genotype: the edges ``normal`` and ``reduce`` of the two kinds of cell, and the nodes
-            ``normal_concat`` and ``reduce_concat`` that are their outputs.
-        stem: a ``CifarStem`` or an ``ImageNetStem``.
-        n_classes: number of classes.
-        init_channels: width of the first cell.
-        n_cells: number of cells.
-        reductions: which cells halve height and width, and double the width of the network.
+        genotype: The edges ``normal`` and ``reduce`` of the two kinds of cell, and their output
+            nodes ``normal_concat`` and ``reduce_concat``.
+        stem: A ``CifarStem`` or an ``ImageNetStem``.
+        n_classes: Number of classes.
+        init_channels: Width of the first cell.
+        n_cells: Number of cells.
+        reductions: Indices of the cells that halve height and width and double the width.
     """
 
     def __init__(
@@ -279,6 +266,7 @@ class Network(nn.Module):
         self.head = Head(inputs[1], n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (batch, n_classes) of ``images`` (batch, in_channels, height, width)."""
         first, second = self.stem(images)
         for cell in self.cells:
             first, second = second, cell(first, second)
@@ -287,21 +275,17 @@ class Network(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Pixels in 0..1, ``(batch, channels, height, width)``, to normalised images.
-
-    Args:
-        mean: of each channel.
-        std: of each channel.
-    """
+    """Normalises pixels in 0..1 by the mean and standard deviation of each channel."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        # Not persistent: the weights are those of the network alone.
+        # Not persistent, to keep them out of the state_dict.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return the normalised images."""
         return (pixels - self.mean) / self.std

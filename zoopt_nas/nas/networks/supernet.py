@@ -1,4 +1,4 @@
-"""The weight-sharing supernet: every candidate operation of a space at once, weighted by alpha."""
+"""The weight-sharing supernet: all candidate operations of a space, weighted by alpha."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels.channels_last import channels_last, join_channels
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, N_INPUTS
 from zoopt_nas.nas.networks.joined_edges import JoinedEdges, Node, Place, join_edges
@@ -36,13 +35,10 @@ from zoopt_nas.nas.networks.standalone import Zero
 
 
 class NodeOutput:
-    """A node of a cell as its outgoing edges see it.
+    """The source node of edges, with the joined candidates on these.
 
-    Args:
-        node: where the edges begin.
-        joined: the candidates on its edges that can be computed together.
-        weights: architecture weights of the cell, ``(n_edges, n_candidates)``.
-        scales: the same at ``joined.scale_index``.
+    ``weights`` (n_edges, n_candidates) are the architecture weights of the cell, and ``scales`` the
+    same at ``joined.scale_index``.
     """
 
     def __init__(self, node: Node, joined: JoinedEdges, weights: Tensor, scales: Tensor) -> None:
@@ -52,10 +48,9 @@ class NodeOutput:
         self._done = joined.places if joins else set()
 
     def add_edge(self, total: Tensor | None, index: int, candidates: Sequence[nn.Module]) -> Tensor:
-        """``total`` + the edge's candidates, each times its architecture weight.
+        """Return ``total`` plus the weighted candidates of edge ``index``.
 
-        Args:
-            total: of the shape of the edge's output; None = 0. The result may take its memory.
+        The result may overwrite ``total``. None stands for zero.
         """
         x, joined = self._node.x, self._joined.get(index)
         if joined is not None:
@@ -63,7 +58,7 @@ class NodeOutput:
         fused = []
         identity: Tensor | None = None
         for position, operation in enumerate(candidates):
-            # `none` adds zeros, so it is not computed; its weight still counts in the softmax.
+            # ``none`` adds zeros; only its weight counts, in the softmax.
             if (index, position) in self._done or isinstance(operation, Zero):
                 continue
             weight = self._weights[index, position]
@@ -79,7 +74,7 @@ class NodeOutput:
                 total = _add_product(total, out, weight)
         if identity is not None and not fused:
             total = _add_product(total, x, identity)
-        for separable, weight in fused:  # which add what they get, at no cost
+        for separable, weight in fused:  # the kernels add ``total`` and the identity at no cost
             total = separable.fused(x, weight, total, identity)
             identity = None
         return cast(Tensor, total)
@@ -88,7 +83,7 @@ class NodeOutput:
         if isinstance(operation, FactorizedReduce):
             return operation.after_halving(*self._node.diagonal, weight)
         out = operation.after_relu(self._node.relu, weight)
-        # A sum of edges is overwritten, and an operation of someone else may keep what it puts out.
+        # The sum may be overwritten, but an operation of another package may keep its output.
         return out if isinstance(operation, Separable) else out.clone()
 
 
@@ -104,7 +99,7 @@ def _weighted_sum(terms: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 
 class MixedOp(nn.Module):
-    """The candidates of one edge, which ``NodeOutput`` computes with those of other edges."""
+    """The candidates of one edge; ``NodeOutput`` computes them with those of other edges."""
 
     def __init__(self, candidates: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -112,7 +107,7 @@ class MixedOp(nn.Module):
 
 
 class SearchCell(nn.Module):
-    """A cell with all its edges; a node is the sum of its edges, the output joins all nodes."""
+    """A cell with all its edges. A node is the sum of its edges; the output joins all nodes."""
 
     def __init__(self, space: SearchSpace, plan: CellPlan, n_parts: int = 1) -> None:
         super().__init__()
@@ -123,7 +118,7 @@ class SearchCell(nn.Module):
         self._strides = [plan.stride(node) for node in range(N_INPUTS + space.n_nodes)]
         width = part_width(plan.channels, n_parts)
         self.preprocess = Preprocess(plan, affine=False)
-        # A pool has no weights: one module serves all edges from a node.
+        # A pool has no weights, so all edges from a node share one module.
         pools: dict[tuple[int, str], nn.Module] = {}
         self.edges = nn.ModuleList()
         for (source, _), names in zip(self._edges, space.candidates(plan.kind), strict=True):
@@ -133,7 +128,6 @@ class SearchCell(nn.Module):
                 for name, op in zip(names, built, strict=True)
             ]
             self.edges.append(MixedOp(shared))
-        # Not modules: their operations are those of the edges.
         self._joined_edges = [
             join_edges(self._outgoing(node), (len(self._edges), max(space.sizes)))
             for node in range(N_INPUTS + space.n_nodes)
@@ -149,22 +143,22 @@ class SearchCell(nn.Module):
         weights: Tensor,
         drop: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The joined nodes of the cell.
+        """Return the joined nodes of the cell.
 
         Args:
-            first, second: its inputs.
-            weights: ``(n_edges, n_candidates)``, row e belongs to edge e. With edge normalization
-                its sum is the share of the edge, which also weighs the channels that pass by the
-                operations.
-            drop: what is done to the sum of each edge.
+            first: Output of the cell before the previous one.
+            second: Output of the previous cell.
+            weights: ``(n_edges, n_candidates)``. With edge normalization the sum of a row is the
+                edge's factor, which also scales the channels that skip the operations.
+            drop: Drop path, applied to the sum of each edge.
         """
         nodes: list[Tensor] = list(self.preprocess(first, second))
-        # One gathering for all scales of the cell.
+        # A single gather for all scales of the cell.
         table = F.pad(weights.flatten(), (0, 1))[self._scale_index]
         scales = torch.split(table, [len(joined.scale_index) for joined in self._joined_edges])
         sources: list[NodeOutput] = []
-        passing: list[Tensor] = []  # of each node the channels that pass by the operations
-        shares = weights.sum(dim=1).unbind() if self._weighs_edges and self._n_parts > 1 else None
+        skipping: list[Tensor] = []  # the channels of each node that skip the operations
+        factors = weights.sum(dim=1).unbind() if self._weighs_edges and self._n_parts > 1 else None
         others: Tensor | None = None  # their sum
         edge = 0
         for node in range(N_INPUTS, N_INPUTS + self._n_nodes):
@@ -172,15 +166,15 @@ class SearchCell(nn.Module):
                 x = nodes[source]
                 if self._n_parts > 1:
                     x, aside = split_parts(x, self._n_parts, self._strides[source])
-                    if shares is not None:
-                        passing.append(aside)
+                    if factors is not None:
+                        skipping.append(aside)
                     else:
                         others = aside if others is None else others + aside
                 sources.append(
                     NodeOutput(Node(x), self._joined_edges[source], weights, scales[source])
                 )
-            if shares is not None:
-                others = _weighted_sum(passing, shares[edge : edge + node])
+            if factors is not None:
+                others = _weighted_sum(skipping, factors[edge : edge + node])
             total: Tensor | None = None
             for source_node in sources:
                 candidates = self._candidates(edge)
@@ -212,19 +206,19 @@ class Supernet(Stochastic):
     """The supernet of a search space. Alpha is an argument of ``forward``, never an attribute.
 
     Args:
-        space: which operations compete where.
-        n_classes: number of classes.
-        init_channels: width of the first cell (16 in the papers).
-        n_cells: number of cells (8 in the papers).
-        in_channels: channels of the images.
+        space: The search space.
+        n_classes: Number of classes.
+        init_channels: Width of the first cell (16 in the papers).
+        n_cells: Number of cells (8 in the papers).
+        in_channels: Channels of the images.
         stem: ``"cifar"`` or ``"imagenet"``.
-        partial_channels: K: 1/K of the channels goes through the operations (``nas.partial``).
+        partial_channels: K: the operations use 1/K of the channels; see ``partial_channels.py``.
 
     Attributes:
-        drop_path_probability: in [0, 1), of each sample on each edge (Zela et al., 2020); acts in
-            training mode only. A schedule sets it.
-        stem_channels: how many the stem puts out.
-        channels_last: whether cells compute in that memory order; see ``SearchConfig``.
+        drop_path_probability: Probability in [0, 1) to drop a sample on an edge in training mode
+            (Zela et al., 2020).
+        stem_channels: Output channels of the stem.
+        channels_last: Whether to compute in the channels-last memory format.
     """
 
     def __init__(
@@ -247,7 +241,7 @@ class Supernet(Stochastic):
         self.stem_channels = plans[0].in_channels[0]
         self.cells = nn.ModuleList(SearchCell(space, plan, partial_channels) for plan in plans)
         self.head = build_head(space.n_nodes * plans[-1].channels, n_classes)
-        # Where alpha's entries go in a table with one row an edge, padded to the longest edge.
+        # Positions of alpha's entries in a table with a row per edge, padded to the longest edge.
         sizes = torch.tensor(space.sizes)
         columns = torch.arange(max(space.sizes))
         self._mask: Tensor
@@ -257,30 +251,27 @@ class Supernet(Stochastic):
         self.register_buffer("_places", torch.tensor(places).T, persistent=False)
 
     def forward(self, images: Tensor, alpha: Tensor) -> Tensor:
-        """Logits ``(batch, n_classes)`` of ``images`` (batch, in_channels, h, w).
+        """Return the logits ``(batch, n_classes)``.
 
         Args:
-            images: normalised images.
-            alpha: architecture parameters ``(dim,)``, on the device of the images.
+            images: Normalised images, (batch, in_channels, h, w).
+            alpha: Architecture parameters ``(dim,)``, on the device of the images.
 
         Raises:
-            InvalidValueError: alpha has another shape.
+            InvalidValueError: Alpha has another shape.
         """
         return self.mix(images, self.edge_weights(alpha))
 
     def mix(self, images: Tensor, weights: Tensor) -> Tensor:
-        """As ``forward``, from the architecture weights themselves.
+        """Return the logits for architecture weights ``(2 n_edges, max candidates)``.
 
-        Args:
-            images: normalised images.
-            weights: ``(2 n_edges, max candidates)`` as those of ``edge_weights``; they need not sum
-                to 1 on an edge. With edge normalization their sum is the share of the edge.
+        A row need not sum to 1. With edge normalization its sum is the edge's factor.
         """
         cell_weights = dict(zip(CELL_KINDS, weights.chunk(len(CELL_KINDS)), strict=True))
-        if self.channels_last:  # it makes depthwise convolutions and pools faster
+        if self.channels_last:  # faster depthwise convolutions and pools
             images = channels_last(images)
         first, second = self.stem(images)
-        if self.channels_last:  # with one image channel the stem cannot tell
+        if self.channels_last:  # lost in the stem if images have one channel
             first, second = channels_last(first), channels_last(second)
         drop = None
         if self.training and self.drop_path_probability > 0:
@@ -294,29 +285,21 @@ class Supernet(Stochastic):
         return logits
 
     def edge_weights(self, alpha: Tensor) -> Tensor:
-        """The architecture weights, a row for each edge, normal cell first.
+        """Return the architecture weights at alpha ``(dim,)``: ``(2 n_edges, max candidates)``.
 
-        Args:
-            alpha: ``(dim,)``.
-
-        Returns:
-            ``(2 n_edges, max candidates)``; where an edge has fewer candidates, 0.
+        The normal cell comes first. Rows are padded with 0.
 
         Raises:
-            InvalidValueError: alpha has another shape.
+            InvalidValueError: Alpha has another shape.
         """
         weights = self.operation_weights(alpha)
         if self.space.edge_normalization:
-            weights = weights * self.space.edge_shares(alpha)[:, None]
+            weights = weights * self.space.edge_factors(alpha)[:, None]
         return weights
 
     def operation_weights(self, alpha: Tensor) -> Tensor:
-        """As ``edge_weights``, without the shares of the edges: each row is a softmax."""
-        if alpha.shape != (self.space.dim,):
-            raise InvalidValueError(
-                f"alpha must have shape ({self.space.dim},) in space {self.space.name}, "
-                f"got {tuple(alpha.shape)}"
-            )
+        """Return ``edge_weights`` without edge normalization: each row is a softmax."""
+        self.space.check_shape(alpha)
         table = alpha.new_full(self._mask.shape, -torch.inf)
         # torch.vmap has no masked_scatter.
         table = table.index_put(tuple(self._places), alpha[: self._places.shape[1]])

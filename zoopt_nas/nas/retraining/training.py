@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import RunError
-from zoopt_nas.nas.data.augmentation import Share
+from zoopt_nas.nas.data.augmentation import RankSlice
 from zoopt_nas.nas.data.batches import BatchStream, sequential_batches
 from zoopt_nas.nas.networks.build import build_network
 from zoopt_nas.nas.networks.network import Network
@@ -107,7 +107,7 @@ class Training(EpochLoop):
             config.batch_size,
             transform=dataset.transform(augment=True, cutout=config.cutout),
             generator=generator(seeds["train"]),
-            share=Share(processes.rank, processes.n),
+            rank_slice=RankSlice(processes.rank, processes.n),
         )
 
     def estimate_memory(self) -> MemoryEstimate:

@@ -1,1 +1,1 @@
-"""What was asked for: every setting, its default and its rules. Without torch."""
+"""Every setting of a run, its default and its rules. Imports no torch."""

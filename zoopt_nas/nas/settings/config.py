@@ -1,11 +1,11 @@
 """Every setting of a search and of a retraining: its name, type, default, help and rule.
 
-A setting is one field here. Its validation, TOML key, command-line option and line in
-``docs/settings.md`` follow from the field. Defaults that depend on the kind of run, the data set or
-the method are in ``defaults``, and every config takes them from there, however it is built.
+A setting is one field. Its validation, TOML key, command-line option and line in
+``docs/settings.md`` follow from the field. ``defaults`` has the defaults that depend on the kind of
+run, the data set or the method.
 
 Sources: *paper* is ZARTS (Wang et al., 2022); *released* its published scripts; *DARTS* Liu et al.
-(2019) with its code; *ours* a choice of this package, with the reason.
+(2019) with its code; *zoopt-nas* a choice of this package.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SWITCH = ("auto", "off", "on")
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """The settings that a search and a retraining share."""
+    """The common settings of a search and a retraining."""
 
     kind: ClassVar[str] = "run"
 
@@ -55,7 +55,7 @@ class RunConfig(Settings):
     dataset: str = setting(
         "digits", WHAT, "Data set: a name, an .npz file or a folder of class folders.")
     seed: int = setting(
-        0, WHAT, "Seeds everything.", "Each use of randomness has a stream of its own.",
+        0, WHAT, "Seeds everything.", "Each use of randomness has a separate stream.",
         rule=AT_LEAST_0)
     init_channels: int = setting(
         UNSET, NETWORK, "Width of the first cell.", "DARTS; paper B.2.", rule=POSITIVE_INTEGER)
@@ -82,29 +82,30 @@ class RunConfig(Settings):
     data_dir: str = setting("data", DATA, "Folder of the data sets' files.")
     download: bool = setting(False, DATA, "Fetch missing files into it.")
     n_train: int | None = setting(
-        None, DATA, "Use only so many training images.", "None: all.", rule=POSITIVE_INTEGER)
+        None, DATA, "Number of training images to use.", "None: all.", rule=POSITIVE_INTEGER)
     image_size: int | None = setting(
-        None, DATA, "Resize images to this side.", "None: images stay as they are.",
+        None, DATA, "Resize images to this side.", "None: keep their size.",
         rule=POSITIVE_INTEGER)
     device: str = setting(
         "auto", MACHINE, "auto, cpu, cuda, mps.",
-        "Or another device of torch. auto takes CUDA, then MPS, then the CPU.")
+        "Or another device of torch. auto: CUDA if available, else MPS, else the CPU.")
     threads: int | None = setting(
-        None, MACHINE, "CPU threads; none: torch's choice.", "Of the thread that the run is in.",
+        None, MACHINE, "CPU threads; none: torch's choice.", "For the thread of the run.",
         rule=POSITIVE_INTEGER)
     amp: str = setting(
-        "auto", MACHINE, "Precision of the weights' steps: bf16, off; auto: bf16 on CUDA.",
-        "off is float32. Ours: bf16 has the range of float32 and needs no loss scaling.",
+        "auto", MACHINE, "Precision of weight steps: bf16, off; auto: bf16 on CUDA.",
+        "off is float32. zoopt-nas: bf16 has the range of float32 and needs no loss scaling.",
         choices=("auto", "off", "bf16"))
     compile: str = setting(
         "auto", MACHINE, "Weight steps as CUDA graphs, or compiled: on, off; auto: CUDA.",
-        "Other devices use torch.compile. Ours: on a CPU it takes minutes to gain nothing.",
+        "Other devices use torch.compile. zoopt-nas: on a CPU it takes minutes and gains nothing.",
         choices=_SWITCH)
     channels_last: str = setting(
-        "auto", MACHINE, "Memory order: on, off; auto: CPU and CUDA.", "Ours.", choices=_SWITCH)
+        "auto", MACHINE, "Memory format: on, off; auto: CPU and CUDA.", "zoopt-nas.",
+        choices=_SWITCH)
     cpu_kernels: str = setting(
         "auto", MACHINE, "CPU kernels in C: on, off; auto: with a C compiler.",
-        "Compiled when a run begins; they need channels_last and float32 (ours).",
+        "Compiled when a run begins; they need channels_last and float32 (zoopt-nas).",
         choices=_SWITCH)
     # fmt: on
 
@@ -116,23 +117,22 @@ class RunConfig(Settings):
 
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
-    """The settings of a search; a setting left out takes its default for the data set and method.
+    """The settings of a search; defaults depend on the data set and the method.
 
-    ``docs/settings.md`` lists them with the source of each default, ``zoopt-nas search --help``
-    without; the numbers are in ``zoopt_nas/nas/settings``.
+    ``docs/settings.md`` lists every setting with the source of its default.
     """
 
     kind: ClassVar[str] = "search"
 
     # fmt: off
     space: str = setting(
-        "s3", WHAT, "Search space.", "S3 is one on which DARTS collapses (paper 5.1).")
+        "s3", WHAT, "Search space.", "DARTS collapses on S3 (paper 5.1).")
     algo: str = setting(
         "mgs", WHAT, "Method: rs, mgs, gld, darts1, darts2, ...",
         "mgs has the best trade-off in the paper (5).")
     partial_channels: int = setting(
-        1, NETWORK, "K: 1/K of the channels meets the operations.",
-        "Another supernet, which takes less memory; PC-DARTS has 4. 1 is the full one (paper).",
+        1, NETWORK, "K: operations use 1/K of the channels.",
+        "Saves memory with a different supernet; PC-DARTS: 4. 1 is the full one (paper).",
         rule=POSITIVE_INTEGER)
     edge_normalization: bool = setting(
         False, NETWORK, "Alpha also weighs edges.",
@@ -141,35 +141,35 @@ class SearchConfig(RunConfig):
         0.0, WEIGHTS, "Probability to lose an edge at the end.",
         "For each sample; it grows linearly from 0 (R-DARTS; off: DARTS).", rule=BELOW_1)
     train_portion: float = setting(
-        0.5, DATA, "Share of the training images that fits weights; the rest scores alpha.",
+        0.5, DATA, "Fraction of the training images for weights; the rest is for alpha.",
         "DARTS.", rule=BETWEEN_0_AND_1, has_option=False)
     warmup_epochs: int = setting(
         UNSET, ALPHA, "Epochs before alpha moves.",
-        "Released: 10 of 50; the paper names none. DARTS: 0.", rule=AT_LEAST_0,
+        "Released: 10 of 50; not in the paper. DARTS: 0.", rule=AT_LEAST_0,
         shown="zero-order: a fifth of the epochs; pc: 0.3; others: 0")
     inner: str = setting(
         "sgd", ALPHA, "Weights of a candidate: sgd, M steps; second; first, none.",
-        "Paper 4, Eq. 2 and Eq. 3. The gradient methods bring their own.", choices=INNER_MODES)
+        "Paper 4, Eq. 2 and Eq. 3. Gradient methods have fixed modes.", choices=INNER_MODES)
     inner_steps: int = setting(
         10, ALPHA, "M: weight steps for each candidate.", "Paper B.2.", rule=AT_LEAST_0)
     inner_lr: float | None = setting(
-        None, ALPHA, "Learning rate of those steps.",
-        "Ours: the step that the weights would take next; the paper does not say.", rule=POSITIVE,
+        None, ALPHA, "Learning rate of inner steps.",
+        "zoopt-nas: the same step as the weights; not in the paper.", rule=POSITIVE,
         shown="the current one of the weights")
     inner_momentum: bool = setting(
-        True, ALPHA, "Whether those steps start from the momentum of the weights.",
-        "Ours, for the same reason.", has_option=False)
+        True, ALPHA, "Whether inner steps start from the momentum of the weights.",
+        "zoopt-nas, for the same reason.", has_option=False)
     inner_amp: str = setting(
-        "off", ALPHA, "Precision of those steps: off, float32; bf16.",
-        "Ours: the error of bf16 exceeds the differences between candidates "
+        "off", ALPHA, "Precision of inner steps: off, float32; bf16.",
+        "zoopt-nas: the error of bf16 exceeds the differences between candidates "
         "([performance](performance.md#precision-threads-compilation)).",
         choices=("off", "bf16"))
     update_period: int | None = setting(
         None, ALPHA, "Weight steps between two updates of alpha.",
-        "Released; the paper does not say. DARTS: 1.", rule=POSITIVE_INTEGER,
+        "Released; not in the paper. DARTS: 1.", rule=POSITIVE_INTEGER,
         shown="zero-order: M; gradient methods: 1")
     val_batches: int = setting(
-        1, ALPHA, "Batches that score a candidate.", "Released; the paper does not say.",
+        1, ALPHA, "Batches that score a candidate.", "Released; not in the paper.",
         rule=POSITIVE_INTEGER)
     sigma_schedule: str = setting(
         "cosine", ALPHA, "Search width: cosine or constant.",
@@ -177,8 +177,8 @@ class SearchConfig(RunConfig):
         choices=("cosine", "constant"))
     solver: dict[str, Any] = setting(  # noqa: RUF009 - it copies the dictionary
         {}, ALPHA, "NAME=VALUE of the solver, for example sigma=0.2; may be repeated.",
-        "Options of the zero-order solver; those left out take the default for the method and "
-        "space.", option="--solver-option", shown="by method and space")
+        "Options of the zero-order solver; other options have the default of method and space.",
+        option="--solver-option", shown="by method and space")
     alpha_lr: float = setting(
         3e-4, ALPHA, "Adam's learning rate of gradient methods.", "DARTS.", rule=POSITIVE)
     alpha_betas: tuple[float, float] = setting(
@@ -187,18 +187,17 @@ class SearchConfig(RunConfig):
         1e-3, ALPHA, "Adam's weight decay.", "DARTS.", rule=AT_LEAST_0, has_option=False)
     track_eigenvalue: bool = setting(
         False, ALPHA, "Measure the Hessian's eigenvalue in each epoch.",
-        "The dominant one of L_val in alpha; off, since a batch takes about 20 double backward "
-        "passes.")
+        "The dominant one of L_val in alpha; a batch takes about 20 double backward passes.")
     eigenvalue_batches: int = setting(
         4, ALPHA, "Batches over which it is averaged.",
-        "Ours; R-DARTS has 1, whose noise alone can stop es.", rule=POSITIVE_INTEGER)
+        "zoopt-nas; R-DARTS has 1, whose noise alone can stop es.", rule=POSITIVE_INTEGER)
     min_return_epoch: int = setting(
         10, ALPHA, "es, ada: first epoch, from 0, to return to.",
         "Released R-DARTS; its paper names none.", rule=AT_LEAST_0)
     candidates_per_batch: int | None = setting(
         None, MACHINE, "Candidates of an update that are evaluated at once.",
-        "Ours. It changes losses only by rounding.", rule=POSITIVE_INTEGER,
-        shown="as many as pay and fit into the memory")
+        "zoopt-nas. It changes losses only by rounding.", rule=POSITIVE_INTEGER,
+        shown="as many as save time and fit into memory")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -210,11 +209,12 @@ class SearchConfig(RunConfig):
 
     @classmethod
     def defaults_for(cls, dataset: str, algo: str = "mgs") -> dict[str, Any]:
-        """Return the default of every setting for a data set and method, where it is a value."""
+        """Return the defaults for a data set and method."""
         return cls.usual() | search_defaults(dataset, algo)
 
     @classmethod
     def with_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Add the defaults for the data set and method to the given settings."""
         known = cls.usual() | given
         dataset, algo, space = known["dataset"], known["algo"], known["space"]
         values = cls.defaults_for(dataset, algo) | given
@@ -236,11 +236,10 @@ class SearchConfig(RunConfig):
         """Return ``SearchConfig(dataset=dataset, algo=algo, ...)``, or a published search.
 
         Args:
-            dataset: a name or a path.
-            algo: the method.
-            preset: ``paper`` or ``released``: the search as the one or the other has it, where
-                they differ from each other or from the defaults.
-            **overrides: other settings, checked by name; they win over the preset.
+            dataset: A name or a path.
+            algo: The method.
+            preset: ``paper`` or ``released``, for the search as described or as published.
+            **overrides: Other settings, which take precedence over the preset.
         """
         preset = typed("preset", preset, str | None)
         fields = preset_fields(preset, algo) | cls.known(overrides)
@@ -248,19 +247,18 @@ class SearchConfig(RunConfig):
         if preset is None:
             return config
         warmup = warmup_epochs(algo, config.epochs, dataset, preset)
-        own = overrides.get("solver", {})
+        options = solver_options(algo, config.space, preset)
         return config.replace(
             warmup_epochs=overrides.get("warmup_epochs", warmup),
-            solver=solver_options(algo, config.space, preset) | own,
+            solver=options | overrides.get("solver", {}),
         )
 
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """The settings of a retraining; a setting left out takes its default for the data set.
+    """The settings of a retraining; defaults depend on the data set.
 
-    ``docs/settings.md`` lists them with the source of each default, ``zoopt-nas train --help``
-    without; the numbers are in ``zoopt_nas/nas/settings``.
+    ``docs/settings.md`` lists every setting with the source of its default.
     """
 
     kind: ClassVar[str] = "train"
@@ -283,7 +281,7 @@ class TrainConfig(RunConfig):
         "cosine: DARTS; linear on ImageNet: SmoothDARTS.", choices=("cosine", "linear"))
     warmup_epochs: int = setting(
         UNSET, WEIGHTS, "Epochs of growing learning rate.",
-        "5 on ImageNet (SmoothDARTS), at most a fifth of the epochs (ours).", rule=AT_LEAST_0)
+        "5 on ImageNet (SmoothDARTS), at most a fifth of the epochs (zoopt-nas).", rule=AT_LEAST_0)
     label_smoothing: float = setting(
         UNSET, WEIGHTS, "Label smoothing.", "0.1 on ImageNet (DARTS).", rule=BELOW_1)
     # fmt: on
@@ -295,6 +293,7 @@ class TrainConfig(RunConfig):
 
     @classmethod
     def with_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Add the defaults for the data set to the given settings."""
         values = cls.defaults_for((cls.usual() | given)["dataset"]) | given
         if "warmup_epochs" not in given:
             values["warmup_epochs"] = shortened_warmup(values["warmup_epochs"], values["epochs"])
@@ -313,11 +312,11 @@ class TrainConfig(RunConfig):
         """Return ``TrainConfig(dataset=dataset, genotype=genotype, ...)``, or a published protocol.
 
         Args:
-            dataset: a name or a path.
-            genotype: the architecture.
-            protocol: a key of ``TRAIN_PROTOCOLS``; it replaces the data set's own defaults.
-            space: where the genotype was found, for ``rdarts``.
-            **overrides: other settings, checked by name; they win over the protocol.
+            dataset: A name or a path.
+            genotype: The architecture.
+            protocol: A key of ``TRAIN_PROTOCOLS``; replaces the defaults of the data set.
+            space: The search space of the genotype, for ``rdarts``.
+            **overrides: Other settings, which take precedence over the protocol.
         """
         dataset, protocol = typed("dataset", dataset, str), typed("protocol", protocol, str | None)
         published = train_defaults(dataset, protocol, typed("space", space, str | None))

@@ -1,6 +1,6 @@
-"""The search methods by name: of what kind each is, and where its class is. Without torch.
+"""The search methods by name: the kind and the class of each. Imports no torch.
 
-A method is a solver of ``SOLVERS`` or an entry of ``BASELINES``. Its kind decides on defaults.
+A method is a solver of ``SOLVERS`` or an entry of ``BASELINES``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from zoopt_nas.registry import Registry
 from zoopt_nas.solvers import SOLVERS
 
-# By losses alone; by the gradient of the validation loss; by no step at all.
+# Steps by losses; steps by the gradient of the validation loss; no steps.
 ZERO_ORDER, GRADIENT, RANDOM = KINDS = ("zero-order", "gradient", "random")
 
 # The kind, and the class in `zoopt_nas.nas.search.methods`.
@@ -39,16 +39,14 @@ BASELINES: Registry[Any] = Registry(
     group=_GROUP,
     check=lambda method: getattr(method, "kind", None) in KINDS,
 )
-"""The methods that are no solvers; classes of updaters, imported when they are asked for."""
+"""The methods other than solvers: classes of updaters, imported on demand."""
 
 
 def kind_of(method: str) -> str:
-    """Return the kind of a method, one of ``KINDS``; ``"zero-order"`` for a name that nobody has.
-
-    Only a method of another package is imported, since its class says what it is.
+    """Return the kind of a method, one of ``KINDS``; ``"zero-order"`` for an unknown name.
 
     Raises:
-        EntryPointError: the method of another package cannot be used.
+        EntryPointError: The method of another package cannot be used.
     """
     if method in _TABLE:
         return _TABLE[method][0]

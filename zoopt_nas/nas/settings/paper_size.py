@@ -1,4 +1,4 @@
-"""What makes a run smaller than the one that the paper describes: results say so."""
+"""Find what makes a run smaller than in the paper, for a note in its results."""
 
 from __future__ import annotations
 
@@ -14,32 +14,30 @@ from zoopt_nas.solvers import GLD, SOLVERS, make_solver
 _SIZES = ("epochs", "n_cells", "init_channels")
 _IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "svhn": 32, "imagenet": 224}
 _NAMES = {"search": "search", "train": "retraining"}
-_N, _M = 4, 10  # samples of an update, and steps that fit each of them (paper B.2)
+_N, _M = 4, 10  # samples of an update, and inner steps of each (paper B.2)
 _PC_CHANNELS = 4  # K of PC-DARTS
 
 Largest = Mapping[tuple[str, str], int]
-"""The largest value of a setting among several searches, by method and name of the setting."""
+"""The largest value of a setting in several searches, by method and name of the setting."""
 
 
 def reductions(*configs: RunConfig) -> list[str]:
-    """What is smaller than in the paper: ``["dataset digits", "epochs 3 of 50", ...]``.
+    """Return what is smaller than in the paper: ``["dataset digits", "epochs 3 of 50", ...]``.
 
-    The paper's sizes are the defaults of the config's class for its data set, and those that the
-    protocol of R-DARTS has for it; in a search also N, M and the period of the updates, and the
-    whole width of the supernet. A data set that an installed package names counts as whole; the
-    digits, a file or a folder may be any part of one. Empty at full size.
+    It compares with the defaults and the R-DARTS protocol for the data set, and in a search with
+    N, M, the period of the updates and the full width. Data sets of installed packages count as
+    full size; the digits, files and folders do not.
 
     Args:
-        *configs: of one run, or of a search and its retraining, whose sizes are then told apart.
+        *configs: One config, or the configs of a search and its retraining.
     """
     return _reductions(configs, {})
 
 
 def reductions_of_all(runs: Iterable[Sequence[RunConfig]]) -> list[str]:
-    """What is smaller in any of several runs, each as ``reductions`` takes its configs.
+    """Return what is smaller in any of several runs, each with its configs for ``reductions``.
 
-    The paper itself compares values of N and of M (Tables 5 and 6): searches that differ in one of
-    them are as large in it as the largest.
+    For N and M the largest value counts, because the paper compares values (Tables 5 and 6).
     """
     runs = list(runs)
     largest: dict[tuple[str, str], int] = {}
@@ -58,14 +56,14 @@ def _reductions(configs: Sequence[RunConfig], largest: Largest) -> list[str]:
             found[f"dataset {config.dataset}"] = None
     for config in configs:
         kind = f"{_NAMES[config.kind]} " if len(configs) > 1 else ""
-        own = [] if config.n_train is None else [f"n_train {config.n_train}"]
+        smaller = [] if config.n_train is None else [f"n_train {config.n_train}"]
         for name, usual in _paper_sizes(config).items():
             size = getattr(config, name)
             if size is not None and size < usual:
-                own.append(f"{name} {size} of {usual}")
+                smaller.append(f"{name} {size} of {usual}")
         if isinstance(config, SearchConfig):
-            own += _search_reductions(config, largest)
-        found |= dict.fromkeys(kind + one for one in own)
+            smaller += _search_reductions(config, largest)
+        found |= dict.fromkeys(kind + one for one in smaller)
     return list(found)
 
 
@@ -82,24 +80,24 @@ def _paper_sizes(config: RunConfig) -> dict[str, int]:
 
 def _search_reductions(config: SearchConfig, largest: Largest) -> list[str]:
     kind = kind_of(config.algo)
-    own = [
+    smaller = [
         f"{name} {value} of {usual}"
         for name, value, usual in _update_sizes(config)
         if largest.get((config.algo, name), value) < usual
     ]
     if kind == ZERO_ORDER and config.inner != "sgd":
-        own.append(f"inner {config.inner}, not sgd")
+        smaller.append(f"inner {config.inner}, not sgd")
     period = 1 if kind == GRADIENT else max(config.inner_steps, 1)
     if kind != RANDOM and (config.update_period or 0) > period:
-        own.append(f"update_period {config.update_period}, not {period}")
+        smaller.append(f"update_period {config.update_period}, not {period}")
     parts = _PC_CHANNELS if config.algo == "pc" else 1
     if config.partial_channels > parts:
-        own.append(f"partial_channels {config.partial_channels}, not {parts}")
-    return own
+        smaller.append(f"partial_channels {config.partial_channels}, not {parts}")
+    return smaller
 
 
 def _update_sizes(config: SearchConfig) -> list[tuple[str, int, int]]:
-    """M and N of a zero-order search: name, value, and the paper's; nothing for a baseline."""
+    """Return name, value and the paper's value of M and N in a zero-order search."""
     if kind_of(config.algo) != ZERO_ORDER:
         return []
     sizes = [("inner_steps", config.inner_steps, _M)] if config.inner == "sgd" else []
@@ -108,13 +106,12 @@ def _update_sizes(config: SearchConfig) -> list[tuple[str, int, int]]:
 
 
 def _n_samples(config: SearchConfig) -> int | None:
-    """N: samples, pairs or radii; None where the solver has no such number."""
-    options = dict(config.solver)
-    if "n_samples" in options:
-        return int(options["n_samples"])
+    """Return N, the number of samples, pairs or radii; None if the solver has no such number."""
+    if "n_samples" in config.solver:
+        return int(config.solver["n_samples"])
     if config.algo not in SOLVERS:
         return None
-    solver = make_solver(config.algo, options)
+    solver = make_solver(config.algo, dict(config.solver))
     if isinstance(solver, GLD):
         return len(solver.radii(1))
     n: int | None = getattr(solver, "n_samples", None)

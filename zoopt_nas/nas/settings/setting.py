@@ -1,4 +1,4 @@
-"""What a setting is: default, help and rule; and a frozen dataclass of settings."""
+"""A setting with its default, help and rule, and a frozen dataclass of settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUPS = (WHAT, NETWORK, WEIGHTS, ALPHA, DATA, MACHINE)
 
 
 class _Unset:
-    """Stands for a setting that was not given: the config puts the default in its place."""
+    """Marks a setting that was not given; the config replaces it by the default."""
 
     def __repr__(self) -> str:
         return "<default>"
@@ -31,7 +31,7 @@ UNSET: Any = _Unset()
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a number, in words (after "must") and as a function."""
+    """A condition on a number, as words after "must" and as a function."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -47,18 +47,18 @@ BETWEEN_0_AND_1 = Rule("lie in (0, 1)", lambda value: 0 < value < 1)
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting, beside its name and type.
+    """A setting without its name and type.
 
     Attributes:
-        default: for every data set and method; UNSET where ``defaults`` has a table of them.
-        help: what it does, in one line.
-        group: where ``--help`` and the docs list it.
-        note: the source of the default and the reasons, for the docs.
-        rule: what a number must satisfy; each entry of a tuple.
-        choices: the values that a string may have; empty for any.
-        has_option: whether the command line has an option for it, beside config files.
-        option: the option, if it is not spelled like the name.
-        shown: the default in words, where it is not one value.
+        default: Default for all data sets and methods; UNSET if ``defaults`` has it.
+        help: What it does, in one line.
+        group: Group in ``--help`` and in the docs.
+        note: Source of the default and reasons, for the docs.
+        rule: Condition on the number, or on each number of a tuple.
+        choices: Allowed strings; empty for any.
+        has_option: Whether it has a command-line option.
+        option: The option, if it is not spelled like the name.
+        shown: The default in words, if it is not a single value.
     """
 
     default: Any
@@ -72,7 +72,7 @@ class Setting:
     shown: str | None = None
 
     def check(self, name: str, value: Any) -> None:
-        """Refuse a value that breaks the rule or is no choice; None is a value that never does."""
+        """Raise an error if a value other than None breaks the rule or is not a choice."""
         if value is None:
             return
         if self.choices and value not in self.choices:
@@ -83,7 +83,7 @@ class Setting:
 
 
 def setting(default: Any, group: str, help: str, note: str = "", **more: Any) -> Any:
-    """Return the dataclass field of a setting; the arguments are those of ``Setting``."""
+    """Return the dataclass field of a setting; see ``Setting`` for the arguments."""
     known = Setting(default=default, help=help, group=group, note=note, **more)
     return dataclasses.field(default=UNSET, metadata={"setting": known})
 
@@ -94,7 +94,7 @@ def settings_of(cls: Any) -> dict[str, Setting]:
 
 
 def typed(name: str, value: Any, hint: Any) -> Any:
-    """Return ``value`` as the type of its field; TOML has no tuples, and 1 is a fine float."""
+    """Convert ``value`` to the type of its field: lists to tuples, integers to floats."""
     options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and types.NoneType in options:
         return None
@@ -119,10 +119,10 @@ def _type_hints(cls: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """A frozen dataclass whose fields are settings: it fills in defaults, checks, reads and writes.
+    """A frozen dataclass whose fields are settings.
 
     Raises:
-        InvalidValueError: a value breaks its setting's rule.
+        InvalidValueError: A value breaks the rule of its setting.
     """
 
     kind: ClassVar[str] = "settings"
@@ -142,23 +142,23 @@ class Settings:
 
     @classmethod
     def usual(cls) -> dict[str, Any]:
-        """Return the defaults that hold for every data set and method."""
+        """Return the defaults for all data sets and methods."""
         usual = {name: known.default for name, known in settings_of(cls).items()}
         return {name: value for name, value in usual.items() if value is not UNSET}
 
     @classmethod
     def defaults_for(cls, dataset: str) -> dict[str, Any]:
-        """Return the default of every setting for a data set, where it is a value."""
+        """Return the defaults for a data set."""
         return cls.usual()
 
     @classmethod
     def with_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Return every setting: as given, or else as usual for the data set and method."""
+        """Add the defaults to the given settings."""
         return cls.usual() | given
 
     @classmethod
     def shown_default(cls, name: str) -> str:
-        """Return a default as help shows it: in general and, if it differs, for the digits."""
+        """Return the text of a default, with a different one for the digits if there is one."""
         known = settings_of(cls)[name]
         if known.shown is not None:
             return known.shown
@@ -167,7 +167,7 @@ class Settings:
 
     @classmethod
     def known(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return ``fields``, each of which must be a setting."""
+        """Return ``fields`` if all of them are settings."""
         names = list(settings_of(cls))
         for name in fields:
             if name not in names:
@@ -175,11 +175,11 @@ class Settings:
         return fields
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some settings changed; the others stay, also those by default."""
+        """Return a copy with some settings changed; other defaults are not adapted."""
         return dataclasses.replace(self, **self.known(changes))
 
     def to_toml(self) -> str:
-        """Return the settings as TOML; those that are None are left out."""
+        """Return the settings other than None as TOML."""
         try:
             import tomli_w
         except ImportError as error:
@@ -195,17 +195,17 @@ class Settings:
 
     @classmethod
     def from_toml(cls, text: str) -> Self:
-        """Read what ``to_toml`` wrote; settings that the text lacks take their default.
+        """Read the result of ``to_toml``; missing settings get their default.
 
         Raises:
-            InvalidValueError: not TOML, another kind of config, or a value breaks a rule.
-            UnknownNameError: a setting does not exist.
+            InvalidValueError: The text is not TOML or of another kind, or a value breaks a rule.
+            UnknownNameError: A setting does not exist.
         """
         return cls(**cls.read_fields(text))
 
     @classmethod
     def read_fields(cls, text: str) -> dict[str, Any]:
-        """Return the settings in a TOML text, checked by name; a text may have a few only."""
+        """Return the settings in a TOML text, which need not be complete."""
         try:
             fields = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:

@@ -1,22 +1,18 @@
-"""A weight step as one CUDA graph: recorded once, then launched as a whole.
+"""Record a weight step as a CUDA graph and replay it.
 
-A step of a supernet is thousands of small kernels. A GPU is done with many of them sooner than
-Python launches the next; a graph has no launches between them.
+A step of a supernet launches thousands of small kernels, and a GPU finishes many of them before
+Python can launch the next. A graph launches the whole step at once. Unlike
+``torch.compile(mode="reduce-overhead")``, it includes clipping and the optimizer, needs no tracing,
+and runs the kernels of the eager step, so the numbers are the same.
 
-The whole step is recorded, by hand, rather than its forward and backward pass by
-``torch.compile(mode="reduce-overhead")``: clipping and the optimizer are hundreds of launches too,
-nothing of the supernet has to be traced, there are no minutes of compilation, and the kernels, and
-so the numbers, are those of the plain step.
+A graph repeats the recorded addresses and Python numbers. Therefore:
 
-A graph repeats what was recorded, with the same addresses and the same Python numbers. So:
-
-- Images, labels and alpha are copied into tensors that stay.
-- The learning rate is a tensor. SGD reads it without waiting in its fused form only.
-- Momentum, weight decay and the momentum's buffers are compared before each step; if they are
-  others, the step is recorded anew. Gradients live in the graph's own memory.
-- A batch of another shape, such as the last of an epoch, runs as a plain step.
-- Generators are registered, so that a replay draws on from where they are.
-- The steps that warm up, which a recording needs, are steps of the training like any other.
+- Each step copies images, labels and alpha into fixed tensors.
+- The learning rate is a tensor. Only the fused SGD reads it without synchronization.
+- A change of the optimizer's settings or momentum buffers causes a new recording.
+- A batch of another shape, such as the last of an epoch, runs eagerly.
+- Registered generators advance in a replay as in an eager step.
+- The warm-up steps before a recording are ordinary training steps.
 """
 
 from __future__ import annotations
@@ -34,40 +30,35 @@ from zoopt_nas.nas.steps.execution import silenced
 Outputs = tuple[Tensor, Tensor]
 Step = Callable[..., Outputs]
 
-# As many as the notes of PyTorch on CUDA graphs take: libraries choose and load their kernels.
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 3  # as in PyTorch's notes on CUDA graphs
 _SETTINGS = ("momentum", "weight_decay", "dampening", "nesterov")
 
 
-def warn_of_plain_steps(error: Exception) -> None:
-    """Says in one line why weight steps run as plain ones, though asked for otherwise."""
+def warn_not_compiled(error: Exception) -> None:
+    """Warn in one line why weight steps run eagerly."""
     reason = " ".join(str(error).split())[:200]
     warnings.warn(f"weight steps are not compiled: {reason}", stacklevel=3)
 
 
 class Recorder(Protocol):
-    """Runs functions so that they can be recorded, and records them."""
+    """Warms up and records functions."""
 
     def warm_up(self, run: Callable[[], Outputs]) -> Outputs:
-        """Runs ``run`` where it will be recorded."""
+        """Call ``run`` on the stream of the recording."""
 
     def record(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
-        """Records ``run`` without any effect of its kernels; the result does it again."""
+        """Record ``run`` without executing its kernels; return a function that replays it."""
 
 
 class CudaRecorder:
-    """Records on a stream of its own.
-
-    Args:
-        device: a CUDA device.
-        generators: those on the device that a step draws from.
-    """
+    """A `Recorder` for a CUDA device; ``generators`` give the random numbers of a step."""
 
     def __init__(self, device: torch.device, generators: Sequence[torch.Generator]) -> None:
         self._device, self._generators = device, generators
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm_up(self, run: Callable[[], Outputs]) -> Outputs:
+        """Call ``run`` on the stream of the recording."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -76,12 +67,13 @@ class CudaRecorder:
         return outputs
 
     def record(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        """Record ``run``; return a function that replays it."""
         graph = torch.cuda.CUDAGraph()
         with silenced():
-            # Since PyTorch 2.14 generators register themselves, and this call only warns.
+            # From PyTorch 2.14 on, generators register themselves and this call only warns.
             for generator in self._generators:
                 graph.register_generator_state(generator)
-        # The outer context gives the stream back even where the end of a recording fails.
+        # The outer context restores the stream even if the end of the recording fails.
         with (
             torch.cuda.stream(torch.cuda.current_stream(self._device)),
             torch.cuda.graph(graph, stream=self._stream),
@@ -95,29 +87,29 @@ class CudaRecorder:
         return replay
 
 
-class CapturedStep:
-    """``step`` of an optimizer's parameters, recorded after its warm-up.
+class CudaGraphStep:
+    """A weight step that is recorded after its warm-up and then replayed.
 
-    What it returns is overwritten by the next step.
+    Each step overwrites the tensors returned by the one before.
 
     Args:
-        step: the plain step, from tensors to tensors, with ``optimizer``.
-        optimizer: whose buffers and settings are recorded with it.
-        device: of the parameters.
-        recorder: how to record; a test passes one that needs no GPU.
+        step: The eager step with ``optimizer``, from tensors to tensors.
+        optimizer: The optimizer; the recording includes its buffers and settings.
+        device: Device of the parameters.
+        recorder: The recorder; tests pass one that needs no GPU.
     """
 
     def __init__(
         self, step: Step, optimizer: torch.optim.SGD, device: torch.device, recorder: Recorder
     ) -> None:
         self._step, self._optimizer, self._recorder = step, optimizer, recorder
-        # float32: the fused kernel takes no other type.
+        # The fused kernel requires float32.
         self._lrs = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._is_impossible = False
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the recording: what it holds beside its tensors has changed."""
+        """Discard the recording."""
         self._replay: Callable[[], Outputs] | None = None
         self._inputs: list[Tensor] = []
         self._shapes: list[torch.Size] = []
@@ -126,6 +118,7 @@ class CapturedStep:
         self._settings: list[Any] = []
 
     def __call__(self, *inputs: Tensor) -> Outputs:
+        """Warm up, record, replay, or take an eager step."""
         if self._is_impossible:
             return self._step(*inputs)
         if self._replay is not None and not self._is_valid():
@@ -140,7 +133,7 @@ class CapturedStep:
         return self._replay()
 
     def _prepare(self, inputs: tuple[Tensor, ...], shapes: list[torch.Size]) -> Outputs:
-        """A step of the warm-up, or, after as many of the same shape in a row, the recording."""
+        """Take a warm-up step or, after enough steps of the same shape, record one."""
         self._n_warm = self._n_warm + 1 if shapes == self._shapes else 1
         self._shapes = shapes
         self._set_lrs()
@@ -154,7 +147,7 @@ class CapturedStep:
                 self._replay = self._recorder.record(lambda: self._step(*self._inputs))
         except RuntimeError as error:
             self._is_impossible = True
-            warn_of_plain_steps(error)
+            warn_not_compiled(error)
             return self._step(*inputs)
         return self._replay()
 
@@ -181,7 +174,7 @@ class CapturedStep:
 
     @contextmanager
     def _lrs_on_device(self) -> Iterator[None]:
-        """Inside, the optimizer takes its fused form, with the learning rates as tensors."""
+        """Switch the optimizer to its fused form, with tensors as learning rates."""
         groups = self._optimizer.param_groups
         before = [{name: group[name] for name in ("lr", "fused", "foreach")} for group in groups]
         for group, lr in zip(groups, self._lrs, strict=True):

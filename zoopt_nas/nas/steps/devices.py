@@ -1,4 +1,4 @@
-"""How much memory a device has left."""
+"""Choose a device and find how much memory it has left."""
 
 from __future__ import annotations
 
@@ -11,40 +11,27 @@ from zoopt_nas.errors import InvalidValueError
 
 
 class _CgroupVersion(NamedTuple):
-    """Where a version of Linux control groups says what a group may use, and uses.
+    """Names of the memory files in one version of Linux control groups."""
 
-    Attributes:
-        controller: how its lines of ``/proc/self/cgroup`` are marked.
-        mount: its folder below the root.
-        limit, usage: files of one number each.
-        reclaimable: the line of ``memory.stat`` with what the kernel gives back when asked: usage
-            counts the cache of files that were read, too.
-    """
-
-    controller: str
+    controller: str  # marks the version's lines of /proc/self/cgroup
     mount: str
     limit: str
-    usage: str
-    reclaimable: str
+    usage: str  # includes the cache of files, which the kernel can reclaim
+    reclaimable: str  # a key of memory.stat
 
 
 _CGROUPS = (
     _CgroupVersion("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    _CgroupVersion(
-        "memory",
-        "sys/fs/cgroup/memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
-)
+    _CgroupVersion("memory", "sys/fs/cgroup/memory", "memory.limit_in_bytes",
+                   "memory.usage_in_bytes", "total_inactive_file"),
+)  # fmt: skip
 
 
 def free_memory(device: torch.device) -> int | None:
-    """The bytes that this process can still get on ``device``; None where nothing tells.
+    """Return the bytes this process can still allocate on ``device``; None if unknown.
 
-    CUDA: what the driver has free, and what PyTorch's allocator keeps for later. CPU, on Linux:
-    what the system has available, or less where a container or a job scheduler has set a limit.
+    On CUDA this includes the unused memory that PyTorch's allocator has reserved. On the CPU of a
+    Linux machine it respects the limits of containers and job schedulers.
     """
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -53,10 +40,9 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def free_on_host(root: Path = Path("/")) -> int | None:
-    """The bytes that this process can still get from the host; None if it is not Linux.
+    """Return the bytes this process can still allocate on the host; None if it is not Linux.
 
-    Args:
-        root: where ``proc`` and ``sys`` are.
+    ``root`` is the folder that holds ``proc`` and ``sys``.
     """
     available = _lines(root / "proc/meminfo").get("MemAvailable:")
     if available is None:
@@ -66,25 +52,22 @@ def free_on_host(root: Path = Path("/")) -> int | None:
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         for version in _CGROUPS:
             if version.controller in controllers.split(","):
-                found += _rooms(root / version.mount, path, version)
+                found += _headroom(root / version.mount, path, version)
     return max(min(found), 0)
 
 
-def _rooms(mount: Path, path: str, version: _CgroupVersion) -> list[int]:
-    """What is left in a group and in each that holds it: all their limits count.
-
-    In a container the path may be that of the host, which is not there; its root then is ours.
-    """
-    folder = mount / path.lstrip("/")
-    rooms = []
+def _headroom(mount: Path, path: str, version: _CgroupVersion) -> list[int]:
+    """Return the bytes left in a control group and in each group that contains it."""
+    folder = mount / path.lstrip("/")  # may not exist: containers can see the path on the host
+    headroom = []
     for group in (folder, *folder.parents):
         limit, usage = _number(group / version.limit), _number(group / version.usage)
         if limit is not None and usage is not None:
             cache = _lines(group / "memory.stat").get(version.reclaimable, 0)
-            rooms.append(limit - usage + cache)
+            headroom.append(limit - usage + cache)
         if group == mount:
             break
-    return rooms
+    return headroom
 
 
 def _text(path: Path) -> str:
@@ -100,16 +83,16 @@ def _number(path: Path) -> int | None:
 
 
 def _lines(path: Path) -> dict[str, int]:
-    """A file with a name and a number in each line."""
+    """Parse a file with a name and a number in each line."""
     words = [line.split() for line in _text(path).splitlines()]
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA, then MPS, then the CPU; any other name is a torch device.
+    """Return the torch device ``name``; ``auto`` is CUDA if available, else MPS, else the CPU.
 
     Raises:
-        InvalidValueError: no such device here.
+        InvalidValueError: This machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -117,7 +100,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" makes tensors, but they hold nothing
+        torch.zeros(1, device=device).item()  # fails on "meta", whose tensors hold no data
     except (RuntimeError, AssertionError) as error:
         raise InvalidValueError(
             f"device must be auto or a device that this machine has, got {name}"

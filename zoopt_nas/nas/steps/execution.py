@@ -1,7 +1,4 @@
-"""How a run is executed: precision, compilation, memory order, threads. Not what it computes.
-
-Runs in several threads share the process: what they change of it is changed here.
-"""
+"""How a run executes: precision, compilation, memory format and threads."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ from zoopt_nas.nas.settings.config import RunConfig
 
 @dataclass(frozen=True)
 class Execution:
-    """What ``amp``, ``compile``, ``channels_last`` and ``cpu_kernels`` come to on a device.
+    """The settings of execution, resolved for a device.
 
     Attributes:
-        device: where the steps run.
-        autocast: the type in which steps compute what bears it; None = that of the weights.
-        compile: whether weight steps are recorded as a CUDA graph or, elsewhere, compiled.
-        channels_last: whether activations are kept in that memory order.
-        cpu_kernels: whether the CPU kernels compute what they can.
+        device: Device of the weight steps.
+        autocast: Type of autocast; None computes in the type of the weights.
+        compile: Whether to record weight steps as a CUDA graph or, on other devices, compile them.
+        channels_last: Whether to keep activations in the channels-last memory format.
+        cpu_kernels: Whether to use the compiled CPU kernels where they apply.
     """
 
     device: torch.device
@@ -39,11 +36,11 @@ class Execution:
 
     @classmethod
     def from_config(cls, config: RunConfig, device: torch.device) -> Execution:
-        """What the settings come to on ``device``.
+        """Resolve the settings of ``config`` for ``device``.
 
         Raises:
-            InvalidValueError: the device cannot compute in bf16, or has no CPU kernels.
-            KernelError: CPU kernels are asked for, and cannot be compiled here.
+            InvalidValueError: The device has no bf16 or no CPU kernels.
+            KernelError: ``cpu_kernels`` is on, but the kernels cannot be compiled.
         """
         return cls(
             device,
@@ -54,19 +51,19 @@ class Execution:
         )
 
     def of_inner_steps(self, inner_amp: str) -> Execution:
-        """The same for steps by which candidates are compared, with a precision of their own.
+        """Return a copy with the precision ``inner_amp``, for the inner steps of candidates.
 
         Raises:
-            InvalidValueError: the device cannot compute in bf16.
+            InvalidValueError: The device has no bf16.
         """
         uses_bf16 = _uses_bf16("inner_amp", inner_amp, self.device)
         return replace(self, autocast=torch.bfloat16 if uses_bf16 else None)
 
     def precision(self) -> AbstractContextManager[object]:
-        """The context of a forward pass. A backward pass follows the types of its forward pass."""
+        """Return the autocast context of a forward pass; the backward pass needs none."""
         if self.autocast is None:
             return nullcontext()
-        # A weight is used once in a forward pass, so that a cache of converted ones is no use.
+        # A forward pass uses each weight once, so a cache of converted weights is useless.
         return torch.autocast(self.device.type, self.autocast, cache_enabled=False)
 
 
@@ -78,13 +75,13 @@ def _uses_bf16(name: str, setting: str, device: torch.device) -> bool:
     is_cuda = device.type == "cuda"
     if setting == "bf16" and is_cuda and not torch.cuda.is_bf16_supported():
         raise InvalidValueError(f"{name} must be off on {device}, which has no bf16, got bf16")
-    if setting == "auto":  # what a device emulates is slower than float32
+    if setting == "auto":  # emulated bf16 is slower than float32
         return is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     return setting == "bf16"
 
 
 def _uses_cpu_kernels(setting: str, device: torch.device) -> bool:
-    if setting == "off" or device.type == "meta":  # where a model is only measured
+    if setting == "off" or device.type == "meta":  # meta models are only measured
         return False
     if device.type != "cpu":
         if setting == "on":
@@ -95,7 +92,7 @@ def _uses_cpu_kernels(setting: str, device: torch.device) -> bool:
     except KernelError as error:
         if setting == "on":
             raise
-        warnings.warn(f"{error}; PyTorch's are used, which take longer", stacklevel=4)
+        warnings.warn(f"{error}; using PyTorch's slower operators", stacklevel=4)
         return False
     return True
 
@@ -105,10 +102,9 @@ _SILENCING = threading.RLock()
 
 @contextmanager
 def silenced(message: str = "") -> Iterator[None]:
-    """Inside, warnings are not shown whose text begins with ``message``, a regular expression.
+    """Suppress warnings whose text starts with the regular expression ``message``.
 
-    One thread at a time: the filters belong to the process, and threads that changed them by turns
-    would leave them changed.
+    Only one thread at a time enters the context, because the whole process shares its filters.
     """
     with _SILENCING, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message)
@@ -120,28 +116,25 @@ _CHANGING_THREADS = threading.Lock()
 
 @contextmanager
 def cpu_threads(n: int | None) -> Iterator[None]:
-    """Inside, torch computes with ``n`` threads what the calling thread asks for.
+    """Let torch use ``n`` threads for the work of the calling thread; None changes nothing.
 
-    Other threads of the process keep their number, and so do those that begin later. A build of
-    PyTorch without OpenMP has one number for all of them: there the last call counts.
-
-    Args:
-        n: None leaves their number alone.
+    Other threads, including those started later, keep their number. PyTorch without OpenMP has one
+    number for the whole process: there the last call counts.
     """
     if n is None:
         with _CHANGING_THREADS:
-            # A new thread takes its number by this, and not while another changes that number.
+            # This call gives a new thread its number; no other thread may change it meanwhile.
             torch.get_num_threads()
         yield
         return
     with _CHANGING_THREADS:
         before = torch.get_num_threads()
         torch.set_num_threads(n)
-        # That is the number of this thread, and what later ones begin with. The latter is given
-        # back from another thread, for which the call sets both as well.
+        # The call sets the number of this thread and the default of later ones. Another thread
+        # restores the default.
         with ThreadPoolExecutor(1) as other:
             other.submit(torch.set_num_threads, before).result()
-        if torch.get_num_threads() != n:  # one number for all
+        if torch.get_num_threads() != n:  # without OpenMP
             torch.set_num_threads(n)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Loss and accuracy over images."""
+"""Measure loss and accuracy over images."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-EVAL_BATCH_SIZE = 256  # forward only: the result does not depend on it
+EVAL_BATCH_SIZE = 256  # does not affect results
 
 
 class Meter:
-    """Mean loss and accuracy over images. It sums on the device and syncs only when read.
-
-    Args:
-        device: where the sums are.
+    """Mean loss and accuracy over images, summed on ``device`` without synchronization.
 
     Attributes:
-        sums: ``(3,)``: of the losses, of the right answers, and the number of images.
+        sums: ``(3,)``: sum of losses, number of correct predictions, number of images.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,13 +25,7 @@ class Meter:
         self.sums = torch.zeros(3, dtype=dtype, device=device)
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Adds a batch.
-
-        Args:
-            loss: its mean ``()``.
-            logits: ``(batch, classes)``.
-            labels: ``(batch,)``.
-        """
+        """Add a batch: its mean loss (), logits (batch, classes) and labels (batch,)."""
         n_images = labels.shape[0]
         with torch.no_grad():
             self.sums[0] += loss.detach() * n_images
@@ -43,18 +34,20 @@ class Meter:
 
     @property
     def loss(self) -> float:
-        """Mean loss of an image; NaN if none was seen."""
+        """Mean loss per image; NaN without images."""
         return float(self.sums[0] / self.sums[2])
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers, in [0, 1]; NaN if no image was seen."""
+        """Fraction of correct predictions, in [0, 1]; NaN without images."""
         return float(self.sums[1] / self.sums[2])
 
     def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the sums."""
         return {"sums": self.sums.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the sums of ``state_dict``."""
         self.sums.copy_(state["sums"])
 
 
@@ -63,9 +56,9 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
 ) -> Meter:
-    """Cross-entropy and accuracy of ``forward`` (images to logits) over ``batches``.
+    """Measure the cross-entropy and accuracy of ``forward``, which maps images to logits.
 
-    The caller puts the model into evaluation mode.
+    The caller must put the model into evaluation mode.
     """
     meter = Meter(device)
     with torch.no_grad():

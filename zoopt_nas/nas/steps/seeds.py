@@ -1,4 +1,4 @@
-"""Seeds and generators: one for each use of randomness, none of them global."""
+"""Seeds and generators, one for each use of randomness."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from torch.overrides import TorchFunctionMode
 
 
 def seeds_for(seed: int, uses: Sequence[str]) -> dict[str, int]:
-    """One independent seed for each use of randomness, so that none disturbs another."""
+    """Derive an independent seed for each use of randomness."""
     words = np.random.SeedSequence(seed).generate_state(len(uses), np.uint32)
     return dict(zip(uses, words.tolist(), strict=True))
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own on ``device``."""
+    """Return a new generator on ``device``."""
     return torch.Generator(device).manual_seed(seed)
 
 
 @contextmanager
 def seeded_init(seed: int) -> Iterator[None]:
-    """Modules built inside get PyTorch's default initialisation from ``seed``.
+    """Initialise the modules that are built inside from ``seed``.
 
-    The constructors of ``torch.nn`` draw initial weights from the default generator, which all
-    threads of a process share. Inside, in this thread only, a generator of its own takes its place,
-    with the same numbers; the default one is neither read nor changed.
+    ``torch.nn`` draws initial weights from the default generator of the process. In this context
+    the current thread draws the same numbers from a new generator instead.
     """
     with _DrawingFrom(generator(seed)):
         yield
 
 
-# The functions of PyTorch that take a ``generator``, where a caller may have left it out.
+# The functions of PyTorch with an optional ``generator``.
 _DRAWING = (
     "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_",
     "multinomial", "normal", "normal_", "rand", "randint", "randn", "random_", "randperm",
@@ -43,17 +42,17 @@ _DRAWING = (
 
 
 class _DrawingFrom(TorchFunctionMode):
-    """Inside, functions that are given no generator draw from this one."""
+    """Pass ``generator`` to every function that draws and was given none."""
 
-    def __init__(self, source: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
-        self._source = source
+        self._generator = generator
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        # Those of ``torch.nn.init`` hand on a ``generator`` of None.
+        # Functions of ``torch.nn.init`` pass on a ``generator`` of None.
         if "generator" in kwargs or getattr(function, "__name__", "") in _DRAWING:
-            kwargs["generator"] = kwargs.get("generator") or self._source
+            kwargs["generator"] = kwargs.get("generator") or self._generator
         return function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""A weight step, in one place for the search, its inner steps and the retraining."""
+"""The weight step of the search, of its inner training and of the retraining."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.nas.settings.config import RunConfig
-from zoopt_nas.nas.steps.cuda_graph import CapturedStep, CudaRecorder, warn_of_plain_steps
+from zoopt_nas.nas.steps.cuda_graph import CudaGraphStep, CudaRecorder, warn_not_compiled
 from zoopt_nas.nas.steps.execution import Execution
 
 
 class Losses(NamedTuple):
-    """What a forward pass ends with.
+    """The result of a forward pass.
 
     Attributes:
-        total: what is minimised, ().
-        loss: what is reported, (): without the share of an auxiliary head.
+        total: The loss to minimize, ().
+        loss: The loss to report, (), which excludes an auxiliary head.
         logits: ``(batch, classes)``.
     """
 
@@ -29,11 +29,11 @@ class Losses(NamedTuple):
 
 
 Compute = Callable[..., Losses]
-"""``(images, labels, *more)`` to losses: tensors in, tensors out, no look at their values."""
+"""Map ``(images, labels, *more)`` to losses without reading the values of tensors."""
 
 
 def cross_entropy_of(model: Callable[..., Tensor]) -> Compute:
-    """The plain loss of a model that maps images, and whatever else it is given, to logits."""
+    """Return the cross-entropy of ``model``, which maps ``(images, *more)`` to logits."""
 
     def compute(images: Tensor, labels: Tensor, *more: Tensor) -> Losses:
         logits = model(images, *more)
@@ -44,19 +44,16 @@ def cross_entropy_of(model: Callable[..., Tensor]) -> Compute:
 
 
 class WeightStep:
-    """One step of a model's weights: forward, backward, clipping, update.
-
-    It waits for no value: everything that it returns is still on the device.
+    """A step of a model's weights: forward, backward, clipping, update, without synchronization.
 
     Args:
-        compute: the forward pass.
-        model: what it runs; its buffers may change in it.
-        optimizer: steps the weights.
-        grad_clip: bound on the gradient's norm; None is no bound. There is nothing to unscale
-            before: bf16 has the range of float32.
-        by_row: the weights are rows of one tensor, and the bound holds for each row.
-        execution: precision and compilation; None is neither.
-        generators: what ``compute`` draws from, on the model's device.
+        compute: The forward pass.
+        model: The model that ``compute`` runs.
+        optimizer: The optimizer of its weights.
+        grad_clip: Bound on the norm of the gradient; None is no bound.
+        by_row: Whether the weights are rows of one tensor, each with its own bound.
+        execution: Precision and compilation; None uses neither.
+        generators: Generators on the model's device from which ``compute`` draws.
     """
 
     def __init__(
@@ -73,7 +70,7 @@ class WeightStep:
         self._compute, self._model, self._optimizer = compute, model, optimizer
         self._grad_clip, self._by_row, self._generators = grad_clip, by_row, generators
         self._execution = execution or Execution(next(model.parameters()).device)
-        self._captured: CapturedStep | None = None
+        self._graph: CudaGraphStep | None = None
         self._compiled: Compute | None = None
         self._is_tried = False
         device = self._execution.device
@@ -81,34 +78,34 @@ class WeightStep:
             return
         if device.type == "cuda":
             recorder = CudaRecorder(device, generators)
-            self._captured = CapturedStep(self._plain, optimizer, device, recorder)
+            self._graph = CudaGraphStep(self._eager, optimizer, device, recorder)
         else:
             self._compile()
 
     def __call__(self, images: Tensor, labels: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes a step; returns the reported loss () and the logits (batch, classes), detached.
+        """Take a step; return the reported loss () and the logits (batch, classes), detached.
 
-        With a CUDA graph the next step overwrites them.
+        With a CUDA graph the next step overwrites the returned tensors.
 
         Args:
             images: ``(batch, channels, height, width)``.
             labels: ``(batch,)``.
-            more: what else the forward pass takes, as alpha.
+            more: Further arguments of ``compute``, such as alpha.
         """
-        if self._captured is not None:
-            return self._captured(images, labels, *more)
+        if self._graph is not None:
+            return self._graph(images, labels, *more)
         if self._compiled is None:
-            return self._plain(images, labels, *more)
+            return self._eager(images, labels, *more)
         if self._is_tried:
             return self._step(self._compiled, images, labels, *more)
         return self._try(self._compiled, images, labels, *more)
 
     def reset(self) -> None:
-        """Forgets a recorded step: a number that ``compute`` takes from Python has changed."""
-        if self._captured is not None:
-            self._captured.reset()
+        """Discard the CUDA graph, because a Python number that ``compute`` uses has changed."""
+        if self._graph is not None:
+            self._graph.reset()
 
-    def _plain(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _eager(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         return self._step(self._compute, *inputs)
 
     def _step(self, compute: Compute, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,31 +116,30 @@ class WeightStep:
 
     def _compile(self) -> None:
         try:
-            # A batch of another shape is compiled by itself, whatever came before: a resumed run
-            # then has the code of an uninterrupted one.
+            # Static shapes: the code must not depend on earlier batches, or a resumed run differs.
             self._compiled = torch.compile(self._compute, dynamic=False)
         except RuntimeError as error:  # no compiler for this version of Python
-            warn_of_plain_steps(error)
+            warn_not_compiled(error)
 
     def _try(self, compute: Compute, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The first compiled step. If it fails, it is taken back and done without."""
+        """Take the first compiled step. If it fails, undo it and take an eager one."""
         self._is_tried = True
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         states = [(generator, generator.get_state()) for generator in self._generators]
         try:
             return self._step(compute, *inputs)
-        except RuntimeError as error:  # the weights are not touched before the last line of a step
-            warn_of_plain_steps(error)
+        except RuntimeError as error:  # a failing step has not changed the weights
+            warn_not_compiled(error)
         self._compiled = None
         for buffer, value in buffers:
             buffer.copy_(value)
         for generator, state in states:
             generator.set_state(state)
-        return self._plain(*inputs)
+        return self._eager(*inputs)
 
 
 def make_sgd(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
-    """SGD with momentum and weight decay over the weights of ``model``."""
+    """Return SGD with momentum and weight decay over the weights of ``model``."""
     return torch.optim.SGD(
         model.parameters(),
         lr=config.lr,
@@ -153,11 +149,9 @@ def make_sgd(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
 
 
 def start_momentum(optimizer: torch.optim.SGD, momenta: Sequence[Tensor | None]) -> None:
-    """Gives each of the optimizer's parameters, as a copy, the momentum that it starts with.
+    """Copy an initial momentum, or None, to each parameter of the optimizer's only group.
 
-    Args:
-        optimizer: its buffers stay where they are, as a CUDA graph needs it.
-        momenta: one for each parameter, of a shape that expands to its; None is no momentum.
+    Shapes must expand to the parameters'. Buffers keep their addresses, as a CUDA graph needs.
     """
     group = optimizer.param_groups[0]
     parameters = group["params"]
@@ -167,9 +161,9 @@ def start_momentum(optimizer: torch.optim.SGD, momenta: Sequence[Tensor | None])
         if momentum is not None
     ]
     if len(pairs) < len(parameters):
-        if group["dampening"]:  # SGD makes a missing buffer from its first gradient
+        if group["dampening"]:  # SGD initializes a missing buffer with the undampened gradient
             optimizer.state.clear()
-        # As does a buffer of zeros without dampening.
+        # Without dampening a buffer of zeros is the same as none.
         for state in optimizer.state.values():
             if state.get("momentum_buffer") is not None:
                 state["momentum_buffer"].zero_()
@@ -188,13 +182,9 @@ def weight_step(
     *,
     by_row: bool = False,
 ) -> None:
-    """One step down the gradient of ``loss``.
+    """Take an optimizer step down the gradient of ``loss``, (), clipped to the norm ``grad_clip``.
 
-    Args:
-        loss: ``()``.
-        optimizer: steps its parameters.
-        grad_clip: bound on the gradient's norm; None is no bound.
-        by_row: the bound holds for each row of the one parameter, not for all of it.
+    With ``by_row`` the bound holds for each row of the only parameter.
     """
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
@@ -203,7 +193,7 @@ def weight_step(
         if by_row:
             (rows,) = parameters
             norms = torch.linalg.vector_norm(rows.grad, dim=1, keepdim=True)
-            # The same formula as that of clip_grad_norm_.
+            # The formula of clip_grad_norm_.
             rows.grad.mul_((grad_clip / (norms + 1e-6)).clamp(max=1.0))
         else:
             nn.utils.clip_grad_norm_(parameters, grad_clip)

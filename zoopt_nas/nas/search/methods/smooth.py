@@ -68,7 +68,7 @@ class RandomSmoothing(FirstOrder):
 
     def _shares(self, supernet: Supernet) -> Tensor:
         """The share of each edge, ``(2 n_edges, 1)``, which is not perturbed."""
-        return supernet.space.edge_shares(self.alpha)[:, None]
+        return supernet.space.edge_factors(self.alpha)[:, None]
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"noise": self._generator.get_state()}
