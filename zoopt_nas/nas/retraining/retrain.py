@@ -30,7 +30,7 @@ from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.memory import (
     MemoryEstimate,
-    out_of_memory_in_one_line,
+    explain_out_of_memory,
 )
 from zoopt_nas.nas.runs.setup import Setup, prepare
 from zoopt_nas.nas.settings.config import TrainConfig
@@ -183,7 +183,7 @@ def _build(
 
 def _finish(training: Training) -> TrainResult:
     training.run()
-    with out_of_memory_in_one_line(training.config, training.device, lambda: "in the test"):
+    with explain_out_of_memory(training.config, training.device, lambda: "in the test"):
         test = training.test()
     if not math.isfinite(test.loss):
         raise DivergedError(

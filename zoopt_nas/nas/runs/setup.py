@@ -1,4 +1,4 @@
-"""What a run works with, decided once, before its model is built."""
+"""What a run works with, decided once before its model is built."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from zoopt_nas.nas.steps.execution import Execution
 
 @dataclass(frozen=True)
 class Setup:
-    """The device of a run, how steps are executed there, and the images.
+    """The device, the execution of steps and the images of a run.
 
     Attributes:
         execution: the device, and how steps run on it.
         dataset: the images, on that device.
-        free: bytes that were free on the device before the images; None if unknown.
+        free: free bytes on the device before the images were loaded; None if unknown.
     """
 
     execution: Execution
@@ -33,7 +33,7 @@ class Setup:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.execution.device
 
 
@@ -45,7 +45,7 @@ def load_images(
     check_test: bool = False,
     spec: DatasetSpec | None = None,
 ) -> Dataset:
-    """Loads ``spec``, or the data set that the settings of a run name; see ``load_dataset``."""
+    """Load ``spec``, or the data set that ``config`` names; see ``load_dataset``."""
     return load_dataset(
         spec or config.dataset,
         data_dir=Path(config.data_dir),
@@ -67,22 +67,20 @@ def prepare(
     device: torch.device | None = None,
     check_test: bool = False,
 ) -> Setup:
-    """Decides what the settings of a run mean on this machine, and loads its images.
+    """Resolve the settings of a run on this machine and load its images.
 
     Args:
         config: the settings.
         splits: the parts of the data set to load.
-        dataset: loaded images, or what loads them, in place of the data set that ``config`` names.
-        record: the data of an earlier part of the run. Its statistics are used, and other images
-            are refused.
-        device: where the run computes; None picks the device that ``config`` names.
+        dataset: loaded images, or a loader, in place of the data set that ``config`` names.
+        record: the data set of the run that is resumed; other images are refused.
+        device: the device; None picks the one that ``config`` names.
         check_test: whether to read and check the test images too.
 
     Raises:
         UnknownNameError: no such data set.
-        DataError: files of the data set are missing or damaged.
-        InvalidValueError: a setting does not suit the device, or ``dataset`` does not suit it or
-            the settings.
+        DataError: files of the data set are missing or damaged, or the images differ.
+        InvalidValueError: a setting does not suit the device or the given data set.
     """
     device = device or pick_device(config.device)
     execution = Execution.from_config(config, device)
@@ -108,7 +106,7 @@ def prepare(
 def _check_loaded(
     dataset: Dataset, config: RunConfig, device: torch.device, splits: tuple[str, ...]
 ) -> None:
-    """Refuse loaded images that are not where or what the settings say."""
+    """Refuse loaded images that contradict the device or the settings."""
     where = dataset.train.labels.device
     if where.type != device.type:
         raise InvalidValueError(
