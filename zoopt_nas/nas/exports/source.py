@@ -1,4 +1,4 @@
-"""A Python file for one network: the text of ``networks.standalone``, and its data."""
+"""Source code of one network: the text of ``networks.standalone``, and its data."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def load(path: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What has to be known of a network to build it and to feed it.
+    """What is needed to build a network and to feed it.
 
     Attributes:
-        dataset: the data set that it was trained on, or that its search ran on.
-        class_names: by label; None if there are none.
-        mean, std: of each channel, of pixels in 0..1; a training image is (pixels - mean) / std.
+        dataset: the data set of its training, or of its search.
+        class_names: by label, if there are any.
+        mean, std: by channel, of pixels in 0..1; the network takes (pixels - mean) / std.
         stem: the class in ``networks.standalone``.
-        epochs_trained: complete epochs behind the weights; 0 = there are no weights.
-        includes_normalization: whether the exported network takes pixels in 0..1, and normalises.
+        epochs_trained: number of complete epochs; 0 if there are no weights.
+        includes_normalization: whether the network takes pixels in 0..1 and normalises them.
     """
 
     dataset: str
@@ -64,13 +64,13 @@ class NetworkFacts:
     includes_normalization: bool
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, for JSON; the genotype in its published string form."""
+        """Return values for JSON; the genotype in its published string form."""
         fields = {**vars(self), "genotype": str(self.genotype)}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
 
 
 def source_of(facts: NetworkFacts, module: str) -> str:
-    """The text of the Python file.
+    """Return the text of the Python file.
 
     Args:
         facts: the network.

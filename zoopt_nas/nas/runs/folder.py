@@ -74,11 +74,8 @@ class RunFolder:
     ) -> RunFolder:
         """Create the folder with its config in one step; an existing folder is never changed.
 
-        Args:
-            path: the folder.
-            config: the settings.
-            data: describes the data set; a run without it cannot be resumed or exported.
-            space: the search space, if ``config`` does not name it.
+        A run without ``data`` cannot be resumed or exported. ``space`` is needed if ``config`` does
+        not name it.
 
         Raises:
             RunError: the path exists, or the folder cannot be created.

@@ -150,9 +150,7 @@ class EpochLoop(ABC):
     def check_memory(self, estimate: MemoryEstimate, free: int | None) -> None:
         """Refuse a run that exceeds the free memory, and keep the estimate for ``on_start``.
 
-        Args:
-            estimate: the memory that the run needs.
-            free: free bytes before the data set and the model were loaded; None if unknown.
+        ``free`` are the bytes before the data set and the model were loaded; None if unknown.
 
         Raises:
             NotEnoughMemoryError: the run needs more.

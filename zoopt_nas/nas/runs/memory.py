@@ -131,11 +131,9 @@ def _restored(model: nn.Module, generators: Sequence[torch.Generator]) -> Iterat
 
 
 def peak_bytes(function: Callable[[], Tensor], batch_size: int) -> int:
-    """Return the peak bytes of activations while ``function`` runs.
+    """Return the peak bytes of activations while ``function`` runs a model on ``N_IMAGES`` images.
 
-    Args:
-        function: runs a model on ``N_IMAGES`` images.
-        batch_size: number of images to scale to.
+    The result is scaled to ``batch_size`` images.
     """
     scale = batch_size / N_IMAGES
     with _PretendFullBatch(scale), _Tracker() as tracker:
@@ -200,16 +198,10 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def weights_within(
     free: int | None, n_copies: int, config: RunConfig, device: torch.device
 ) -> Iterator[None]:
-    """Refuse, while a model is built inside, weights that exceed the free memory.
-
-    Args:
-        free: free bytes; None if unknown.
-        n_copies: number of copies of the model.
-        config: settings of the run, for advice.
-        device: the device of the model.
+    """Refuse, while a model is built inside, weights beyond the ``free`` bytes (None if unknown).
 
     Raises:
-        NotEnoughMemoryError: the weights need more.
+        NotEnoughMemoryError: ``n_copies`` of the model need more.
     """
 
     def check(n_bytes: int) -> None:
