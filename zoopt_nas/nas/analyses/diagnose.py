@@ -1,4 +1,4 @@
-"""What searches say of their method: curves by epoch (Fig. 4) and condition number Q (Eq. 11).
+"""Diagnostics of searches: curves by epoch (Fig. 4) and the condition number Q (Eq. 11).
 
 Nothing here writes into a run folder.
 """
@@ -23,9 +23,9 @@ class EpochCurves:
     """The diagnostics of a search by epoch.
 
     Attributes:
-        n_samples: N; None if the solver's default or none.
+        n_samples: N, if the config sets it.
         epochs: counted from 1.
-        columns: by name of ``COLUMNS``, a number for each epoch, None where there is none.
+        columns: for each name in ``COLUMNS`` one number per epoch, or None.
     """
 
     n_samples: int | None
@@ -34,10 +34,10 @@ class EpochCurves:
 
 
 def epoch_curves(folder: RunFolder) -> EpochCurves:
-    """Reads N_e, R_e, the dominant eigenvalue and the skip connections of a search.
+    """Read N_e, R_e, the dominant eigenvalue and the skip connections of a search.
 
     Raises:
-        RunError: the folder is not that of a search, or no epoch has ended.
+        RunError: the folder does not hold a search, or no epoch has ended.
     """
     config = folder.config(SearchConfig)
     rows = folder.rows(METRICS)
@@ -53,10 +53,9 @@ def epoch_curves(folder: RunFolder) -> EpochCurves:
 def run_condition_numbers(
     folder: RunFolder, *, n_directions: int = N_DIRECTIONS, radius: float = RADIUS, seed: int = 0
 ) -> dict[str, float]:
-    """Q (Eq. 11) at the end of a search, for omega* by ``sgd``, ``second`` and ``first``.
+    """Return Q (Eq. 11) at the end of a search, for omega* by ``sgd``, ``second`` and ``first``.
 
-    The base loss is fitted as the perturbed ones are: from the same weights, on the same batches,
-    by the same steps. Directions and validation batches are those of all three.
+    All losses start from the same weights and use the same batches, steps and directions.
 
     Args:
         folder: of the search.
