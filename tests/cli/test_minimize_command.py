@@ -202,7 +202,9 @@ def test_how_units_are_written(text, x_scale, mini):
 def test_options_of_the_solver_and_limits(mini):
     options = ("--option", "max_radius=0.5", "--option", "deterministic=true")
     limits = ("--target", 0.05, "--maxfev", 500)
-    result = parsed(mini("bowl", "--x0", "3,-2", "--algo", "gld", *options, *limits, "--json").out)
+    result = parsed(
+        mini("bowl", "--x0", "3,-2", "--algo", "adaptive_gld", *options, *limits, "--json").out
+    )
     solver = zoopt_nas.AdaptiveGLD(max_radius=0.5, deterministic=True)
     expected = zoopt_nas.minimize(bowl, [3.0, -2.0], solver, target=0.05, maxfev=500, rng=0)
     assert (result["status"], result["success"]) == ("TARGET_REACHED", True)

@@ -154,7 +154,7 @@ def test_the_gradient_summed_by_blocks_is_that_of_the_rows(library, n):
             expected += (value - 2.0) * step / np.sum(step * step)
     like = ones(library, 1)
     point = as_like("x", x, like, (dim,))
-    state = SolverState(x=point, rng=None, memory={"value": 2.0})
+    state = SolverState(x=point, rng=None, value=2.0)
     gradient = subspace.span_gradient(
         state, as_like("rows", rows, like, rows.shape), as_like("values", values, like, (n,))
     )

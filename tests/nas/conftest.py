@@ -11,12 +11,14 @@ from stopping import StopAt
 
 from zoopt_nas.errors import RunInterrupted
 from zoopt_nas.nas.data import loading
+from zoopt_nas.nas.runs import setup
 from zoopt_nas.nas.search.algorithm import run_search
 
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[Device]:
-    monkeypatch.setattr(loading, "free_memory", lambda device: None)  # only a driver knows
+    for module in (loading, setup):
+        monkeypatch.setattr(module, "free_memory", lambda device: None)  # only a driver knows
     with simulated_device() as device:
         yield device
 

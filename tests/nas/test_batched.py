@@ -29,7 +29,7 @@ def assert_same(made: Setup, n: int = 3, size: int = 3, **options) -> Tensor:
     draw, alphas = serial.draw(), made.alphas(n)
     expected = serial(alphas, draw)
     torch.testing.assert_close(together(alphas, draw), expected, **CLOSE)
-    weights = together.fit_together(alphas, draw).weights
+    weights = together.fit_together(alphas, draw)
     for row, alpha in zip(weights, alphas, strict=True):
         fitted = [p.detach().flatten() for p in serial.fit(alpha, draw).parameters()]
         torch.testing.assert_close(row, torch.cat(fitted), **CLOSE)
@@ -200,8 +200,8 @@ def test_fits_at_once_have_the_precision_of_the_settings():
     draw = Draw([(x.float(), y) for x, y in draw.train], [], 0)
     alphas = made.alphas(2).float()
     start = flat_weights(made.net)
-    plain = made.objective().fit_together(alphas, draw).weights - start
-    coarse = made.objective(execution=BF16).fit_together(alphas, draw).weights - start
+    plain = made.objective().fit_together(alphas, draw) - start
+    coarse = made.objective(execution=BF16).fit_together(alphas, draw) - start
     alone = [flat_weights(made.objective(execution=BF16).fit(a, draw)) - start for a in alphas]
     assert coarse.dtype == torch.float32
     for step, exact, expected in zip(coarse, plain, alone, strict=True):
@@ -216,34 +216,3 @@ def test_losses_at_once_are_plain_ones_in_any_precision():
     options = {"inner": "first", "candidates_per_batch": 3}
     plain = made.objective(**options)(made.alphas())
     assert torch.equal(made.objective(execution=BF16, **options)(made.alphas()), plain)
-
-
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_kept_fits_are_those_of_one_by_one(momentum: float):
-    made = setup(NOISY, momentum=momentum)
-    kept = []
-    for size in (1, 2):  # 5 candidates: batches of 2, 2 and 1
-        objective = made.objective(candidates_per_batch=size, keep_fits=True, seed=4)
-        objective(made.alphas(5))
-        kept.append(objective.fits)
-    one, two = kept
-    assert one.weights.shape == two.weights.shape == (5, flat_weights(made.net).numel())
-    torch.testing.assert_close(two.weights, one.weights, **CLOSE)
-    torch.testing.assert_close(two.measured, one.measured, **CLOSE)
-    assert one.measured[:, 2].tolist() == [18] * 5  # 3 steps of 6 images
-    assert float(one.measured[:, 0].std()) > 1e-4
-    if momentum:
-        torch.testing.assert_close(two.momentum, one.momentum, **CLOSE)
-    else:
-        assert one.momentum is two.momentum is None
-
-
-def test_kept_fits_are_copies():
-    made = setup()
-    objective = made.objective(candidates_per_batch=3, keep_fits=True)
-    objective(made.alphas())
-    fits = objective.fits
-    before = fits.weights.clone(), fits.momentum.clone()
-    objective(made.alphas(seed=1))
-    assert torch.equal(fits.weights, before[0])
-    assert torch.equal(fits.momentum, before[1])

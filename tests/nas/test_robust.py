@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.data.loading import load_dataset
+from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search import algorithm as search
 from zoopt_nas.nas.search import hessian
 from zoopt_nas.nas.search.algorithm import Search, run_search
@@ -67,7 +68,7 @@ class Scripted(Search):
 
     def __init__(self, config: SearchConfig, script: list[float], n_visits: int = 0) -> None:
         data = load_dataset("digits", data_dir=None, device=torch.device("cpu"), n_train=8)
-        super().__init__(config, data)
+        super().__init__(config, prepare(config, dataset=data))
         self.script, self.visits = script, [(-1, 0.0)] * n_visits
 
     n_steps = 1

@@ -194,6 +194,9 @@ def _load_imagenet(data_dir: Path, split: Split, download: bool) -> Loaded:
 
 # ------------------------------------------------------------------------ the table
 
+_CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 _CROP_AND_FLIP = Augmentation(crop_padding=4, flip=True)
 
 # Means and deviations are those of the DARTS family of papers, so that numbers compare.
@@ -220,10 +223,7 @@ DATASETS: Registry[DatasetSpec] = Registry(
             std=(0.24703233, 0.24348505, 0.26158768),
             augmentation=_CROP_AND_FLIP,
             load=_CIFAR10.load,
-            class_names=(
-                *("airplane", "automobile", "bird", "cat", "deer"),
-                *("dog", "frog", "horse", "ship", "truck"),
-            ),
+            class_names=_CIFAR10_CLASSES,
         ),
         "cifar100": DatasetSpec(
             name="cifar100",

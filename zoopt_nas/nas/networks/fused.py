@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -100,6 +101,9 @@ def separable_conv2d(
         stride: of the depthwise convolution, 1 or 2; the size is rounded up.
         dilation: of the depthwise convolution, 1 or 2.
     """
+    if torch.is_autocast_enabled(x.device.type):  # which sees no convolution under torch.vmap
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, depthwise, pointwise = x.to(dtype), depthwise.to(dtype), pointwise.to(dtype)
     if stride == dilation > 1:
         # Every pixel that it reads is at a multiple of the stride.
         x, stride, dilation = x[:, :, ::stride, ::stride], 1, 1

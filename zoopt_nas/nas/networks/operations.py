@@ -164,13 +164,10 @@ def _skip_connect(channels: int, stride: int, search: bool) -> nn.Module:
     return FactorizedReduce(channels, channels, affine=not search)
 
 
-def _max_pool(channels: int, stride: int, search: bool) -> nn.Module:
-    return Pool(nn.MaxPool2d(3, stride, padding=1), channels, search=search)
-
-
-def _avg_pool(channels: int, stride: int, search: bool) -> nn.Module:
-    pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
-    return Pool(pool, channels, search=search)
+def _pool(build: Callable[[int, int], nn.Sequential]) -> OperationBuilder:
+    return lambda channels, stride, search: Pool(
+        build(channels, stride)[0], channels, search=search
+    )
 
 
 def _sep_conv(kernel_size: int) -> OperationBuilder:
@@ -193,8 +190,8 @@ OPERATIONS: Registry[OperationBuilder] = Registry(
     {
         "none": lambda channels, stride, search: standalone.Zero(stride),
         "skip_connect": _skip_connect,
-        "max_pool_3x3": _max_pool,
-        "avg_pool_3x3": _avg_pool,
+        "max_pool_3x3": _pool(standalone.max_pool_3x3),
+        "avg_pool_3x3": _pool(standalone.avg_pool_3x3),
         "sep_conv_3x3": _sep_conv(3),
         "sep_conv_5x5": _sep_conv(5),
         "sep_conv_7x7": _sep_conv(7),

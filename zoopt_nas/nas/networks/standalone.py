@@ -85,11 +85,11 @@ def skip_connect(channels: int, stride: int) -> nn.Module:
 
 
 # In a Sequential, as everywhere below, so that the weights have their published names.
-def max_pool_3x3(channels: int, stride: int) -> nn.Module:
+def max_pool_3x3(channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.MaxPool2d(3, stride, padding=1))
 
 
-def avg_pool_3x3(channels: int, stride: int) -> nn.Module:
+def avg_pool_3x3(channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False))
 
 

@@ -36,10 +36,10 @@ def seeded_init(seed: int) -> Iterator[None]:
 
 # The functions of PyTorch that take a ``generator``, where a caller may have left it out.
 _DRAWING = (
-    *("bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_"),
-    *("multinomial", "normal", "normal_", "rand", "randint", "randn", "random_", "randperm"),
+    "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_",
+    "multinomial", "normal", "normal_", "rand", "randint", "randn", "random_", "randperm",
     "uniform_",
-)
+)  # fmt: skip
 
 
 class _DrawingFrom(TorchFunctionMode):
