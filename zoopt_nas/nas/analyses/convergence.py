@@ -23,41 +23,24 @@ EVERY = 25  # paper 5.1: of 200 epochs
 
 @dataclass(frozen=True)
 class Retraining:
-    """One retraining of the analysis.
+    """One retraining of the analysis."""
 
-    Attributes:
-        epoch: of the search, counted from 1.
-        config: its settings, with the genotype of that epoch.
-        val_accuracy: of the supernet after that epoch, in [0, 1].
-        run_dir: its folder. Epochs with the same genotype have the same folder.
-    """
-
-    epoch: int
-    config: TrainConfig
-    val_accuracy: float
-    run_dir: Path
+    epoch: int  # of the search, from 1
+    config: TrainConfig  # with the genotype of that epoch
+    val_accuracy: float  # of the supernet after that epoch, in [0, 1]
+    run_dir: Path  # the same for epochs with the same genotype
 
 
 @dataclass(frozen=True)
 class ConvergencePoint:
-    """The result for one epoch.
+    """The result of the retraining for one epoch."""
 
-    Attributes:
-        epoch: of the search, counted from 1.
-        test_accuracy: of the retrained network, in [0, 1].
-        n_parameters: of the retrained network, without the auxiliary head.
-        val_accuracy: of the supernet after that epoch, in [0, 1].
-        skip_connections: edges of the normal cell, in [0, 8].
-        genotype: in its published string form.
-        run_dir: the folder of the retraining.
-    """
-
-    epoch: int
-    test_accuracy: float
-    n_parameters: int
-    val_accuracy: float
-    skip_connections: int
-    genotype: str
+    epoch: int  # of the search, from 1
+    test_accuracy: float  # in [0, 1]
+    n_parameters: int  # without the auxiliary head
+    val_accuracy: float  # of the supernet after that epoch, in [0, 1]
+    skip_connections: int  # in the normal cell
+    genotype: str  # in its published string form
     run_dir: Path
 
 

@@ -20,17 +20,11 @@ N_DIRECTIONS, RADIUS = 50, 0.01  # of the paper's released script
 
 @dataclass(frozen=True)
 class EpochCurves:
-    """The diagnostics of a search by epoch.
+    """The diagnostics of a search by epoch."""
 
-    Attributes:
-        n_samples: N, if the config sets it.
-        epochs: counted from 1.
-        columns: for each name in ``COLUMNS`` one number per epoch, or None.
-    """
-
-    n_samples: int | None
-    epochs: list[int]
-    columns: dict[str, list[float | None]]
+    n_samples: int | None  # N, if the config sets it
+    epochs: list[int]  # counted from 1
+    columns: dict[str, list[float | None]]  # by name of COLUMNS; None where a row has no number
 
 
 def epoch_curves(folder: RunFolder) -> EpochCurves:

@@ -66,10 +66,7 @@ def draw_convergence(
 def draw_diagnostics(runs: Mapping[str, EpochCurves], reduced: Sequence[str] = ()) -> Figure:
     """Draw N_e and R_e (Fig. 4), dominant eigenvalue and skip connections against the epoch.
 
-    Args:
-        runs: the curves of each search, by its name in the legend. A panel without any number is
-            left out.
-        reduced: as in ``draw_convergence``.
+    The arguments are as in ``draw_convergence``. A panel without any number is left out.
 
     Raises:
         InvalidValueError: there is no run.
@@ -100,11 +97,8 @@ def draw_sweep(
 ) -> Figure:
     """Draw test error and parameters against the varied setting (Tables 5, 6), with deviations.
 
-    Without retrainings, draw the supernet's validation accuracy and the skip connections.
-
-    Args:
-        rows: as from ``summarize``; each combination of several settings is one position.
-        reduced: as in ``draw_convergence``.
+    ``rows`` are as from ``summarize``. Without retrainings, draw the supernet's validation accuracy
+    and the skip connections.
 
     Raises:
         InvalidValueError: there is no row.

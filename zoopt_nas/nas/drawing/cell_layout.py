@@ -51,36 +51,21 @@ class Box:
 
 @dataclass(frozen=True)
 class Arrow:
-    """An edge.
-
-    Attributes:
-        source: the node that it leaves.
-        target: the node that it enters.
-        operation: its label; None for an edge into the concatenation.
-        curve: ``(3 k + 1, 2)`` control points of k joined cubic Bézier curves, up to the tip.
-        label: the box of its label, if it has one.
-    """
+    """An edge of a drawn cell."""
 
     source: int
     target: int
-    operation: str | None
-    curve: Array
-    label: Box | None
+    operation: str | None  # its label; None for an edge into the concatenation
+    curve: Array  # (3 k + 1, 2) control points of k joined cubic Bézier curves, up to the tip
+    label: Box | None  # the box of the label, if there is one
 
 
 @dataclass(frozen=True)
 class CellDrawing:
-    """A cell laid out in the rectangle from (0, 0) to (width, height).
+    """A cell laid out in the rectangle from (0, 0) to (width, height), in inches."""
 
-    Attributes:
-        nodes: the two inputs, the intermediate nodes, the output.
-        arrows: the edges of the genotype in order, then the edges into the output.
-        width: inches.
-        height: inches.
-    """
-
-    nodes: tuple[Box, ...]
-    arrows: tuple[Arrow, ...]
+    nodes: tuple[Box, ...]  # the two inputs, the intermediate nodes, the output
+    arrows: tuple[Arrow, ...]  # the edges of the genotype in order, then the edges into the output
     width: float
     height: float
 

@@ -59,12 +59,9 @@ _LINES = {"train": (_BLUE, "-"), "val": (_ORANGE, "--"), "test": (_GREEN, ":"), 
 def draw_cell(genotype: Genotype, kind: str) -> Figure:
     """Draw one cell as a graph: inputs on the left, output on the right, one arrow per edge.
 
-    An SVG file keeps the ids of the artists: ``normal-node-2``; ``normal-edge-0`` (its position in
-    the genotype), also with ``-head`` and ``-label``.
-
-    Args:
-        genotype: the architecture.
-        kind: ``"normal"`` or ``"reduce"``.
+    ``kind`` is ``"normal"`` or ``"reduce"``. An SVG file keeps the ids of the artists:
+    ``normal-node-2``; ``normal-edge-0`` (its position in the genotype), also with ``-head`` and
+    ``-label``.
 
     Raises:
         UnknownNameError: there is no such kind of cell.
@@ -94,12 +91,8 @@ def draw_genotype(genotype: Genotype) -> Figure:
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw losses, accuracies, N_e, sigma and skip connections against the epoch, counted from 1.
 
-    Args:
-        rows: the rows of ``metrics.jsonl``. A curve has a gap where a row lacks its number; a panel
-            without any number is left out.
-
-    Raises:
-        InvalidValueError: the rows hold nothing to draw.
+    ``rows`` come from ``metrics.jsonl``. A curve has a gap where a row lacks its number; a panel
+    without any number is left out, and without any panel it raises InvalidValueError.
     """
     panels = {
         title: known

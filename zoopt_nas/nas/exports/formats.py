@@ -25,15 +25,10 @@ _EXAMPLE_BATCH = 2  # the converters would treat 1 as a constant
 
 
 class Written(NamedTuple):
-    """An export in its folder.
+    """An export in its folder."""
 
-    Attributes:
-        files: in the order in which they may be moved to their place.
-        run: the exported network, read from the files: ``(n, c, h, w)`` to ``(n, n_classes)``.
-    """
-
-    files: list[Path]
-    run: Callable[[Tensor], Tensor]
+    files: list[Path]  # in the order in which they may be moved to their place
+    run: Callable[[Tensor], Tensor]  # the network as read from the files
 
 
 def write_onnx(network: Network, facts: NetworkFacts, folder: Path) -> Written:

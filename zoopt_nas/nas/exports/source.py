@@ -37,31 +37,22 @@ def load(path: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What is needed to build a network and to feed it.
+    """What is needed to build a network and to feed it."""
 
-    Attributes:
-        dataset: the data set of its training, or of its search.
-        class_names: by label, if there are any.
-        mean, std: by channel, of pixels in 0..1; the network takes (pixels - mean) / std.
-        stem: the class in ``networks.standalone``.
-        epochs_trained: number of complete epochs; 0 if there are no weights.
-        includes_normalization: whether the network takes pixels in 0..1 and normalises them.
-    """
-
-    dataset: str
+    dataset: str  # of its training, or of its search
     genotype: Genotype
     n_classes: int
-    class_names: tuple[str, ...] | None
+    class_names: tuple[str, ...] | None  # by label, if there are any
     in_channels: int
     image_size: int
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # by channel, in 0..1; a network takes (pixels - mean) / std
     std: tuple[float, ...]
     init_channels: int
     n_cells: int
     reductions: tuple[int, ...]
-    stem: str
-    epochs_trained: int
-    includes_normalization: bool
+    stem: str  # a class in networks.standalone
+    epochs_trained: int  # 0 if there are no weights
+    includes_normalization: bool  # whether the network takes pixels in 0..1
 
     def to_dict(self) -> dict[str, object]:
         """Return values for JSON; the genotype in its published string form."""

@@ -16,7 +16,7 @@ from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining.memory import memory_of
 from zoopt_nas.nas.retraining.processes import ALONE, Processes, StopTogether
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
-from zoopt_nas.nas.runs.memory import MemoryEstimate, weights_within
+from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.settings.config import TrainConfig
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, evaluate
@@ -26,15 +26,9 @@ from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, make_sgd
 
 
 class Best(NamedTuple):
-    """The first epoch with the highest test accuracy so far.
+    """The first epoch with the highest test accuracy so far."""
 
-    Attributes:
-        epoch: from 0.
-        accuracy, loss: on the test set.
-        weights: the state of the network after the epoch.
-    """
-
-    epoch: int
+    epoch: int  # from 0
     accuracy: float
     loss: float
     weights: dict[str, Tensor]
@@ -82,7 +76,7 @@ class Training(EpochLoop):
         seeds = seeds_for(config.seed, uses)
         if processes.rank > 0:
             seeds["drop_path"] = seeds[f"drop_path {processes.rank}"]
-        with weights_within(setup.free, 1, config, device):
+        with WeightLimit(setup.free, 1, config, device):
             seed = seeds["weights"]
             self.network = build_network(config, dataset, seed=seed, execution=execution)
         self._drop_path = generator(seeds["drop_path"], device)

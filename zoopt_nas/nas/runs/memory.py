@@ -22,6 +22,7 @@ from zoopt_nas.errors import NotEnoughMemoryError, ZooptNasError
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.settings.config import RunConfig
 
+TRAINING_FACTOR = 4  # weights, gradients, momentum and the temporaries of SGD
 N_IMAGES = 2  # BatchNorm needs two values for each channel
 # Ratio of a run's memory to the bytes of its tensors, because the allocator leaves gaps; and what
 # PyTorch loads for its first step. Measured on the CPU only (docs/performance.md).
@@ -104,14 +105,9 @@ def estimate(
     )
 
 
-def _bytes_of_weights(n_bytes: int) -> int:
-    """Return the bytes of weights, gradients, momentum and SGD's temporaries."""
-    return 4 * n_bytes
-
-
 def _parameter_bytes(model: nn.Module) -> int:
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return _bytes_of_weights(weights) + sum(buffer.nbytes for buffer in model.buffers())
+    return TRAINING_FACTOR * weights + sum(buffer.nbytes for buffer in model.buffers())
 
 
 @contextmanager
@@ -194,52 +190,39 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live -= n_bytes
 
 
-@contextmanager
-def weights_within(
-    free: int | None, n_copies: int, config: RunConfig, device: torch.device
-) -> Iterator[None]:
-    """Refuse, while a model is built inside, weights beyond the ``free`` bytes (None if unknown).
+class WeightLimit(TorchFunctionMode):
+    """Refuses weights beyond the ``free`` bytes (None if unknown) while a model is built inside.
 
     Raises:
-        NotEnoughMemoryError: ``n_copies`` of the model need more.
+        NotEnoughMemoryError: training ``n_copies`` of the model needs more.
     """
 
-    def check(n_bytes: int) -> None:
-        if free is not None and _bytes_of_weights(n_copies * n_bytes) > free:
-            raise NotEnoughMemoryError(
-                f"the weights need more than the {in_words(free)} that are free on {device}: "
-                f"{_advice(config, LOWER[1:])}"
-            )
-
-    with _Allocations(check):
-        yield
-
-
-class _Allocations(TorchFunctionMode):
-    """Calls ``check`` with the total bytes that ``torch.empty`` has allocated so far."""
-
-    def __init__(self, check: Callable[[int], None]) -> None:
+    def __init__(
+        self, free: int | None, n_copies: int, config: RunConfig, device: torch.device
+    ) -> None:
         super().__init__()
-        self._check, self._n_bytes = check, 0
+        self._free, self._n_copies, self._config, self._device = free, n_copies, config, device
+        self._n_bytes = 0
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is torch.empty:
+        if function is torch.empty:  # makes all parameters
             self._n_bytes += function(*args, **kwargs | {"device": "meta"}).nbytes
-            self._check(self._n_bytes)
+            needed = TRAINING_FACTOR * self._n_copies * self._n_bytes
+            if self._free is not None and needed > self._free:
+                raise NotEnoughMemoryError(
+                    f"the weights need more than the {in_words(self._free)} that are free on "
+                    f"{self._device}: {_advice(self._config, LOWER[1:])}"
+                )
         return function(*args, **kwargs)
 
 
 def check_free(
     estimate: MemoryEstimate, free: int | None, config: RunConfig, device: torch.device
 ) -> None:
-    """Refuse a run whose estimate exceeds the free bytes; None means unknown and refuses nothing.
-
-    Raises:
-        NotEnoughMemoryError: the run needs more.
-    """
+    """Refuse a run whose estimate exceeds the free bytes; None (unknown) refuses nothing."""
     if free is not None and estimate.total > free:
         names = LOWER if estimate.activations > estimate.evaluation else LOWER[1:]
         raise NotEnoughMemoryError(
@@ -252,11 +235,7 @@ def check_free(
 def explain_out_of_memory(
     config: RunConfig, device: torch.device, where: Callable[[], str]
 ) -> Iterator[None]:
-    """Turn an allocation error inside into one that names the settings to change.
-
-    Raises:
-        NotEnoughMemoryError: an allocation failed.
-    """
+    """Turn an allocation error inside into one that names the settings to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

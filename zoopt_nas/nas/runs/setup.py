@@ -19,17 +19,11 @@ from zoopt_nas.nas.steps.execution import Execution
 
 @dataclass(frozen=True)
 class Setup:
-    """The device, the execution of steps and the images of a run.
-
-    Attributes:
-        execution: the device, and how steps run on it.
-        dataset: the images, on that device.
-        free: free bytes on the device before the images were loaded; None if unknown.
-    """
+    """The execution of steps, on the device of a run, and the images there."""
 
     execution: Execution
     dataset: Dataset
-    free: int | None
+    free: int | None  # bytes on the device before the images were loaded; None if unknown
 
     @property
     def device(self) -> torch.device:

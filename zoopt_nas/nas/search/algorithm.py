@@ -23,7 +23,7 @@ from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
-from zoopt_nas.nas.runs.memory import MemoryEstimate, weights_within
+from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup, prepare
 from zoopt_nas.nas.runs.snapshots import Snapshots
 from zoopt_nas.nas.search.hessian import dominant_eigenvalue
@@ -76,7 +76,7 @@ class Search(EpochLoop):
         method = METHODS[config.algo]
         seeds = seeds_for(config.seed, _SEEDED)
 
-        with weights_within(setup.free, N_COPIES, config, device):
+        with WeightLimit(setup.free, N_COPIES, config, device):
             self.supernet = build_supernet(
                 config, dataset, seed=seeds["weights"], execution=execution, space=space
             )
@@ -214,11 +214,7 @@ class Search(EpochLoop):
         return row
 
     def _count_failures(self) -> int:
-        """Return the number of candidates, or gradients in alpha, that failed in this epoch.
-
-        Raises:
-            DivergedError: all of them failed.
-        """
+        """Return the number of failed candidates or gradients; refuse it if all have failed."""
         n_tried, n_failed = count_failures(self._updates, self._verdict)
         if n_tried and n_failed == n_tried:
             raise DivergedError(

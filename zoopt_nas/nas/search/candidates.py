@@ -33,16 +33,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class _Stack(NamedTuple):
-    """n sets of weights that are trained together.
+    """n sets of weights that are trained together."""
 
-    Attributes:
-        weights: ``(n, n_weights)``.
-        optimizer: SGD is elementwise, so it acts on every row independently.
-        step: the training step of these weights.
-    """
-
-    weights: Tensor
-    optimizer: torch.optim.SGD
+    weights: Tensor  # (n, n_weights)
+    optimizer: torch.optim.SGD  # elementwise, so it acts on every row independently
     step: WeightStep
 
 

@@ -39,17 +39,11 @@ class Stream(Protocol):
 
 
 class Draw(NamedTuple):
-    """What every candidate of one call sees: common random numbers make losses comparable.
+    """What every candidate of one call sees: common random numbers make losses comparable."""
 
-    Attributes:
-        train: the batches of the inner steps, one per step.
-        val: the batches whose mean loss is L_val.
-        noise_seed: seeds the noise operations of space S4.
-    """
-
-    train: list[Batch]
-    val: list[Batch]
-    noise_seed: int
+    train: list[Batch]  # the batches of the inner steps, one per step
+    val: list[Batch]  # the batches whose mean loss is L_val
+    noise_seed: int  # seeds the noise operations of space S4
 
 
 class BilevelObjective:

@@ -28,38 +28,23 @@ N_TRIED, N_FAILED = "n_tried", "n_failed"
 
 
 class EpochEnd(NamedTuple):
-    """What is known at the end of an epoch.
+    """What is known at the end of an epoch."""
 
-    Attributes:
-        objective: at the current weights.
-        is_last: whether this was the last epoch.
-        weight_decay: of the weights.
-        eigenvalue: the dominant eigenvalue of L_val's Hessian in alpha, if it was measured.
-        val_batches: returns all images that score alpha once, without augmentation.
-    """
-
-    objective: BilevelObjective
+    objective: BilevelObjective  # at the current weights
     is_last: bool
     weight_decay: float
-    eigenvalue: float | None
-    val_batches: Callable[[], Iterable[Batch]]
+    eigenvalue: float | None  # the dominant one of L_val's Hessian in alpha, if it was measured
+    val_batches: Callable[[], Iterable[Batch]]  # all images that score alpha, not augmented
 
 
 class Verdict(NamedTuple):
-    """How a search continues after an epoch.
-
-    Attributes:
-        stop: whether it ends.
-        go_back: number of epochs to go back; 0 continues.
-        weight_decay: of the weights from here on; None keeps it.
-        n_tried, n_failed: architectures compared by ``end_epoch``, and those of non-finite loss.
-    """
+    """How a search continues after an epoch."""
 
     stop: bool = False
-    go_back: int = 0
-    weight_decay: float | None = None
-    n_tried: int = 0
-    n_failed: int = 0
+    go_back: int = 0  # number of epochs; 0 continues
+    weight_decay: float | None = None  # of the weights from here on; None keeps it
+    n_tried: int = 0  # architectures that ``end_epoch`` compared
+    n_failed: int = 0  # architectures with a non-finite loss
 
 
 def mean_metrics(updates: Sequence[Metrics]) -> dict[str, float]:

@@ -119,15 +119,10 @@ class LandscapeSettings:
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """A plane through an alpha: the point (x, y) is ``centre + x d1 + y d2``.
+    """A plane through an alpha: the point (x, y) is ``centre + x d1 + y d2``."""
 
-    Attributes:
-        centre: ``(dim,)``, float64.
-        directions: ``(2, dim)``: d1 and d2, orthonormal.
-    """
-
-    centre: Array
-    directions: Array
+    centre: Array  # (dim,), float64
+    directions: Array  # (2, dim): d1 and d2, orthonormal
 
     @classmethod
     def random(cls, centre: Array, seed: int) -> Plane:
@@ -149,15 +144,10 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """The path of a method in the plane.
+    """The path of a method in the plane."""
 
-    Attributes:
-        coordinates: ``(n_updates + 1, 2)``, the start first.
-        values: the losses there, ``(n_updates + 1,)``, in the reference panel.
-    """
-
-    coordinates: Array
-    values: Array
+    coordinates: Array  # (n_updates + 1, 2), the start first
+    values: Array  # (n_updates + 1,): the losses there, in the reference panel
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,9 +30,6 @@ def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
     By the chain rule it is the gradient in alpha at omega' minus xi times a mixed second derivative
     times v = grad_omega' L_val, computed as a central difference along v (Eq. 20). Momentum and
     weight decay shift omega' but do not depend on alpha, so the formula stays exact.
-
-    Raises:
-        InvalidValueError: the objective is not one with ``inner="second"``.
     """
     if objective.inner != "second":
         raise InvalidValueError(
