@@ -1,7 +1,8 @@
 """Figures that compare runs: diagnostics by epoch, convergence, sweeps.
 
-Each function returns a ``Figure`` for ``figures.save``. Runs differ in colour, line style and
-marker.
+Each function returns a ``Figure`` for ``figures.save``, and raises InvalidValueError if there is
+nothing to draw. Runs differ in colour, line style and marker. ``reduced`` lists what is smaller
+than in the paper, for a line below the figure.
 """
 
 from __future__ import annotations
@@ -40,12 +41,7 @@ def draw_convergence(
 ) -> Figure:
     """Draw test accuracy and parameters of the retrained networks against the epoch (Fig. 2).
 
-    Args:
-        runs: the points of each search, by its name in the legend.
-        reduced: what is smaller than in the paper, for a line below.
-
-    Raises:
-        InvalidValueError: there is no point.
+    ``runs`` holds the points of each search, by its name in the legend.
     """
     if not any(runs.values()):
         raise InvalidValueError("runs must hold a point to draw, got none")
@@ -66,10 +62,8 @@ def draw_convergence(
 def draw_diagnostics(runs: Mapping[str, EpochCurves], reduced: Sequence[str] = ()) -> Figure:
     """Draw N_e and R_e (Fig. 4), dominant eigenvalue and skip connections against the epoch.
 
-    The arguments are as in ``draw_convergence``. A panel without any number is left out.
-
-    Raises:
-        InvalidValueError: there is no run.
+    ``runs`` holds the curves of each search, by its name in the legend. A panel without any number
+    is left out.
     """
     if not runs:
         raise InvalidValueError("runs must hold curves to draw, got none")
@@ -99,9 +93,6 @@ def draw_sweep(
 
     ``rows`` are as from ``summarize``. Without retrainings, draw the supernet's validation accuracy
     and the skip connections.
-
-    Raises:
-        InvalidValueError: there is no row.
     """
     if not rows:
         raise InvalidValueError("rows must hold a combination to draw, got none")

@@ -32,12 +32,9 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def settings_from(run: RunConfig, dataset: str | None = None) -> dict[str, Any]:
-    """Return the settings that a retraining takes over from a run.
+    """Return the settings that a retraining on ``dataset`` takes over from a run.
 
-    Args:
-        run: a search or a retraining.
-        dataset: the data set of the retraining; None is the data set of ``run``. Another data set
-            takes over only how the run was executed.
+    None is the data set of ``run``. Another data set takes over only how the run was executed.
     """
     same = dataset is None or _is_same(run.dataset, dataset)
     names = (*_OF_DATA, *_OF_EXECUTION) if same else _OF_EXECUTION
@@ -54,12 +51,9 @@ def _is_same(dataset: str, other: str) -> bool:
 def retraining_of(search: SearchConfig, genotype: Genotype, /, **settings: Any) -> TrainConfig:
     """Return the retraining of a genotype, with data and seed of its search unless set otherwise.
 
-    On another data set it takes over the seed, but not the folder or the image size.
-
-    Args:
-        search: the search; its space selects the sizes of the protocol ``rdarts``.
-        genotype: the architecture.
-        **settings: as for ``TrainConfig.for_dataset``, including ``protocol``.
+    On another data set it takes over the seed, but not the folder or the image size. ``settings``
+    are as for ``TrainConfig.for_dataset``; the space of ``search`` selects the sizes of the
+    protocol ``rdarts``.
 
     Raises:
         UnknownNameError, InvalidValueError: a setting is wrong.

@@ -48,16 +48,12 @@ class SweepRun(NamedTuple):
 class SweepResult:
     """The result of one search of a sweep.
 
-    Attributes:
-        point: the values of the varied settings.
-        seed: of the search and the retraining.
-        name: of the run folder inside the sweep's folder.
-        numbers: by name: ``val_accuracy`` of the supernet, ``skip_connections`` of the normal cell,
-            ``n_effective`` and ``effective_ratio`` of the last epoch (MGS), ``seconds`` of the
-            search, and after a retraining ``test_error`` in [0, 1] and ``n_parameters``.
+    ``numbers`` has ``val_accuracy`` of the supernet, ``skip_connections`` of the normal cell,
+    ``n_effective`` and ``effective_ratio`` of the last epoch (MGS), ``seconds`` of the search, and
+    after a retraining ``test_error`` in [0, 1] and ``n_parameters``.
     """
 
-    point: dict[str, Any]
+    point: dict[str, Any]  # the values of the varied settings
     seed: int
     name: str
     numbers: dict[str, float]

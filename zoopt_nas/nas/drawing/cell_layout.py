@@ -73,12 +73,9 @@ class CellDrawing:
 def lay_out_cell(
     edges: Sequence[Edge], concat: Sequence[int], label_width: Callable[[str], float]
 ) -> CellDrawing:
-    """Lay out one cell of a genotype.
+    """Lay out one cell of a genotype, given by ``Genotype.edges`` and ``Genotype.concat``.
 
-    Args:
-        edges: as from ``Genotype.edges``.
-        concat: as from ``Genotype.concat``.
-        label_width: maps an operation to the width of its label in inches.
+    ``label_width`` maps an operation to the width of its label in inches.
     """
     output = N_INPUTS + len(edges) // EDGES_PER_NODE
     links: list[tuple[int, int, str | None]] = [

@@ -44,9 +44,7 @@ _PNG_DPI = 200
 def label_size(figure: Figure, reduced: Sequence[str]) -> None:
     """Add a line below a figure that lists what is smaller than in the paper, if anything is.
 
-    Args:
-        figure: with the layout ``constrained``, which makes room for the line.
-        reduced: as from ``paper_size.reductions``.
+    The figure needs the layout ``constrained``, which makes room for the line.
     """
     if reduced:
         figure.supxlabel(f"reduced size: {', '.join(reduced)}", fontsize=7, color="#555555")

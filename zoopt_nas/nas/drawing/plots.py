@@ -133,11 +133,8 @@ def draw_alpha(
     """Draw the softmax weights of every edge as a heat map; frames mark the edges of the genotype.
 
     Rows are edges ``source→node``, numbered as in the genotype; columns are operations, hatched
-    where an edge does not have them.
-
-    Args:
-        space: the search space of alpha.
-        alpha: ``(dim,)``, or the rows of ``architectures.jsonl``, of which the last is drawn.
+    where an edge does not have them. ``alpha`` is ``(dim,)``, or the rows of
+    ``architectures.jsonl``, of which the last is drawn.
 
     Raises:
         InvalidValueError: alpha has the wrong shape or is not finite, or there is no row.

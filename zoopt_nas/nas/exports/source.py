@@ -61,12 +61,7 @@ class NetworkFacts:
 
 
 def source_of(facts: NetworkFacts, module: str) -> str:
-    """Return the text of the Python file.
-
-    Args:
-        facts: the network.
-        module: the name of the file without ``.py``, for the example in its docstring.
-    """
+    """Return the text of the Python file, to be imported by the name ``module``."""
     _, _, definitions = inspect.getsource(standalone).split('"""', 2)
     parts = [_constants(facts), _BUILD.format(stem=facts.stem).strip()]
     if facts.epochs_trained:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from zoopt_nas.errors import InvalidValueError, ZooptNasError
-from zoopt_nas.nas.runs.loop import Observer, Progress, Start, StartObserver
 
 T = TypeVar("T")
 # The other processes wait while process 0 tests (PyTorch's default on GPUs is 10 minutes).
@@ -181,27 +180,3 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-class StopTogether(StartObserver):
-    """Stops all processes at the same step as soon as one of them is asked to stop."""
-
-    def __init__(self, observer: Observer, processes: Processes) -> None:
-        self._observer, self._processes = observer, processes
-
-    def on_start(self, start: Start) -> None:
-        """Forward the estimate."""
-        if isinstance(self._observer, StartObserver):
-            self._observer.on_start(start)
-
-    def on_step(self, progress: Progress) -> None:
-        """Forward the position."""
-        self._observer.on_step(progress)
-
-    def on_epoch(self, row: Mapping[str, Any]) -> None:
-        """Forward the row."""
-        self._observer.on_epoch(row)
-
-    def should_stop(self) -> bool:
-        """Whether any process is asked to stop."""
-        return self._processes.any(self._observer.should_stop())

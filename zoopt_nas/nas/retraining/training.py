@@ -14,7 +14,7 @@ from zoopt_nas.nas.data.batches import BatchStream, sequential_batches
 from zoopt_nas.nas.networks.build import build_network
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining.memory import memory_of
-from zoopt_nas.nas.retraining.processes import ALONE, Processes, StopTogether
+from zoopt_nas.nas.retraining.processes import ALONE, Processes
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
 from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup
@@ -65,8 +65,6 @@ class Training(EpochLoop):
         processes: Processes = ALONE,
     ) -> None:
         device, dataset = setup.device, setup.dataset
-        if observer is not None and processes.n > 1:
-            observer = StopTogether(observer, processes)
         super().__init__(config, observer, device)
         self.config, self.setup, self.processes = config, setup, processes
         self.best: Best | None = None
@@ -109,6 +107,10 @@ class Training(EpochLoop):
     def n_steps(self) -> int:
         """Number of batches in a pass over the training images."""
         return self._stream.n_batches
+
+    def should_stop(self) -> bool:
+        """Whether any process is asked to stop; all stop at the same step."""
+        return self.processes.any(super().should_stop())
 
     def begin_epoch(self) -> None:
         """Set the learning rate, drop path and training mode."""

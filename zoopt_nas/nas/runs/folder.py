@@ -60,7 +60,10 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run: ``create`` makes a new one, ``open`` finds an existing one."""
+    """The folder of one run: ``create`` makes a new one, ``open`` finds an existing one.
+
+    All methods raise RunError if a file is missing or damaged.
+    """
 
     path: Path
 
@@ -104,11 +107,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """Open an existing run folder.
-
-        Raises:
-            RunError: there is no such folder, or it has no config.
-        """
+        """Open an existing run folder, which has a config."""
         path = Path(path)
         if not (path / "config.toml").is_file():
             raise RunError(f"{path} is not a run folder: it has no config.toml")
@@ -116,33 +115,21 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """``"search"`` or ``"train"``.
-
-        Raises:
-            RunError: the config is not the config of a run.
-        """
+        """``"search"`` or ``"train"``."""
         try:
             return str(tomllib.loads(self._read("config.toml"))["kind"])
         except (tomllib.TOMLDecodeError, KeyError) as error:
             raise RunError(f"{self.path / 'config.toml'} is not the config of a run") from error
 
     def config(self, cls: type[ConfigT]) -> ConfigT:
-        """Return the settings that the run was started with.
-
-        Raises:
-            RunError: the settings are of another kind or damaged.
-        """
+        """Return the settings that the run was started with."""
         try:
             return cls.from_toml(self._read("config.toml"))
         except ZooptNasError as error:
             raise RunError(f"{self.path / 'config.toml'}: {error}") from error
 
     def data(self) -> DataRecord:
-        """Return the record of the run's data set.
-
-        Raises:
-            RunError: the record is missing or damaged.
-        """
+        """Return the record of the run's data set."""
         path = self.path / "data.json"
         if not path.is_file():
             raise RunError(
@@ -154,12 +141,7 @@ class RunFolder:
             raise RunError(f"{path}: {error}") from error
 
     def space(self) -> SearchSpace:
-        """Return the space of a search: from the folder, or by the name in its config.
-
-        Raises:
-            RunError: the file is damaged.
-            UnknownNameError: no space has that name.
-        """
+        """Return the space of a search: from the folder, or by the name in its config."""
         path = self.path / SPACE
         if not path.is_file():
             return SPACES[self.config(SearchConfig).space]
@@ -216,11 +198,8 @@ class RunFolder:
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """Return the last checkpoint with its tensors on ``device``; None if there is none yet.
 
-        Loading executes no code from the file.
-
-        Raises:
-            RunError: the file is no usable checkpoint, or a setting in ``config.toml`` has changed
-                that is not in ``MAY_CHANGE``.
+        Loading executes no code from the file. A checkpoint whose settings differ from
+        ``config.toml`` is refused, except in ``MAY_CHANGE``.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
@@ -258,11 +237,7 @@ class RunFolder:
                 )
 
     def genotype(self) -> Genotype:
-        """Return the architecture: final, of the last epoch so far, or the one being trained.
-
-        Raises:
-            RunError: no epoch has ended yet.
-        """
+        """Return the architecture: final, of the last epoch so far, or the one being trained."""
         if (self.path / "genotype.json").is_file():
             try:
                 return Genotype.from_json(self._read("genotype.json"))

@@ -120,6 +120,10 @@ class EpochLoop(ABC):
     def n_steps(self) -> int:
         """Number of steps in an epoch."""
 
+    def should_stop(self) -> bool:
+        """Whether the observer asks to stop."""
+        return self._observer.should_stop()
+
     @abstractmethod
     def begin_epoch(self) -> None:
         """Set what depends on ``self.epoch`` only: schedules and training mode."""
@@ -176,7 +180,7 @@ class EpochLoop(ABC):
             started = time.perf_counter()
             self.begin_epoch()
             while self.step < self.n_steps:
-                if self._observer.should_stop():
+                if self.should_stop():
                     self._elapsed += time.perf_counter() - started
                     self._stop()
                 self._meter.update(*self.train_step())
@@ -187,11 +191,7 @@ class EpochLoop(ABC):
             self._close_epoch(started)
 
     def load_checkpoint(self) -> bool:
-        """Load the folder's last checkpoint; return False if there is none.
-
-        Raises:
-            RunError: the checkpoint cannot be used.
-        """
+        """Load the folder's last checkpoint, or raise RunError; return False if there is none."""
         state = None if self.folder is None else self.folder.load_checkpoint(self.device)
         if self.folder is None or state is None:
             return False

@@ -73,15 +73,8 @@ def estimate(
 ) -> MemoryEstimate:
     """Estimate the memory of a training step and an evaluation; the model is restored afterwards.
 
-    Args:
-        model: the model.
-        loss: maps images and labels to the loss.
-        forward: maps images to logits.
-        dataset: the data set.
-        sizes: batch sizes of training and of evaluation.
-        n_copies: number of copies of the model.
-        n_batches: number of training batches that exist at a time.
-        generators: what the model draws from.
+    ``sizes`` are the batch sizes of training and of evaluation; ``n_copies`` of the model and
+    ``n_batches`` of training images exist at a time; the model draws from ``generators``.
     """
     device = next(model.parameters()).device
     image = (dataset.in_channels, dataset.image_size, dataset.image_size)

@@ -29,7 +29,7 @@ from zoopt_nas.nas.runs.snapshots import Snapshots
 from zoopt_nas.nas.search.hessian import dominant_eigenvalue
 from zoopt_nas.nas.search.memory import N_COPIES, memory_of
 from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.streams import Peeked, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 from zoopt_nas.nas.settings.config import SearchConfig
@@ -174,11 +174,8 @@ class Search(EpochLoop):
         """Let the method judge the epoch, and evaluate the supernet on the validation part."""
         judged = self._judge_epoch()
         n_failed = self._count_failures()
-        alpha = self.alpha
-        self.supernet.eval()
-        val = evaluate(
-            lambda images: self.supernet(images, alpha), self._val_batches(), self.device
-        )
+        alpha, network = self.alpha, self.supernet.eval()
+        val = evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
         if not math.isfinite(val.loss):
             raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
         genotype = self.genotype
@@ -232,13 +229,8 @@ class Search(EpochLoop):
         network = objective.start()
         for item, state in zip(consumed, states, strict=True):
             item.load_state_dict(state)
-
-        def eigenvalue(draw: Draw) -> float:
-            return dominant_eigenvalue(
-                lambda alpha: objective.val_loss(network, alpha, draw), self.alpha
-            )
-
-        return statistics.fmean(map(eigenvalue, draws))
+        losses = [partial(objective.val_loss, network, draw=draw) for draw in draws]
+        return statistics.fmean(dominant_eigenvalue(loss, self.alpha) for loss in losses)
 
     def after_epoch(self) -> None:
         """Stop the search or go back to an earlier epoch, as the method has decided."""

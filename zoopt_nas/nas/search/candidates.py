@@ -43,14 +43,9 @@ class _Stack(NamedTuple):
 class StackedCandidates:
     """Trains and evaluates n candidates together; their weights are the rows of one tensor.
 
-    A row holds the flattened parameters in the order of ``network.parameters()``.
-
-    Args:
-        network: defines the computation; its weights are not used. Its BatchNorm must track no
-            statistics.
-        grad_clip: bound on the norm of each candidate's gradient; None for no bound.
-        execution: of the training steps; evaluations are always in full precision.
-        generators: what ``network`` draws from.
+    A row holds the flattened parameters in the order of ``network.parameters()``. ``network``
+    defines the computation: its weights are not used, and its BatchNorm must track no statistics.
+    ``grad_clip`` bounds the gradient norm of each candidate; evaluations ignore ``execution``.
     """
 
     def __init__(
@@ -78,14 +73,8 @@ class StackedCandidates:
     ) -> Tensor:
         """Return the weights ``(n, n_weights)`` after one step of SGD per batch.
 
-        The next call overwrites them.
-
-        Args:
-            start: initial weights ``(n_weights,)``.
-            momentum: initial momentum ``(n_weights,)``; None if there is none yet.
-            alphas: ``(n, dim)``.
-            batches: one per step, the same for all candidates.
-            settings: of ``torch.optim.SGD``.
+        All start from ``start`` and ``momentum`` ``(n_weights,)`` (None if there is none yet) and
+        see the same batches; ``settings`` are those of SGD. The next call overwrites the weights.
         """
         n = len(alphas)
         if n not in self._stacks:
@@ -149,10 +138,8 @@ class StackedCandidates:
 class CandidateBatches:
     """Splits candidates into batches that fit into the memory of the device.
 
-    Args:
-        size: candidates per batch. None chooses: on CUDA as many as the free memory allows, judged
-            by the first candidate; on a CPU all, if they are many and small; else one.
-        cpu_kernels: whether the CPU kernels compute single candidates.
+    ``size`` is their number per batch. None chooses: on CUDA as many as the free memory allows,
+    judged by the first candidate; on a CPU all, if they are many and small; else one.
     """
 
     def __init__(self, size: int | None, *, cpu_kernels: bool = False) -> None:

@@ -35,13 +35,8 @@ def hessian_product(loss: Callable[[Tensor], Tensor], alpha: Tensor) -> Callable
 def dominant_eigenvalue(loss: Callable[[Tensor], Tensor], alpha: Tensor, *, seed: int = 0) -> float:
     """Return the largest eigenvalue of the Hessian of ``loss`` at ``alpha`` (Zela et al., 2020).
 
-    Args:
-        loss: of alpha ``(dim,)``, twice differentiable.
-        alpha: ``(dim,)``.
-        seed: of the initial vector of the iteration.
-
-    Returns:
-        The eigenvalue to a relative accuracy of ``TOLERANCE``; NaN if the Hessian is not finite.
+    It has a relative accuracy of ``TOLERANCE``, and is NaN if the Hessian is not finite. ``seed``
+    determines the initial vector.
     """
     product = hessian_product(loss, alpha)
     dim = len(alpha)

@@ -30,8 +30,7 @@ def memory_of(
 ) -> MemoryEstimate:
     """Estimate the memory of a search whose parts are built; they are restored.
 
-    Where ``candidates_per_batch`` is automatic on a GPU, batches adapt to the free memory, and the
-    estimate is for single candidates.
+    On a GPU with automatic ``candidates_per_batch``, the estimate is for single candidates.
     """
     device, execution, dataset = setup.device, setup.execution, setup.dataset
     is_gradient = updater.kind == GRADIENT

@@ -179,10 +179,8 @@ class BilevelObjective:
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
         """Return the losses ``(n,)`` of candidates ``(n, dim)``, on the supernet's device.
 
-        Args:
-            alphas: the candidates. The loss of one depends on the others only by the rounding of
-                candidates evaluated at once.
-            draw: the batches to use; None draws fresh ones. A loss may be non-finite.
+        A loss may be non-finite. It depends on the other candidates only by the rounding of
+        candidates evaluated at once. ``draw`` None draws fresh batches.
 
         Raises:
             InvalidValueError: alphas has another shape.

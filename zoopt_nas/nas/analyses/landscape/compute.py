@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ def compute_landscape(
     with cpu_threads(config.threads):
         try:
             search = Snapshot(folder)
-            ticker = _Ticker(settings, on_progress, should_stop, out)
+            n_steps = len(settings.inner) * len(settings.axis) + len(settings.paths)
+            ticker = _Ticker(n_steps, on_progress, should_stop, out)
             return _compute(search, settings, None if out is None else Path(out), ticker)
         except torch.OutOfMemoryError as error:
             raise NotEnoughMemoryError(
@@ -77,34 +79,30 @@ def compute_landscape(
             ) from error
 
 
+@dataclass
 class _Ticker:
     """Counts rows of grids and paths, and stops the landscape when asked to."""
 
-    def __init__(
-        self,
-        settings: LandscapeSettings,
-        on_progress: Callable[[int, int], None],
-        should_stop: Callable[[], bool],
-        out: str | Path | None,
-    ) -> None:
-        self._n_done = 0
-        self._n_all = len(settings.inner) * len(settings.axis) + len(settings.paths)
-        self._on_progress, self._should_stop, self._out = on_progress, should_stop, out
+    n_all: int
+    on_progress: Callable[[int, int], None]
+    should_stop: Callable[[], bool]
+    out: str | Path | None
+    n_done: int = 0
 
     def check(self) -> None:
         """Raise before a step if the landscape has to stop."""
-        if self._should_stop():
-            where = f"stopped after {self._n_done} of {self._n_all} rows and paths"
+        if self.should_stop():
+            where = f"stopped after {self.n_done} of {self.n_all} rows and paths"
             raise RunInterrupted(
                 f"{where}; nothing is saved without a folder"
-                if self._out is None
-                else f"{where}; the rows are in {self._out}, and the same command goes on"
+                if self.out is None
+                else f"{where}; the rows are in {self.out}, and the same command goes on"
             )
 
     def tick(self) -> None:
         """Count a completed step."""
-        self._n_done += 1
-        self._on_progress(self._n_done, self._n_all)
+        self.n_done += 1
+        self.on_progress(self.n_done, self.n_all)
 
 
 def _compute(

@@ -31,10 +31,8 @@ _UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile)
 class GridFile:
     """The grids computed so far, in ``landscape.npz``, including panels of earlier calls.
 
-    Args:
-        out: the folder; None keeps everything in memory.
-        identity: what the losses depend on, besides the arrays and the panel.
-        arrays: the plane and its grid by name, including "axis".
+    ``out`` None keeps everything in memory. The losses depend on ``identity``, on ``arrays`` (the
+    plane and its grid by name, including "axis") and on the panel.
 
     Raises:
         RunError: the file is damaged or of another landscape, or the folder cannot be created.

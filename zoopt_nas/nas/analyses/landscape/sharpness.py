@@ -24,24 +24,16 @@ FIT_SIDE = 5
 class Sharpness:
     """Measures of one landscape; NaN where the grid does not determine a number.
 
-    Attributes:
-        mean_gradient_norm: mean over the inner points, by central differences, in loss per unit of
-            alpha; visible as the density of contours.
-        minimum: (x, y) of the lowest point of the grid.
-        minimum_value: the loss there.
-        centre_value: the loss at (0, 0), where alpha is.
-        eigenvalues: of the Hessian at the minimum, in ascending order and in loss per unit squared,
-            from a least-squares quadratic on the 5x5 points around.
-        is_on_border: whether the minimum is at the border of the grid. The true minimum is then
-            outside, and the curvature is taken beside it.
+    The Hessian belongs to a least-squares quadratic on the 5x5 points around the minimum, or beside
+    it if the minimum is on the border. The true minimum is then outside.
     """
 
-    mean_gradient_norm: float
-    minimum: tuple[float, float]
+    mean_gradient_norm: float  # over the inner points; visible as the density of contours
+    minimum: tuple[float, float]  # (x, y) of the lowest point of the grid
     minimum_value: float
-    centre_value: float
-    eigenvalues: tuple[float, float]
-    is_on_border: bool
+    centre_value: float  # the loss at (0, 0), where alpha is
+    eigenvalues: tuple[float, float]  # of the Hessian at the minimum, in ascending order
+    is_on_border: bool  # whether the minimum is at the border of the grid
 
     def distance_to(self, other: Sharpness) -> float:
         """Return the distance of the two minima, in units of alpha."""

@@ -28,12 +28,10 @@ def perturbation_radius(progress: float) -> float:
 
 
 def to_simplex(weights: Tensor, clean: Tensor) -> Tensor:
-    """Return weights in [0, 1] with sum 1 on each edge, as in the released code.
+    """Return weights in [0, 1] with sum 1 on each edge (a row), as in the released code.
 
-    Args:
-        weights: ``(n_edges, n_candidates)``.
-        clean: the unperturbed weights, 0 where there is no candidate. An edge without positive
-            weights gets a one-hot row at its largest clean weight.
+    ``clean`` are the unperturbed weights, 0 where there is no candidate. An edge without positive
+    weights gets a one-hot row at its largest clean weight.
     """
     weights = torch.where(clean > 0, weights, 0.0).clamp(0.0, 1.0)
     largest = F.one_hot(clean.argmax(dim=1), clean.shape[1]).to(clean.dtype)
