@@ -243,7 +243,7 @@ def watched(*, quiet: bool, resume_with: str) -> Iterator[LiveReport]:
         try:
             yield observer
         except RunInterrupted as interrupted:
-            raise RunInterrupted(f"{interrupted}; go on with: {resume_with}") from interrupted
+            raise RunInterrupted(f"{interrupted}; resume with: {resume_with}") from interrupted
 
 
 _COLUMNS = (

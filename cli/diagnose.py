@@ -70,7 +70,7 @@ def diagnose(
         title = f"condition number Q, K = {condition_number}, radius {radius}, seed {seed}"
         kinds = ["sgd", "second", "first"]
         values = [[name, *(f"{q[kind]:.4g}" for kind in kinds)] for name, q in numbers.items()]
-        console.say_table(title, ["run", "fitted (sgd)", "one step (second)", "first"], values)
+        console.say_table(title, ["run", "inner steps (sgd)", "one step (second)", "first"], values)
     console.say_reduced(reduced)
     console.say(*pictures)
 

@@ -93,7 +93,7 @@ def _say_tables(summary: dict[str, Any]) -> None:
     header = ["inner", "mean gradient", "curvatures at the minimum", "minimum", "loss"]
     console.say_table(
         f"BatchNorm on batch statistics, {summary['settings']['val_batches']} validation batches",
-        [*header, f"distance to that of {reference}"],
+        [*header, f"distance to the minimum of {reference}"],
         panels,
     )
     if not summary["paths"]:

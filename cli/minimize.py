@@ -95,7 +95,7 @@ def minimize(
     }  # fmt: skip
     if algo is not None:
         arguments["method"] = algo
-    go_on = "" if checkpoint is None else "; the same command goes on with it"
+    how = "" if checkpoint is None else "; run the same command to continue"
 
     # With --json, stdout is for the result: what the user's code prints goes to stderr.
     stdout = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
@@ -103,7 +103,7 @@ def minimize(
         result, raised = _run(_find(function), progress=not json, **arguments)
     if isinstance(raised, KeyboardInterrupt) or result.get("status") == Status.CALLBACK:
         _show(result, json, "INTERRUPTED", "The run was interrupted.")
-        raise RunInterrupted(f"interrupted after {result.nfev} evaluations{go_on}")
+        raise RunInterrupted(f"interrupted after {result.nfev} evaluations{how}")
     if raised is not None:
         message = _what(raised, function)
         _show(result, json, "ERROR", message)

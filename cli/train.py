@@ -39,12 +39,12 @@ _FIRST = (
 _FOLDER = "RUN/train-<date>-seed<k>, or runs/<date>-train-..."
 
 
-@with_settings(TrainConfig, first=_FIRST, dataset="that of the search, or digits")
+@with_settings(TrainConfig, first=_FIRST, dataset="from the search, or digits")
 def train(
     ctx: typer.Context,
     source: Annotated[str | None, typer.Argument(metavar="RUN_OR_GENOTYPE", help=_SOURCE)] = None,
-    protocol: Annotated[str | None, option(_PROTOCOL, WHAT, "those of the data set")] = None,
-    space: Annotated[str | None, option(_SPACE, WHAT, "that of the search")] = None,
+    protocol: Annotated[str | None, option(_PROTOCOL, WHAT, "by data set")] = None,
+    space: Annotated[str | None, option(_SPACE, WHAT, "from the search")] = None,
     config: ConfigFile = None,
     run_dir: Annotated[Path | None, option("Folder to create.", RUN, _FOLDER)] = None,
     resume: Annotated[
@@ -177,4 +177,4 @@ def _on_other_images(run: Path | None, trained: Any) -> str:
         return ""
     if before.fingerprints.get("train") == now.fingerprints.get("train"):
         return ""
-    return f"the training images or labels are not those of {run}: they have changed since"
+    return f"the training images or labels have changed since {run}"

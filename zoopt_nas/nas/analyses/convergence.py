@@ -53,7 +53,7 @@ def plan_retrainings(
         folder: of a search, finished or not.
         every: number of epochs between two retrained genotypes.
         name: of the folder of the retrainings, in the run folder.
-        settings: of the retrainings; data and seed are those of the search by default.
+        settings: of the retrainings; data and seed default to the search's.
 
     Raises:
         InvalidValueError: ``every`` is not positive, or the search has no such epoch yet.

@@ -103,7 +103,7 @@ class Sweep:
             raise InvalidValueError("seed must be left to seeds, got it as a setting")
         names = [run.name for run in self.runs()]
         if len(set(names)) < len(names):
-            raise InvalidValueError(f"vary must give each run a name of its own, got {names}")
+            raise InvalidValueError(f"vary must give each run a different name, got {names}")
         self._configs()  # checks the retrainings
 
     def runs(self) -> list[SweepRun]:

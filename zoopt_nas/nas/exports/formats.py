@@ -89,7 +89,7 @@ def write_python(network: Network, facts: NetworkFacts, folder: Path) -> Written
         for name, _ in facts.genotype.edges(kind):
             if name not in OPERATIONS:
                 raise InvalidValueError(
-                    f"an operation to export as python must be of {', '.join(OPERATIONS)}, "
+                    f"an operation to export as python must be one of {', '.join(OPERATIONS)}, "
                     f"got {name}"
                 )
     path, weights = folder / f"{NAME}.py", folder / f"{NAME}.pt"

@@ -81,7 +81,7 @@ def _header(facts: NetworkFacts, module: str) -> str:
         description=(
             "Pixels are in 0..1; the network normalises them by MEAN and STD."
             if normalized
-            else "Pixels are in 0..1; mean and std are those of each channel, MEAN and STD."
+            else "Pixels are in 0..1; mean and std are MEAN and STD, by channel."
         ),
     )
 

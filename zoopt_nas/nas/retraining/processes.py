@@ -116,8 +116,8 @@ class Processes:
     def average_gradients(self, model: nn.Module) -> nn.Module:
         """Return ``model`` with gradients that the backward pass averages over the processes.
 
-        Weights start as in process 0. Running statistics of BatchNorm differ; those of process 0
-        are tested and saved.
+        Weights start as in process 0. Running statistics of BatchNorm differ between processes;
+        process 0 tests and saves its statistics.
         """
         if self.n == 1:
             return model

@@ -62,7 +62,7 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 class RunFolder:
     """The folder of one run: ``create`` makes a new one, ``open`` finds an existing one.
 
-    All methods raise RunError if a file is missing or damaged.
+    Reading raises RunError if a required file is missing or damaged.
     """
 
     path: Path
@@ -133,7 +133,7 @@ class RunFolder:
         path = self.path / "data.json"
         if not path.is_file():
             raise RunError(
-                f"{self.path} has no data.json, which says what its images are; start a new run"
+                f"{self.path} has no data.json, which describes its images; start a new run"
             )
         try:
             return DataRecord.from_json(self._read("data.json"))

@@ -251,12 +251,12 @@ class EpochLoop(ABC):
                 f"the training loss is not finite in epoch {self.epoch + 1}; "
                 "start again with a lower lr, or resume on other hardware"
             )
-        own, architecture = self.end_epoch()
+        columns, architecture = self.end_epoch()
         row = {
             "epoch": self.epoch,
             "train_loss": self._meter.loss,
             "train_accuracy": self._meter.accuracy,
-            **as_json(own),
+            **as_json(columns),
             "seconds": round(self._elapsed + time.perf_counter() - started, 3),
         }
         self.rows.append(row)

@@ -90,7 +90,7 @@ def prepare(
                 raise
             raise DataError(
                 f"dataset {config.dataset} of the run has no loader here: install the package that "
-                "brings it, or go on from Python with dataset=..."
+                "brings it, or resume from Python with dataset=..."
             ) from error
     if record is not None:
         dataset = record.restore(dataset, config.dataset)
@@ -112,7 +112,7 @@ def _check_loaded(
         )
     if config.image_size not in (None, dataset.image_size):
         raise InvalidValueError(
-            f"image_size must be {dataset.image_size}, that of the loaded images, "
+            f"image_size must be {dataset.image_size}, the size of the loaded images, "
             f"got {config.image_size}"
         )
     if "test" in splits and dataset.test is None:

@@ -32,7 +32,7 @@ Batch = tuple[Tensor, Tensor]
 """``(images, labels)``."""
 
 
-class _Stack(NamedTuple):
+class _GroupStep(NamedTuple):
     """n sets of weights that are trained together."""
 
     weights: Tensor  # (n, n_weights)
@@ -40,7 +40,7 @@ class _Stack(NamedTuple):
     step: WeightStep
 
 
-class StackedCandidates:
+class CandidateGroup:
     """Trains and evaluates n candidates together; their weights are the rows of one tensor.
 
     A row holds the flattened parameters in the order of ``network.parameters()``. ``network``
@@ -61,7 +61,7 @@ class StackedCandidates:
         named = dict(network.named_parameters())
         self._shapes = {name: parameter.shape for name, parameter in named.items()}
         self._sizes = [parameter.numel() for parameter in named.values()]
-        self._stacks: dict[int, _Stack] = {}  # a CUDA graph needs its tensors to stay alive
+        self._steps: dict[int, _GroupStep] = {}  # a CUDA graph needs its tensors to stay alive
 
     def fit(
         self,
@@ -77,9 +77,9 @@ class StackedCandidates:
         see the same batches; ``settings`` are those of SGD. The next call overwrites the weights.
         """
         n = len(alphas)
-        if n not in self._stacks:
-            self._stacks[n] = self._build(start, n)
-        weights, optimizer, step = self._stacks[n]
+        if n not in self._steps:
+            self._steps[n] = self._build(start, n)
+        weights, optimizer, step = self._steps[n]
         with torch.no_grad():
             weights.copy_(start)
         optimizer.param_groups[0].update(settings)
@@ -96,9 +96,9 @@ class StackedCandidates:
 
     def forget(self) -> None:
         """Free what is kept for the next call."""
-        self._stacks.clear()
+        self._steps.clear()
 
-    def _build(self, start: Tensor, n: int) -> _Stack:
+    def _build(self, start: Tensor, n: int) -> _GroupStep:
         weights = start.repeat(n, 1).requires_grad_()
         optimizer = torch.optim.SGD([weights], lr=1.0)
 
@@ -114,7 +114,7 @@ class StackedCandidates:
             execution=self._execution,
             generators=self._generators,
         )
-        return _Stack(weights, optimizer, step)
+        return _GroupStep(weights, optimizer, step)
 
     def _losses(self, images: Tensor, labels: Tensor, weights: Tensor, alphas: Tensor) -> Losses:
         """Return the sum of the losses, the loss of each candidate ``(n,)``, and the logits."""

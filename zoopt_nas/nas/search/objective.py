@@ -25,7 +25,7 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.fused import kernels_enabled
 from zoopt_nas.nas.networks.operations import Stochastic, seed_noise
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.candidates import Batch, CandidateBatches, StackedCandidates
+from zoopt_nas.nas.search.candidates import Batch, CandidateBatches, CandidateGroup
 from zoopt_nas.nas.settings.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
@@ -132,7 +132,7 @@ class BilevelObjective:
             execution=execution,
             generators=(self._noise,),
         )
-        self._stacked = StackedCandidates(
+        self._group = CandidateGroup(
             self._scratch, self._grad_clip, execution=execution, generators=(self._noise,)
         )
         kernels = kernels_enabled(supernet)
@@ -154,8 +154,8 @@ class BilevelObjective:
     ) -> Self:
         """Return the objective that a search config describes.
 
-        The parameters are those of the class, except that ``inner`` replaces the config's value,
-        and ``execution`` is that of weight steps: inner steps have the config's ``inner_amp``.
+        The parameters are as for the class, except that ``inner`` replaces the config's value, and
+        ``execution`` belongs to weight steps: inner steps have the config's ``inner_amp``.
         """
         if execution is not None:
             execution = execution.of_inner_steps(config.inner_amp)
@@ -233,7 +233,7 @@ class BilevelObjective:
         with torch.no_grad():
             start = flat(self.supernet.parameters())
         self._noise.manual_seed(draw.noise_seed)
-        return self._stacked.fit(start, self._flat_momentum(), alphas, draw.train, self._settings())
+        return self._group.fit(start, self._flat_momentum(), alphas, draw.train, self._settings())
 
     def val_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the validation batches."""
@@ -261,7 +261,7 @@ class BilevelObjective:
         if probability != self._scratch.drop_path_probability:
             self._scratch.drop_path_probability = probability
             self._step.reset()
-            self._stacked.forget()
+            self._group.forget()
 
     def alpha_gradient(self, alpha: Tensor, draw: Draw) -> Tensor:
         """Return the gradient ``(dim,)`` of L_val(omega, alpha) in alpha alone (Eq. 3)."""
@@ -291,9 +291,9 @@ class BilevelObjective:
         try:
             weights = self.fit_together(alphas, draw)
             self._noise.manual_seed(draw.noise_seed + 1)
-            return self._stacked.mean_losses(weights, alphas, draw.val)
+            return self._group.mean_losses(weights, alphas, draw.val)
         except torch.OutOfMemoryError:
-            self._stacked.forget()
+            self._group.forget()
             raise
 
     def _value(self, alpha: Tensor, draw: Draw) -> Tensor:

@@ -32,7 +32,7 @@ _SEEDED = ("directions", "start", "noise", "solvers")
 
 
 def _updater(search: Snapshot, method: str, path_lr: float, seed: int) -> AlphaUpdater:
-    """Return a method as in its own search, except for the learning rate of DARTS."""
+    """Return a method as in a search, except for the learning rate of DARTS."""
     is_same = method == search.config.algo
     options = search.config.solver if is_same else solver_options(method, search.config.space)
     config = search.config.replace(algo=method, solver=dict(options), alpha_lr=path_lr)
@@ -96,7 +96,7 @@ class _Ticker:
             raise RunInterrupted(
                 f"{where}; nothing is saved without a folder"
                 if self.out is None
-                else f"{where}; the rows are in {self.out}, and the same command goes on"
+                else f"{where}; the rows are in {self.out}; run it again to continue"
             )
 
     def tick(self) -> None:

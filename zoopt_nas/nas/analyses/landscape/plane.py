@@ -5,7 +5,7 @@ approximation of omega*. All points of all panels use the same batches, noise an
 and BatchNorm on batch statistics, so two panels differ only by the approximation.
 
 The paths of search methods are drawn on top: each update is made in the whole space of alpha and
-then projected onto the plane. The weights stay those of the checkpoint.
+then projected onto the plane. The weights of the checkpoint stay fixed.
 """
 
 from __future__ import annotations

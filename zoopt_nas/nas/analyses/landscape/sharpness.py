@@ -53,7 +53,7 @@ def measure_sharpness(axis: Array, values: Array) -> Sharpness:
     n = len(axis)
     if n < 3 or n % 2 == 0 or values.shape != (n, n):
         raise InvalidValueError(
-            "values must have shape (n, n) with n odd, at least 3, and that of the axis, "
+            "values must have shape (n, n), where the length n of the axis is odd and at least 3, "
             f"got {values.shape} and {n}"
         )
     known = np.where(np.isfinite(values), values, np.nan)
@@ -75,7 +75,7 @@ def measure_sharpness(axis: Array, values: Array) -> Sharpness:
 
 
 def _curvature(values: Array, at: tuple[int, int], step: float) -> tuple[float, float]:
-    """Return the eigenvalues of the quadratic fitted around ``at``; NaN if it is not determined."""
+    """Return the eigenvalues of a least-squares quadratic around ``at``; NaN if undetermined."""
     n = len(values)
     side = min(FIT_SIDE, n)
     first = [min(max(i - side // 2, 0), n - side) for i in at]  # inside the grid

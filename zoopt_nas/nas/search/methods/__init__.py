@@ -24,8 +24,8 @@ class _Methods(Mapping[str, type[AlphaUpdater]]):
             if not BASELINES.is_built_in(name):
                 return ZeroOrderUpdater
             warnings.warn(
-                f"{name} is the baseline of that name, not the solver {name} of another package, "
-                "which has to be registered under another name for a search",
+                f"{name} is the built-in baseline, not the solver {name} of another package; "
+                "a search needs that solver under another name",
                 stacklevel=2,
             )
         method = BASELINES[name]

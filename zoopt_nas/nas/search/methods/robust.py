@@ -70,7 +70,7 @@ class EarlyStopping(SecondOrder):
         self._alphas: list[Tensor] = []  # after the last epochs
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
-        """Record eigenvalue and alpha, and judge their growth."""
+        """Record eigenvalue and alpha; act if the eigenvalue has grown."""
         assert end.eigenvalue is not None
         self._eigenvalues.append(end.eigenvalue)
         self._alphas = [*self._alphas[-EPOCHS_BACK:], self.alpha.clone()]
