@@ -198,8 +198,8 @@ class RunFolder:
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """Return the last checkpoint with its tensors on ``device``; None if there is none yet.
 
-        Loading executes no code from the file. A checkpoint whose settings differ from
-        ``config.toml`` is refused, except in ``MAY_CHANGE``.
+        Loading executes no code from the file. A checkpoint is refused if a setting outside
+        ``MAY_CHANGE`` differs from ``config.toml``.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
