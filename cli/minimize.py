@@ -27,6 +27,7 @@ from .options import Json, option, parse_pairs
 
 _STOP, _EVALUATIONS = "When to stop", "Evaluations"
 _DEFAULT_METHOD = inspect.signature(zoopt_nas.minimize).parameters["method"].default
+_FUNCTION = "Takes a point (dim,) and returns a number. The current folder is searched first."
 _FIELDS = ("x", "fun", "x_iterate", "fun_iterate", "nfev", "nit", "n_failed", "success")
 _X_SCALE = "Typical step size: one number for all, or one each: 1000,1e-3."
 _MAXFEV = f"{MAXFEV_PER_DIM} per coordinate, if there is no other limit"
@@ -38,13 +39,7 @@ Value = Callable[[str], Any]
 
 
 def minimize(
-    function: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:FUNCTION",
-            help="Takes a point (dim,) and returns a number. The current folder is searched first.",
-        ),
-    ],
+    function: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help=_FUNCTION)],
     x0: Annotated[str, option("The start: 1,-2.5 or 0*10 (ten zeros) or @list.json.", WHAT)],
     algo: Annotated[
         str | None, option("Solver; see zoopt-nas list solvers.", WHAT, str(_DEFAULT_METHOD))

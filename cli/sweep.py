@@ -142,11 +142,9 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 def _command(ctx: typer.Context) -> str:
     """Return the command line as given."""
-    parts = ["zoopt-nas", "sweep"]
-    for flag, values in (("vary", ctx.params["vary"]), ("seeds", ctx.params["seeds"])):
-        for value in [values] if isinstance(values, str) else values or []:
-            parts += [f"--{flag}", value]
-    parts += ["--retrain"] if ctx.params["retrain"] else []
-    for pair in ctx.params["train_option"] or []:
-        parts += ["--train-option", pair]
-    return shlex.join([*parts, *ctx.args])
+    asked = ctx.params
+    parts = [part for pair in asked["vary"] or [] for part in ("--vary", pair)]
+    parts += [] if asked["seeds"] is None else ["--seeds", asked["seeds"]]
+    parts += ["--retrain"] if asked["retrain"] else []
+    parts += [part for pair in asked["train_option"] or [] for part in ("--train-option", pair)]
+    return shlex.join(["zoopt-nas", "sweep", *parts, *ctx.args])
