@@ -1,4 +1,4 @@
-"""The only place that prints: results, tables, progress and one-line errors."""
+"""Prints results, tables, progress and one-line errors; nothing else prints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -37,18 +37,18 @@ def say(*lines: object) -> None:
 
 
 def say_reduced(reduced: Sequence[str]) -> None:
-    """Say what is smaller than in the paper, if anything is."""
+    """Print what is smaller than in the paper, if anything is."""
     if reduced:
         say(f"reduced size: {', '.join(reduced)}")
 
 
 def be_silent() -> None:
-    """Say no more in this process: another one speaks for it."""
+    """Print nothing more in this process."""
     out.quiet = err.quiet = True
 
 
 def say_json(value: object) -> None:
-    """Prints a value as one line of JSON, for programs; what is not finite becomes null."""
+    """Print a value as one line of JSON; non-finite numbers become null."""
     sys.stdout.write(json.dumps(as_json(value), allow_nan=False) + "\n")
 
 
@@ -57,7 +57,7 @@ def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]])
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    # Piped, a row is a line however long it is; on a terminal, it wraps.
+    # A row wraps on a terminal, but is one line if piped.
     console = out if out.is_terminal else Console(width=_WIDE, highlight=False, emoji=False)
     console.print(table)
 
@@ -81,7 +81,7 @@ def _complain(what: str, color: str, message: object) -> None:
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Print a warning as one line on stderr, without its place in the code."""
+    """Print a warning as one line on stderr, without its location."""
 
     def show(message: Warning | str, *args: object, **kwargs: object) -> None:
         _complain("warning", "yellow", message)
@@ -142,8 +142,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def _on_signal_in_worker(number: int) -> None:
     """End a forked process, which inherits the handler, at SIGTERM; ignore Ctrl-C.
 
-    Ctrl-C reaches all processes of a terminal; the one that was started there decides. A pool ends
-    its processes by SIGTERM.
+    A terminal sends Ctrl-C to all its processes, and the parent decides; pools end theirs by
+    SIGTERM.
     """
     if number == signal.SIGTERM:
         signal.signal(number, signal.SIG_DFL)
@@ -151,21 +151,9 @@ def _on_signal_in_worker(number: int) -> None:
 
 
 @contextmanager
-def stdout_for_the_result(json: bool) -> Iterator[None]:
-    """With ``json``, send what the user's code prints to stderr: stdout is for programs."""
-    with redirect_stdout(sys.stderr) if json else nullcontext():
-        yield
-
-
-@contextmanager
 def counting(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback ``(n_done, n_all)`` that shows a count on a terminal until the end.
-
-    Args:
-        label: what is being done.
-        quiet: show nothing, for machine-readable output.
-    """
-    # Without auto-refresh there is no thread, beside which a fork of workers would not be safe.
+    """Yield a callback ``(n_done, n_all)`` that shows a count on a terminal, unless ``quiet``."""
+    # Auto-refresh would start a thread, and forking workers beside a thread is not safe.
     bar = Progress(
         TextColumn("{task.description}"),
         *_BAR,
@@ -185,9 +173,9 @@ def counting(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]
 
 
 class LiveReport:
-    """Shows a progress bar on a terminal, a plain line for each epoch when piped.
+    """Shows a progress bar on a terminal, or one line per epoch if piped.
 
-    It has the methods of ``zoopt_nas.nas.StartObserver``; it is no subclass, so that the command
+    It has the methods of ``zoopt_nas.nas.StartObserver`` but is no subclass, so that the command
     line starts without torch.
     """
 
@@ -217,13 +205,16 @@ class LiveReport:
             self._progress.stop()
 
     def should_stop(self) -> bool:
+        """Whether the user has asked to stop."""
         return self._flag.raised
 
     def on_start(self, start: Any) -> None:
+        """Print the estimate."""
         if not self._quiet:
             say(start)
 
     def on_step(self, progress: Any) -> None:
+        """Update the progress bar."""
         now = time.monotonic()
         if self._progress is None or now < self._next_read:
             return
@@ -237,23 +228,22 @@ class LiveReport:
         )
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """Print the row of the epoch."""
         if not self._quiet:
             say(epoch_line(row))
 
 
 @contextmanager
 def watched(*, quiet: bool, resume_with: str) -> Iterator[LiveReport]:
-    """Show a run's progress and let Ctrl-C stop it; say how to resume if it did.
+    """Show a run's progress, let Ctrl-C stop it, and then print the command that resumes it.
 
-    Args:
-        quiet: show nothing, for machine-readable output.
-        resume_with: the command that goes on with the run.
+    ``quiet`` shows nothing, for machine-readable output.
     """
     with one_line_warnings(), stop_on_signals() as flag, LiveReport(flag, quiet) as observer:
         try:
             yield observer
         except RunInterrupted as interrupted:
-            raise RunInterrupted(f"{interrupted}; go on with: {resume_with}") from interrupted
+            raise RunInterrupted(f"{interrupted}; resume with: {resume_with}") from interrupted
 
 
 _COLUMNS = (
@@ -271,8 +261,8 @@ _COLUMNS = (
 
 
 def epoch_line(row: Mapping[str, Any]) -> str:
-    """Return an epoch's row of ``metrics.jsonl`` as one line, without columns that are empty."""
-    known = {key: row[key] for key, _ in _COLUMNS if row.get(key) is not None}
+    """Return an epoch's row of ``metrics.jsonl`` as one line, without empty columns."""
+    known = {key: value for key, value in row.items() if value is not None}
     if not known.get("failures"):
         known.pop("failures", None)
     parts = [form.format(known[key]) for key, form in _COLUMNS if key in known]
@@ -280,8 +270,7 @@ def epoch_line(row: Mapping[str, Any]) -> str:
 
 
 def failures_line(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say in which epochs of a search candidates failed, and how many; None if none did."""
-    failed = [
-        f"{row['failures']} in epoch {row['epoch'] + 1}" for row in rows if row.get("failures")
-    ]
+    """Return how many candidates failed, by epoch; None if none did."""
+    rows = [row for row in rows if row.get("failures")]
+    failed = [f"{row['failures']} in epoch {row['epoch'] + 1}" for row in rows]
     return f"failed candidates: {', '.join(failed)}" if failed else None

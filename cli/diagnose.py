@@ -1,19 +1,16 @@
-"""``zoopt-nas diagnose``: what searches say of their method, by epoch and at their end."""
+"""``zoopt-nas diagnose``: shows how a method behaves, by epoch and at the end of its searches."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any
-
-import typer
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.paper_size import reductions_of_all
 
 from . import console
-from .options import Json, let_threads_sleep, make_folder, option
+from .options import Json, Pictures, Runs, let_threads_sleep, make_folder, option
 
 _FORMS = {
     "n_effective": ("N_e", "{:.3f}"),
@@ -26,16 +23,14 @@ _Q = "Measure Q (Eq. 11) at the end of each run, over K directions."
 
 
 def diagnose(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders of searches.")],
+    runs: Runs,
     every: Annotated[
         int | None, option("Epochs between rows of the table.", shown="about ten rows a run")
     ] = None,
     condition_number: Annotated[int, option(_Q, shown="not measured", metavar="K")] = 0,
-    radius: Annotated[float | None, option("Norm of its perturbations.", shown="0.01")] = None,
+    radius: Annotated[float | None, option("Norm of the perturbations.", shown="0.01")] = None,
     seed: Annotated[int, option("Seeds the directions.")] = 0,
-    out: Annotated[
-        Path | None, option("Folder of the figure.", shown="pictures of the first RUN")
-    ] = None,
+    out: Pictures = None,
     json: Json = False,
 ) -> None:
     """Show N_e, R_e, eigenvalue and skip connections of searches by epoch (Fig. 4), and Q."""
@@ -48,17 +43,16 @@ def diagnose(
     if every is not None and every < 1:
         raise InvalidValueError(f"every must be a positive integer, got {every}")
     names = console.short_names(runs)
-    folders = [nas.RunFolder.open(run) for run in runs]
-    curves = {name: epoch_curves(run) for name, run in zip(names, folders, strict=True)}
+    folders = {name: nas.RunFolder.open(run) for name, run in zip(names, runs, strict=True)}
+    curves = {name: epoch_curves(folder) for name, folder in folders.items()}
     numbers = {}
-    if condition_number:
-        radius = RADIUS if radius is None else radius
-        for name, run in zip(names, folders, strict=True):
-            numbers[name] = run_condition_numbers(
-                run, n_directions=condition_number, radius=radius, seed=seed
-            )
-    reduced = reductions_of_all([folder.config(SearchConfig)] for folder in folders)
-    out = out or folders[0].path / "pictures"
+    radius = RADIUS if radius is None else radius
+    for name, folder in folders.items() if condition_number else ():
+        numbers[name] = run_condition_numbers(
+            folder, n_directions=condition_number, radius=radius, seed=seed
+        )
+    reduced = reductions_of_all([folder.config(SearchConfig)] for folder in folders.values())
+    out = out or folders[names[0]].path / "pictures"
     make_folder(out)
     pictures = figures.save(plots.draw_diagnostics(curves, reduced), out / "diagnostics")
     if json:
@@ -76,7 +70,7 @@ def diagnose(
         title = f"condition number Q, K = {condition_number}, radius {radius}, seed {seed}"
         kinds = ["sgd", "second", "first"]
         values = [[name, *(f"{q[kind]:.4g}" for kind in kinds)] for name, q in numbers.items()]
-        console.say_table(title, ["run", "fitted (sgd)", "one step (second)", "first"], values)
+        console.say_table(title, ["run", "inner steps (sgd)", "one step (second)", "first"], values)
     console.say_reduced(reduced)
     console.say(*pictures)
 

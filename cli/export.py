@@ -10,17 +10,15 @@ import typer
 from . import console
 from .options import Json, let_threads_sleep, option
 
+_RUN = "Run folder of a retraining; python: or of a search."
+
 
 def export(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="Run folder of a retraining; python: or of a search."),
-    ],
+    run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
     format: Annotated[str, option("onnx, torchscript or python.")],
     out: Annotated[Path | None, option("Folder for the files.", shown="RUN/export")] = None,
     include_normalization: Annotated[
-        bool,
-        option("Take pixels in 0..1, not normalised images.", flag="--include-normalization"),
+        bool, option("Take pixels in 0..1, not normalised images.", flag="--include-normalization")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -32,18 +30,12 @@ def export(
         result = nas.export_network(
             run, format, out=out, include_normalization=include_normalization
         )
-    if json:
-        console.say_json(
-            {
-                "format": result.format,
-                "files": result.files,
-                "largest_difference": result.largest_difference,
-                "tolerance": result.tolerance,
-                "network": result.facts.to_dict(),
-            }
-        )
-        return
     facts = result.facts
+    if json:
+        found = vars(result) | {"network": facts.to_dict()}
+        del found["facts"]
+        console.say_json(found)
+        return
     shape = f"(n, {facts.in_channels}, {facts.image_size}, {facts.image_size})"
     what = "pixels in 0..1" if facts.includes_normalization else "normalised images"
     epochs = facts.epochs_trained

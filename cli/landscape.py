@@ -1,4 +1,4 @@
-"""``zoopt-nas landscape``: the loss landscape around the alpha of a search, drawn and measured."""
+"""``zoopt-nas landscape``: draws and measures the loss around the alpha of a search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import console
 from .options import Json, let_threads_sleep, option
 
 _GRID, _PATHS = "Grid", "Paths"
-_INNER = "Panels: first, second, or M, a number of inner steps; with commas."
+_INNER = "Panels, separated by commas: first, second, or a number of inner steps."
 _STEP = "0.02 (paper); digits: 0.25"
 _METHODS = "Methods whose paths are drawn: darts1, darts2, rs, mgs, gld; or none."
 
@@ -22,7 +22,7 @@ def landscape(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a search.")],
     inner: Annotated[str, option(_INNER, _GRID)] = "first,second,10",
     radius: Annotated[float, option("Half of the square's side.", _GRID)] = 1.0,
-    step: Annotated[float | None, option("Distance of grid points.", _GRID, _STEP)] = None,
+    step: Annotated[float | None, option("Spacing of the grid.", _GRID, _STEP)] = None,
     val_batches: Annotated[
         int | None,
         option("Batches whose mean loss is drawn.", _GRID, "those that score alpha, at most 16"),
@@ -30,7 +30,7 @@ def landscape(
     paths: Annotated[str, option(_METHODS, _PATHS)] = "darts1,rs,mgs,gld",
     n_updates: Annotated[int, option("Updates of each path.", _PATHS)] = 10,
     path_lr: Annotated[float, option("Adam's learning rate in DARTS's paths.", _PATHS)] = 0.1,
-    seed: Annotated[int, option("Of directions, start and solvers.")] = 0,
+    seed: Annotated[int, option("Seeds directions, start and solvers.")] = 0,
     out: Annotated[
         Path | None, option("Folder for arrays and pictures.", shown="RUN/landscape")
     ] = None,
@@ -38,11 +38,11 @@ def landscape(
 ) -> None:
     """Draw the loss around a search's alpha, by approximation of the weights, and the paths there.
 
-    Stopped by Ctrl-C, the same command goes on.
+    After Ctrl-C, the same command continues.
     """
     let_threads_sleep()
-    from zoopt_nas.nas.analyses.landscape import figure as landscape_plot
     from zoopt_nas.nas.analyses.landscape.compute import compute_landscape
+    from zoopt_nas.nas.analyses.landscape.figure import draw_landscape
     from zoopt_nas.nas.analyses.landscape.plane import LandscapeSettings
     from zoopt_nas.nas.drawing import figures
     from zoopt_nas.nas.runs.folder import RunFolder
@@ -68,8 +68,7 @@ def landscape(
             run, settings, out=out, on_progress=count, should_stop=lambda: flag.raised
         )
     summary = found.summary()
-    figure = landscape_plot.draw_landscape(found)
-    pictures = figures.save(figure, out / "landscape", ("png", "pdf"))
+    pictures = figures.save(draw_landscape(found), out / "landscape", ("png", "pdf"))
     if json:
         console.say_json({"out": out, **summary, "pictures": pictures})
         return
@@ -84,34 +83,24 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _say_tables(summary: dict[str, Any]) -> None:
     reference = summary["reference"]
-    panels = [
-        [
-            name,
-            _shown(panel["mean_gradient_norm"]),
-            ", ".join(map(_shown, panel["eigenvalues"])),
-            _point(panel["minimum"]) + (", on the border" if panel["is_on_border"] else ""),
-            _shown(panel["minimum_value"]),
-            _shown(panel["distance_to_reference"]),
-        ]
-        for name, panel in summary["panels"].items()
-    ]
+    panels = []
+    for name, panel in summary["panels"].items():
+        curvatures = ", ".join(map(_shown, panel["eigenvalues"]))
+        minimum = _point(panel["minimum"]) + (", on the border" if panel["is_on_border"] else "")
+        loss, distance = _shown(panel["minimum_value"]), _shown(panel["distance_to_reference"])
+        gradient = _shown(panel["mean_gradient_norm"])
+        panels.append([name, gradient, curvatures, minimum, loss, distance])
     header = ["inner", "mean gradient", "curvatures at the minimum", "minimum", "loss"]
     console.say_table(
         f"BatchNorm on batch statistics, {summary['settings']['val_batches']} validation batches",
-        [*header, f"distance to that of {reference}"],
+        [*header, f"distance to the minimum of {reference}"],
         panels,
     )
     if not summary["paths"]:
         return
+    numbers = ("start_value", "end_value", "distance_to_minimum")
     ends = [
-        [
-            name,
-            _point(path["start"]),
-            _point(path["end"]),
-            _shown(path["start_value"]),
-            _shown(path["end_value"]),
-            _shown(path["distance_to_minimum"]),
-        ]
+        [name, _point(path["start"]), _point(path["end"]), *(_shown(path[key]) for key in numbers)]
         for name, path in summary["paths"].items()
     ]
     console.say_table(

@@ -27,10 +27,11 @@ from .options import Json, option, parse_pairs
 
 _STOP, _EVALUATIONS = "When to stop", "Evaluations"
 _DEFAULT_METHOD = inspect.signature(zoopt_nas.minimize).parameters["method"].default
+_FUNCTION = "Takes a point (dim,) and returns a number. The current folder is searched first."
 _FIELDS = ("x", "fun", "x_iterate", "fun_iterate", "nfev", "nit", "n_failed", "success")
-_X_SCALE = "Size of a sensible first step: one number for all, or one each: 1000,1e-3."
-_MAXFEV = f"{MAXFEV_PER_DIM} a coordinate, if there is no other limit"
-_ON_ERROR = "What an exception does: raise, or fail, which costs the one point."
+_X_SCALE = "Typical step size: one number for all, or one each: 1000,1e-3."
+_MAXFEV = f"{MAXFEV_PER_DIM} per coordinate, if there is no other limit"
+_ON_ERROR = "At an exception: raise it, or fail that point only."
 _FAILED = 1  # the function raised, or never returned a finite value
 _SHORT_LIST = 20  # names that fit on a line
 
@@ -38,13 +39,7 @@ Value = Callable[[str], Any]
 
 
 def minimize(
-    function: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:FUNCTION",
-            help="Takes a point (dim,) and returns a number. The current folder is searched first.",
-        ),
-    ],
+    function: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help=_FUNCTION)],
     x0: Annotated[str, option("The start: 1,-2.5 or 0*10 (ten zeros) or @list.json.", WHAT)],
     algo: Annotated[
         str | None, option("Solver; see zoopt-nas list solvers.", WHAT, str(_DEFAULT_METHOD))
@@ -80,7 +75,7 @@ def minimize(
         option("The value of a point differs from call to call.", _EVALUATIONS, flag="--noisy"),
     ] = False,
     checkpoint: Annotated[
-        Path | None, option("File to save the run in and to resume it from.", _EVALUATIONS)
+        Path | None, option("File that saves the run and resumes it.", _EVALUATIONS)
     ] = None,
 ) -> int:
     """Minimize a function of a Python module; Ctrl-C ends it with the best point so far."""
@@ -88,29 +83,22 @@ def minimize(
         "x0": _numbers(x0),
         "bounds": None if bounds is None else _bounds(bounds),
         "x_scale": None if x_scale is None else _x_scale(x_scale),
-        "maxfev": maxfev,
-        "maxiter": maxiter,
-        "maxtime": maxtime,
-        "maxstall": maxstall,
-        "target": target,
-        "rng": seed,
-        "noisy": noisy,
-        "workers": workers,
-        "timeout": timeout,
-        "on_error": on_error,
-        "vectorized": vectorized,
-        "checkpoint": checkpoint,
         "options": parse_pairs(solver_option or [], "--option"),
-    }
+        "maxfev": maxfev, "maxiter": maxiter, "maxtime": maxtime, "maxstall": maxstall,
+        "target": target, "rng": seed, "noisy": noisy, "workers": workers, "timeout": timeout,
+        "on_error": on_error, "vectorized": vectorized, "checkpoint": checkpoint,
+    }  # fmt: skip
     if algo is not None:
         arguments["method"] = algo
-    go_on = "" if checkpoint is None else "; the same command goes on with it"
+    how = "" if checkpoint is None else "; run the same command to continue"
 
-    with _current_folder_first(), console.stdout_for_the_result(json):
+    # With --json, stdout is for the result: what the user's code prints goes to stderr.
+    stdout = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
+    with _current_folder_first(), stdout:
         result, raised = _run(_find(function), progress=not json, **arguments)
     if isinstance(raised, KeyboardInterrupt) or result.get("status") == Status.CALLBACK:
         _show(result, json, "INTERRUPTED", "The run was interrupted.")
-        raise RunInterrupted(f"interrupted after {result.nfev} evaluations{go_on}")
+        raise RunInterrupted(f"interrupted after {result.nfev} evaluations{how}")
     if raised is not None:
         message = _what(raised, function)
         _show(result, json, "ERROR", message)
@@ -122,9 +110,9 @@ def minimize(
 
 
 def _run(fun: Callable[..., Any], **arguments: Any) -> tuple[Any, BaseException | None]:
-    """Minimize, and return the result, or the one so far with what was raised.
+    """Minimize; return the result, or the partial result and the exception that was raised.
 
-    The first Ctrl-C ends the run after its iteration, as a callback does.
+    The first Ctrl-C ends the run after its iteration.
 
     Raises:
         ZooptNasError: an argument is wrong; no evaluation was made.
@@ -144,7 +132,7 @@ def _run(fun: Callable[..., Any], **arguments: Any) -> tuple[Any, BaseException 
 
 
 def _show(result: Any, json: bool, status: str, message: str) -> None:
-    """Print a result, or that of a run that did not end; JSON always has the same keys."""
+    """Print a result, complete or partial; JSON always has the same keys."""
     fields = {name: result.get(name) for name in _FIELDS}
     fields["success"] = bool(fields["success"])
     if json:
@@ -154,7 +142,7 @@ def _show(result: Any, json: bool, status: str, message: str) -> None:
         return
     if status == "ERROR" and result.nfev == 0:
         return
-    console.say("x: " + ",".join(map(repr, result.x.tolist())))  # as --x0 takes it
+    console.say("x: " + ",".join(map(repr, result.x.tolist())))  # in the format of --x0
     console.say(f"fun: {result.fun!r}")
     failed = f", {result.n_failed} of them failed" if result.get("n_failed") else ""
     console.say(f"nfev: {result.nfev}{failed}")
@@ -163,7 +151,7 @@ def _show(result: Any, json: bool, status: str, message: str) -> None:
 
 
 def _what(error: BaseException, function: str) -> str:
-    """Return one line on what was raised in the user's code, and where."""
+    """Return one line on what the user's code raised, and where."""
     text = f"{function} raised {type(error).__name__}"
     if str(error):
         text += ": " + " ".join(str(error).split())
@@ -175,7 +163,7 @@ def _what(error: BaseException, function: str) -> str:
 
 @contextlib.contextmanager
 def _current_folder_first() -> Iterator[None]:
-    """Look modules up in the current folder first, as ``python -m`` does."""
+    """Search modules in the current folder first, as ``python -m`` does."""
     folder = os.getcwd()
     sys.path.insert(0, folder)
     try:
@@ -201,7 +189,7 @@ def _find(function: str) -> Callable[..., Any]:
 
 
 def _unknown(name: str, owner: Any, where: str) -> ZooptNasError:
-    """Return the error that says what ``owner`` has instead, unless that is a long list."""
+    """Return the error that lists what ``owner`` has instead, unless the list is long."""
     members = [found for found, _ in inspect.getmembers_static(owner, callable)]
     public = [found for found in members if not found.startswith("_")]
     if difflib.get_close_matches(name, public) or 0 < len(public) <= _SHORT_LIST:
@@ -239,13 +227,13 @@ def _numbers(text: str) -> list[float]:
 
 
 def _x_scale(text: str) -> float | list[float]:
-    """Parse ``0.5``, for all coordinates, or ``1000,1e-3*2``, one for each."""
+    """Parse ``0.5`` (all coordinates) or ``1000,1e-3*2`` (one each)."""
     steps = _entries("--x-scale", text, float, "numbers such as 0.5 or 1000,1e-3*2")
     return steps if _is_one_each(text) else steps[0]
 
 
 def _bounds(text: str) -> Any:
-    """Parse ``-5:5``, for all coordinates, or ``0:1,:3*2``, one for each."""
+    """Parse ``-5:5`` (all coordinates) or ``0:1,:3*2`` (one each)."""
     pairs = _entries("--bounds", text, _pair, "LOW:HIGH, such as -5:5, or 0:1,-5:,:2*8")
     return pairs if _is_one_each(text) else zoopt_nas.Box(*pairs[0])
 
@@ -262,7 +250,7 @@ def _pair(text: str) -> tuple[float | None, float | None]:
 
 
 def _entries(flag: str, text: str, value: Value, rule: str) -> list[Any]:
-    """Parse the entries between commas; ``entry*n`` is n of them."""
+    """Parse the entries between commas; ``entry*n`` repeats one n times."""
     entries: list[Any] = []
     try:
         for part in text.split(","):

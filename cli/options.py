@@ -1,4 +1,4 @@
-"""What the commands' options have in common: settings as options, and who overrides whom."""
+"""What the commands have in common: settings as options, and how they override each other."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def option(
     return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=shown, **more)
 
 
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders of searches.")]
+Pictures = Annotated[
+    Path | None, option("Folder of the figure.", shown="pictures of the first RUN")
+]
 Json = Annotated[bool, option("Print the result as JSON only.", flag="--json")]
 ConfigFile = Annotated[Path | None, option("TOML file with settings; options override it.", WHAT)]
 RETRAININGS = "NAME=VALUE of the retrainings, for example epochs=600; may be repeated."
@@ -44,38 +48,32 @@ RETRAININGS = "NAME=VALUE of the retrainings, for example epochs=600; may be rep
 def with_settings(
     cls: type[RunConfig], *, first: Sequence[str], network: str = NETWORK, **shown: str
 ) -> Callable[[Command], Command]:
-    """Return a decorator that gives a command the options of ``cls``, one for each setting.
+    """Return a decorator that gives a command one option for each setting of ``cls``.
 
-    The command takes its own options alone; ``given`` returns the settings on the command line. A
-    setting that is left out takes the config's default for the data set and method.
+    The command receives only the options that it declares; ``given`` returns the settings on the
+    command line. A setting that is left out takes the config's default.
 
     Args:
         cls: the config.
-        first: options that lead their panel in ``--help``. The others follow: the command's own,
-            then the settings in the order of their fields.
+        first: options that lead their panel in ``--help``. The command's other options follow, then
+            the settings in the order of their fields.
         network: the panel of the network's settings.
-        **shown: defaults in words that are the command's and not the config's.
+        **shown: defaults in words that differ from the config's.
     """
 
     def decorate(command: Command) -> Command:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        declared = list(inspect.signature(command, eval_str=True).parameters.values())
         hints = get_type_hints(cls)
-        parameters = [one.replace(kind=_KEYWORD) for one in own]
+        parameters = [one.replace(kind=_KEYWORD) for one in declared]
         for name, known in settings_of(cls).items():
             if not known.has_option:
                 continue
             is_table = hints[name] == dict[str, Any]
             value: Any = list[str] if is_table else hints[name]
-            declared = option(
-                known.help,
-                network if known.group == NETWORK else known.group,
-                not is_table and shown.get(name, cls.shown_default(name)),
-                flag=known.option,
-            )
-            annotation = Annotated[value | None, declared]
-            parameters.append(
-                inspect.Parameter(name, _KEYWORD, default=None, annotation=annotation)
-            )
+            panel = network if known.group == NETWORK else known.group
+            default = not is_table and shown.get(name, cls.shown_default(name))
+            setting = Annotated[value | None, option(known.help, panel, default, flag=known.option)]
+            parameters.append(inspect.Parameter(name, _KEYWORD, default=None, annotation=setting))
 
         def place(parameter: inspect.Parameter) -> tuple[int, int]:
             (info,) = getattr(parameter.annotation, "__metadata__", (None,))
@@ -87,7 +85,7 @@ def with_settings(
             )
 
         def run(**arguments: Any) -> Any:
-            return command(**{one.name: arguments[one.name] for one in own})
+            return command(**{one.name: arguments[one.name] for one in declared})
 
         parameters.sort(key=place)
         run.__doc__ = command.__doc__
@@ -99,16 +97,15 @@ def with_settings(
 
 
 def let_threads_sleep() -> None:
-    """Make OpenMP threads that wait sleep instead of spin, unless the user has said otherwise.
+    """Make idle OpenMP threads sleep instead of spin, unless the user has set OMP_WAIT_POLICY.
 
-    Call it before torch is imported, which is when OpenMP reads it. A spinning thread takes its
-    core from other processes: with one of them on a core, making batches took 80 times as long.
+    Call it before torch is imported. Spinning threads slow down other processes on the same cores.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def given(ctx: typer.Context, cls: type[RunConfig]) -> dict[str, Any]:
-    """Return the settings that the command line gives; pairs of a list are one dictionary."""
+    """Return the settings on the command line; pairs of a list become one dictionary."""
     found, hints = {}, get_type_hints(cls)
     for name, known in settings_of(cls).items():
         value = ctx.params.get(name) if known.has_option else None
@@ -120,7 +117,7 @@ def given(ctx: typer.Context, cls: type[RunConfig]) -> dict[str, Any]:
 
 
 def read_config_file(path: Path | None, cls: type[RunConfig]) -> dict[str, Any]:
-    """Return the settings in a ``--config`` file, none if there is no file."""
+    """Return the settings in a ``--config`` file, if there is one."""
     if path is None:
         return {}
     try:
@@ -161,13 +158,10 @@ def _value(text: str) -> Any:
 
 
 def resume_alone(ctx: typer.Context) -> None:
-    """Refuse other options beside ``--resume``: a resumed run has its settings already."""
+    """Refuse other options beside ``--resume``: a resumed run keeps its settings."""
     flags = {param.name: param.opts[0] for param in ctx.command.params}
-    others = [
-        flags[name]
-        for name, value in ctx.params.items()
-        if name not in ("resume", "json") and value not in (None, [], ())
-    ]
+    values = {name: value for name, value in ctx.params.items() if name not in ("resume", "json")}
+    others = [flags[name] for name, value in values.items() if value not in (None, [], ())]
     if others:
         raise InvalidValueError(
             f"--resume takes every setting from the run; leave out {', '.join(others)}"
@@ -175,11 +169,7 @@ def resume_alone(ctx: typer.Context) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for results, if it is not there.
-
-    Raises:
-        RunError: it cannot be made.
-    """
+    """Create a folder for results, if it does not exist."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -187,6 +177,6 @@ def make_folder(path: Path) -> None:
 
 
 def dated(*parts: object) -> str:
-    """Return a name for a run folder: date, time and what it is about."""
+    """Return a name for a run folder: date, time and ``parts``."""
     names = [Path(str(part)).stem for part in parts]
     return "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *names])

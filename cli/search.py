@@ -45,13 +45,11 @@ def search(
     ] = None,
     config: ConfigFile = None,
     run_dir: Annotated[Path | None, option("Folder to create.", RUN, _FOLDER)] = None,
-    resume: Annotated[
-        Path | None, option("Go on with this run; needs no other option.", RUN)
-    ] = None,
+    resume: Annotated[Path | None, option("Resume this run; takes no other option.", RUN)] = None,
     json: Json = False,
     n_samples: Annotated[int | None, option(_N, ALPHA, "4")] = None,
 ) -> None:
-    """Search an architecture; without options, MGS on the embedded handwritten digits."""
+    """Search an architecture; without options, MGS on the bundled handwritten digits."""
     let_threads_sleep()
     from zoopt_nas import nas  # torch takes a second or two to import: not for --help
 
@@ -69,7 +67,7 @@ def search(
         else:
             result = nas.run_search(resolved, run_dir=run_dir, observer=observer)
 
-    last = result.metrics[-1] if result.metrics else {}  # `random` trains nothing
+    last = result.metrics[-1] if result.metrics else {}  # the method random trains nothing
     done = nas.RunFolder.open(str(result.run_dir)).config(SearchConfig)
     reduced = reductions(done) if last else []
     if json:
@@ -89,21 +87,21 @@ def search(
 
 
 def parse_settings(arguments: list[str]) -> dict[str, Any]:
-    """Return the settings in arguments of this command, for a command that hands them on."""
-    own = typer.Typer(add_completion=False)
-    own.command()(search)
-    parsed = typer.main.get_command(own).make_context("search", list(arguments))
+    """Return the settings in arguments of this command, for a command that forwards them."""
+    app = typer.Typer(add_completion=False)
+    app.command()(search)
+    parsed = typer.main.get_command(app).make_context("search", list(arguments))
     return _settings(cast(typer.Context, parsed))
 
 
 def _settings(ctx: typer.Context) -> dict[str, Any]:
-    """Return what ``SearchConfig.for_dataset`` takes: the config file, and the options over it."""
-    own = given(ctx, SearchConfig)
-    solver = own.pop("solver", {})
-    for name, where in (("preset", own), ("n_samples", solver)):
+    """Return what ``SearchConfig.for_dataset`` takes: the config file, then the options."""
+    options = given(ctx, SearchConfig)
+    solver = options.pop("solver", {})
+    for name, where in (("preset", options), ("n_samples", solver)):
         if ctx.params[name] is not None:
             where[name] = ctx.params[name]
-    settings = read_config_file(ctx.params["config"], SearchConfig) | own
+    settings = read_config_file(ctx.params["config"], SearchConfig) | options
     in_file = settings.get("solver", {})
     if solver and isinstance(in_file, dict):  # the config refuses anything else
         settings["solver"] = in_file | solver

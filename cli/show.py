@@ -11,15 +11,11 @@ import typer
 from . import console
 from .options import Json, make_folder, option
 
+_SOURCE = "Run folder, file with a genotype, its published string, or a name like DARTS_V2."
+
 
 def show(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN_OR_GENOTYPE",
-            help="Run folder, file with a genotype, its published string, or a name like DARTS_V2.",
-        ),
-    ],
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_GENOTYPE", help=_SOURCE)],
     out: Annotated[
         Path | None, option("Folder for the pictures.", shown="RUN/pictures, or pictures")
     ] = None,
@@ -34,40 +30,30 @@ def show(
     folder = nas.RunFolder.open(source) if os.path.isdir(source) else None
     genotype = folder.genotype() if folder else nas.Genotype.load(source)
     out = out or (folder.path / "pictures" if folder else Path("pictures"))
-    figures: dict[str, Any] = {
+    figures = {
         "normal": plots.draw_cell(genotype, "normal"),
         "reduction": plots.draw_cell(genotype, "reduce"),
     }
-    rows: list[dict[str, Any]] = []
-    if folder is not None:
-        rows = folder.rows(METRICS)
-        if rows:
-            figures["curves"] = plots.draw_curves(rows)
-        architectures = folder.rows(ARCHITECTURES)
-        if architectures:
-            space = folder.space()
-            figures["alpha"] = plots.draw_alpha(space, architectures)
+    rows = folder.rows(METRICS) if folder else []
+    if rows:
+        figures["curves"] = plots.draw_curves(rows)
+    if folder and (architectures := folder.rows(ARCHITECTURES)):
+        figures["alpha"] = plots.draw_alpha(folder.space(), architectures)
 
     make_folder(out)
     pictures = [path for name, figure in figures.items() for path in save(figure, out / name)]
     sizes = _sizes(genotype)
     if json:
-        console.say_json(
-            {
-                "genotype": genotype.to_dict(),
-                "sizes": sizes,
-                "last_epoch": rows[-1] if rows else None,
-                "failures": {row["epoch"]: row["failures"] for row in rows if row.get("failures")},
-                "pictures": pictures,
-            }
-        )
+        failed = {row["epoch"]: row["failures"] for row in rows if row.get("failures")}
+        last = rows[-1] if rows else None
+        found = {"genotype": genotype.to_dict(), "sizes": sizes, "last_epoch": last}
+        console.say_json({**found, "failures": failed, "pictures": pictures})
         return
     for kind, title in (("normal", "normal cell"), ("reduce", "reduction cell")):
         console.say_table(title, ["node", "from", "operation"], _edge_rows(genotype, kind))
     if rows:
         console.say(console.epoch_line(rows[-1]))
-    failures = console.failures_line(rows)
-    if failures:
+    if failures := console.failures_line(rows):
         console.say(failures)
     for (name, settings, side), size in zip(_PUBLISHED, sizes.values(), strict=True):
         console.say(
@@ -78,7 +64,7 @@ def show(
     console.say(*pictures)
 
 
-# The networks by which papers compare genotypes: on CIFAR-10 and on ImageNet (DARTS).
+# The networks that papers use to compare genotypes on CIFAR-10 and on ImageNet (DARTS).
 _PUBLISHED: tuple[tuple[str, dict[str, Any], int], ...] = (
     ("CIFAR-10", {"n_classes": 10, "init_channels": 36, "n_cells": 20, "stem": "cifar"}, 32),
     ("ImageNet", {"n_classes": 1000, "init_channels": 48, "n_cells": 14, "stem": "imagenet"}, 224),

@@ -1,4 +1,4 @@
-"""``zoopt-nas sweep``: searches over values of a setting and over seeds, as a table."""
+"""``zoopt-nas sweep``: searches over values of settings and over seeds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .options import (
     parse_values,
 )
 
-# Of a retraining's errors 0.01 points would be noise; a mean has a digit more than a run.
+# A mean is shown with one digit more than a single run.
 _COLUMNS = {
     "test_error": ("test error %", 100.0, "{:.2f}"),
     "n_parameters": ("parameters (M)", 1e-6, "{:.4f}"),
@@ -40,7 +40,7 @@ _VARY = (
     "NAME=VALUE,VALUE,... of a search setting or solver option, for example n_samples=2,4,6,8; "
     "repeated, all combinations."
 )
-_FOLDER = "Folder of the sweep. One of the same sweep goes on."
+_FOLDER = "Folder of the sweep. An existing folder of the same sweep is continued."
 
 
 def sweep(
@@ -50,14 +50,12 @@ def sweep(
     retrain: Annotated[bool, option("Retrain each result.", WHAT, flag="--retrain")] = False,
     train_option: Annotated[list[str] | None, option(RETRAININGS, WHAT, False)] = None,
     run_dir: Annotated[Path | None, option(_FOLDER, RUN, "runs/<date>-sweep")] = None,
-    resume: Annotated[
-        Path | None, option("Go on with this sweep; needs no other option.", RUN)
-    ] = None,
+    resume: Annotated[Path | None, option("Resume this sweep; takes no other option.", RUN)] = None,
     json: Json = False,
 ) -> None:
     """Search with several values of a setting and several seeds (Tables 5 and 6 of the paper).
 
-    Every option of `zoopt-nas search` that is given as well holds for all searches.
+    All searches also take the given options of `zoopt-nas search`.
     """
     let_threads_sleep()
     from zoopt_nas.nas.analyses import plots
@@ -65,8 +63,7 @@ def sweep(
     from zoopt_nas.nas.drawing import figures
 
     if resume is not None:
-        others = (vary, seeds, retrain, train_option, run_dir, ctx.args)
-        if any(others):
+        if any((vary, seeds, retrain, train_option, run_dir, ctx.args)):
             raise InvalidValueError(
                 "--resume takes every setting from the sweep; leave out the others"
             )
@@ -96,20 +93,13 @@ def sweep(
     pictures = figures.save(plots.draw_sweep(rows, reduced), run_dir / "sweep")
     command = asked.command or again
     if json:
-        console.say_json(
-            {
-                "run_dir": run_dir,
-                "command": command,
-                "seeds": list(asked.seeds),
-                "reduced": reduced,
-                "rows": [
-                    {"point": point, **{name: n._asdict() for name, n in numbers.items()}}
-                    for point, numbers in rows
-                ],
-                "runs": [asdict(result) for result in results],
-                "pictures": pictures,
-            }
-        )
+        found = {"run_dir": run_dir, "command": command, "seeds": list(asked.seeds)}
+        means = [
+            {"point": point, **{name: n._asdict() for name, n in numbers.items()}}
+            for point, numbers in rows
+        ]
+        found |= {"reduced": reduced, "rows": means, "runs": [asdict(one) for one in results]}
+        console.say_json({**found, "pictures": pictures})
         return
     header, table = _table(asked.vary, rows, len(asked.seeds))
     console.say_table("mean ± standard deviation over seeds", header, table)
@@ -120,7 +110,7 @@ def sweep(
 
 
 def _table(vary: Collection[str], rows: Any, n_seeds: int) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of means; beside a test error its least, which papers report too."""
+    """Return header and rows of means; beside the mean test error, the smallest one."""
     columns = [name for name in _COLUMNS if any(name in numbers for _, numbers in rows)]
     header = [*vary, "n", *(_COLUMNS[name][0] for name in columns)]
     table = [
@@ -151,12 +141,10 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def _command(ctx: typer.Context) -> str:
-    """Return the command line as it was given."""
-    parts = ["zoopt-nas", "sweep"]
-    for flag, values in (("vary", ctx.params["vary"]), ("seeds", ctx.params["seeds"])):
-        for value in [values] if isinstance(values, str) else values or []:
-            parts += [f"--{flag}", value]
-    parts += ["--retrain"] if ctx.params["retrain"] else []
-    for pair in ctx.params["train_option"] or []:
-        parts += ["--train-option", pair]
-    return shlex.join([*parts, *ctx.args])
+    """Return the command line as given."""
+    asked = ctx.params
+    parts = [part for pair in asked["vary"] or [] for part in ("--vary", pair)]
+    parts += [] if asked["seeds"] is None else ["--seeds", asked["seeds"]]
+    parts += ["--retrain"] if asked["retrain"] else []
+    parts += [part for pair in asked["train_option"] or [] for part in ("--train-option", pair)]
+    return shlex.join(["zoopt-nas", "sweep", *parts, *ctx.args])

@@ -31,7 +31,7 @@ from .options import (
 
 _SOURCE = "Run folder of a search, file with a genotype, its published string, or DARTS_V2."
 _PROTOCOL = "Published settings: rdarts, sdarts, darts, imagenet. Other options override it."
-_SPACE = "Where the genotype was found; rdarts has its sizes by it."
+_SPACE = "Where the genotype was found; rdarts sizes depend on it."
 _FIRST = (
     "dataset", "protocol", "space", "seed", "config",
     "epochs", "batch_size", "lr", "schedule", "warmup_epochs",
@@ -39,16 +39,16 @@ _FIRST = (
 _FOLDER = "RUN/train-<date>-seed<k>, or runs/<date>-train-..."
 
 
-@with_settings(TrainConfig, first=_FIRST, dataset="that of the search, or digits")
+@with_settings(TrainConfig, first=_FIRST, dataset="from the search, or digits")
 def train(
     ctx: typer.Context,
     source: Annotated[str | None, typer.Argument(metavar="RUN_OR_GENOTYPE", help=_SOURCE)] = None,
-    protocol: Annotated[str | None, option(_PROTOCOL, WHAT, "those of the data set")] = None,
-    space: Annotated[str | None, option(_SPACE, WHAT, "that of the search")] = None,
+    protocol: Annotated[str | None, option(_PROTOCOL, WHAT, "by data set")] = None,
+    space: Annotated[str | None, option(_SPACE, WHAT, "from the search")] = None,
     config: ConfigFile = None,
     run_dir: Annotated[Path | None, option("Folder to create.", RUN, _FOLDER)] = None,
     resume: Annotated[
-        Path | None, option("Go on with this retraining; needs no other.", RUN)
+        Path | None, option("Resume this retraining; takes no other option.", RUN)
     ] = None,
     json: Json = False,
 ) -> None:
@@ -62,22 +62,22 @@ def train(
     if resume is not None:
         resume_alone(ctx)
     else:
-        own = read_config_file(config, TrainConfig) | given(ctx, TrainConfig)
-        genotype, taken, parent, found_in = _find(str(source), own.get("dataset"))
-        chosen = {**taken, **own, "genotype": str(genotype)}
+        asked = read_config_file(config, TrainConfig) | given(ctx, TrainConfig)
+        genotype, taken, parent, found_in = _find(str(source), asked.get("dataset"))
+        chosen = {**taken, **asked, "genotype": str(genotype)}
         resolved = TrainConfig.for_dataset(
             **{"dataset": "digits", **chosen}, protocol=protocol, space=space or found_in
         )
         seeded = f"seed{resolved.seed}"
         if parent is not None:
             run_dir = run_dir or parent / f"train-{dated(seeded)}"
-            inherited = _in_words(parent, resolved, taken, own)
+            inherited = _in_words(parent, resolved, taken, asked)
             searched = parent if "dataset" in taken else None
         else:
             run_dir = run_dir or Path("runs") / dated("train", resolved.dataset, seeded)
 
     processes = _processes()
-    if processes.rank > 0:  # process 0 speaks for all
+    if processes.rank > 0:  # only process 0 prints
         console.be_silent()
     if inherited and not json:
         console.say(inherited)
@@ -118,7 +118,7 @@ def _say_result(result: Any, reduced: list[str], notice: str, path: Path) -> Non
 
 
 def _processes() -> Any:
-    """Return which process this is of those that torchrun started, by its environment."""
+    """Return the rank of this process among those that torchrun started, if it did."""
     from zoopt_nas import nas
 
     environment = os.environ
@@ -137,11 +137,11 @@ def _processes() -> Any:
 
 
 def _find(source: str, dataset: str | None) -> tuple[Any, dict[str, Any], Path | None, str | None]:
-    """Return the genotype that ``source`` names, the settings with it, its run folder and space."""
+    """Return the genotype that ``source`` names, with settings, folder and space of its run."""
     from zoopt_nas import nas
     from zoopt_nas.nas.analyses.run_once import settings_from
 
-    if not os.path.isdir(source):  # Path.is_dir refuses texts as long as a genotype's
+    if not os.path.isdir(source):  # Path.is_dir raises for long texts such as genotypes
         return nas.Genotype.load(source), {}, None, None
     folder = nas.RunFolder.open(source)
     cls = SearchConfig if folder.kind == SearchConfig.kind else TrainConfig
@@ -150,13 +150,13 @@ def _find(source: str, dataset: str | None) -> tuple[Any, dict[str, Any], Path |
     return folder.genotype(), settings_from(config, dataset), folder.path, space
 
 
-def _in_words(run: Path, config: TrainConfig, taken: dict[str, Any], own: dict[str, Any]) -> str:
-    """Say what is taken from a run: what is not a default there, and not set anew here."""
+def _in_words(run: Path, config: TrainConfig, taken: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Return one line on what is taken from a run: non-defaults that are not set anew."""
     usual = TrainConfig.usual()
     parts = [
         f"{name} {value}"
         for name, value in taken.items()
-        if name not in own and (name in ("dataset", "seed") or value != usual[name])
+        if name not in asked and (name in ("dataset", "seed") or value != usual[name])
     ]
     line = f"from {run}: {', '.join(['the genotype', *parts])}"
     if "dataset" in taken:
@@ -166,7 +166,7 @@ def _in_words(run: Path, config: TrainConfig, taken: dict[str, Any], own: dict[s
 
 
 def _on_other_images(run: Path | None, trained: Any) -> str:
-    """Say if the training images have changed since a run; empty if not, or if it cannot tell."""
+    """Return a notice if the training images have changed since a run."""
     from zoopt_nas import nas
 
     if run is None:
@@ -177,4 +177,4 @@ def _on_other_images(run: Path | None, trained: Any) -> str:
         return ""
     if before.fingerprints.get("train") == now.fingerprints.get("train"):
         return ""
-    return f"the training images or labels are not those of {run}: they have changed since"
+    return f"the training images or labels have changed since {run}"

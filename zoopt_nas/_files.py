@@ -34,8 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def creating(folder: Path) -> Iterator[Path]:
-    """Create a temporary folder, and rename it to ``folder`` when the block succeeds."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Create a temporary folder beside ``folder``, and rename it when the block succeeds."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         temporary.chmod(0o755)  # mkdtemp creates it with mode 0700

@@ -120,7 +120,7 @@ def test_the_first_signal_asks_and_the_second_interrupts(capsys):
 
 def test_an_interruption_says_how_to_go_on():
     with (
-        pytest.raises(RunInterrupted, match=r"^stopped here; go on with: zoopt-nas x --resume y$"),
+        pytest.raises(RunInterrupted, match=r"^stopped here; resume with: zoopt-nas x --resume y$"),
         console.watched(quiet=True, resume_with="zoopt-nas x --resume y"),
     ):
         raise RunInterrupted("stopped here")

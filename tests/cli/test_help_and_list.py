@@ -108,7 +108,7 @@ def test_help_of_train_shows_the_defaults_of_its_config(cli):
     }.items():
         shown = f"default: ({getattr(others, name)}; digits: {digits[name]})"
         assert shown in option_line(text, flag), flag
-    assert "default: (that of the search, or digits)" in option_line(text, "--dataset")
+    assert "default: (from the search, or digits)" in option_line(text, "--dataset")
     for flag in ("--amp", "--compile", "--channels-last"):
         assert "default: (auto)" in option_line(text, flag)
 

@@ -226,7 +226,7 @@ def test_an_interrupt_saves_and_names_the_command_that_goes_on(
     assert result.code == 130
     notice, line = result.err.splitlines()
     assert notice == "stopping after this step; press Ctrl-C again to stop at once"
-    said, command = line.split("; go on with: ")
+    said, command = line.split("; resume with: ")
     assert said == f"error: stopped in epoch 2 of {EPOCHS} and saved in a run"
     assert command == "zoopt-nas search --resume 'a run'"
     state = RunFolder(cwd / "a run").load_checkpoint(torch.device("cpu"))
@@ -242,7 +242,7 @@ def test_an_interrupted_retraining_goes_on_too(server, training, whole_training,
     cwd = tmp_path / "cwd"
     result = server.run(*training, cwd=cwd, at_write=[(FIRST_ROW, signal.SIGINT)])
     assert result.code == 130
-    assert result.err.endswith("go on with: zoopt-nas train --resume run\n")
+    assert result.err.endswith("resume with: zoopt-nas train --resume run\n")
     resume(server, "train", cwd)
     assert end_of(cwd / "run") == whole_training
 

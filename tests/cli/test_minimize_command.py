@@ -310,7 +310,7 @@ def test_ctrl_c_ends_the_run_after_its_iteration(mini, folder):
     assert result.code == 130
     assert parsed(result.out)["status"] == "INTERRUPTED"
     assert parsed(result.out)["fun"] == whole.fun
-    assert result.err.endswith("evaluations; the same command goes on with it\n")
+    assert result.err.endswith("evaluations; run the same command to continue\n")
     assert (folder / "run.npz").is_file()
 
 

@@ -12,7 +12,7 @@ from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search import candidates as batched
 from zoopt_nas.nas.search.algorithm import resume_search, run_search
-from zoopt_nas.nas.search.candidates import CandidateBatches, StackedCandidates
+from zoopt_nas.nas.search.candidates import CandidateBatches, CandidateGroup
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 
 
@@ -79,7 +79,7 @@ def test_the_objective_goes_down_to_one_by_one(monkeypatch: pytest.MonkeyPatch):
     made = setup(NOISY)
     draw, alphas = made.objective().draw(), made.alphas(4)
     serial = values(made, alphas, draw, 1)
-    plain = StackedCandidates._losses
+    plain = CandidateGroup._losses
     n_calls = 0
 
     def full(self, *inputs):
@@ -89,12 +89,12 @@ def test_the_objective_goes_down_to_one_by_one(monkeypatch: pytest.MonkeyPatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(self, *inputs)
 
-    monkeypatch.setattr(StackedCandidates, "_losses", full)
+    monkeypatch.setattr(CandidateGroup, "_losses", full)
     objective = made.objective(candidates_per_batch=4)
     assert torch.equal(objective(alphas, draw), serial)
     assert n_calls == 3
     assert objective.n_evaluations == 4
-    assert objective._stacked._stacks == {}  # nothing of what did not fit stays
+    assert objective._group._steps == {}  # nothing of what did not fit stays
 
 
 def test_automatic_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
@@ -222,7 +222,7 @@ def test_on_cuda(space: str):
         )
         got = objective(alphas.to("cuda"), draw)
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-7, atol=1e-9)
-    assert objective._batches._fitting is None
+    assert objective._batches._limit is None
 
 
 @pytest.mark.gpu

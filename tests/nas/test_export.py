@@ -122,7 +122,7 @@ def test_an_operation_of_someone_else_can_be_exported_as_a_graph(
     with torch.no_grad():
         expected = network((PIXELS - facts.mean[0]) / facts.std[0])
     torch.testing.assert_close(torch.jit.load(str(path))(PIXELS), expected, **CLOSE)
-    with pytest.raises(InvalidValueError, match=r"as python must be of none, .*, got doubled"):
+    with pytest.raises(InvalidValueError, match=r"as python must be one of none, .*, got doubled"):
         nas.export_network(run, "python")
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 

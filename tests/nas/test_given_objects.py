@@ -96,7 +96,7 @@ def test_images_that_do_not_suit_the_settings(config):
     images = nas.load_dataset(BARS, data_dir="unused", device=torch.device("cpu"))
     for changes, message in (
         ({"n_train": 16}, "n_train must be left out with loaded images, got 16"),
-        ({"image_size": 4}, "image_size must be 8, that of the loaded images, got 4"),
+        ({"image_size": 4}, "image_size must be 8, the size of the loaded images, got 4"),
         ({"device": "meta"}, "device must be auto or a device that this machine has, got meta"),
     ):
         with pytest.raises(InvalidValueError, match=message):

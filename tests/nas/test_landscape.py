@@ -241,7 +241,7 @@ def test_a_stopped_landscape_goes_on(run, tmp_path):
 
     out = tmp_path / "deep" / "out"
     text = re.escape(
-        f"stopped after 4 of 9 rows and paths; the rows are in {out}, and the same command goes on"
+        f"stopped after 4 of 9 rows and paths; the rows are in {out}; run it again to continue"
     )
     with pytest.raises(RunInterrupted, match=text):
         compute_landscape(

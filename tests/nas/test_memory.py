@@ -25,7 +25,7 @@ from zoopt_nas.nas.runs import memory, setup
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.memory import (
     MemoryEstimate,
-    check_fits,
+    check_free,
     in_words,
     peak_bytes,
 )
@@ -263,8 +263,8 @@ BIG = MemoryEstimate(parameters=GB // 10, activations=12 * GB, evaluation=GB, da
 
 
 def test_what_fits_is_not_refused(search_config):
-    check_fits(BIG, None, search_config(), CPU)
-    check_fits(BIG, BIG.total, search_config(), CPU)
+    check_free(BIG, None, search_config(), CPU)
+    check_free(BIG, BIG.total, search_config(), CPU)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_what_fits_is_not_refused(search_config):
 )
 def test_a_refusal_names_what_helps(estimate, fields, advice):
     with pytest.raises(NotEnoughMemoryError) as caught:
-        check_fits(estimate, 8 * GB, SimpleNamespace(**fields), CPU)
+        check_free(estimate, 8 * GB, SimpleNamespace(**fields), CPU)
     assert str(caught.value) == (
         f"a step needs about 12.3 GB, and 8.0 GB are free on cpu: {advice}"
     )

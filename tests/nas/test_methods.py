@@ -367,7 +367,7 @@ def test_a_baseline_says_that_it_hides_a_solver(search_config, third_party):
     alpha = torch.zeros(SPACES["small_s3"].dim)
     third_party("zoopt_nas.solvers", es="zoopt_nas.solvers:RS")
     assert list(METHODS).count("es") == 1
-    with pytest.warns(UserWarning, match="es is the baseline of that name, not the solver es of"):
+    with pytest.warns(UserWarning, match="es is the built-in baseline, not the solver es of"):
         method = METHODS["es"]
     assert method.build(search_config("es"), alpha, 0).wants_eigenvalue
     METHODS["ada"].build(search_config("ada"), alpha, 0)  # warnings are errors here

@@ -1,7 +1,7 @@
-"""Neural architecture search with zero-order optimization (ZARTS): the adapter for PyTorch.
+"""Neural architecture search with zero-order optimization (ZARTS) in PyTorch.
 
-Needs the extra: ``pip install 'zoopt-nas[nas]'``. Names are imported when first used, so that the
-command line can show the defaults of ``zoopt_nas.nas.settings.config`` without waiting for torch.
+Requires the extra: ``pip install 'zoopt-nas[nas]'``. Names are imported on first use, so that the
+command line can show the settings without importing torch.
 """
 
 from __future__ import annotations
@@ -58,68 +58,29 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "analyses.landscape.compute": ("compute_landscape",),
-    "analyses.landscape.plane": (
-        "Landscape",
-        "LandscapeSettings",
-    ),
+    "analyses.landscape.plane": ("Landscape", "LandscapeSettings"),
     "data.augmentation": ("Augmentation",),
-    "data.batches": (
-        "BatchStream",
-        "split_indices",
-    ),
+    "data.batches": ("BatchStream", "split_indices"),
     "data.datasets": ("DATASETS", "DatasetSpec"),
     "data.image_sets": ("Dataset",),
     "data.loading": ("load_dataset",),
-    "exports.run": (
-        "ExportResult",
-        "export_network",
-    ),
-    "networks.counting": (
-        "count_multiply_adds",
-        "count_parameters",
-    ),
-    "networks.genotype": (
-        "GENOTYPES",
-        "Genotype",
-    ),
+    "exports.run": ("ExportResult", "export_network"),
+    "networks.counting": ("count_multiply_adds", "count_parameters"),
+    "networks.genotype": ("GENOTYPES", "Genotype"),
     "networks.network": ("Network",),
     "networks.operations": ("OPERATIONS",),
-    "networks.spaces": (
-        "SPACES",
-        "SearchSpace",
-    ),
+    "networks.spaces": ("SPACES", "SearchSpace"),
     "networks.supernet": ("Supernet",),
-    "retraining.retrain": (
-        "estimate_training",
-        "TrainResult",
-        "resume_training",
-        "run_training",
-    ),
+    "retraining.retrain": ("estimate_training", "TrainResult", "resume_training", "run_training"),
     "retraining.processes": ("Processes",),
     "runs.folder": ("RunFolder",),
-    "runs.loop": (
-        "Observer",
-        "Progress",
-        "Start",
-        "StartObserver",
-    ),
+    "runs.loop": ("Observer", "Progress", "Start", "StartObserver"),
     "runs.memory": ("MemoryEstimate",),
-    "search.algorithm": (
-        "SearchResult",
-        "resume_search",
-        "run_search",
-        "estimate_search",
-    ),
+    "search.algorithm": ("SearchResult", "resume_search", "run_search", "estimate_search"),
     "search.methods": ("METHODS",),
     "search.objective": ("BilevelObjective",),
-    "search.updater": (
-        "AlphaUpdater",
-        "ZeroOrderUpdater",
-    ),
-    "settings.config": (
-        "SearchConfig",
-        "TrainConfig",
-    ),
+    "search.updater": ("AlphaUpdater", "ZeroOrderUpdater"),
+    "settings.config": ("SearchConfig", "TrainConfig"),
     "steps.devices": ("free_memory",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

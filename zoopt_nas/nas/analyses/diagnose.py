@@ -1,4 +1,4 @@
-"""What searches say of their method: curves by epoch (Fig. 4) and condition number Q (Eq. 11).
+"""Diagnostics of searches: curves by epoch (Fig. 4) and the condition number Q (Eq. 11).
 
 Nothing here writes into a run folder.
 """
@@ -20,24 +20,18 @@ N_DIRECTIONS, RADIUS = 50, 0.01  # of the paper's released script
 
 @dataclass(frozen=True)
 class EpochCurves:
-    """The diagnostics of a search by epoch.
+    """The diagnostics of a search by epoch."""
 
-    Attributes:
-        n_samples: N; None if the solver's default or none.
-        epochs: counted from 1.
-        columns: by name of ``COLUMNS``, a number for each epoch, None where there is none.
-    """
-
-    n_samples: int | None
-    epochs: list[int]
-    columns: dict[str, list[float | None]]
+    n_samples: int | None  # N, if the config sets it
+    epochs: list[int]  # counted from 1
+    columns: dict[str, list[float | None]]  # by name of COLUMNS; None where a row has no number
 
 
 def epoch_curves(folder: RunFolder) -> EpochCurves:
-    """Reads N_e, R_e, the dominant eigenvalue and the skip connections of a search.
+    """Read N_e, R_e, the dominant eigenvalue and the skip connections of a search.
 
     Raises:
-        RunError: the folder is not that of a search, or no epoch has ended.
+        RunError: the folder does not hold a search, or no epoch has ended.
     """
     config = folder.config(SearchConfig)
     rows = folder.rows(METRICS)
@@ -53,10 +47,9 @@ def epoch_curves(folder: RunFolder) -> EpochCurves:
 def run_condition_numbers(
     folder: RunFolder, *, n_directions: int = N_DIRECTIONS, radius: float = RADIUS, seed: int = 0
 ) -> dict[str, float]:
-    """Q (Eq. 11) at the end of a search, for omega* by ``sgd``, ``second`` and ``first``.
+    """Return Q (Eq. 11) at the end of a search, for omega* by ``sgd``, ``second`` and ``first``.
 
-    The base loss is fitted as the perturbed ones are: from the same weights, on the same batches,
-    by the same steps. Directions and validation batches are those of all three.
+    All losses start from the same weights and use the same batches, steps and directions.
 
     Args:
         folder: of the search.

@@ -1,7 +1,8 @@
 """Figures that compare runs: diagnostics by epoch, convergence, sweeps.
 
-As in ``plots``, each function returns a ``Figure`` that ``figures.save`` writes, and runs differ in
-colour, line style and marker.
+Each function returns a ``Figure`` for ``figures.save``, and raises InvalidValueError if there is
+nothing to draw. Runs differ in colour, line style and marker. ``reduced`` lists what is smaller
+than in the paper, for a line below the figure.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from zoopt_nas.nas.analyses.diagnose import EpochCurves
 from zoopt_nas.nas.analyses.sweep import MeanStd
 from zoopt_nas.nas.drawing.figures import STYLE, label_size
 
-# Okabe and Ito's colours, darkened as in ``plots``.
+# Okabe and Ito's colours, darkened as in ``drawing/plots.py``.
 _COLORS = ("#0A66A8", "#B84A00", "#00755A", "#8E3B7A", "#666666")
 _DASHES = ("-", "--", ":", "-.")
 _DIAGNOSTICS = {
@@ -38,14 +39,9 @@ _MARKERS = ("o", "s", "^", "D", "v")
 def draw_convergence(
     runs: Mapping[str, Sequence[ConvergencePoint]], reduced: Sequence[str] = ()
 ) -> Figure:
-    """Test accuracy, and parameters, of the retrained networks against the epoch (Fig. 2).
+    """Draw test accuracy and parameters of the retrained networks against the epoch (Fig. 2).
 
-    Args:
-        runs: the points of each search, by the name in the legend.
-        reduced: what is smaller than in the paper, for a line below.
-
-    Raises:
-        InvalidValueError: there is no point.
+    ``runs`` holds the points of each search, by its name in the legend.
     """
     if not any(runs.values()):
         raise InvalidValueError("runs must hold a point to draw, got none")
@@ -64,15 +60,10 @@ def draw_convergence(
 
 @matplotlib.rc_context(STYLE)
 def draw_diagnostics(runs: Mapping[str, EpochCurves], reduced: Sequence[str] = ()) -> Figure:
-    """N_e and R_e (Fig. 4), dominant eigenvalue and skip connections against the epoch.
+    """Draw N_e and R_e (Fig. 4), dominant eigenvalue and skip connections against the epoch.
 
-    Args:
-        runs: the curves of each search, by the name in the legend. A panel without any number is
-            left out.
-        reduced: as in ``draw_convergence``.
-
-    Raises:
-        InvalidValueError: there is no run.
+    ``runs`` holds the curves of each search, by its name in the legend. A panel without any number
+    is left out.
     """
     if not runs:
         raise InvalidValueError("runs must hold curves to draw, got none")
@@ -98,16 +89,10 @@ def draw_diagnostics(runs: Mapping[str, EpochCurves], reduced: Sequence[str] = (
 def draw_sweep(
     rows: Sequence[tuple[Mapping[str, Any], Mapping[str, MeanStd]]], reduced: Sequence[str] = ()
 ) -> Figure:
-    """Test error and parameters against the varied setting (Tables 5, 6); bars are deviations.
+    """Draw test error and parameters against the varied setting (Tables 5, 6), with deviations.
 
-    Without retrainings it is the supernet's validation accuracy and the skip connections.
-
-    Args:
-        rows: of ``summarize``. Of several varied settings, each combination is one place.
-        reduced: as in ``draw_convergence``.
-
-    Raises:
-        InvalidValueError: there is no row.
+    ``rows`` are as from ``summarize``. Without retrainings, draw the supernet's validation accuracy
+    and the skip connections.
     """
     if not rows:
         raise InvalidValueError("rows must hold a combination to draw, got none")
@@ -138,18 +123,14 @@ def draw_sweep(
             capsize=3,
         )
         axes.set_title(title)
-        axes.grid(color="#DDDDDD", linewidth=0.6)
-        axes.set_axisbelow(True)
+        _finish_axes(axes, ", ".join(rows[0][0]))
         axes.set_xticks(places, labels)
-        axes.set_xlabel(", ".join(rows[0][0]))
     label_size(figure, reduced)
     return figure
 
 
-def _ink(
-    axes: Axes, i: int, name: str, x: Sequence[float], y: Sequence[float], **more: Any
-) -> None:
-    """The line of run ``i``; markers only where they do not run into each other."""
+def _ink(axes: Axes, i: int, name: str, x: Sequence[float], y: Sequence[float]) -> None:
+    """Draw the line of run ``i``, with markers if they are far enough apart."""
     axes.plot(
         x,
         y,
@@ -159,17 +140,20 @@ def _ink(
         ms=3.5,
         lw=1.4,
         label=name,
-        **more,
     )
 
 
+def _finish_axes(axes: Axes, x_label: str) -> None:
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x_label)
+
+
 def _finish(figure: Figure, panels: Sequence[Axes], x_label: str) -> None:
-    """Grid, whole numbers of epochs, and one legend beside the panels, where it hides no line."""
+    """Add grids, axes of whole epochs, and one legend beside the panels."""
     for axes in panels:
-        axes.grid(color="#DDDDDD", linewidth=0.6)
-        axes.set_axisbelow(True)
+        _finish_axes(axes, x_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set_xlabel(x_label)
-    # The last panel is the one that every run is in.
+    # The last panel shows every run.
     handles, labels = panels[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)

@@ -1,7 +1,7 @@
-"""Runs that are done one after the other, each in a folder of its own.
+"""Runs in a series, each in its folder.
 
-A run that has ended is kept, one that was stopped goes on, and one that is not there is done: a
-series of runs that was interrupted is asked for again as it was.
+A finished run is kept, a stopped run continues, and a missing run starts: an interrupted series
+is continued by running it again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from zoopt_nas.nas.runs.setup import load_images
 from zoopt_nas.nas.search.algorithm import resume_search, run_search
 from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 
-# What a retraining takes over from the search that found its genotype. Not n_train: the network is
-# trained on all training images unless told otherwise.
+# What a retraining takes over from its search. Not n_train: it trains on all images by default.
 _OF_DATA = ("dataset", "seed", "data_dir", "download", "image_size")
 _OF_EXECUTION = ("device", "threads", "amp", "compile", "channels_last", "cpu_kernels")
 
@@ -33,12 +32,9 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def settings_from(run: RunConfig, dataset: str | None = None) -> dict[str, Any]:
-    """What a retraining takes over from the run that its genotype is of.
+    """Return the settings that a retraining on ``dataset`` takes over from a run.
 
-    Args:
-        run: a search or a retraining.
-        dataset: of the new retraining; None is that of ``run``. Another data set has its own seed,
-            folder and image size: then only how the run was executed is taken over.
+    None is the data set of ``run``. Another data set takes over only how the run was executed.
     """
     same = dataset is None or _is_same(run.dataset, dataset)
     names = (*_OF_DATA, *_OF_EXECUTION) if same else _OF_EXECUTION
@@ -46,22 +42,18 @@ def settings_from(run: RunConfig, dataset: str | None = None) -> dict[str, Any]:
 
 
 def _is_same(dataset: str, other: str) -> bool:
-    """Whether two texts name the same data set: one name, or one path in two spellings."""
+    """Whether two texts name the same data set: one name, or two spellings of one path."""
     if dataset in DATASETS or other in DATASETS:
         return dataset == other
     return Path(dataset).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def retraining_of(search: SearchConfig, genotype: Genotype, /, **settings: Any) -> TrainConfig:
-    """The retraining of a genotype that a search found: its data and seed, unless set otherwise.
+    """Return the retraining of a genotype, with data and seed of its search unless set otherwise.
 
-    On other data it takes the seed, but not where the data are or how large the images; see
-    ``settings_from``.
-
-    Args:
-        search: where it was found; the protocol ``rdarts`` has its sizes by data set and space.
-        genotype: the architecture.
-        **settings: as ``TrainConfig.for_dataset`` takes them, ``protocol`` too.
+    On another data set it takes over the seed, but not the folder or the image size. ``settings``
+    are as for ``TrainConfig.for_dataset``; the space of ``search`` selects the sizes of the
+    protocol ``rdarts``.
 
     Raises:
         UnknownNameError, InvalidValueError: a setting is wrong.
@@ -77,11 +69,11 @@ def retraining_of(search: SearchConfig, genotype: Genotype, /, **settings: Any) 
 def search_once(
     config: SearchConfig, run_dir: str | Path, *, observer: Observer | None = None
 ) -> RunFolder:
-    """The folder of the finished search that ``config`` describes, after what is left of it.
+    """Run the search, resume it, or return at once if it is complete; return its folder.
 
     Raises:
-        RunError: the folder is that of another run.
-        DataError: the finished run had other data than are there now.
+        RunError: the folder holds another run.
+        DataError: the data of the finished run differ from the present ones.
     """
     path = Path(run_dir)
     if not os.path.lexists(path):
@@ -98,11 +90,11 @@ def search_once(
 def train_once(
     config: TrainConfig, run_dir: str | Path, *, observer: Observer | None = None
 ) -> TrainResult:
-    """The result of the finished retraining that ``config`` describes, after what is left of it.
+    """Run the retraining, resume it, or return at once if it is complete; return its result.
 
     Raises:
-        RunError: the folder is that of another run, or its result is damaged.
-        DataError: the finished run had other data than are there now.
+        RunError: the folder holds another run, or its result is damaged.
+        DataError: the data of the finished run differ from the present ones.
     """
     path = Path(run_dir)
     if not os.path.lexists(path):
@@ -119,7 +111,7 @@ def train_once(
 
 
 def _open_as(path: Path, config: RunConfig) -> RunFolder:
-    """The run folder at ``path``, if its settings are those of ``config``."""
+    """Return the run folder at ``path``, if its settings equal ``config``."""
     folder = RunFolder.open(path)
     there = folder.config(type(config))
     for name, value in vars(config).items():
@@ -132,10 +124,7 @@ def _open_as(path: Path, config: RunConfig) -> RunFolder:
 
 
 def _check_data(folder: RunFolder, config: RunConfig) -> None:
-    """Refuses a finished run beside others that would have other data.
-
-    Where the data are gone there is nothing to compare: a finished run needs them no more.
-    """
+    """Refuse a finished run whose data differ from the present ones, if there are any."""
     splits = ("train",) if isinstance(config, SearchConfig) else ("train", "test")
     with contextlib.suppress(MissingDataError):
         images = load_images(config, torch.device("cpu"), splits)

@@ -1,4 +1,4 @@
-"""A search to be looked at: its last checkpoint, and the bilevel loss on fixed batches."""
+"""A search at its last checkpoint, and its bilevel loss on fixed batches."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.settings.config import SearchConfig
 
-GRADIENT_INNER = ("first", "second")  # the other approximations are numbers of inner steps
+GRADIENT_INNER = ("first", "second")  # other approximations are numbers of inner steps
 MAX_VAL_BATCHES = 16
 
 
 class Snapshot(Search):
-    """A search at its last checkpoint, to be looked at; it does not go on.
+    """A search at its last checkpoint, opened for measurements; it does not continue.
 
     Raises:
-        RunError: the folder holds no search, or no checkpoint that can be used.
+        RunError: the folder holds no search, or no usable checkpoint.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -29,7 +29,7 @@ class Snapshot(Search):
         self.supernet.train()
 
     def draw_once(self, n_train: int, n_val: int | None, noise_seed: int) -> Draw:
-        """Returns the next batches of the search; ``n_val`` None = all of a pass, at most 16."""
+        """Return the next batches; ``n_val`` None is one pass, at most 16 batches."""
         if n_val is None:
             n_val = min(self._streams["val"].n_batches, MAX_VAL_BATCHES)
         return Draw(
@@ -39,11 +39,11 @@ class Snapshot(Search):
         )
 
     def objective(self, inner: str, draw: Draw) -> BilevelObjective:
-        """Returns L_val on the batches of ``draw``.
+        """Return L_val on the batches of ``draw``.
 
         Args:
             inner: the approximation of omega*: ``first``, ``second``, or a number of inner steps.
-            draw: with as many training batches as that takes, or more.
+            draw: the batches, with at least one training batch per inner step.
         """
         is_gradient = inner in GRADIENT_INNER
         config = self.config if is_gradient else self.config.replace(inner_steps=int(inner))
@@ -53,7 +53,7 @@ class Snapshot(Search):
             self._streams["inner"],
             self._streams["val"],
             config,
-            seed=0,  # of draws, which are fixed
+            seed=0,  # not used, since the draw is fixed
             inner=inner if is_gradient else "sgd",
             execution=self.setup.execution,
             fixed=draw,

@@ -1,9 +1,9 @@
-"""Searches over several values of a setting and several seeds (paper, B.3: Tables 5 and 6).
+"""Searches over several values of settings and several seeds (paper, B.3: Tables 5 and 6).
 
 ::
 
-    sweep/sweep.toml                      what is varied, the seeds, the settings that stay
-    sweep/n_samples=2-seed0/              a search, as ``run_search`` leaves it
+    sweep/sweep.toml                      the varied settings, the seeds, the fixed settings
+    sweep/n_samples=2-seed0/              a search
     sweep/n_samples=2-seed0/train/        its retraining, if the sweep has one
 """
 
@@ -27,7 +27,7 @@ from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.folder import METRICS, RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.settings.paper_size import reductions_of_all
 
@@ -36,7 +36,7 @@ _KIND = "sweep"
 
 
 class SweepRun(NamedTuple):
-    """One search of a sweep: the varied settings at their values, the seed, its name and config."""
+    """One search of a sweep: its values of the varied settings, seed, name and config."""
 
     point: dict[str, Any]
     seed: int
@@ -46,25 +46,21 @@ class SweepRun(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What one search of a sweep came to.
+    """The result of one search of a sweep.
 
-    Attributes:
-        point: the varied settings at their values.
-        seed: of the search and the retraining.
-        name: of the run folder in that of the sweep.
-        numbers: by name: ``val_accuracy`` of the supernet, ``skip_connections`` of the normal cell,
-            ``n_effective`` and ``effective_ratio`` of the last epoch (MGS), ``seconds`` of the
-            search, and after a retraining ``test_error`` in [0, 1] and ``n_parameters``.
+    ``numbers`` has ``val_accuracy`` of the supernet, ``skip_connections`` of the normal cell,
+    ``n_effective`` and ``effective_ratio`` of the last epoch (MGS), ``seconds`` of the search, and
+    after a retraining ``test_error`` in [0, 1] and ``n_parameters``.
     """
 
-    point: dict[str, Any]
+    point: dict[str, Any]  # the values of the varied settings
     seed: int
     name: str
     numbers: dict[str, float]
 
 
 class MeanStd(NamedTuple):
-    """Over seeds: the mean, the standard deviation with n - 1 (None for one seed), n, the least."""
+    """Statistics over seeds: mean, standard deviation with n - 1 (None if n = 1), n, minimum."""
 
     mean: float
     std: float | None
@@ -78,14 +74,14 @@ class Sweep:
 
     Attributes:
         vary: the values of each varied setting, a field of ``SearchConfig`` or an option of the
-            solver; of several settings all combinations are run.
-        seeds: each combination is run with each.
-        search: the settings that stay, as ``SearchConfig.for_dataset`` takes them.
-        train: settings of a retraining of each result, and ``protocol``; None = no retraining.
-        command: the command line that asked for it, for the record.
+            solver; all combinations are run.
+        seeds: every combination is run with each.
+        search: the fixed settings, as for ``SearchConfig.for_dataset``.
+        train: settings of the retrainings, including ``protocol``; None for no retraining.
+        command: the command line, for the record.
 
     Raises:
-        InvalidValueError: a list is empty or has a value twice, or a run's setting is wrong.
+        InvalidValueError: a list is empty or repeats a value, or a setting is wrong.
         UnknownNameError: there is no such setting, space or method.
     """
 
@@ -107,13 +103,11 @@ class Sweep:
             raise InvalidValueError("seed must be left to seeds, got it as a setting")
         names = [run.name for run in self.runs()]
         if len(set(names)) < len(names):
-            raise InvalidValueError(f"vary must give each run a name of its own, got {names}")
-        if self.train is not None:
-            for run in self.runs():
-                retraining_of(run.config, GENOTYPES["DARTS_V2"], **self.train)
+            raise InvalidValueError(f"vary must give each run a different name, got {names}")
+        self._configs()  # checks the retrainings
 
     def runs(self) -> list[SweepRun]:
-        """Every search, all seeds of a combination together."""
+        """Return every search, grouped by combination."""
         runs = []
         for values in itertools.product(*self.vary.values()):
             point = dict(zip(self.vary, values, strict=True))
@@ -124,38 +118,42 @@ class Sweep:
         return runs
 
     def reductions(self) -> list[str]:
-        """What is smaller than in the paper, see ``paper_size``; of any of the runs."""
-        runs = [run.config for run in self.runs()]
-        if self.train is None:
-            return reductions_of_all([search] for search in runs)
-        any_genotype, train = GENOTYPES["DARTS_V2"], self.train
-        return reductions_of_all(
-            (search, retraining_of(search, any_genotype, **train)) for search in runs
-        )
+        """Return what is smaller than in the paper in any of the runs; see ``paper_size``."""
+        return reductions_of_all(self._configs())
+
+    def _configs(self) -> list[list[RunConfig]]:
+        """Return the config of each search and of its retraining, with any genotype."""
+        configs: list[list[RunConfig]] = []
+        for run in self.runs():
+            configs.append([run.config])
+            if self.train is not None:
+                retraining = retraining_of(run.config, GENOTYPES["DARTS_V2"], **self.train)
+                configs[-1].append(retraining)
+        return configs
 
     def to_toml(self) -> str:
-        """The sweep as TOML."""
+        """Return the sweep as TOML."""
         import tomli_w
 
-        parts: dict[str, Any] = {"kind": _KIND, "command": self.command, "seeds": list(self.seeds)}
-        parts |= {"vary": {name: list(values) for name, values in self.vary.items()}}
-        parts |= {"search": self.search}
-        return tomli_w.dumps(parts if self.train is None else {**parts, "train": self.train})
+        vary = {name: list(values) for name, values in self.vary.items()}
+        parts = {"kind": _KIND, "command": self.command, "seeds": list(self.seeds), "vary": vary}
+        parts |= {"search": self.search} | ({} if self.train is None else {"train": self.train})
+        return tomli_w.dumps(parts)
 
     @classmethod
     def from_toml(cls, text: str) -> Sweep:
-        """The inverse of ``to_toml``; tuples within the settings come back as lists.
+        """Return the sweep in a TOML text; tuples within the settings come back as lists.
 
         Raises:
-            InvalidValueError: it is no sweep.
+            InvalidValueError: the text is not a sweep.
         """
         try:
             parts = tomllib.loads(text)
             kind, vary = parts.pop("kind"), parts.pop("vary")
             if kind != _KIND:
                 raise InvalidValueError(f"kind must be {_KIND}, got {kind}")
-            values = {name: tuple(there) for name, there in vary.items()}
-            return cls(vary=values, seeds=tuple(parts.pop("seeds")), **parts)
+            vary = {name: tuple(values) for name, values in vary.items()}
+            return cls(vary=vary, seeds=tuple(parts.pop("seeds")), **parts)
         except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, ZooptNasError):
                 raise
@@ -163,7 +161,7 @@ class Sweep:
 
     @classmethod
     def load(cls, folder: str | Path) -> Sweep:
-        """The sweep in a folder.
+        """Return the sweep in a folder.
 
         Raises:
             RunError: there is none, or its file is damaged.
@@ -180,13 +178,11 @@ class Sweep:
 def run_sweep(
     sweep: Sweep, folder: str | Path, *, observer: Observer | None = None
 ) -> Iterator[SweepResult]:
-    """Does what is left of a sweep in ``folder``, and gives each result as it is known.
-
-    The folder is made if it is not there. Runs that have ended are read, not done again.
+    """Run what is left of a sweep in ``folder``, which is created if needed; yield each result.
 
     Raises:
-        RunError: the folder is that of something else.
-        RunInterrupted: the observer asked to stop. Run the sweep again to go on.
+        RunError: the folder holds something else.
+        RunInterrupted: the observer stopped a run; running the sweep again continues it.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -207,10 +203,7 @@ def run_sweep(
 
 
 def summarize(results: Sequence[SweepResult]) -> list[tuple[dict[str, Any], dict[str, MeanStd]]]:
-    """Mean and deviation over the seeds of each combination, in the order in which they came.
-
-    A number that no run of a combination has is left out of it.
-    """
+    """Return the statistics over the seeds of each combination, in the order of the results."""
     groups: dict[str, list[SweepResult]] = {}
     for result in results:
         groups.setdefault(str(result.point), []).append(result)
@@ -228,7 +221,7 @@ def _over_seeds(group: Sequence[SweepResult], name: str) -> MeanStd:
 
 
 def _config(settings: Mapping[str, Any], point: Mapping[str, Any]) -> SearchConfig:
-    """The search at a point, checked as far as it can be without running it."""
+    """Return the search at a point, checked as far as possible without running it."""
     names = ["preset", *(spec.name for spec in fields(SearchConfig))]
     options = {name: value for name, value in point.items() if name not in names}
     chosen = {**settings, **{name: value for name, value in point.items() if name in names}}
@@ -253,13 +246,14 @@ def _searched(folder: RunFolder) -> dict[str, float]:
 
 
 def _in_a_name(value: Any) -> str:
-    """A value as part of a file's name."""
+    """Return a value as part of a file name."""
     return re.sub(r"[^\w.+-]", "_", Path(str(value)).name or str(value))
 
 
 def _create(folder: Path, text: str) -> None:
-    """Makes the folder with its file in one step."""
+    """Create the folder with its file in one step."""
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with creating(folder) as temporary:
             (temporary / _FILE).write_text(text, encoding="utf-8")
     except OSError as error:

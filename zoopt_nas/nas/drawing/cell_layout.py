@@ -1,9 +1,9 @@
-"""Where the boxes, arrows and labels of a drawn cell go. Plain geometry in inches, no matplotlib.
+"""Lay out the boxes, arrows and labels of a drawn cell, in inches and without matplotlib.
 
-Nodes stand in columns from left to right, each one column after its latest input. In every column
-an edge has a row: a lane of its own where it passes, its place on the left side of the node where
-it ends. Between two columns edges first change rows, where there is nothing else, and then run
-level under their labels into the next column. So no edge crosses a box or the label of another.
+Nodes stand in columns from left to right, each one column after its latest input. An edge has a row
+in every column: a lane where it passes, or a place on the left side of the node where it ends.
+Between two columns edges first change rows and then run level under their labels. So no edge
+crosses a box or the label of another edge.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NODE_WIDTH, NODE_HEIGHT = 0.62, 0.46
 LABEL_HEIGHT = 0.19
 HEAD_LENGTH = 0.11  # of an arrow
 _LABEL_PITCH = 0.23  # between the two edges that end at a node
-_PORT_PITCH = 0.11  # between edges of a node without labels there, if they fit
+_PORT_PITCH = 0.11  # between unlabelled edges of a node, if there is room
 _LANE_HEIGHT = 0.1
 _ROW_GAP = 0.1  # between neighbours in a column
 _INPUT_GAP = 0.35
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle given by its centre and its full size."""
+    """A rectangle given by its centre and its size."""
 
     x: float
     y: float
@@ -42,7 +42,7 @@ class Box:
     height: float
 
     def overlaps(self, other: Box) -> bool:
-        """Whether the two share an area."""
+        """Whether the two boxes overlap."""
         return (
             abs(self.x - other.x) < (self.width + other.width) / 2
             and abs(self.y - other.y) < (self.height + other.height) / 2
@@ -51,36 +51,21 @@ class Box:
 
 @dataclass(frozen=True)
 class Arrow:
-    """An edge.
-
-    Attributes:
-        source: node that it leaves.
-        target: node that it enters.
-        operation: its label; None for an edge into the concatenation.
-        curve: ``(3 k + 1, 2)`` control points of k joined cubic Bézier curves, up to the tip.
-        label: where its label goes, None without one.
-    """
+    """An edge of a drawn cell."""
 
     source: int
     target: int
-    operation: str | None
-    curve: Array
-    label: Box | None
+    operation: str | None  # its label; None for an edge into the concatenation
+    curve: Array  # (3 k + 1, 2) control points of k joined cubic Bézier curves, up to the tip
+    label: Box | None  # the box of the label, if there is one
 
 
 @dataclass(frozen=True)
 class CellDrawing:
-    """A cell laid out in the rectangle from (0, 0) to (width, height).
+    """A cell laid out in the rectangle from (0, 0) to (width, height), in inches."""
 
-    Attributes:
-        nodes: the two inputs, the intermediate nodes, the output.
-        arrows: the genotype's edges in its order, then those into the output.
-        width: inches.
-        height: inches.
-    """
-
-    nodes: tuple[Box, ...]
-    arrows: tuple[Arrow, ...]
+    nodes: tuple[Box, ...]  # the two inputs, the intermediate nodes, the output
+    arrows: tuple[Arrow, ...]  # the edges of the genotype in order, then the edges into the output
     width: float
     height: float
 
@@ -88,12 +73,9 @@ class CellDrawing:
 def lay_out_cell(
     edges: Sequence[Edge], concat: Sequence[int], label_width: Callable[[str], float]
 ) -> CellDrawing:
-    """Lays out one cell of a genotype.
+    """Lay out one cell of a genotype, given by ``Genotype.edges`` and ``Genotype.concat``.
 
-    Args:
-        edges: as ``Genotype.edges`` gives them.
-        concat: as ``Genotype.concat`` gives it.
-        label_width: width of an operation's label in inches, with its padding.
+    ``label_width`` maps an operation to the width of its label in inches.
     """
     output = N_INPUTS + len(edges) // EDGES_PER_NODE
     links: list[tuple[int, int, str | None]] = [
@@ -107,7 +89,7 @@ def lay_out_cell(
     ys = _rows(columns, paths, heights)
     leaving, entering = _ports(paths, ys, output, at=0), _ports(paths, ys, output, at=-1)
 
-    lefts, label_xs = [0.0], [0.0]  # of each column; the middle of the labels in front of it
+    lefts, label_xs = [0.0], [0.0]  # by column: its left side, and the centre of its labels
     for column in range(1, max(columns) + 1):
         names = {name for _, node, name in links if name and columns[node] == column}
         labels = max(map(label_width, names), default=0.0) + 2 * _LABEL_GAP
@@ -141,7 +123,7 @@ def lay_out_cell(
 def _columns(
     links: Sequence[tuple[int, int, str | None]], output: int
 ) -> tuple[list[int], list[list[int]]]:
-    """The column of each node and, behind the nodes, of each lane; the items along each link."""
+    """Return the column of each node and lane, and the items along each link."""
     columns = [0] * (output + 1)
     for node in range(N_INPUTS, output):
         columns[node] = 1 + max(columns[source] for source, target, _ in links if target == node)
@@ -156,7 +138,7 @@ def _columns(
 
 
 def _rows(columns: Sequence[int], paths: Sequence[Sequence[int]], heights: Array) -> Array:
-    """The y of every item: near the mean of its neighbours, and clear of the rest of its column."""
+    """Return the y of every item: near the mean of its neighbours, without overlaps."""
     neighbours: list[list[int]] = [[] for _ in columns]
     for path in paths:
         for left, right in pairwise(path):
@@ -174,7 +156,7 @@ def _rows(columns: Sequence[int], paths: Sequence[Sequence[int]], heights: Array
             below = np.concatenate([[0.0], np.cumsum(distances)])
             placed = np.maximum.accumulate(wanted - below) + below
             ys[items] = placed - (placed - wanted).mean()
-        if sweep == 0:  # everything has a row now, so the neighbours on the right count too
+        if sweep == 0:  # everything has a row now, so count the neighbours on the right too
             for path in paths:
                 for left, right in pairwise(path):
                     neighbours[left].append(right)
@@ -183,21 +165,21 @@ def _rows(columns: Sequence[int], paths: Sequence[Sequence[int]], heights: Array
 
 
 def _ports(paths: Sequence[Sequence[int]], ys: Array, output: int, at: int) -> dict[int, float]:
-    """Where on the side of its node each edge starts (``at`` 0) or ends (-1): fanned by height."""
+    """Return the offset at which each edge leaves (``at`` 0) or enters (-1) its node, by height."""
     offsets = {}
     for node in range(output + 1):
-        mine = [i for i, path in enumerate(paths) if path[at] == node]
-        mine.sort(key=lambda i: ys[paths[i][1 if at == 0 else -2]])
+        edges = [i for i, path in enumerate(paths) if path[at] == node]
+        edges.sort(key=lambda i: ys[paths[i][1 if at == 0 else -2]])
         has_labels = at == -1 and node != output
         pitch = _LABEL_PITCH if has_labels else _PORT_PITCH
-        pitch = min(pitch, 0.8 * NODE_HEIGHT / max(len(mine) - 1, 1))
-        for rank, i in enumerate(mine):
-            offsets[i] = (rank - (len(mine) - 1) / 2) * pitch
+        pitch = min(pitch, 0.8 * NODE_HEIGHT / max(len(edges) - 1, 1))
+        for rank, i in enumerate(edges):
+            offsets[i] = (rank - (len(edges) - 1) / 2) * pitch
     return offsets
 
 
 def _curve(corners: Sequence[tuple[float, float]]) -> Array:
-    """A curve through points that is level at each."""
+    """Return a curve through points that is level at each."""
     curve = [corners[0]]
     for (x0, y0), (x1, y1) in pairwise(corners):
         reach = (x1 - x0) / 2

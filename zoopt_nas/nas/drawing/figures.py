@@ -1,4 +1,4 @@
-"""How all figures look, and how they are written."""
+"""Style and output of all figures."""
 
 from __future__ import annotations
 
@@ -42,23 +42,21 @@ _PNG_DPI = 200
 
 
 def label_size(figure: Figure, reduced: Sequence[str]) -> None:
-    """A line below a figure that says what is smaller than in the paper, if anything is.
+    """Add a line below a figure that lists what is smaller than in the paper, if anything is.
 
-    Args:
-        figure: with the layout ``constrained``, which makes room for it.
-        reduced: as ``paper_size.reductions`` gives it.
+    The figure needs the layout ``constrained``, which makes room for the line.
     """
     if reduced:
         figure.supxlabel(f"reduced size: {', '.join(reduced)}", fontsize=7, color="#555555")
 
 
 def save(figure: Figure, path: str | Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
-    """Writes ``<path>.<format>`` for each format, each file whole or not at all.
+    """Write ``<path>.<format>`` for each format, each file atomically; return the paths.
 
     Args:
-        figure: any. The same figure gives the same bytes.
+        figure: the figure; equal figures give equal bytes.
         path: without a suffix.
-        formats: of ``svg``, ``png`` and ``pdf``.
+        formats: any of ``svg``, ``png`` and ``pdf``.
 
     Raises:
         UnknownNameError: another format.

@@ -1,7 +1,7 @@
 """Figures of cells, training curves and architecture weights.
 
-Every function returns a matplotlib ``Figure`` that belongs to no window and no pyplot state, for
-``figures.save``. Colours are told apart by the colour-blind, and line styles by a grey printer.
+Every function returns a matplotlib ``Figure`` for ``figures.save``, without a window or pyplot
+state. The colours are safe for colour-blind readers; line styles differ in greyscale print.
 """
 
 from __future__ import annotations
@@ -23,20 +23,14 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.drawing.cell_layout import (
-    HEAD_LENGTH,
-    Array,
-    Arrow,
-    Box,
-    CellDrawing,
-    lay_out_cell,
-)
+from zoopt_nas.nas.drawing import cell_layout
+from zoopt_nas.nas.drawing.cell_layout import HEAD_LENGTH, Array, Arrow, Box, CellDrawing
 from zoopt_nas.nas.drawing.figures import STYLE
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Genotype
 from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
 
-# Okabe and Ito's colours, darkened until text in them reads well on white; line style, family.
+# Okabe and Ito's colours, darkened so that text is legible on white; line style by family.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0A66A8", "#B84A00", "#00755A", "#8E3B7A", "#666666"
 _FAMILIES: dict[str, tuple[str, Any]] = {
     "conv": (_BLUE, "-"),
@@ -48,7 +42,7 @@ _MARGIN = 0.12  # inches around a cell
 _TITLE_HEIGHT = 0.34
 _TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
-# Title and (key of metrics.jsonl, name in the legend) of each line.
+# Panel title to (key of metrics.jsonl, name in the legend) of each line.
 _SPLITS = ("train", "val", "test")
 _SKIPS = "Skip connections"
 _PANELS: dict[str, list[tuple[str, str]]] = {
@@ -63,14 +57,11 @@ _LINES = {"train": (_BLUE, "-"), "val": (_ORANGE, "--"), "test": (_GREEN, ":"), 
 
 @matplotlib.rc_context(STYLE)
 def draw_cell(genotype: Genotype, kind: str) -> Figure:
-    """One cell as a graph: inputs on the left, output on the right, an arrow for each edge.
+    """Draw one cell as a graph: inputs on the left, output on the right, one arrow per edge.
 
-    The artists have the ids ``normal-node-2``, ``normal-edge-0`` (the position in the genotype),
-    ``-head`` and ``-label``, which an SVG file keeps.
-
-    Args:
-        genotype: the architecture.
-        kind: ``"normal"`` or ``"reduce"``.
+    ``kind`` is ``"normal"`` or ``"reduce"``. An SVG file keeps the ids of the artists:
+    ``normal-node-2``; ``normal-edge-0`` (its position in the genotype), also with ``-head`` and
+    ``-label``.
 
     Raises:
         UnknownNameError: there is no such kind of cell.
@@ -83,7 +74,7 @@ def draw_cell(genotype: Genotype, kind: str) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def draw_genotype(genotype: Genotype) -> Figure:
-    """The normal cell above the reduction cell, each with its title."""
+    """Draw the normal cell above the reduction cell."""
     drawings = {kind: _lay_out(genotype, kind) for kind in CELL_KINDS}
     width = max(drawing.width for drawing in drawings.values()) + 2 * _MARGIN
     heights = [drawing.height + _TITLE_HEIGHT + 2 * _MARGIN for drawing in drawings.values()]
@@ -98,14 +89,10 @@ def draw_genotype(genotype: Genotype) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Losses, accuracies, N_e, sigma and skip connections against the epoch, counted from 1.
+    """Draw losses, accuracies, N_e, sigma and skip connections against the epoch, counted from 1.
 
-    Args:
-        rows: of ``metrics.jsonl``, of a search or a retraining. Where a row lacks a number, or has
-            None, the curve has a gap; a panel without any number is left out.
-
-    Raises:
-        InvalidValueError: the rows hold nothing to draw.
+    ``rows`` come from ``metrics.jsonl``. A curve has a gap where a row lacks its number; a panel
+    without any number is left out, and without any panel it raises InvalidValueError.
     """
     panels = {
         title: known
@@ -129,7 +116,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(title)
         _ink_curves(axes, epochs, rows, lines)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if title == _SKIPS:  # whole, and from 0
+        if title == _SKIPS:  # integers, from 0
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.set_ylim(0, max(axes.get_ylim()[1], 1))
         if i + n_columns < len(panels):
@@ -143,17 +130,14 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def draw_alpha(
     space: SearchSpace, alpha: Tensor | Sequence[float] | Sequence[Mapping[str, Any]]
 ) -> Figure:
-    """The softmax weights of every edge as a heat map; a frame marks what the genotype keeps.
+    """Draw the softmax weights of every edge as a heat map; frames mark the edges of the genotype.
 
     Rows are edges ``source→node``, numbered as in the genotype; columns are operations, hatched
-    where an edge does not have them.
-
-    Args:
-        space: where alpha belongs.
-        alpha: ``(dim,)``, or the rows of ``architectures.jsonl``, of which the last is drawn.
+    where an edge does not have them. ``alpha`` is ``(dim,)``, or the rows of
+    ``architectures.jsonl``, of which the last is drawn.
 
     Raises:
-        InvalidValueError: alpha has another shape, is not finite, or there is no row.
+        InvalidValueError: alpha has the wrong shape or is not finite, or there is no row.
     """
     vector = _alpha_vector(alpha)
     genotype = space.discretize(vector)
@@ -191,7 +175,7 @@ def draw_alpha(
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure whose only axes measure inches from its lower left corner."""
+    """Return a figure whose axes measure inches from its lower left corner."""
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
@@ -202,7 +186,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 def _lay_out(genotype: Genotype, kind: str) -> CellDrawing:
     if kind not in CELL_KINDS:
         raise UnknownNameError("kind of cell", kind, CELL_KINDS)
-    return lay_out_cell(genotype.edges(kind), genotype.concat(kind), _label_width)
+    return cell_layout.lay_out_cell(genotype.edges(kind), genotype.concat(kind), _label_width)
 
 
 def _label_width(text: str) -> float:
@@ -235,7 +219,7 @@ def _ink_box(
     color: str = "#111111",
     **style: Any,
 ) -> None:
-    """A rounded box of exactly the size of ``box`` with a centred text."""
+    """Draw a rounded box of exactly the size of ``box`` with a centred text."""
     x, y = box.x + offset[0], box.y + offset[1]
     corner = (x - box.width / 2, y - box.height / 2)
     shape = "round,pad=0,rounding_size=0.07"
@@ -246,7 +230,7 @@ def _ink_box(
 
 
 def _ink_arrow(axes: Axes, arrow: Arrow, offset: tuple[float, float], gid: str) -> None:
-    """The curve up to the arrow head, and the head, which is level as the curve ends level."""
+    """Draw the curve up to the arrow head, and the head, which is horizontal."""
     color, style = _family(arrow.operation)
     curve = arrow.curve + offset
     tip = curve[-1].copy()
@@ -263,7 +247,7 @@ def _ink_arrow(axes: Axes, arrow: Arrow, offset: tuple[float, float], gid: str) 
 
 
 def _family(operation: str | None) -> tuple[str, Any]:
-    """Colour and line style of an operation's family; None: an edge into the output."""
+    """Return colour and line style of an operation's family; None is an edge into the output."""
     parts = (operation or "").split("_")
     return next((_FAMILIES[part] for part in parts if part in _FAMILIES), (_GREY, "-"))
 

@@ -1,1 +1,1 @@
-"""A found network for use without this package."""
+"""Exports of a found network for use without this package."""

@@ -1,11 +1,10 @@
-"""The forms in which a network can be exported: each is written, and read again to be checked."""
+"""The export formats; each file is read back so that it can be checked."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,23 +21,18 @@ from zoopt_nas.nas.steps.execution import silenced
 from zoopt_nas.registry import Registry
 
 NAME = "network"  # of the files, before their suffix
-_EXAMPLE_BATCH = 2  # what the converters see; 1 they would take for a constant
+_EXAMPLE_BATCH = 2  # the converters would treat 1 as a constant
 
 
 class Written(NamedTuple):
-    """An export in its folder.
+    """An export in its folder."""
 
-    Attributes:
-        files: in the order in which they may appear elsewhere.
-        run: the exported network, as read from the files: ``(n, c, h, w)`` to ``(n, n_classes)``.
-    """
-
-    files: list[Path]
-    run: Callable[[Tensor], Tensor]
+    files: list[Path]  # in the order in which they may be moved to their place
+    run: Callable[[Tensor], Tensor]  # the network as read from the files
 
 
 def write_onnx(network: Network, facts: NetworkFacts, folder: Path) -> Written:
-    """``network.onnx``, with a free batch size and the facts as its metadata.
+    """Write ``network.onnx``, with a free batch size and the facts as its metadata.
 
     Raises:
         MissingDependencyError: a package of the extra ``export`` is missing.
@@ -54,7 +48,7 @@ def write_onnx(network: Network, facts: NetworkFacts, folder: Path) -> Written:
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
-    assert program is not None  # as dynamo=True promises
+    assert program is not None  # guaranteed by dynamo=True
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # stack traces, with paths of this machine
@@ -72,10 +66,10 @@ def write_onnx(network: Network, facts: NetworkFacts, folder: Path) -> Written:
 
 
 def write_torchscript(network: Network, facts: NetworkFacts, folder: Path) -> Written:
-    """``network.torchscript``, with the facts in its extra file ``metadata.json``."""
+    """Write ``network.torchscript``, with the facts in its extra file ``metadata.json``."""
     path = folder / f"{NAME}.torchscript"
-    with _torchscript_is_deprecated():
-        # The trace is checked where every format is, on other batch sizes too.
+    with silenced(r"`torch\.jit\.\w+` is deprecated"):
+        # The export is checked like every format, on other batch sizes too.
         traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
             _with_normalization(network, facts), _example(facts), check_trace=False
         )
@@ -86,16 +80,16 @@ def write_torchscript(network: Network, facts: NetworkFacts, folder: Path) -> Wr
 
 
 def write_python(network: Network, facts: NetworkFacts, folder: Path) -> Written:
-    """``network.py``, which needs torch only, and its weights ``network.pt`` if it is trained.
+    """Write ``network.py``, which needs only torch, and ``network.pt`` if the network is trained.
 
     Raises:
-        InvalidValueError: the file has no form of an operation.
+        InvalidValueError: the format does not support an operation.
     """
     for kind in CELL_KINDS:
         for name, _ in facts.genotype.edges(kind):
             if name not in OPERATIONS:
                 raise InvalidValueError(
-                    f"an operation to export as python must be of {', '.join(OPERATIONS)}, "
+                    f"an operation to export as python must be one of {', '.join(OPERATIONS)}, "
                     f"got {name}"
                 )
     path, weights = folder / f"{NAME}.py", folder / f"{NAME}.pt"
@@ -105,12 +99,12 @@ def write_python(network: Network, facts: NetworkFacts, folder: Path) -> Written
         torch.save(network.state_dict(), weights)
         return Written([weights, path], module.load(weights))
     untrained = module.build().eval()
-    untrained.load_state_dict(network.state_dict())  # random weights, but the same ones
+    untrained.load_state_dict(network.state_dict())  # the same random weights
     return Written([path], _with_normalization(untrained, facts))
 
 
 Writer = Callable[[Network, NetworkFacts, Path], Written]
-"""``(network, facts, folder) -> what was written``; the network is in evaluation mode."""
+"""Maps ``(network, facts, folder)`` to what was written; the network is in evaluation mode."""
 
 FORMATS: Registry[Writer] = Registry(
     "export format",
@@ -129,7 +123,7 @@ def _example(facts: NetworkFacts) -> Tensor:
 
 
 def _texts(facts: NetworkFacts) -> dict[str, str]:
-    """The facts as ONNX has them: names and texts; what is no text is JSON."""
+    """Return the facts for ONNX, whose metadata are texts: other values become JSON."""
     fields = facts.to_dict()
     return {key: v if isinstance(v, str) else json.dumps(v) for key, v in fields.items()}
 
@@ -143,13 +137,8 @@ def _needed(name: str) -> Any:
         ) from error
 
 
-def _torchscript_is_deprecated() -> AbstractContextManager[None]:
-    """PyTorch says so at every call; who asks for TorchScript has something that reads it."""
-    return silenced(r"`torch\.jit\.\w+` is deprecated")
-
-
 def _imported(path: Path) -> Any:
-    """The module in a file that this package has just written, without a name in sys.modules."""
+    """Import a file that this package has written, without an entry in sys.modules."""
     spec = importlib.util.spec_from_file_location(NAME, path)
     assert spec is not None
     assert spec.loader is not None

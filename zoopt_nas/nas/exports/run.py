@@ -1,4 +1,4 @@
-"""Export: the network of a run for use without this package, checked against the trained one."""
+"""Export the network of a run for use without this package, checked against the trained one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,24 +29,24 @@ from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.seeds import generator
 
-# Largest difference of two logits, in units of the largest logit (of 1 if that is less). Float32
-# has 6e-8; sums in another order, through 20 cells, lose up to three digits of it (ours).
+# Largest accepted difference of logits, divided by the largest logit or 1. The precision of float32
+# is 6e-8; summing in another order, through 20 cells, loses up to three digits.
 TOLERANCE = 1e-4
-CHECKED_BATCH_SIZES = (1, 3)  # neither is the one that the converters see
+CHECKED_BATCH_SIZES = (1, 3)  # not the size of the example that the converters see
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export has written.
+    """The files of an export and its accuracy.
 
     Attributes:
         format: a name of ``FORMATS``.
         files: the new files.
-        largest_difference: between logits of the exported and the trained network, in units of the
-            largest logit, on random pixels in batches of ``CHECKED_BATCH_SIZES``.
-        tolerance: what it may be at most.
-        facts: what the exported network is, and what its images have to be.
+        largest_difference: of logits from the trained network's, relative to the largest logit, on
+            random pixels.
+        tolerance: the largest accepted difference.
+        facts: what the exported network is, and which images it takes.
     """
 
     format: str
@@ -62,50 +63,51 @@ def export_network(
     out: str | Path | None = None,
     include_normalization: bool = False,
 ) -> ExportResult:
-    """Writes the network of a run in a form that does not need this package.
+    """Write the network of a run in a form that does not need this package.
 
-    In evaluation mode, without auxiliary head and drop path, with any batch size. What is written
-    is read again and compared with the trained network before it appears in ``out``. Files of an
-    earlier export are replaced.
+    The network is in evaluation mode without auxiliary head and drop path, and takes any batch
+    size. The export is read back and compared with the trained network before it appears in
+    ``out``. It replaces the files of an earlier export.
 
     Args:
-        run_dir: the folder of a retraining, also of one that has not ended; or of a search, of
-            which ``"python"`` gives the network that a retraining would train, untrained.
+        run_dir: the folder of a retraining, finished or not; or of a search, for which only
+            ``"python"`` works: it gives the untrained network that a retraining would train.
         format: ``"onnx"``, ``"torchscript"`` or ``"python"``.
-        out: the folder to write to; None = ``export`` in the run folder.
+        out: the folder to write to; None is ``export`` in the run folder.
         include_normalization: whether the exported network takes pixels in 0..1 and normalises
-            them, in place of normalised images.
+            them, instead of normalised images.
 
     Raises:
         UnknownNameError: no such format.
         RunError: there is no run, or no weights yet, or ``out`` cannot be written.
         InvalidValueError: the genotype has an operation that cannot be exported.
         MissingDependencyError: a package of the extra ``export`` is missing (ONNX only).
-        ExportError: the exported network is not the trained one.
+        ExportError: the exported network differs from the trained one.
     """
     write = FORMATS[format]
-    folder = RunFolder.open(run_dir)
-    config, is_trained = _training_of(folder, format)
-    images = folder.data()
-    headless = config.replace(auxiliary=False)  # training alone has the auxiliary head
+    run = RunFolder.open(run_dir)
+    config, is_trained = _training_of(run, format)
+    images = run.data()
+    headless = config.replace(auxiliary=False)  # only training uses the auxiliary head
     network = build_network(headless, images, seed=config.seed, execution=Execution(_CPU)).eval()
     _check_operations(network)
-    epochs = _load_weights(network, folder) if is_trained else 0
+    epochs = _load_weights(network, run) if is_trained else 0
     facts = _facts(network, config, images, epochs, include_normalization)
-    reference = _reference(network, facts)
     exported = copy.deepcopy(network)
     enable_kernels(exported, False)
     exported.channels_last = False
-    out = folder.path / "export" if out is None else Path(out)
-    with _Staging(out) as staging, torch.no_grad():
-        written = write(exported, facts, staging.path)
-        differences = [_difference(written.run, reference, facts, n) for n in CHECKED_BATCH_SIZES]
-        files = staging.publish(written.files)
+    out = run.path / "export" if out is None else Path(out)
+    with _staging(out) as folder, torch.no_grad():
+        written = write(exported, facts, folder)
+        differences = [_difference(written.run, network, facts, n) for n in CHECKED_BATCH_SIZES]
+        for file in written.files:
+            os.replace(file, out / file.name)
+    files = tuple(out / file.name for file in written.files)
     return ExportResult(format, files, max(differences), TOLERANCE, facts)
 
 
 def _training_of(folder: RunFolder, format: str) -> tuple[TrainConfig, bool]:
-    """The settings of the retraining, and whether it has begun: after a search it has not."""
+    """Return the settings of the retraining, and whether the run is one (not a search)."""
     if folder.kind == TrainConfig.kind:
         return folder.config(TrainConfig), True
     if format != "python":
@@ -128,12 +130,12 @@ def _check_operations(network: Network) -> None:
 
 
 def _load_weights(network: Network, folder: RunFolder) -> int:
-    """Loads the weights that the run reports on so far; returns the epochs behind them."""
+    """Load the weights that the run reports on so far; return their number of epochs."""
     state = folder.load_checkpoint(_CPU)
     if state is None or state.get("epoch") == 0:
         raise RunError(f"{folder.path} has no weights yet: no epoch has ended")
     try:
-        best = state["own"].get("best")  # of a run with report = "best"
+        best = state["own"].get("best")  # set if report = "best"
         weights = best["weights"] if best else state["own"]["network"]
         network.load_state_dict(
             {key: value for key, value in weights.items() if not key.startswith("auxiliary.")}
@@ -171,33 +173,15 @@ def _facts(
     )
 
 
-def _reference(network: Network, facts: NetworkFacts) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """From pixels to what the exported network gets, and to the logits that it must give."""
-    transform = Transform(facts.mean, facts.std, image_size=facts.image_size, device=_CPU)
-
-    def apply(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        images = transform(pixels)
-        return pixels / 255 if facts.includes_normalization else images, network(images)
-
-    return apply
-
-
 def _difference(
-    run: Callable[[Tensor], Tensor],
-    reference: Callable[[Tensor], tuple[Tensor, Tensor]],
-    facts: NetworkFacts,
-    batch_size: int,
+    run: Callable[[Tensor], Tensor], network: Network, facts: NetworkFacts, batch_size: int
 ) -> float:
-    """Largest difference of two logits in units of the largest one, on random pixels.
-
-    Raises:
-        ExportError: it is more than ``TOLERANCE``.
-    """
+    """Return the largest difference of logits, relative to the largest one, if tolerable."""
     shape = (batch_size, facts.in_channels, facts.image_size, facts.image_size)
-    random = generator(batch_size)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
-    given, expected = reference(pixels)
-    logits = run(given)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(batch_size))
+    images = Transform(facts.mean, facts.std, image_size=facts.image_size, device=_CPU)(pixels)
+    expected = network(images)
+    logits = run(pixels / 255 if facts.includes_normalization else images)
     if logits.shape != expected.shape:
         raise ExportError(
             f"the exported network must give logits {tuple(expected.shape)}, "
@@ -212,28 +196,18 @@ def _difference(
     return difference
 
 
-class _Staging:
-    """A folder beside the files to be, in which they can be checked; it does not outlive them."""
-
-    def __init__(self, out: Path) -> None:
-        self._out = out
-        self._is_new = not out.exists()
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
-        except OSError as error:
-            raise RunError(f"cannot write into the folder {out}: {error.strerror}") from error
-
-    def __enter__(self) -> _Staging:
-        return self
-
-    def publish(self, files: list[Path]) -> tuple[Path, ...]:
-        """Moves files to where they belong, each whole; returns where they are."""
-        for file in files:
-            os.replace(file, self._out / file.name)
-        return tuple(self._out / file.name for file in files)
-
-    def __exit__(self, *exc: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._is_new and not any(self._out.iterdir()):
-            self._out.rmdir()
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """Give a temporary folder inside ``out``; on exit remove it, and ``out`` if new and empty."""
+    is_new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    except OSError as error:
+        raise RunError(f"cannot write into the folder {out}: {error.strerror}") from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if is_new and not any(out.iterdir()):
+            out.rmdir()

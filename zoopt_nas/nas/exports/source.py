@@ -1,4 +1,4 @@
-"""A Python file for one network: the text of ``networks.standalone``, and its data."""
+"""Source code of one network: the text of ``networks.standalone``, and its data."""
 
 from __future__ import annotations
 
@@ -37,45 +37,31 @@ def load(path: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What has to be known of a network to build it and to feed it.
+    """What is needed to build a network and to feed it."""
 
-    Attributes:
-        dataset: the data set that it was trained on, or that its search ran on.
-        class_names: by label; None if there are none.
-        mean, std: of each channel, of pixels in 0..1; a training image is (pixels - mean) / std.
-        stem: the class in ``networks.standalone``.
-        epochs_trained: complete epochs behind the weights; 0 = there are no weights.
-        includes_normalization: whether the exported network takes pixels in 0..1, and normalises.
-    """
-
-    dataset: str
+    dataset: str  # of its training, or of its search
     genotype: Genotype
     n_classes: int
-    class_names: tuple[str, ...] | None
+    class_names: tuple[str, ...] | None  # by label, if there are any
     in_channels: int
     image_size: int
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # by channel, in 0..1; a network takes (pixels - mean) / std
     std: tuple[float, ...]
     init_channels: int
     n_cells: int
     reductions: tuple[int, ...]
-    stem: str
-    epochs_trained: int
-    includes_normalization: bool
+    stem: str  # a class in networks.standalone
+    epochs_trained: int  # 0 if there are no weights
+    includes_normalization: bool  # whether the network takes pixels in 0..1
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, for JSON; the genotype in its published string form."""
+        """Return values for JSON; the genotype in its published string form."""
         fields = {**vars(self), "genotype": str(self.genotype)}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
 
 
 def source_of(facts: NetworkFacts, module: str) -> str:
-    """The text of the Python file.
-
-    Args:
-        facts: the network.
-        module: the name of the file without ``.py``, for the example in its docstring.
-    """
+    """Return the text of the Python file, to be imported by the name ``module``."""
     _, _, definitions = inspect.getsource(standalone).split('"""', 2)
     parts = [_constants(facts), _BUILD.format(stem=facts.stem).strip()]
     if facts.epochs_trained:
@@ -95,7 +81,7 @@ def _header(facts: NetworkFacts, module: str) -> str:
         description=(
             "Pixels are in 0..1; the network normalises them by MEAN and STD."
             if normalized
-            else "Pixels are in 0..1; mean and std are those of each channel, MEAN and STD."
+            else "Pixels are in 0..1; mean and std are MEAN and STD, by channel."
         ),
     )
 

@@ -1,4 +1,4 @@
-"""How much memory a retraining needs, known before it starts."""
+"""Estimates the memory of a retraining before it starts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,9 @@ def memory_of(
     batch_size: int,
     drop_path: torch.Generator,
 ) -> MemoryEstimate:
-    """Estimates the memory of a retraining whose network is built; it stays as it is.
+    """Estimate the memory of a retraining whose network is built; the network is restored.
 
-    Args:
-        config: the settings.
-        setup: device, execution and images.
-        network: the model.
-        batch_size: images that this process has of a batch.
-        drop_path: what the network draws from.
+    ``batch_size`` is the number of images of a batch in this process.
     """
     execution, dataset = setup.execution, setup.dataset
 
@@ -44,14 +39,8 @@ def memory_of(
     network.drop_path_probability = config.drop_path
     try:
         return estimate(
-            network,
-            loss,
-            network,
-            dataset,
-            sizes=sizes,
-            n_copies=1,
-            n_batches=1,
+            network, loss, network, dataset, sizes=sizes, n_copies=1, n_batches=1,
             generators=[drop_path],
-        )
+        )  # fmt: skip
     finally:
         network.drop_path_probability = before

@@ -1,42 +1,41 @@
-"""One run in several processes, each with its share of every batch (data parallelism).
+"""One run in several processes, each with a part of every batch (data parallelism).
 
-Every process holds the whole network and draws the same batches; it takes every n-th image of them,
-and the gradients are averaged. So a step is that of one process on the whole batch, but for
-BatchNorm, which normalises each share by its own statistics, as usual with several GPUs, and for
-drop path, whose masks are drawn for each share. Process 0 alone writes and reports.
+Every process holds the whole network, draws the same batches and takes every n-th image; the
+gradients are averaged. A step equals a step of one process on the whole batch, except that
+BatchNorm uses the statistics of each part, and drop path draws its masks for each part. Only
+process 0 writes and reports.
 """
 
 from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from zoopt_nas.errors import InvalidValueError, ZooptNasError
-from zoopt_nas.nas.runs.loop import Observer, Progress, Start, StartObserver
 
 T = TypeVar("T")
-# The others wait while process 0 tests after an epoch (ours; torch has 10 minutes on GPUs).
+# The other processes wait while process 0 tests (PyTorch's default on GPUs is 10 minutes).
 _TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process of how many this is. The defaults are those of a run in one process.
+    """The rank of this process, and the number of processes; by default a single one.
 
     Attributes:
         rank: from 0.
-        n: how many there are.
-        local_rank: from 0 on each machine: the index of the process's GPU.
-        address: ``tcp://host:port``, where process 0 listens.
+        n: the number of processes.
+        local_rank: from 0 on each machine; the index of this process's GPU.
+        address: ``tcp://host:port`` at which process 0 listens.
 
     Raises:
         InvalidValueError: the rank is not below the number of processes.
@@ -56,16 +55,16 @@ class Processes:
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Inside, the processes can exchange tensors; every one of them has to come here.
+        """Let the processes exchange tensors inside; every process has to enter.
 
         Args:
-            device: of this process. Tensors on a GPU go by NCCL, those on the CPU by gloo.
+            device: of this process. GPU tensors are sent by NCCL, CPU tensors by gloo.
         """
         if self.n == 1:
             yield
             return
-        # Its functions have the process group there is when it is first imported, which
-        # DistributedDataParallel does, as a default argument: so before there is one.
+        # The functions of this module keep, as a default argument, the process group that exists
+        # at its first import (DistributedDataParallel imports it); import it before there is one.
         importlib.import_module("torch.distributed.nn.functional")
         is_cuda = device.type == "cuda"
         distributed.init_process_group(
@@ -78,7 +77,7 @@ class Processes:
         )
         try:
             with warnings.catch_warnings():
-                # Of depthwise weights, whose one channel has no stride of its own.
+                # Raised for depthwise weights: the stride of a single channel is arbitrary.
                 warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
                 yield
         finally:
@@ -86,26 +85,25 @@ class Processes:
             distributed.destroy_process_group()
 
     def _let_go(self) -> None:
-        """Ends what still refers to the process group, so that its threads end with it.
+        """Release all references to the process group, so that its threads end with it.
 
-        A thread of gloo that lives when the interpreter ends may just be about to free the tensors
-        of the last exchange, and then aborts a process that has done its work.
+        A gloo thread that is alive when the interpreter ends may abort a finished process.
         """
         while self._averaged:
-            model = self._averaged.pop()  # part of a cycle, which would be collected some time
+            model = self._averaged.pop()  # part of a reference cycle
             del model.process_group, model.reducer, model.logger
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this process: of several GPUs, each process has its own."""
+        """Return the device of this process; on GPUs, each process has a different one."""
         if self.n > 1 and device.type == "cuda":
             return torch.device("cuda", self.local_rank)
         return device
 
     def share_of_batch(self, batch_size: int) -> int:
-        """How many images of a batch this process takes.
+        """Return the number of images of a batch that this process takes.
 
         Raises:
-            InvalidValueError: the batch cannot be shared evenly, or BatchNorm would get one image.
+            InvalidValueError: the batch cannot be divided evenly, or BatchNorm would get one image.
         """
         share, rest = divmod(batch_size, self.n)
         if self.n > 1 and (rest or share < 2):
@@ -116,10 +114,10 @@ class Processes:
         return share
 
     def average_gradients(self, model: nn.Module) -> nn.Module:
-        """``model``, whose backward pass averages its gradients over the processes.
+        """Return ``model`` with gradients that the backward pass averages over the processes.
 
-        Weights start as those of process 0, and BatchNorm's running statistics stay those of its
-        share, which are tested and saved.
+        Weights start as in process 0. Running statistics of BatchNorm differ between processes;
+        process 0 tests and saves its statistics.
         """
         if self.n == 1:
             return model
@@ -127,18 +125,18 @@ class Processes:
         averaged = DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
-            static_graph=True,  # a genotype may leave a cell's input unused, the same in every step
+            static_graph=True,  # a genotype may leave a cell's input unused, in every step
         )
         self._averaged.append(averaged)
         return averaged
 
     def total(self, numbers: Tensor) -> None:
-        """Adds up ``numbers`` over the processes, in place."""
+        """Sum ``numbers`` over the processes, in place."""
         if self.n > 1:
             distributed.all_reduce(numbers)
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true in any process. It goes by the CPU: no device is waited for."""
+        """Whether ``flag`` is true in any process; does not wait for a GPU."""
         if self.n == 1:
             return flag
         flags = torch.tensor(int(flag))
@@ -146,7 +144,7 @@ class Processes:
         return bool(flags)
 
     def gather(self, value: T) -> list[T]:
-        """The ``value`` of each process, by rank: tensors on the CPU and plain values."""
+        """Return the ``value`` of each process, by rank: CPU tensors or Python values."""
         if self.n == 1:
             return [value]
         values = [value] * self.n
@@ -154,7 +152,7 @@ class Processes:
         return values
 
     def first(self, function: Callable[[], T]) -> T:
-        """What ``function`` gives in process 0, in every process; so is the error that it raises.
+        """Call ``function`` in process 0; return its result in every process.
 
         Raises:
             ZooptNasError: process 0 raised it.
@@ -173,7 +171,7 @@ class Processes:
         return outcome[0]  # type: ignore[return-value]
 
     def first_then_others(self, function: Callable[[], T]) -> T:
-        """Runs ``function`` in process 0 and then in the others, as when it may download a file."""
+        """Call ``function`` in process 0 first, which may download a file, then in the others."""
         if self.n == 1:
             return function()
         result: list[T] = []
@@ -182,23 +180,3 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-class Agreement(StartObserver):
-    """Lets the processes stop at the same step, whichever of them is asked to."""
-
-    def __init__(self, observer: Observer, processes: Processes) -> None:
-        self._observer, self._processes = observer, processes
-
-    def on_start(self, start: Start) -> None:
-        if isinstance(self._observer, StartObserver):
-            self._observer.on_start(start)
-
-    def on_step(self, progress: Progress) -> None:
-        self._observer.on_step(progress)
-
-    def on_epoch(self, row: Mapping[str, Any]) -> None:
-        self._observer.on_epoch(row)
-
-    def should_stop(self) -> bool:
-        return self._processes.any(self._observer.should_stop())

@@ -1,9 +1,8 @@
-"""Retraining: a found network is trained from scratch on all training images, then tested once.
+"""Retraining: train the found network from scratch on all training images, and test it once.
 
-Protocol of Liu et al. (2019, section 3.2): SGD with a cosine to zero, auxiliary head, cutout, drop
-path that grows linearly; ``defaults.TRAIN_PROTOCOLS`` has it and the others. No validation set, no
-choice among epochs: the last one counts. The released code's choice by the test set is
-``report="best"``.
+The protocol of Liu et al. (2019, section 3.2) has SGD with a cosine schedule, an auxiliary head,
+cutout, and a linearly growing drop path; ``defaults.TRAIN_PROTOCOLS`` lists all protocols. The last
+epoch counts; ``report="best"`` selects the epoch on the test set, as the released code does.
 """
 
 from __future__ import annotations
@@ -28,11 +27,8 @@ from zoopt_nas.nas.retraining.processes import ALONE, Processes
 from zoopt_nas.nas.retraining.training import Best, Tested, Training
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
-from zoopt_nas.nas.runs.memory import (
-    MemoryEstimate,
-    out_of_memory_in_one_line,
-)
-from zoopt_nas.nas.runs.setup import Setup, prepare
+from zoopt_nas.nas.runs.memory import MemoryEstimate, explain_out_of_memory
+from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.settings.config import TrainConfig
 from zoopt_nas.nas.steps.devices import pick_device
 from zoopt_nas.nas.steps.execution import Execution, cpu_threads
@@ -40,20 +36,20 @@ from zoopt_nas.nas.steps.execution import Execution, cpu_threads
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a retraining ended with, as in ``result.json``.
+    """The result of a retraining, as in ``result.json``.
 
     Attributes:
         genotype: the architecture, in its published string form.
-        test_accuracy: share of right answers on the test set, in [0, 1], at ``epoch``.
-        test_loss: mean cross-entropy on the test set, at ``epoch``.
-        epoch: which epoch the two are of, from 0.
-        selected_on_test_set: whether that epoch was chosen by its test accuracy
-            (``report="best"``), so that it flatters the network.
-        last_test_accuracy: of the last epoch, whichever is reported.
+        test_accuracy: on the test set, in [0, 1], after ``epoch``.
+        test_loss: mean cross-entropy on the test set, after ``epoch``.
+        epoch: the reported epoch, from 0.
+        selected_on_test_set: whether that epoch was selected by its test accuracy
+            (``report="best"``), which biases the accuracy upwards.
+        last_test_accuracy: after the last epoch.
         train_accuracy: of the last epoch, on augmented images.
         n_parameters: without the auxiliary head.
-        n_multiply_adds: of one image, without the auxiliary head; see ``count_multiply_adds``.
-        seconds: of training, and of the tests after each epoch if there are any.
+        n_multiply_adds: per image, without the auxiliary head; see ``count_multiply_adds``.
+        seconds: time of training, and of the tests after each epoch if there are any.
     """
 
     genotype: str
@@ -68,23 +64,8 @@ class TrainResult:
     seconds: float
 
 
-def _prepare(
-    config: TrainConfig,
-    device: torch.device,
-    processes: Processes,
-    record: DataRecord | None = None,
-    dataset: Dataset | DatasetSpec | None = None,
-) -> Setup:
-    """Returns the setup of this process; process 0 goes first, since it may fetch the images."""
-    Genotype.load(config.genotype)  # a wrong one before the images are read
-    setup = processes.first_then_others(
-        lambda: prepare(config, ("train", "test"), dataset=dataset, record=record, device=device)
-    )
-    return replace(setup, execution=_shared(setup.execution, config, processes))
-
-
 def _shared(execution: Execution, config: TrainConfig, processes: Processes) -> Execution:
-    """Returns how steps run in several processes: without a CUDA graph."""
+    """Return how steps run in several processes: without a CUDA graph."""
     if processes.n == 1:
         return execution
     if config.compile == "on":
@@ -103,31 +84,30 @@ def run_training(
     observer: Observer | None = None,
     processes: Processes = ALONE,
 ) -> TrainResult:
-    """Trains a genotype from scratch and tests it once, at the end (``report="last"``).
+    """Train a genotype from scratch and test it once, at the end (``report="last"``).
 
     Args:
-        config: all settings.
-        dataset: loaded images, or what loads them, in place of the data set that ``config`` names.
-        run_dir: a folder to create and to write the run into; None writes nothing.
+        config: the settings.
+        dataset: loaded images, or a loader, in place of the data set that ``config`` names.
+        run_dir: a new folder for the run; None writes nothing.
         observer: watches the run and may stop it.
-        processes: which process of a run in several this is. Each of them calls this function;
-            ``batch_size`` is that of all together. They all return the same.
+        processes: the rank of this process. Each process calls this function, with the
+            ``batch_size`` of all together, and gets the same result.
 
     Raises:
         UnknownNameError: no such data set or genotype.
-        DataError: the data set's files are missing or damaged.
-        InvalidValueError: the processes cannot share a batch.
+        DataError: files of the data set are missing or damaged.
+        InvalidValueError: the batch cannot be divided among the processes.
         RunError: ``run_dir`` exists or cannot be written.
-        RunInterrupted: the observer asked to stop; the run is saved.
-        DivergedError: training became non-finite.
-        NotEnoughMemoryError: the device has too little memory, before the run or in it.
+        RunInterrupted: the observer stopped the run, which is saved.
+        DivergedError: the loss became non-finite.
+        NotEnoughMemoryError: the device has too little memory.
     """
     with _started(config, processes) as device:
         if dataset is not None:
             config = config.replace(dataset=dataset.name)
-        setup = _prepare(config, device, processes, dataset=dataset)
-        training = _build(config, setup, observer, processes)  # before the folder: see run_search
-        if run_dir is not None:
+        training = _build(config, device, processes, observer, dataset)
+        if run_dir is not None:  # after the checks: a wrong setting leaves no folder behind
             processes.first(lambda: _create_folder(training, run_dir))
         return _finish(training)
 
@@ -139,23 +119,22 @@ def resume_training(
     observer: Observer | None = None,
     processes: Processes = ALONE,
 ) -> TrainResult:
-    """Goes on with the retraining in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
+    """Continue the retraining in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
 
-    A finished retraining gives its result again, from the weights. It takes as many processes as
-    before. Raises as ``run_training`` does.
+    It needs as many processes as before. A finished retraining is only tested again. Raises the
+    same errors as ``run_training``.
     """
     folder = RunFolder.open(run_dir)
     config = folder.config(TrainConfig)
     with _started(config, processes) as device:
-        setup = _prepare(config, device, processes, folder.data(), dataset)
-        training = _build(config, setup, observer, processes)
+        training = _build(config, device, processes, observer, dataset, folder.data())
         training.folder = folder
         training.resume()
         return _finish(training)
 
 
 def estimate_training(config: TrainConfig, dataset: Dataset) -> MemoryEstimate:
-    """Estimates the memory of ``run_training(config)`` on a data set that is loaded."""
+    """Estimate the memory of ``run_training(config)`` on a loaded data set."""
     return Training(config, prepare(config, dataset=dataset)).estimate_memory()
 
 
@@ -172,8 +151,19 @@ def _create_folder(training: Training, run_dir: str | Path) -> None:
 
 
 def _build(
-    config: TrainConfig, setup: Setup, observer: Observer | None, processes: Processes
+    config: TrainConfig,
+    device: torch.device,
+    processes: Processes,
+    observer: Observer | None,
+    dataset: Dataset | DatasetSpec | None,
+    record: DataRecord | None = None,
 ) -> Training:
+    Genotype.load(config.genotype)  # reject a wrong one before the images are read
+    # Process 0 goes first, since it may download the images.
+    setup = processes.first_then_others(
+        lambda: prepare(config, ("train", "test"), dataset=dataset, record=record, device=device)
+    )
+    setup = replace(setup, execution=_shared(setup.execution, config, processes))
     n_images = min(config.batch_size, len(setup.dataset.train))
     check_smallest_batch(config, setup.dataset, processes.share_of_batch(n_images))
     training = Training(config, setup, observer, processes)
@@ -183,7 +173,7 @@ def _build(
 
 def _finish(training: Training) -> TrainResult:
     training.run()
-    with out_of_memory_in_one_line(training.config, training.device, lambda: "in the test"):
+    with explain_out_of_memory(training.config, training.device, lambda: "in the test"):
         test = training.test()
     if not math.isfinite(test.loss):
         raise DivergedError(
@@ -193,7 +183,7 @@ def _finish(training: Training) -> TrainResult:
 
 
 def _keep(training: Training, test: Tested) -> TrainResult:
-    """The result, written into the run's folder if it has one."""
+    """Return the result, after writing it into the run folder if there is one."""
     config, network, rows = training.config, training.network, training.rows
     images = training.setup.dataset
     best = training.best or Best(len(rows) - 1, test.accuracy, test.loss, network.state_dict())

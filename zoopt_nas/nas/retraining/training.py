@@ -14,12 +14,9 @@ from zoopt_nas.nas.data.batches import BatchStream, sequential_batches
 from zoopt_nas.nas.networks.build import build_network
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining.memory import memory_of
-from zoopt_nas.nas.retraining.processes import ALONE, Agreement, Processes
+from zoopt_nas.nas.retraining.processes import ALONE, Processes
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
-from zoopt_nas.nas.runs.memory import (
-    MemoryEstimate,
-    weights_within,
-)
+from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.settings.config import TrainConfig
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, evaluate
@@ -29,15 +26,9 @@ from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, make_sgd
 
 
 class Best(NamedTuple):
-    """The epoch with the highest test accuracy so far, the first of equals.
+    """The first epoch with the highest test accuracy so far."""
 
-    Attributes:
-        epoch: from 0.
-        accuracy, loss: on the test set.
-        weights: the network's state then.
-    """
-
-    epoch: int
+    epoch: int  # from 0
     accuracy: float
     loss: float
     weights: dict[str, Tensor]
@@ -64,7 +55,7 @@ class _Heads(nn.Module):
 
 
 class Training(EpochLoop):
-    """A retraining in progress. ``run_training`` is the usual way in."""
+    """A retraining in progress; use ``run_training`` to run one."""
 
     def __init__(
         self,
@@ -74,8 +65,6 @@ class Training(EpochLoop):
         processes: Processes = ALONE,
     ) -> None:
         device, dataset = setup.device, setup.dataset
-        if observer is not None and processes.n > 1:
-            observer = Agreement(observer, processes)
         super().__init__(config, observer, device)
         self.config, self.setup, self.processes = config, setup, processes
         self.best: Best | None = None
@@ -85,10 +74,9 @@ class Training(EpochLoop):
         seeds = seeds_for(config.seed, uses)
         if processes.rank > 0:
             seeds["drop_path"] = seeds[f"drop_path {processes.rank}"]
-        with weights_within(setup.free, 1, config, device):
-            self.network = build_network(
-                config, dataset, seed=seeds["weights"], execution=execution
-            )
+        with WeightLimit(setup.free, 1, config, device):
+            seed = seeds["weights"]
+            self.network = build_network(config, dataset, seed=seed, execution=execution)
         self._drop_path = generator(seeds["drop_path"], device)
         self.network.set_generator(self._drop_path)
         self._heads = processes.average_gradients(_Heads(self.network))
@@ -111,15 +99,21 @@ class Training(EpochLoop):
         )
 
     def estimate_memory(self) -> MemoryEstimate:
-        """Estimates the memory of this process; nothing of it changes."""
+        """Estimate the memory of this process; its state does not change."""
         batch_size = self.processes.share_of_batch(self.config.batch_size)
         return memory_of(self.config, self.setup, self.network, batch_size, self._drop_path)
 
     @property
     def n_steps(self) -> int:
+        """Number of batches in a pass over the training images."""
         return self._stream.n_batches
 
+    def should_stop(self) -> bool:
+        """Whether any process is asked to stop; all stop at the same step."""
+        return self.processes.any(super().should_stop())
+
     def begin_epoch(self) -> None:
+        """Set the learning rate, drop path and training mode."""
         config = self.config
         set_lr(self._optimizer, scheduled_lr(config, self.epoch))
         probability = config.drop_path * self.epoch / config.epochs
@@ -129,6 +123,7 @@ class Training(EpochLoop):
         self.network.train()
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Take one step on the next batch; return loss, logits and labels."""
         images, labels = self._stream.next_batch()
         loss, logits = self._step(images, labels)
         return loss, logits, labels
@@ -143,6 +138,7 @@ class Training(EpochLoop):
         return Losses(loss + config.auxiliary_weight * auxiliary_loss, loss, logits)
 
     def end_epoch(self) -> tuple[dict[str, Any], None]:
+        """Return the learning rate, drop path and perhaps the test result."""
         row = {
             "lr": self._optimizer.param_groups[0]["lr"],
             "drop_path": self.network.drop_path_probability,
@@ -152,7 +148,7 @@ class Training(EpochLoop):
         return row, None
 
     def _compare_with_best(self) -> dict[str, float]:
-        """Tests the network, and keeps it if it is the best so far."""
+        """Test the network, and keep its weights if it is the best so far."""
         test = self.test()
         if self.best is None or test.accuracy > self.best.accuracy:
             weights = {name: value.clone() for name, value in self.network.state_dict().items()}
@@ -164,7 +160,7 @@ class Training(EpochLoop):
         }
 
     def test(self) -> Tested:
-        """The whole test set, with the weights as they are; process 0 does it for all."""
+        """Evaluate the current weights on the test set, in process 0."""
         return self.processes.first(self._test)
 
     def _test(self) -> Tested:
@@ -172,12 +168,13 @@ class Training(EpochLoop):
         assert dataset.test is not None  # _build asks for both splits
         transform = dataset.transform(augment=False)
         batches = sequential_batches(dataset.test, None, EVAL_BATCH_SIZE, transform)
-        drawn = self._drop_path.get_state()  # a noise operation draws: no step notices a test
+        drawn = self._drop_path.get_state()  # a noise operation draws; a test must not affect steps
         measured = evaluate(self.network.eval(), batches, self.device)
         self._drop_path.set_state(drawn)
         return Tested(measured.loss, measured.accuracy)
 
     def own_state(self) -> dict[str, Any]:
+        """Return network, optimizer, stream, generator and best epoch."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -188,11 +185,12 @@ class Training(EpochLoop):
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
+        """Restore the state that ``own_state`` returned."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._stream.load_state_dict(state["stream"])
         self._drop_path.set_state(state["drop_path"].cpu())
-        self.best = Best(**state["best"]) if state.get("best") else None
+        self.best = Best(**state["best"]) if state["best"] else None
         states = state.get("processes", [])
         if max(len(states), 1) != self.processes.n:
             raise RunError(
@@ -200,12 +198,12 @@ class Training(EpochLoop):
                 f"got {self.processes.n}"
             )
         if states:
-            own = states[self.processes.rank]
-            self._drop_path.set_state(own["drop_path"].cpu())
-            self._meter.sums.copy_(own["sums"])
+            mine = states[self.processes.rank]
+            self._drop_path.set_state(mine["drop_path"].cpu())
+            self._meter.sums.copy_(mine["sums"])
 
     def resume(self) -> bool:
-        """As ``EpochLoop.resume``; all processes go to the checkpoint, and process 0 keeps it."""
+        """Load the checkpoint in every process; only process 0 keeps the folder."""
         resumed = self.processes.first(super().resume)
         if self.processes.rank > 0:
             self.load_checkpoint()
@@ -214,8 +212,8 @@ class Training(EpochLoop):
 
     def _save(self) -> None:
         if self.processes.n > 1:
-            own = {"drop_path": self._drop_path.get_state(), "sums": self._meter.sums.cpu()}
-            self._states = self.processes.gather(own)
+            mine = {"drop_path": self._drop_path.get_state(), "sums": self._meter.sums.cpu()}
+            self._states = self.processes.gather(mine)
         super()._save()
 
     def _close_epoch(self, started: float) -> None:

@@ -1,1 +1,1 @@
-"""What a search and a retraining share: the run folder, the loop over epochs, their setup."""
+"""The run folder, the epoch loop and the setup, for a search and a retraining."""

@@ -1,20 +1,19 @@
-"""A run folder: everything that a search or a retraining leaves behind, and resumes from.
+"""The run folder: everything that a search or a retraining writes and resumes from.
 
 ::
 
     run/config.toml           the resolved settings
     run/data.json             shape, statistics and fingerprints of the data set
-    run/space.json            the search space (a search in one that was given as an object)
-    run/metrics.jsonl         one row for each epoch
-    run/architectures.jsonl   genotype and alpha of each epoch (a search)
-    run/discarded.jsonl       rows of epochs that were run again (a search that went back)
-    run/genotype.json         the found architecture (a search)
-    run/checkpoint.pt         where to go on; written after every epoch and on Ctrl-C
-    run/weights.pt, run/result.json   the trained network and its test accuracy (a retraining)
+    run/space.json            the search space, if it was passed as an object
+    run/metrics.jsonl         one row per epoch
+    run/architectures.jsonl   genotype and alpha of each epoch (search)
+    run/discarded.jsonl       rows of epochs that were run again (search)
+    run/genotype.json         the architecture
+    run/checkpoint.pt         written after every epoch and on Ctrl-C
+    run/weights.pt, run/result.json   the trained network and its test accuracy (retraining)
 
-Files are replaced whole: a reader, or a resumed run after a kill at any moment, sees the old one or
-the new one. Rows are appended before the checkpoint of their epoch is written; resuming cuts away
-those that the checkpoint does not know yet.
+Files are replaced atomically. A row is appended before the checkpoint of its epoch is written;
+resuming drops the rows that are newer than the checkpoint.
 """
 
 from __future__ import annotations
@@ -39,45 +38,32 @@ from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import silenced
 
 CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
-# What may differ in the config of a run that is resumed: how it is executed, and where its data
-# are, which `DataRecord` compares. Every other setting would make another run of it.
+# Settings that may change when a run is resumed: how it is executed, and where its data are
+# (`DataRecord` compares the data). Any other setting would change the results.
 MAY_CHANGE = (
-    "device",
-    "threads",
-    "amp",
-    "compile",
-    "channels_last",
-    "cpu_kernels",
-    "candidates_per_batch",
-    "dataset",
-    "data_dir",
-    "download",
-)
+    "device", "threads", "amp", "compile", "channels_last", "cpu_kernels", "candidates_per_batch",
+    "dataset", "data_dir", "download",
+)  # fmt: skip
 METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"
 DISCARDED = "discarded.jsonl"
 SPACE = "space.json"
 
-# What torch.load raises for bytes that are no file of its own, found by damaging one at random.
+# What torch.load raises for damaged files.
 _UNREADABLE: tuple[type[Exception], ...] = (
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-    struct.error,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-)
+    RuntimeError, EOFError, pickle.UnpicklingError, struct.error, ValueError, TypeError,
+    AttributeError, LookupError, ArithmeticError, MemoryError,
+)  # fmt: skip
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run. ``create`` makes a new one, ``open`` finds an existing one."""
+    """The folder of one run: ``create`` makes a new one, ``open`` finds an existing one.
+
+    Reading raises RunError if a required file is missing or damaged.
+    """
 
     path: Path
 
@@ -89,16 +75,13 @@ class RunFolder:
         data: DataRecord | None = None,
         space: SearchSpace | None = None,
     ) -> RunFolder:
-        """Makes the folder with its config in one step; an existing one is never touched.
+        """Create the folder with its config in one step; an existing folder is never changed.
 
-        Args:
-            path: the folder.
-            config: the settings.
-            data: of the data set; a run without it cannot be resumed or exported.
-            space: of a search, if ``config`` does not name it.
+        A run without ``data`` cannot be resumed or exported. ``space`` is needed if ``config`` does
+        not name it.
 
         Raises:
-            RunError: something of that name exists, or the folder cannot be made.
+            RunError: the path exists, or the folder cannot be created.
         """
         path = Path(path)
         in_the_way = f"{path} exists already; name another run folder, or resume it"
@@ -117,18 +100,14 @@ class RunFolder:
                 if space is not None:
                     cls(temporary).write(SPACE, space.to_json() + "\n")
         except OSError as error:
-            there = os.path.lexists(path)
-            reason = in_the_way if there else f"cannot write {path}: {error.strerror}"
+            exists = os.path.lexists(path)
+            reason = in_the_way if exists else f"cannot write {path}: {error.strerror}"
             raise RunError(reason) from error
         return cls(path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run folder.
-
-        Raises:
-            RunError: there is no such folder, or it holds no config.
-        """
+        """Open an existing run folder, which has a config."""
         path = Path(path)
         if not (path / "config.toml").is_file():
             raise RunError(f"{path} is not a run folder: it has no config.toml")
@@ -136,37 +115,25 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """``"search"`` or ``"train"``.
-
-        Raises:
-            RunError: the config is not a run's.
-        """
+        """``"search"`` or ``"train"``."""
         try:
             return str(tomllib.loads(self._read("config.toml"))["kind"])
         except (tomllib.TOMLDecodeError, KeyError) as error:
             raise RunError(f"{self.path / 'config.toml'} is not the config of a run") from error
 
     def config(self, cls: type[ConfigT]) -> ConfigT:
-        """The settings that the run was started with.
-
-        Raises:
-            RunError: they are of another kind or damaged.
-        """
+        """Return the settings that the run was started with."""
         try:
             return cls.from_toml(self._read("config.toml"))
         except ZooptNasError as error:
             raise RunError(f"{self.path / 'config.toml'}: {error}") from error
 
     def data(self) -> DataRecord:
-        """What the run keeps of its data set.
-
-        Raises:
-            RunError: it is missing or damaged.
-        """
+        """Return the record of the run's data set."""
         path = self.path / "data.json"
         if not path.is_file():
             raise RunError(
-                f"{self.path} has no data.json, which says what its images are; start a new run"
+                f"{self.path} has no data.json, which describes its images; start a new run"
             )
         try:
             return DataRecord.from_json(self._read("data.json"))
@@ -174,12 +141,7 @@ class RunFolder:
             raise RunError(f"{path}: {error}") from error
 
     def space(self) -> SearchSpace:
-        """Return the space of a search: the one in the folder, or else the one of that name.
-
-        Raises:
-            RunError: its file is damaged.
-            UnknownNameError: there is no space of that name.
-        """
+        """Return the space of a search: from the folder, or by the name in its config."""
         path = self.path / SPACE
         if not path.is_file():
             return SPACES[self.config(SearchConfig).space]
@@ -189,17 +151,17 @@ class RunFolder:
             raise RunError(f"{path}: {error}") from error
 
     def write(self, name: str, text: str) -> None:
-        """Writes a text file, whole or not at all."""
+        """Write a text file atomically."""
         with replacing(self.path / name) as file:
             file.write(text.encode())
 
     def append(self, name: str, row: dict[str, Any]) -> None:
-        """Appends one row of JSON. Non-finite numbers must have been made None."""
+        """Append one row of JSON; non-finite numbers must have been replaced by None."""
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a JSON-lines file, none if it is absent. A torn last line is left out."""
+        """Return the rows of a JSON-lines file; a torn last line is ignored."""
         path = self.path / name
         lines = self._read(name).splitlines() if path.is_file() else []
         rows: list[dict[str, Any]] = []
@@ -216,10 +178,7 @@ class RunFolder:
         return rows
 
     def cut(self, epoch: int) -> None:
-        """Drops the rows of ``epoch`` and later, which a resumed run writes again.
-
-        Also removes the temporary files that a kill in the middle of a write leaves behind.
-        """
+        """Drop the rows of ``epoch`` and later, and temporary files that a kill left behind."""
         for leftover in self.path.glob(f".*{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
         for name in (METRICS, ARCHITECTURES):
@@ -228,27 +187,25 @@ class RunFolder:
                 self.write(name, "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint by ``state``: tensors and plain values in dicts and lists."""
+        """Replace the checkpoint by ``state``: nested tensors and Python values."""
         self.save_tensors("checkpoint.pt", state)
 
     def save_tensors(self, name: str, state: dict[str, Any]) -> None:
-        """Writes tensors and plain values, whole or not at all."""
+        """Write tensors and Python values atomically."""
         with replacing(self.path / name) as file:
             torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """The last checkpoint with its tensors on ``device``; None if there is none yet.
+        """Return the last checkpoint with its tensors on ``device``; None if there is none yet.
 
-        Raises:
-            RunError: the file is truncated, not a checkpoint, or holds more than tensors and plain
-                values (it is loaded without executing anything); or ``config.toml`` has another
-                setting than the run had, but for those that ``MAY_CHANGE``.
+        Loading executes no code from the file. A checkpoint is refused if a setting outside
+        ``MAY_CHANGE`` differs from ``config.toml``.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
             return None
         try:
-            with silenced():  # of foreign pickles, beside the error below
+            with silenced():  # the error below says enough about foreign pickles
                 state = torch.load(path, map_location=device, weights_only=True)
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror}") from error
@@ -261,12 +218,9 @@ class RunFolder:
         return state
 
     def _check_settings(self, saved: object) -> None:
-        """Refuses a config that is not the one with which the checkpoint was written."""
-        classes: dict[str, type[RunConfig]] = {
-            SearchConfig.kind: SearchConfig,
-            TrainConfig.kind: TrainConfig,
-        }
-        now: RunConfig = self.config(classes.get(self.kind, RunConfig))
+        """Refuse a config that differs from the one in the checkpoint."""
+        classes: tuple[type[RunConfig], ...] = (SearchConfig, TrainConfig)
+        now = self.config(next((cls for cls in classes if cls.kind == self.kind), RunConfig))
         try:
             before = type(now).from_toml(str(saved))
         except ZooptNasError as error:
@@ -283,11 +237,7 @@ class RunFolder:
                 )
 
     def genotype(self) -> Genotype:
-        """The found architecture, or that of the last epoch so far, or the one being trained.
-
-        Raises:
-            RunError: the run has none yet.
-        """
+        """Return the architecture: final, of the last epoch so far, or the one being trained."""
         if (self.path / "genotype.json").is_file():
             try:
                 return Genotype.from_json(self._read("genotype.json"))

@@ -1,6 +1,6 @@
-"""The loop over epochs and steps that a search and a retraining share: checkpoints, rows, stopping.
+"""The loop over epochs and steps of a search and a retraining: checkpoints, rows, stopping.
 
-A checkpoint may be taken between any two steps; whoever resumes from it goes on bit for bit.
+A checkpoint may be taken between any two steps; a run resumed from it continues bit for bit.
 """
 
 from __future__ import annotations
@@ -17,18 +17,13 @@ from torch import Tensor
 from zoopt_nas._files import as_json
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.runs.folder import ARCHITECTURES, DISCARDED, METRICS, RunFolder
-from zoopt_nas.nas.runs.memory import (
-    MemoryEstimate,
-    check_fits,
-    in_words,
-    out_of_memory_in_one_line,
-)
+from zoopt_nas.nas.runs.memory import MemoryEstimate, check_free, explain_out_of_memory, in_words
 from zoopt_nas.nas.settings.config import RunConfig
 from zoopt_nas.nas.steps.meter import Meter
 
 
 class Progress(NamedTuple):
-    """Where a loop is. Reading ``meter`` waits for the device, so read it seldom."""
+    """The position of a loop. Reading ``meter`` synchronizes with the device, so read it rarely."""
 
     epoch: int
     n_epochs: int
@@ -38,32 +33,31 @@ class Progress(NamedTuple):
 
 
 class Observer(Protocol):
-    """Watches a run and may stop it. Subclass it and override what you need; the rest does nothing.
+    """Watches a run and may stop it. Subclass it, or write a class with the same methods.
 
-    A class with the same three methods will do as well. A fourth, ``on_start``, makes it a
-    ``StartObserver``.
+    An observer that also has ``on_start`` is a ``StartObserver``.
     """
 
     def on_step(self, progress: Progress) -> None:
-        """Called after every weight step."""
-        return  # said out loud: an empty body would make the method abstract
+        """Receive the position after every weight step."""
+        return  # with an empty body mypy would treat the method as abstract
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        """Called with an epoch's row of ``metrics.jsonl``, after its checkpoint is written."""
+        """Receive an epoch's row of ``metrics.jsonl``, after its checkpoint is written."""
         return
 
     def should_stop(self) -> bool:
-        """Asked before every weight step; True saves a checkpoint and raises RunInterrupted."""
+        """Return True to save a checkpoint and raise RunInterrupted before the next step."""
         return False
 
 
 class Start(NamedTuple):
-    """What is known before a run's first step.
+    """What is known before the first step of a run.
 
     Attributes:
-        device: where it runs.
-        memory: what it needs there.
-        free: bytes that the device has left; None = unknown.
+        device: the device of the run.
+        memory: the estimated memory.
+        free: free bytes on the device; None if unknown.
     """
 
     device: torch.device
@@ -71,17 +65,17 @@ class Start(NamedTuple):
     free: int | None
 
     def __str__(self) -> str:
-        """``about 1.9 GB of memory, 21.3 GB free on cpu``."""
+        """Return e.g. ``about 1.9 GB of memory, 21.3 GB free on cpu``."""
         free = "" if self.free is None else f"{in_words(self.free)} free "
         return f"about {in_words(self.memory.total)} of memory, {free}on {self.device}"
 
 
 @runtime_checkable
 class StartObserver(Observer, Protocol):
-    """An observer that also wants to know what a run needs; no other has to have ``on_start``."""
+    """An observer that is also told what a run needs."""
 
     def on_start(self, start: Start) -> None:
-        """Called once, before the first step."""
+        """Receive the estimate, once, before the first step."""
         return
 
 
@@ -90,20 +84,18 @@ class _NoObserver(Observer):
 
 
 class EpochLoop(ABC):
-    """Runs ``config.epochs`` epochs of ``n_steps`` steps.
-
-    A subclass says what a step does, what an epoch ends with, and what its own state is.
+    """Runs ``config.epochs`` epochs of ``n_steps`` steps; a subclass defines the steps.
 
     Args:
         config: the settings.
-        observer: watches.
-        device: where the model is.
+        observer: watches the run; None watches nothing.
+        device: the device of the model.
 
     Attributes:
-        folder: where rows and checkpoints go; None keeps everything in memory.
-        epoch: epochs that are complete.
+        folder: receives rows and checkpoints; None keeps everything in memory.
+        epoch: number of completed epochs.
         step: steps taken in the current epoch.
-        rows: one for each complete epoch.
+        rows: one row per completed epoch.
     """
 
     def __init__(self, config: RunConfig, observer: Observer | None, device: torch.device) -> None:
@@ -120,67 +112,67 @@ class EpochLoop(ABC):
 
     @property
     def n_epochs(self) -> int:
-        """How many epochs the run has; a subclass may end it earlier."""
+        """Number of epochs; a subclass may end the run earlier."""
         return self._config.epochs
 
     @property
     @abstractmethod
     def n_steps(self) -> int:
-        """Steps of an epoch."""
+        """Number of steps in an epoch."""
+
+    def should_stop(self) -> bool:
+        """Whether the observer asks to stop."""
+        return self._observer.should_stop()
 
     @abstractmethod
     def begin_epoch(self) -> None:
-        """Sets what depends on ``self.epoch`` alone: schedules, training mode."""
+        """Set what depends on ``self.epoch`` only: schedules and training mode."""
 
     @abstractmethod
     def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """One step; returns its loss (), logits (batch, classes) and labels (batch,)."""
+        """Take one step; return its loss (), logits (batch, classes) and labels (batch,)."""
 
     @abstractmethod
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """More columns of the epoch's row, and its row of ``architectures.jsonl`` if it has one."""
+        """Return more columns of the epoch's row, and its row of ``architectures.jsonl``."""
 
     def after_epoch(self) -> None:
-        """Called when an epoch is complete and its row is written, before its checkpoint.
+        """Finish an epoch, after its row is written and before its checkpoint.
 
-        It may go back: load an earlier state, and set ``self.epoch`` to the epoch that comes next.
+        It may load an earlier state and set ``self.epoch`` to the epoch that comes next.
         """
         return
 
     @abstractmethod
     def own_state(self) -> dict[str, Any]:
-        """All that changes from step to step in the subclass: tensors and plain values."""
+        """Return the subclass's state: tensors and Python values."""
 
     @abstractmethod
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """The inverse of ``own_state``."""
+        """Restore the state that ``own_state`` returned."""
 
     def check_memory(self, estimate: MemoryEstimate, free: int | None) -> None:
-        """Refuses a run that does not fit; ``run`` tells the observer of one that does.
+        """Refuse a run that exceeds the free memory, and keep the estimate for ``on_start``.
 
-        Args:
-            estimate: what the run needs.
-            free: bytes that its device had before data set and model; None = unknown.
+        ``free`` are the bytes before the data set and the model were loaded; None if unknown.
 
         Raises:
-            NotEnoughMemoryError: it needs more.
+            NotEnoughMemoryError: the run needs more.
         """
-        check_fits(estimate, free, self._config, self.device)
+        check_free(estimate, free, self._config, self.device)
         self._start = Start(self.device, estimate, free)
 
     def run(self) -> None:
-        """Runs the epochs that are left.
+        """Run the remaining epochs.
 
         Raises:
-            RunInterrupted: the observer asked to stop; the checkpoint is written.
-            DivergedError: an epoch's training loss is not finite.
-            NotEnoughMemoryError: an allocation failed; the last checkpoint is as it was.
+            RunInterrupted: the observer stopped the run; the checkpoint is written.
+            DivergedError: the training loss of an epoch is not finite.
+            NotEnoughMemoryError: an allocation failed; the last checkpoint is unchanged.
         """
         if self._start is not None and isinstance(self._observer, StartObserver):
             self._observer.on_start(self._start)
-        with out_of_memory_in_one_line(
-            self._config, self.device, lambda: f"in epoch {self.epoch + 1}"
-        ):
+        with explain_out_of_memory(self._config, self.device, lambda: f"in epoch {self.epoch + 1}"):
             self._run()
 
     def _run(self) -> None:
@@ -188,7 +180,7 @@ class EpochLoop(ABC):
             started = time.perf_counter()
             self.begin_epoch()
             while self.step < self.n_steps:
-                if self._observer.should_stop():
+                if self.should_stop():
                     self._elapsed += time.perf_counter() - started
                     self._stop()
                 self._meter.update(*self.train_step())
@@ -199,11 +191,7 @@ class EpochLoop(ABC):
             self._close_epoch(started)
 
     def load_checkpoint(self) -> bool:
-        """Goes to the folder's last checkpoint, which is only read; False if it has none.
-
-        Raises:
-            RunError: the checkpoint cannot be used.
-        """
+        """Load the folder's last checkpoint, or raise RunError; return False if there is none."""
         state = None if self.folder is None else self.folder.load_checkpoint(self.device)
         if self.folder is None or state is None:
             return False
@@ -219,10 +207,10 @@ class EpochLoop(ABC):
         return True
 
     def resume(self) -> bool:
-        """Goes back to the folder's last checkpoint; False if it has none and the run starts anew.
+        """Load the last checkpoint and drop later rows; return False if there is no checkpoint.
 
         Raises:
-            RunError: the checkpoint cannot be used, or rows of epochs before it are missing.
+            RunError: the checkpoint cannot be used, or rows of earlier epochs are missing.
         """
         if self.folder is None:
             return False
@@ -263,12 +251,12 @@ class EpochLoop(ABC):
                 f"the training loss is not finite in epoch {self.epoch + 1}; "
                 "start again with a lower lr, or resume on other hardware"
             )
-        own, architecture = self.end_epoch()
+        columns, architecture = self.end_epoch()
         row = {
             "epoch": self.epoch,
             "train_loss": self._meter.loss,
             "train_accuracy": self._meter.accuracy,
-            **as_json(own),
+            **as_json(columns),
             "seconds": round(self._elapsed + time.perf_counter() - started, 3),
         }
         self.rows.append(row)
@@ -286,9 +274,9 @@ class EpochLoop(ABC):
         self._observer.on_epoch(row)
 
     def _discard_rows(self) -> None:
-        """Takes the rows of epochs that will be run again out of the way."""
+        """Move the rows of epochs that will be run again to ``discarded.jsonl``."""
         discarded, self.rows = self.rows[self.epoch :], self.rows[: self.epoch]
-        if self.folder is not None:  # its checkpoint is written: whoever resumes from it cuts too
+        if self.folder is not None:  # the checkpoint is written, so resuming drops the rows too
             for row in discarded:
                 self.folder.append(DISCARDED, row)
             self.folder.cut(self.epoch)

@@ -1,8 +1,7 @@
-"""How much memory a run needs, known before it starts.
+"""Estimates the memory of a run before it starts.
 
-A step of the model itself is run on two images, and every tensor that has one row for each image is
-counted with the rows that a whole batch has. Peaks are those of the forward pass: when it ends,
-everything that the backward pass needs is there, and what that adds is less than what it frees.
+A step runs on two images, and the bytes of every tensor with one row per image are scaled to a full
+batch. The peak is measured in the forward pass: the backward pass frees more than it allocates.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from zoopt_nas.errors import NotEnoughMemoryError, ZooptNasError
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.settings.config import RunConfig
 
+TRAINING_FACTOR = 4  # weights, gradients, momentum and the temporaries of SGD
 N_IMAGES = 2  # BatchNorm needs two values for each channel
-# How many times the bytes of its tensors a run takes: the C library's allocator leaves gaps, and
-# more where batches of several sizes take turns (1.3 to 2.1); and what PyTorch loads for its first
-# step. Measured on the CPU only (docs/performance.md).
+# Ratio of a run's memory to the bytes of its tensors, because the allocator leaves gaps; and what
+# PyTorch loads for its first step. Measured on the CPU only (docs/performance.md).
 OVERHEAD = {"cpu": 1.6}
 LIBRARIES = {"cpu": 190_000_000}
-# The settings that help, the batch first, since an evaluation does not depend on it. Settings
-# that a config does not have, or that are as low as they can be, are left out.
+# The settings that help. The batch size comes first: an evaluation does not depend on it.
 LOWER = ("batch_size", "init_channels", "n_cells", "candidates_per_batch", "image_size")
 RAISE = ("partial_channels",)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -38,17 +36,14 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The bytes that a run needs on its device at the peak; an estimate.
+    """Estimated peak memory of a run on its device, in bytes.
 
     Attributes:
-        parameters: weights, gradients and momentum, in a search also those of the copy on which
-            candidates are fitted, of candidates that are fitted at once, and of fits that are kept.
-        activations: what a weight step keeps for its backward pass, and works with; of as many
-            candidates as are fitted at once. CUDA graphs of the supernet's steps and of the
-            candidates' keep theirs side by side.
-        evaluation: the same of an evaluation batch of ``EVAL_BATCH_SIZE`` images; it does not come
-            at the time of a weight step.
-        data: images on the device, those of the data set and of the batches in use.
+        parameters: weights, gradients and momentum of the model and of its copies.
+        activations: what one weight step, or a batch of candidates, keeps for its backward pass.
+            With CUDA graphs, both exist side by side.
+        evaluation: the same for an evaluation batch; not at the time of a weight step.
+        data: images of the data set and of the batches in use.
         libraries: what PyTorch loads for its first step.
     """
 
@@ -60,6 +55,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """The sum, with the larger of ``activations`` and ``evaluation``."""
         at_once = max(self.activations, self.evaluation)
         return self.parameters + at_once + self.data + self.libraries
 
@@ -75,30 +71,23 @@ def estimate(
     n_batches: int,
     generators: Sequence[torch.Generator],
 ) -> MemoryEstimate:
-    """Counts what a step and an evaluation of ``model`` take; the model stays as it is.
+    """Estimate the memory of a training step and an evaluation; the model is restored afterwards.
 
-    Args:
-        model: what it trains.
-        loss: of images and labels.
-        forward: the logits of images.
-        dataset: what it trains on.
-        sizes: images in a batch of training, and of evaluation.
-        n_copies: how many copies of the model there are.
-        n_batches: how many batches of training images exist at a time.
-        generators: what the model draws from.
+    ``sizes`` are the batch sizes of training and of evaluation; ``n_copies`` of the model and
+    ``n_batches`` of training images exist at a time; the model draws from ``generators``.
     """
     device = next(model.parameters()).device
     image = (dataset.in_channels, dataset.image_size, dataset.image_size)
     images = torch.zeros(N_IMAGES, *image, device=device)
     labels = torch.zeros(N_IMAGES, dtype=torch.int64, device=device)
-    with _left_as_it_was(model, generators):
+    with _restored(model, generators):
         activations = peak_bytes(lambda: loss(images, labels), sizes[0])
         model.eval()
         with torch.no_grad():
             evaluation = peak_bytes(lambda: forward(images), sizes[1])
     overhead = OVERHEAD.get(device.type, 1.0)
     sets = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
-    # A transform works on one batch more.
+    # A transform needs one more batch.
     batches = (n_batches + 1) * sizes[0] * math.prod(image) * images.element_size()
     return MemoryEstimate(
         parameters=n_copies * _parameter_bytes(model),
@@ -109,19 +98,14 @@ def estimate(
     )
 
 
-def _bytes_of_weights(n_bytes: int) -> int:
-    """Returns the bytes of weights, gradients, momentum, and what SGD adds up of them."""
-    return 4 * n_bytes
-
-
 def _parameter_bytes(model: nn.Module) -> int:
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return _bytes_of_weights(weights) + sum(buffer.nbytes for buffer in model.buffers())
+    return TRAINING_FACTOR * weights + sum(buffer.nbytes for buffer in model.buffers())
 
 
 @contextmanager
-def _left_as_it_was(model: nn.Module, generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Takes back what measuring does to buffers, modes and generators."""
+def _restored(model: nn.Module, generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Restore buffers, mode and generators on exit."""
     was_training = model.training
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     states = [(generator, generator.get_state()) for generator in generators]
@@ -136,20 +120,18 @@ def _left_as_it_was(model: nn.Module, generators: Sequence[torch.Generator]) -> 
 
 
 def peak_bytes(function: Callable[[], Tensor], batch_size: int) -> int:
-    """The most bytes of activations that exist at a time while ``function`` runs.
+    """Return the peak bytes of activations while ``function`` runs a model on ``N_IMAGES`` images.
 
-    Args:
-        function: runs a model on ``N_IMAGES`` images; what its result holds counts until the end.
-        batch_size: the images to count in their place.
+    The result is scaled to ``batch_size`` images.
     """
     scale = batch_size / N_IMAGES
-    with _AsIfWhole(scale), _Tracker() as tracker:
+    with _PretendFullBatch(scale), _Tracker() as tracker:
         function()
     return int(tracker.peak * scale)
 
 
-class _AsIfWhole(TorchFunctionMode):
-    """Tensors say that they hold a whole batch, by which a model chooses among its ways."""
+class _PretendFullBatch(TorchFunctionMode):
+    """Makes ``numel()`` report a full batch, so that the model takes the path of training."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -165,13 +147,13 @@ class _AsIfWhole(TorchFunctionMode):
 
 
 def _is_batch(tensor: Tensor) -> bool:
-    """Whether it has a row for each image; a convolution of as many channels is none."""
+    """Whether the tensor has one row per image; weights of the same shape are excluded."""
     is_image = tensor.ndim == 4 and tensor.shape[0] == N_IMAGES
     return is_image and not isinstance(tensor, nn.Parameter)
 
 
 class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors that have a row for each image, until they are freed."""
+    """Counts the bytes of live tensors that have one row per image."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -201,64 +183,39 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live -= n_bytes
 
 
-@contextmanager
-def weights_within(
-    free: int | None, n_copies: int, config: RunConfig, device: torch.device
-) -> Iterator[None]:
-    """Inside, refuses a model whose weights do not fit, before much of them is made.
-
-    Args:
-        free: bytes; None if unknown, which is no reason to refuse.
-        n_copies: how many copies of the model there will be.
-        config: of the run, for advice.
-        device: where the model goes.
+class WeightLimit(TorchFunctionMode):
+    """Refuses weights beyond the ``free`` bytes (None if unknown) while a model is built inside.
 
     Raises:
-        NotEnoughMemoryError: they do not fit.
+        NotEnoughMemoryError: training ``n_copies`` of the model needs more.
     """
 
-    def check(n_bytes: int) -> None:
-        if free is not None and _bytes_of_weights(n_copies * n_bytes) > free:
-            raise NotEnoughMemoryError(
-                f"the weights need more than the {in_words(free)} that are free on {device}: "
-                f"{_advice(config, LOWER[1:])}"
-            )
-
-    with _Allocations(check):
-        yield
-
-
-class _Allocations(TorchFunctionMode):
-    """Calls ``check`` with the bytes of all parameters so far, which ``torch.empty`` makes."""
-
-    def __init__(self, check: Callable[[int], None]) -> None:
+    def __init__(
+        self, free: int | None, n_copies: int, config: RunConfig, device: torch.device
+    ) -> None:
         super().__init__()
-        self._check, self._n_bytes = check, 0
+        self._free, self._n_copies, self._config, self._device = free, n_copies, config, device
+        self._n_bytes = 0
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is torch.empty:
+        if function is torch.empty:  # makes all parameters
             self._n_bytes += function(*args, **kwargs | {"device": "meta"}).nbytes
-            self._check(self._n_bytes)
+            needed = TRAINING_FACTOR * self._n_copies * self._n_bytes
+            if self._free is not None and needed > self._free:
+                raise NotEnoughMemoryError(
+                    f"the weights need more than the {in_words(self._free)} that are free on "
+                    f"{self._device}: {_advice(self._config, LOWER[1:])}"
+                )
         return function(*args, **kwargs)
 
 
-def check_fits(
+def check_free(
     estimate: MemoryEstimate, free: int | None, config: RunConfig, device: torch.device
 ) -> None:
-    """Refuses a run that needs more than is free.
-
-    Args:
-        estimate: what it needs.
-        free: bytes; None = unknown, which is no reason to refuse.
-        config: its settings, for advice.
-        device: where it runs.
-
-    Raises:
-        NotEnoughMemoryError: it does not fit.
-    """
+    """Refuse a run whose estimate exceeds the free bytes; None (unknown) refuses nothing."""
     if free is not None and estimate.total > free:
         names = LOWER if estimate.activations > estimate.evaluation else LOWER[1:]
         raise NotEnoughMemoryError(
@@ -268,14 +225,10 @@ def check_fits(
 
 
 @contextmanager
-def out_of_memory_in_one_line(
+def explain_out_of_memory(
     config: RunConfig, device: torch.device, where: Callable[[], str]
 ) -> Iterator[None]:
-    """Inside, an error of an allocator becomes one that names the settings which help.
-
-    Raises:
-        NotEnoughMemoryError: the device has no more.
-    """
+    """Turn an allocation error inside into one that names the settings to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -290,7 +243,7 @@ def out_of_memory_in_one_line(
 
 
 def _advice(config: RunConfig, lower: tuple[str, ...]) -> str:
-    """``lower batch_size (64), init_channels (16) or n_cells (8)``."""
+    """Return e.g. ``lower batch_size (64), init_channels (16) or n_cells (8)``."""
     advice = []
     for verb, names in (("lower", lower), ("raise", RAISE)):
         values = {name: getattr(config, name, None) for name in names}
@@ -310,5 +263,5 @@ def _either(options: list[str]) -> str:
 
 
 def in_words(n_bytes: int) -> str:
-    """``1.9 GB``, or ``12.3 MB`` of less."""
+    """Return e.g. ``1.9 GB``, or ``12.3 MB`` below 0.1 GB."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"

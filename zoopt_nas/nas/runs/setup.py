@@ -1,4 +1,4 @@
-"""What a run works with, decided once, before its model is built."""
+"""What a run works with, decided once before its model is built."""
 
 from __future__ import annotations
 
@@ -19,21 +19,15 @@ from zoopt_nas.nas.steps.execution import Execution
 
 @dataclass(frozen=True)
 class Setup:
-    """The device of a run, how steps are executed there, and the images.
-
-    Attributes:
-        execution: the device, and how steps run on it.
-        dataset: the images, on that device.
-        free: bytes that were free on the device before the images; None if unknown.
-    """
+    """The execution of steps, on the device of a run, and the images there."""
 
     execution: Execution
     dataset: Dataset
-    free: int | None
+    free: int | None  # bytes on the device before the images were loaded; None if unknown
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.execution.device
 
 
@@ -45,7 +39,7 @@ def load_images(
     check_test: bool = False,
     spec: DatasetSpec | None = None,
 ) -> Dataset:
-    """Loads ``spec``, or the data set that the settings of a run name; see ``load_dataset``."""
+    """Load ``spec``, or the data set that ``config`` names; see ``load_dataset``."""
     return load_dataset(
         spec or config.dataset,
         data_dir=Path(config.data_dir),
@@ -67,22 +61,20 @@ def prepare(
     device: torch.device | None = None,
     check_test: bool = False,
 ) -> Setup:
-    """Decides what the settings of a run mean on this machine, and loads its images.
+    """Resolve the settings of a run on this machine and load its images.
 
     Args:
         config: the settings.
         splits: the parts of the data set to load.
-        dataset: loaded images, or what loads them, in place of the data set that ``config`` names.
-        record: the data of an earlier part of the run. Its statistics are used, and other images
-            are refused.
-        device: where the run computes; None picks the device that ``config`` names.
+        dataset: loaded images, or a loader, in place of the data set that ``config`` names.
+        record: the data set of the run that is resumed; other images are refused.
+        device: the device; None picks the one that ``config`` names.
         check_test: whether to read and check the test images too.
 
     Raises:
         UnknownNameError: no such data set.
-        DataError: files of the data set are missing or damaged.
-        InvalidValueError: a setting does not suit the device, or ``dataset`` does not suit it or
-            the settings.
+        DataError: files of the data set are missing or damaged, or the images differ.
+        InvalidValueError: a setting does not suit the device or the given data set.
     """
     device = device or pick_device(config.device)
     execution = Execution.from_config(config, device)
@@ -98,7 +90,7 @@ def prepare(
                 raise
             raise DataError(
                 f"dataset {config.dataset} of the run has no loader here: install the package that "
-                "brings it, or go on from Python with dataset=..."
+                "brings it, or resume from Python with dataset=..."
             ) from error
     if record is not None:
         dataset = record.restore(dataset, config.dataset)
@@ -108,7 +100,7 @@ def prepare(
 def _check_loaded(
     dataset: Dataset, config: RunConfig, device: torch.device, splits: tuple[str, ...]
 ) -> None:
-    """Refuse loaded images that are not where or what the settings say."""
+    """Refuse loaded images that contradict the device or the settings."""
     where = dataset.train.labels.device
     if where.type != device.type:
         raise InvalidValueError(
@@ -120,7 +112,7 @@ def _check_loaded(
         )
     if config.image_size not in (None, dataset.image_size):
         raise InvalidValueError(
-            f"image_size must be {dataset.image_size}, that of the loaded images, "
+            f"image_size must be {dataset.image_size}, the size of the loaded images, "
             f"got {config.image_size}"
         )
     if "test" in splits and dataset.test is None:

@@ -1,4 +1,4 @@
-"""States of past epochs, kept so that a search can return to one (``ada``)."""
+"""States of past epochs, kept so that a search can return to one (method ``ada``)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Snapshots:
-    """The state after each of the last epochs, on the host.
+    """CPU copies of the states after the last epochs.
 
-    It keeps exactly the epochs that the method may still return to, however its returns follow each
-    other: see ``AlphaUpdater.oldest_return``.
+    Only the epochs that the method may still return to are kept: see
+    ``AlphaUpdater.oldest_return``.
     """
 
     def __init__(self) -> None:
@@ -19,33 +19,35 @@ class Snapshots:
 
     @property
     def epochs(self) -> list[int]:
-        """The epochs that are kept, oldest first."""
+        """The kept epochs, oldest first."""
         return sorted(self._states)
 
     def add(self, epoch: int, state: dict[str, Any], oldest: int) -> None:
-        """Keep a copy of the state after ``epoch``, and only epochs from ``oldest`` on."""
+        """Store a copy of the state after ``epoch``, and drop epochs before ``oldest``."""
         self.forget(oldest)
         if epoch >= oldest:
             self._states[epoch] = _on_host(state)
 
     def forget(self, oldest: int) -> None:
-        """Forget the epochs before ``oldest``."""
+        """Drop the epochs before ``oldest``."""
         self._states = {epoch: state for epoch, state in self._states.items() if epoch >= oldest}
 
     def go_back(self, epoch: int) -> dict[str, Any]:
-        """Return the state after ``epoch`` and forget later ones, which will be made again."""
+        """Return the state after ``epoch`` and drop later ones, which will be run again."""
         self._states = {at: state for at, state in self._states.items() if at <= epoch}
         return self._states[epoch]
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the kept states."""
         return {"states": dict(self._states)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the kept states."""
         self._states = {int(epoch): _on_host(value) for epoch, value in state["states"].items()}
 
 
 def _on_host(state: Any) -> Any:
-    """A copy of a nested state that takes no memory of the device."""
+    """Return a copy of a nested state on the CPU."""
     if isinstance(state, dict):
         return {key: _on_host(value) for key, value in state.items()}
     if isinstance(state, list):

@@ -1,4 +1,4 @@
-"""The search: Algorithm 1 of the paper, alternating weight steps and updates of alpha."""
+"""The search: Algorithm 1 of the paper alternates weight steps and updates of alpha."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
-from zoopt_nas.nas.runs.memory import MemoryEstimate, weights_within
+from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup, prepare
 from zoopt_nas.nas.runs.snapshots import Snapshots
 from zoopt_nas.nas.search.hessian import dominant_eigenvalue
 from zoopt_nas.nas.search.memory import N_COPIES, memory_of
 from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.streams import Peeked, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 from zoopt_nas.nas.settings.config import SearchConfig
@@ -45,12 +45,12 @@ _SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "n
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        genotype: the architecture of the last epoch (paper B.5: no selection among epochs).
+        genotype: the architecture after the last epoch (paper B.5: no selection among epochs).
         alpha: ``(dim,)`` on the CPU.
-        metrics: one row for each epoch, as in ``metrics.jsonl``.
+        metrics: one row per epoch, as in ``metrics.jsonl``.
         run_dir: the run folder, if one was written.
     """
 
@@ -61,7 +61,7 @@ class SearchResult:
 
 
 class Search(EpochLoop):
-    """A search in progress. ``run_search`` is the usual way in."""
+    """A search in progress; use ``run_search`` to run one."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Search(EpochLoop):
         method = METHODS[config.algo]
         seeds = seeds_for(config.seed, _SEEDED)
 
-        with weights_within(setup.free, N_COPIES, config, device):
+        with WeightLimit(setup.free, N_COPIES, config, device):
             self.supernet = build_supernet(
                 config, dataset, seed=seeds["weights"], execution=execution, space=space
             )
@@ -92,16 +92,12 @@ class Search(EpochLoop):
             generators=(self._noise,),
         )
 
-        fit, score = split_indices(
-            len(dataset.train), config.train_portion, generator(seeds["split"])
-        )
-        self._streams = make_streams(config, dataset, fit, score, seeds)
+        n_images, rng = len(dataset.train), generator(seeds["split"])
+        train, val = split_indices(n_images, config.train_portion, rng)
+        self._streams = make_streams(config, dataset, train, val, seeds)
+        transform = dataset.transform(augment=False)
         self._val_batches = partial(
-            sequential_batches,
-            dataset.train,
-            score,
-            EVAL_BATCH_SIZE,
-            dataset.transform(augment=False),
+            sequential_batches, dataset.train, val, EVAL_BATCH_SIZE, transform
         )
         is_unrolled = (method.inner or config.inner) == "second"  # the next weight step (DARTS)
         self._objective = BilevelObjective.from_config(
@@ -117,15 +113,15 @@ class Search(EpochLoop):
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         self._updater = method.build(config, alpha, seeds["solver"])
         self._method = method
-        usual = 1 if method.kind == GRADIENT else max(config.inner_steps, 1)
-        self._period = config.update_period or usual
-        self._updates: list[Metrics] = []  # what this epoch's updates measured
+        default_period = 1 if method.kind == GRADIENT else max(config.inner_steps, 1)
+        self._period = config.update_period or default_period
+        self._updates: list[Metrics] = []  # metrics of the updates in this epoch
         self._verdict = Verdict()  # of the last epoch
         self._is_stopped = False
         self._snapshots = Snapshots()  # empty unless the method goes back
 
     def estimate_memory(self) -> MemoryEstimate:
-        """Estimates the memory of the whole search; nothing of it changes."""
+        """Estimate the memory of the whole search; its state does not change."""
         return memory_of(self.config, self.setup, self.supernet, self._updater, self._noise)
 
     @property
@@ -135,20 +131,23 @@ class Search(EpochLoop):
 
     @property
     def genotype(self) -> Genotype:
-        """The architecture that the current alpha stands for."""
+        """The architecture of the current alpha."""
         return self.supernet.space.discretize(self.alpha)
 
     @property
     def n_epochs(self) -> int:
+        """Number of epochs: 0 if nothing is trained, fewer if the method stops."""
         if not self._method.trains:
             return 0
         return self.epoch if self._is_stopped else self.config.epochs
 
     @property
     def n_steps(self) -> int:
+        """Number of batches in a pass over the training part."""
         return self._streams["train"].n_batches
 
     def begin_epoch(self) -> None:
+        """Set the learning rate, drop path and training mode."""
         config = self.config
         set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
         probability = config.drop_path * self.epoch / max(config.epochs - 1, 1)
@@ -159,6 +158,7 @@ class Search(EpochLoop):
         self.supernet.train()
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Update alpha if it is time, then take one weight step."""
         config = self.config
         if self.epoch >= config.warmup_epochs and self.step % self._period == 0:
             passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
@@ -171,12 +171,11 @@ class Search(EpochLoop):
         return loss, logits, labels
 
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        own = self._judge_epoch() | {"failures": self._count_failures()}
-        alpha = self.alpha
-        self.supernet.eval()
-        val = evaluate(
-            lambda images: self.supernet(images, alpha), self._val_batches(), self.device
-        )
+        """Let the method judge the epoch, and evaluate the supernet on the validation part."""
+        judged = self._judge_epoch()
+        n_failed = self._count_failures()
+        alpha, network = self.alpha, self.supernet.eval()
+        val = evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
         if not math.isfinite(val.loss):
             raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
         genotype = self.genotype
@@ -190,13 +189,14 @@ class Search(EpochLoop):
             "updates": len(self._updates),
             "evaluations": self._objective.n_evaluations,
             "skip_connections": genotype.count("skip_connect"),
-            **own,
+            **judged,
+            "failures": n_failed,
         }
         self._updates = []
         return row, {"genotype": genotype.to_dict(), "alpha": alpha.tolist()}
 
     def _judge_epoch(self) -> dict[str, Any]:
-        """Lets the method look at the epoch; returns what it is to know of it."""
+        """Let the method judge the epoch; return the columns that it depends on."""
         updater, row = self._updater, {}
         weight_decay = self._optimizer.param_groups[0]["weight_decay"]
         eigenvalue = None
@@ -211,11 +211,7 @@ class Search(EpochLoop):
         return row
 
     def _count_failures(self) -> int:
-        """How many candidates, or gradients in alpha, of the epoch have failed.
-
-        Raises:
-            DivergedError: all of them, so that the epoch says nothing about alpha.
-        """
+        """Return the number of failed candidates or gradients; refuse it if all have failed."""
         n_tried, n_failed = count_failures(self._updates, self._verdict)
         if n_tried and n_failed == n_tried:
             raise DivergedError(
@@ -225,21 +221,19 @@ class Search(EpochLoop):
         return n_failed
 
     def _measure_eigenvalue(self) -> float:
-        """On the batches that L_val would take next, and will: measuring changes no search."""
-        sources: list[Any] = [self._objective, *self._streams.values()]
-        states = [source.state_dict() for source in sources]
-        draws = [self._objective.draw() for _ in range(self.config.eigenvalue_batches)]
-        network = self._objective.start()
-        for source, state in zip(sources, states, strict=True):
-            source.load_state_dict(state)
-
-        def eigenvalue(draw: Draw) -> float:
-            val_loss = self._objective.val_loss
-            return dominant_eigenvalue(lambda alpha: val_loss(network, alpha, draw), self.alpha)
-
-        return statistics.fmean(map(eigenvalue, draws))
+        """Return the dominant eigenvalue on the next batches of L_val, without consuming them."""
+        objective = self._objective
+        consumed: list[Any] = [objective, *self._streams.values()]
+        states = [item.state_dict() for item in consumed]
+        draws = [objective.draw() for _ in range(self.config.eigenvalue_batches)]
+        network = objective.start()
+        for item, state in zip(consumed, states, strict=True):
+            item.load_state_dict(state)
+        losses = [partial(objective.val_loss, network, draw=draw) for draw in draws]
+        return statistics.fmean(dominant_eigenvalue(loss, self.alpha) for loss in losses)
 
     def after_epoch(self) -> None:
+        """Stop the search or go back to an earlier epoch, as the method has decided."""
         verdict, settings = self._verdict, self._optimizer.param_groups[0]
         self._is_stopped = verdict.stop
         ended = self.epoch - 1
@@ -250,7 +244,7 @@ class Search(EpochLoop):
             self.epoch -= verdict.go_back
             self._load_trained_state(self._snapshots.go_back(self.epoch - 1))
         if verdict.weight_decay is not None:
-            # Loading a state has replaced the settings.
+            # A loaded state has replaced ``settings``.
             self._optimizer.param_groups[0]["weight_decay"] = verdict.weight_decay
             oldest = self._updater.oldest_return(self.epoch - 1, verdict.weight_decay)
             self._snapshots.forget(oldest)
@@ -268,6 +262,7 @@ class Search(EpochLoop):
         self._updater.load_state_dict(state["updater"])
 
     def own_state(self) -> dict[str, Any]:
+        """Return supernet, optimizer, method, streams, generators and snapshots."""
         return {
             **self._trained_state(),
             "objective": self._objective.state_dict(),
@@ -281,6 +276,7 @@ class Search(EpochLoop):
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
+        """Restore the state that ``own_state`` returned."""
         self._load_trained_state(state)
         self._objective.load_state_dict(state["objective"])
         for name, stream in self._streams.items():
@@ -299,25 +295,25 @@ def run_search(
     run_dir: str | Path | None = None,
     observer: Observer | None = None,
 ) -> SearchResult:
-    """Searches from scratch.
+    """Search from scratch.
 
     Args:
-        config: all settings.
+        config: the settings.
         space: in place of the space that ``config`` names; the run folder keeps it.
-        dataset: loaded images, or what loads them, in place of the data set that ``config`` names.
-        run_dir: a folder to create and to write the run into; None writes nothing.
+        dataset: loaded images, or a loader, in place of the data set that ``config`` names.
+        run_dir: a new folder for the run; None writes nothing.
         observer: watches the run and may stop it.
 
     Raises:
         UnknownNameError: no such space, method, data set or solver option.
-        DataError: the data set's files are missing or damaged.
+        DataError: files of the data set are missing or damaged.
         RunError: ``run_dir`` exists or cannot be written.
-        RunInterrupted: the observer asked to stop; the run is saved.
-        DivergedError: training became non-finite.
-        NotEnoughMemoryError: the device has too little memory, before the run or in it.
+        RunInterrupted: the observer stopped the run, which is saved.
+        DivergedError: the loss became non-finite.
+        NotEnoughMemoryError: the device has too little memory.
     """
     with cpu_threads(config.threads):
-        # Before the folder: a wrong setting leaves nothing behind.
+        # Built before the folder: a wrong setting leaves no folder behind.
         search = _build(_named(config, space, dataset), observer, space=space, dataset=dataset)
         if run_dir is not None:
             record = DataRecord.of(search.setup.dataset)
@@ -331,13 +327,13 @@ def resume_search(
     dataset: Dataset | DatasetSpec | None = None,
     observer: Observer | None = None,
 ) -> SearchResult:
-    """Goes on with the search in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
+    """Continue the search in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
 
-    A finished search gives its result again. Raises as ``run_search`` does.
+    A finished search returns its result. Raises the same errors as ``run_search``.
 
     Args:
         run_dir: the folder of the search.
-        dataset: as for ``run_search``, if the search began with one that has no name here.
+        dataset: as for ``run_search``, if its data set has no registered name.
         observer: watches the run and may stop it.
     """
     folder = RunFolder.open(run_dir)
@@ -354,7 +350,7 @@ def resume_search(
 def _named(
     config: SearchConfig, space: SearchSpace | None, dataset: Dataset | DatasetSpec | None
 ) -> SearchConfig:
-    """Returns the settings with the names of the given objects."""
+    """Return the settings with the names of the given objects."""
     names = {"space": space, "dataset": dataset}
     fields: dict[str, Any] = {key: of.name for key, of in names.items() if of is not None}
     if space is not None and space.edge_normalization:
@@ -370,7 +366,7 @@ def _build(
     dataset: Dataset | DatasetSpec | None = None,
     record: DataRecord | None = None,
 ) -> Search:
-    METHODS[config.algo]  # a wrong name before the images are read
+    METHODS[config.algo]  # reject a wrong name before the images are read
     space = space or SPACES[config.space]
     setup = prepare(config, dataset=dataset, record=record, check_test=record is None)
     n_images = len(setup.dataset.train)
@@ -382,7 +378,7 @@ def _build(
 
 
 def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
-    """Estimates the memory of ``run_search(config)`` on a data set that is loaded."""
+    """Estimate the memory of ``run_search(config)`` on a loaded data set."""
     return Search(config, prepare(config, dataset=dataset)).estimate_memory()
 
 

@@ -1,9 +1,9 @@
-"""Several candidates of one update at once: the supernet with n sets of weights and n alphas.
+"""Evaluates several candidates of one update at once: the supernet with n sets of weights.
 
-A supernet of small cells keeps a GPU waiting for launches. ``torch.vmap`` over n sets of weights
-turns a depthwise convolution into one of n times as many channels, a 1x1 convolution into one of n
-groups, and BatchNorm over C channels into one over n C, which is that of each candidate by itself.
-Nothing mixes candidates, so each gets the loss and the weights that it gets alone, up to rounding.
+A supernet with small cells is bound by kernel launches. ``torch.vmap`` over n sets of weights turns
+a depthwise convolution into one with n times the channels, a 1x1 convolution into one with n
+groups, and BatchNorm over C channels into one over n C channels. Nothing mixes candidates: each
+gets its loss and weights as if computed alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -20,43 +20,32 @@ from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, start_momentum
 
-# On a CPU joined candidates pay while all that a node holds stays in the cache, and only from so
-# many candidates on (docs/performance.md). The numbers are those of the stem's output.
+# On a CPU, evaluating candidates together is faster if there are several and the output of the stem
+# (in numbers, for one candidate) is small enough for the cache (docs/performance.md).
 MAX_NUMBERS_ON_CPU = 3 * 2**14
-MAX_NUMBERS_BESIDE_KERNELS = 3 * 2**12  # where the CPU kernels compute those one by one
+MAX_NUMBERS_BESIDE_KERNELS = 3 * 2**12  # if the CPU kernels compute single candidates
 MIN_CANDIDATES_ON_CPU = 4
-# Ours: what is left is for the workspaces of the larger operators, and for fragmentation.
-SHARE_OF_FREE_MEMORY = 0.8
+# The rest is for the workspaces of larger operators and for fragmentation.
+FREE_MEMORY_FRACTION = 0.8
 
 Batch = tuple[Tensor, Tensor]
 """``(images, labels)``."""
 
 
-class _Stack(NamedTuple):
-    """n sets of weights that are fitted together.
+class _GroupStep(NamedTuple):
+    """n sets of weights that are trained together."""
 
-    Attributes:
-        weights: ``(n, n_weights)``.
-        optimizer: every rule of SGD is elementwise, so on rows it is n optimizers.
-        step: of these weights.
-    """
-
-    weights: Tensor
-    optimizer: torch.optim.SGD
+    weights: Tensor  # (n, n_weights)
+    optimizer: torch.optim.SGD  # elementwise, so it acts on every row independently
     step: WeightStep
 
 
-class StackedCandidates:
-    """Fits and evaluates n candidates together; their weights are rows of one tensor.
+class CandidateGroup:
+    """Trains and evaluates n candidates together; their weights are the rows of one tensor.
 
-    A row has the parameters in the order of ``network.parameters()``, each flattened.
-
-    Args:
-        network: gives the form; its own weights are not used. Its BatchNorm must track no
-            statistics.
-        grad_clip: bound on the norm of each candidate's gradient; None is no bound.
-        execution: of the steps; losses that compare candidates are computed plainly.
-        generators: what ``network`` draws from.
+    A row holds the flattened parameters in the order of ``network.parameters()``. ``network``
+    defines the computation: its weights are not used, and its BatchNorm must track no statistics.
+    ``grad_clip`` bounds the gradient norm of each candidate; evaluations ignore ``execution``.
     """
 
     def __init__(
@@ -72,7 +61,7 @@ class StackedCandidates:
         named = dict(network.named_parameters())
         self._shapes = {name: parameter.shape for name, parameter in named.items()}
         self._sizes = [parameter.numel() for parameter in named.values()]
-        self._stacks: dict[int, _Stack] = {}  # a CUDA graph of a step needs them to stay
+        self._steps: dict[int, _GroupStep] = {}  # a CUDA graph needs its tensors to stay alive
 
     def fit(
         self,
@@ -82,21 +71,15 @@ class StackedCandidates:
         batches: Sequence[Batch],
         settings: dict[str, Any],
     ) -> Tensor:
-        """Returns the weights, ``(n, n_weights)``, after one step of SGD for each batch.
+        """Return the weights ``(n, n_weights)`` after one step of SGD per batch.
 
-        The next call overwrites them.
-
-        Args:
-            start: the weights to start from, ``(n_weights,)``.
-            momentum: momentum to start from, ``(n_weights,)``; None = the first step makes it.
-            alphas: ``(n, dim)``.
-            batches: one for each step, shared by all.
-            settings: of ``torch.optim.SGD``.
+        All start from ``start`` and ``momentum`` ``(n_weights,)`` (None if there is none yet) and
+        see the same batches; ``settings`` are those of SGD. The next call overwrites the weights.
         """
         n = len(alphas)
-        if n not in self._stacks:
-            self._stacks[n] = self._build(start, n)
-        weights, optimizer, step = self._stacks[n]
+        if n not in self._steps:
+            self._steps[n] = self._build(start, n)
+        weights, optimizer, step = self._steps[n]
         with torch.no_grad():
             weights.copy_(start)
         optimizer.param_groups[0].update(settings)
@@ -106,24 +89,16 @@ class StackedCandidates:
         return weights.detach()
 
     def mean_losses(self, weights: Tensor, alphas: Tensor, batches: Sequence[Batch]) -> Tensor:
-        """The mean cross-entropy ``(n,)`` of the candidates over batches, without a gradient.
-
-        Args:
-            weights: ``(n, n_weights)``.
-            alphas: ``(n, dim)``.
-            batches: shared by all.
-        """
+        """Return the mean cross-entropy ``(n,)`` of the candidates over ``batches``."""
         with torch.no_grad():
-            losses = [
-                self._losses(images, labels, weights, alphas).loss for images, labels in batches
-            ]
+            losses = [self._losses(*batch, weights, alphas).loss for batch in batches]
             return torch.stack(losses).mean(0)
 
     def forget(self) -> None:
-        """Frees what was kept for the next call."""
-        self._stacks.clear()
+        """Free what is kept for the next call."""
+        self._steps.clear()
 
-    def _build(self, start: Tensor, n: int) -> _Stack:
+    def _build(self, start: Tensor, n: int) -> _GroupStep:
         weights = start.repeat(n, 1).requires_grad_()
         optimizer = torch.optim.SGD([weights], lr=1.0)
 
@@ -139,16 +114,16 @@ class StackedCandidates:
             execution=self._execution,
             generators=self._generators,
         )
-        return _Stack(weights, optimizer, step)
+        return _GroupStep(weights, optimizer, step)
 
     def _losses(self, images: Tensor, labels: Tensor, weights: Tensor, alphas: Tensor) -> Losses:
-        """What is minimised (), the loss of each candidate ``(n,)``, and their logits."""
-        parts = torch.split(weights, self._sizes, dim=1)  # whose gradients come back by one `cat`
+        """Return the sum of the losses, the loss of each candidate ``(n,)``, and the logits."""
+        parts = torch.split(weights, self._sizes, dim=1)  # its backward pass is one `cat`
         parameters = {
             name: part.view(-1, *shape)
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
-        # randomness: space S4 draws noise once, and all candidates see it.
+        # Space S4 draws its noise once, for all candidates.
         one_each = torch.vmap(self._loss, (0, 0, None, None), randomness="same")
         losses, logits = one_each(parameters, alphas, images, labels)
         return Losses(losses.sum(), losses, logits)
@@ -161,35 +136,28 @@ class StackedCandidates:
 
 
 class CandidateBatches:
-    """Splits the candidates of a call into batches that the memory of the device can hold.
+    """Splits candidates into batches that fit into the memory of the device.
 
-    Args:
-        size: candidates in a batch; None = automatic: on CUDA as many as fit into the free memory,
-            by what the first candidate took; on a CPU all if they are many and small, as
-            ``MAX_NUMBERS_ON_CPU`` has it, else one by one; elsewhere one by one.
-        cpu_kernels: whether the CPU kernels compute candidates that come one by one.
+    ``size`` is their number per batch. None chooses: on CUDA as many as the free memory allows,
+    judged by the first candidate; on a CPU all, if they are many and small; else one.
     """
 
     def __init__(self, size: int | None, *, cpu_kernels: bool = False) -> None:
         self._given, self._cpu_kernels = size, cpu_kernels
-        self._fitting: int | None = None  # what fits into the memory, once that is known
+        self._limit: int | None = None  # batch size that memory allows, once it is known
 
     def evaluate(
         self, function: Callable[[Tensor], Tensor], alphas: Tensor, n_numbers: int
     ) -> Tensor:
-        """The values ``(n,)`` of ``function``, which maps some rows of ``alphas`` to theirs.
+        """Return the values ``(n,)`` of ``function``, which maps some rows of ``alphas`` to theirs.
 
-        A batch that does not fit into the memory is halved, and so are all later ones.
-
-        Args:
-            function: ``(k, dim)`` to ``(k,)``.
-            alphas: ``(n, dim)``.
-            n_numbers: how many the stem of the supernet puts out for one candidate.
+        A batch that runs out of memory is halved, and so are all later ones. ``n_numbers`` is the
+        size of the stem's output for one candidate.
         """
         values: list[Tensor] = []
         n_done = 0
-        if self._given is None and self._fitting is None and alphas.device.type == "cuda":
-            first, self._fitting = _measured(function, alphas[:1])
+        if self._given is None and self._limit is None and alphas.device.type == "cuda":
+            first, self._limit = _measured(function, alphas[:1])
             values, n_done = [first], 1
         size = self._size(alphas, n_numbers)
         while n_done < len(alphas):
@@ -200,43 +168,38 @@ class CandidateBatches:
             except torch.OutOfMemoryError:
                 if len(part) == 1:
                     raise
-                size = self._fitting = len(part) // 2
+                size = self._limit = len(part) // 2
         return torch.cat(values)
 
     def _size(self, alphas: Tensor, n_numbers: int) -> int:
         size = batch_size(self._given, len(alphas), n_numbers, alphas.device, self._cpu_kernels)
         if self._given is None and alphas.device.type == "cuda":
-            return self._fitting or 1
-        return min(size, self._fitting or size)
+            return self._limit or 1
+        return min(size, self._limit or size)
 
 
 def batch_size(
     given: int | None, n: int, n_numbers: int, device: torch.device, cpu_kernels: bool
 ) -> int:
-    """How many candidates are evaluated at once, as far as memory does not decide it.
+    """Return how many of ``n`` candidates are evaluated at once, if memory does not limit it.
 
-    Args:
-        given: the setting; None = automatic, see ``CandidateBatches``.
-        n: of so many candidates.
-        n_numbers: how many the stem of the supernet puts out for one candidate.
-        device: where.
-        cpu_kernels: whether the CPU kernels compute them there, one by one.
+    ``given`` is the setting, and ``n_numbers`` the size of the stem's output for one candidate.
     """
     if given is not None:
         return min(given, n)
     limit = MAX_NUMBERS_BESIDE_KERNELS if cpu_kernels else MAX_NUMBERS_ON_CPU
-    pays = n >= MIN_CANDIDATES_ON_CPU and n_numbers <= limit
-    return n if device.type == "cpu" and pays else 1
+    is_faster = n >= MIN_CANDIDATES_ON_CPU and n_numbers <= limit
+    return n if device.type == "cpu" and is_faster else 1
 
 
 def _measured(function: Callable[[Tensor], Tensor], alphas: Tensor) -> tuple[Tensor, int]:
-    """The values of ``function`` on CUDA, and how often what they took fits into the rest."""
+    """Return the values of ``function`` on CUDA, and how many such calls the free memory allows."""
     device = alphas.device
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     values = function(alphas)
     taken = max(torch.cuda.max_memory_allocated(device) - before, 1)
-    # What the allocator keeps in reserve is free too.
+    # What the allocator holds in reserve is free too.
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + reserve
-    return values, max(int(SHARE_OF_FREE_MEMORY * free / taken), 1)
+    return values, max(int(FREE_MEMORY_FRACTION * free / taken), 1)

@@ -1,7 +1,8 @@
-"""The dominant eigenvalue of a Hessian in alpha, by products with vectors (Lanczos)."""
+"""The dominant eigenvalue of a Hessian in alpha, by the Lanczos method."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -9,18 +10,13 @@ import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
-# Relative accuracy of an eigenvalue; L_val on another batch differs by far more.
-TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # relative; eigenvalues on different batches differ by far more
 
 
 def hessian_product(loss: Callable[[Tensor], Tensor], alpha: Tensor) -> Callable[[Tensor], Tensor]:
-    """``v`` to ``H v``, H the Hessian of ``loss`` at ``alpha``.
+    """Return the map of ``v`` to ``H v``, H being the Hessian of ``loss`` at ``alpha`` ``(dim,)``.
 
     The loss is computed once; each product is a backward pass through its gradient.
-
-    Args:
-        loss: of alpha ``(dim,)``, twice differentiable.
-        alpha: ``(dim,)``.
     """
     alpha = alpha.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(alpha), alpha, create_graph=True)
@@ -37,15 +33,10 @@ def hessian_product(loss: Callable[[Tensor], Tensor], alpha: Tensor) -> Callable
 
 
 def dominant_eigenvalue(loss: Callable[[Tensor], Tensor], alpha: Tensor, *, seed: int = 0) -> float:
-    """The largest eigenvalue of the Hessian of ``loss`` at ``alpha`` (Zela et al., 2020).
+    """Return the largest eigenvalue of the Hessian of ``loss`` at ``alpha`` (Zela et al., 2020).
 
-    Args:
-        loss: of alpha ``(dim,)``, twice differentiable.
-        alpha: ``(dim,)``.
-        seed: of the vector that the iteration starts from.
-
-    Returns:
-        To a relative accuracy of ``TOLERANCE``; NaN where the loss has no finite second derivative.
+    It has a relative accuracy of ``TOLERANCE``, and is NaN if the Hessian is not finite. ``seed``
+    determines the initial vector.
     """
     product = hessian_product(loss, alpha)
     dim = len(alpha)
@@ -58,14 +49,11 @@ def dominant_eigenvalue(loss: Callable[[Tensor], Tensor], alpha: Tensor, *, seed
     first = host_product(start)
     if not np.isfinite(first).all():
         return float("nan")
-    if not first.any():  # of a random vector: there is no curvature at all
+    if not first.any():  # H is zero, since the vector is random
         return 0.0
     if dim > 2:
         operator = LinearOperator((dim, dim), host_product, dtype=np.float64)
-        try:
-            found = eigsh(operator, 1, which="LA", v0=start, tol=TOLERANCE)[0]
-            return float(found[0])
-        except ArpackNoConvergence:
-            pass
+        with contextlib.suppress(ArpackNoConvergence):
+            return float(eigsh(operator, 1, which="LA", v0=start, tol=TOLERANCE)[0][0])
     matrix = np.stack([host_product(row) for row in np.eye(dim)])
     return float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])

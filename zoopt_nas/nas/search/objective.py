@@ -1,15 +1,14 @@
 """The search objective, L(alpha) = L_val(omega*(alpha), alpha) (paper, Eq. 1), as a function.
 
 For each candidate alpha the weights omega*(alpha) are approximated from the supernet's current
-weights, and the loss is measured on images that the weights are not fitted on:
+weights, and the loss is measured on images that do not train the weights:
 
 - ``inner="sgd"``: M steps of SGD on L_train with alpha fixed (paper, section 4).
 - ``inner="second"``: the one unrolled step of Eq. 2, not clipped.
 - ``inner="first"``: no step, omega* = omega (Eq. 3).
 
-All of it happens on one scratch copy of the supernet that is made once and refilled for every
-candidate, or with the weights of several candidates stacked (``search/candidates.py``). The
-supernet itself, its optimizer and its BatchNorm buffers are only read.
+One scratch copy of the supernet is refilled for every candidate, or holds the weights of several
+(``search/candidates.py``). The supernet, its optimizer and its BatchNorm buffers are only read.
 """
 
 from __future__ import annotations
@@ -26,62 +25,53 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.fused import kernels_enabled
 from zoopt_nas.nas.networks.operations import Stochastic, seed_noise
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.candidates import CandidateBatches, StackedCandidates
+from zoopt_nas.nas.search.candidates import Batch, CandidateBatches, CandidateGroup
 from zoopt_nas.nas.settings.config import INNER_MODES, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
 
-Batch = tuple[Tensor, Tensor]
-"""``(images, labels)``."""
-
 
 class Stream(Protocol):
-    """An endless source of batches, as ``data.BatchStream`` is one."""
+    """An endless source of batches, such as ``data.BatchStream``."""
 
-    def next_batch(self) -> Batch: ...
+    def next_batch(self) -> Batch:
+        """Return the next batch."""
 
 
 class Draw(NamedTuple):
-    """What every candidate of one call sees: common random numbers make losses comparable.
+    """What every candidate of one call sees: common random numbers make losses comparable."""
 
-    Attributes:
-        train: the batches of the inner steps, one for each step.
-        val: the batches whose mean loss is L_val.
-        noise_seed: seeds the noise operations of space S4.
-    """
-
-    train: list[Batch]
-    val: list[Batch]
-    noise_seed: int
+    train: list[Batch]  # the batches of the inner steps, one per step
+    val: list[Batch]  # the batches whose mean loss is L_val
+    noise_seed: int  # seeds the noise operations of space S4
 
 
 class BilevelObjective:
-    """``objective(alphas)``: ``(n, dim)`` to ``(n,)``.
+    """``objective(alphas)`` maps ``(n, dim)`` to losses ``(n,)``.
 
     Args:
         supernet: holds the current weights omega.
         optimizer: the SGD that trains them; inner steps take its learning rate, weight decay and
-            momentum as they are at the time of the call.
-        train_stream: batches of the images that fit weights.
+            momentum at the time of the call.
+        train_stream: batches of the images that train weights.
         val_stream: batches of the images that score alpha.
         seed: seeds the noise operations of the candidates.
         inner: ``"sgd"``, ``"second"`` or ``"first"``; see the module.
         inner_steps: M, with ``inner="sgd"``.
-        inner_lr: learning rate of the inner steps; None = the optimizer's current one.
-        inner_momentum: whether the inner steps start from the optimizer's momentum, or from none.
+        inner_lr: learning rate of the inner steps; None is the current one of ``optimizer``.
+        inner_momentum: whether the inner steps start from the momentum of ``optimizer``.
         grad_clip: bound on the gradient's norm in the M steps.
-        val_batches: how many batches make up L_val.
-        execution: of the inner steps. Losses and gradients in alpha are computed plainly: what
-            tells candidates apart is smaller than the rounding of bf16. So are inner steps, unless
-            this says otherwise.
-        candidates_per_batch: how many candidates to evaluate at once; None = automatic, see
-            ``CandidateBatches``. A loss depends on it only by rounding.
-        fixed: batches that every call sees, in place of fresh ones of the streams. It has at least
-            as many training batches as there are inner steps; the first are used.
+        val_batches: number of batches of L_val.
+        execution: of the inner steps; None is float32. Losses and gradients in alpha are always
+            in float32, since the rounding of bfloat16 exceeds the differences of candidates.
+        candidates_per_batch: candidates evaluated at once; None chooses, see
+            ``CandidateBatches``. It changes losses only by rounding.
+        fixed: batches that every call sees in place of the streams', with at least as many training
+            batches as inner steps.
 
     Attributes:
         inner: as given.
-        n_evaluations: candidates evaluated so far.
+        n_evaluations: number of candidates evaluated so far.
 
     Raises:
         InvalidValueError: ``inner`` or a count is out of range.
@@ -132,7 +122,7 @@ class BilevelObjective:
         self._noise = torch.Generator(next(supernet.parameters()).device)
         self._scratch = _scratch_copy(supernet)
         seed_noise(self._scratch, self._noise)
-        # Built from the very parameters it trains; the released code steps other ones (B1).
+        # The released code steps other parameters than it trains (docs/deviations.md, B1).
         self._inner_optimizer = torch.optim.SGD(self._scratch.parameters(), lr=1.0)
         self._step = WeightStep(
             cross_entropy_of(self._scratch),
@@ -142,12 +132,11 @@ class BilevelObjective:
             execution=execution,
             generators=(self._noise,),
         )
-        self._stacked = StackedCandidates(
+        self._group = CandidateGroup(
             self._scratch, self._grad_clip, execution=execution, generators=(self._noise,)
         )
-        self._batches = CandidateBatches(
-            candidates_per_batch, cpu_kernels=kernels_enabled(supernet)
-        )
+        kernels = kernels_enabled(supernet)
+        self._batches = CandidateBatches(candidates_per_batch, cpu_kernels=kernels)
 
     @classmethod
     def from_config(
@@ -163,14 +152,10 @@ class BilevelObjective:
         execution: Execution | None = None,
         fixed: Draw | None = None,
     ) -> Self:
-        """The objective that a search config describes.
+        """Return the objective that a search config describes.
 
-        Args:
-            supernet, optimizer, train_stream, val_stream, seed: as for the class.
-            config: of the search.
-            inner: in place of the config's.
-            execution: of the weights' own steps. The inner ones have the config's ``inner_amp``.
-            fixed: as for the class.
+        The parameters are as for the class, except that ``inner`` replaces the config's value, and
+        ``execution`` belongs to weight steps: inner steps have the config's ``inner_amp``.
         """
         if execution is not None:
             execution = execution.of_inner_steps(config.inner_amp)
@@ -192,12 +177,10 @@ class BilevelObjective:
         )
 
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
-        """The losses ``(n,)`` of candidates ``(n, dim)``, on the supernet's device.
+        """Return the losses ``(n,)`` of candidates ``(n, dim)``, on the supernet's device.
 
-        Args:
-            alphas: the candidates. A value depends on which others there are only by the rounding
-                of candidates evaluated at once, and not at all one by one.
-            draw: the batches to use; by default fresh ones. A loss may come out non-finite.
+        A loss may be non-finite. It depends on the other candidates only by the rounding of
+        candidates evaluated at once. ``draw`` None draws fresh batches.
 
         Raises:
             InvalidValueError: alphas has another shape.
@@ -217,7 +200,7 @@ class BilevelObjective:
         return values
 
     def draw(self) -> Draw:
-        """Returns the next batches of both streams, or the fixed ones."""
+        """Return the next batches of both streams, or the fixed ones."""
         if self._fixed is not None:
             return self._fixed._replace(train=self._fixed.train[: self._n_train])
         return Draw(
@@ -227,13 +210,13 @@ class BilevelObjective:
         )
 
     def start(self) -> Supernet:
-        """The scratch network with the supernet's current weights. The next call reuses it."""
+        """Return the scratch network with the supernet's weights; the next call reuses it."""
         with torch.no_grad():
             torch._foreach_copy_(list(self._scratch.parameters()), list(self.supernet.parameters()))
         return self._scratch
 
     def fit(self, alpha: Tensor, draw: Draw) -> Supernet:
-        """The scratch network with omega*(alpha), fitted on the batches of ``draw``."""
+        """Return the scratch network with omega*(alpha), trained on the batches of ``draw``."""
         network = self.start()
         self._inner_optimizer.param_groups[0].update(self._settings())
         start_momentum(self._inner_optimizer, self._momenta())
@@ -243,31 +226,29 @@ class BilevelObjective:
         return network
 
     def fit_together(self, alphas: Tensor, draw: Draw) -> Tensor:
-        """As ``fit``, for alphas ``(n, dim)`` at once; returns their weights ``(n, n_weights)``.
+        """Return the weights omega*(alpha) ``(n, n_weights)`` for alphas ``(n, dim)``.
 
         The next call overwrites them.
         """
         with torch.no_grad():
             start = flat(self.supernet.parameters())
         self._noise.manual_seed(draw.noise_seed)
-        return self._stacked.fit(start, self._flat_momentum(), alphas, draw.train, self._settings())
+        return self._group.fit(start, self._flat_momentum(), alphas, draw.train, self._settings())
 
     def val_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
-        """Mean cross-entropy () of ``network`` at ``alpha`` over the draw's validation batches."""
+        """Return the mean cross-entropy () of ``network`` over the validation batches."""
         self._noise.manual_seed(draw.noise_seed + 1)
         return self._mean_loss(network, alpha, draw.val)
 
     def train_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
-        """Mean cross-entropy () of ``network`` at ``alpha`` over the draw's training batches."""
+        """Return the mean cross-entropy () of ``network`` over the training batches."""
         self._noise.manual_seed(draw.noise_seed)
         return self._mean_loss(network, alpha, draw.train)
 
     def mixture_loss(self, weights: Tensor, draw: Draw) -> Tensor:
-        """Mean cross-entropy () of the supernet's present weights over the validation batches.
+        """Return the mean cross-entropy () of the supernet's weights over the validation batches.
 
-        Args:
-            weights: architecture weights, as ``Supernet.mix`` takes them.
-            draw: the batches.
+        ``weights`` are architecture weights, as for ``Supernet.mix``.
         """
         network = self.start()
         self._noise.manual_seed(draw.noise_seed + 1)
@@ -276,14 +257,14 @@ class BilevelObjective:
             return torch.stack(losses).mean()
 
     def set_drop_path(self, probability: float) -> None:
-        """Drops paths of the candidates, too, as those of the supernet are dropped."""
+        """Set the probability with which paths are dropped in inner steps."""
         if probability != self._scratch.drop_path_probability:
             self._scratch.drop_path_probability = probability
             self._step.reset()
-            self._stacked.forget()
+            self._group.forget()
 
     def alpha_gradient(self, alpha: Tensor, draw: Draw) -> Tensor:
-        """The gradient ``(dim,)`` of L_val(omega, alpha) in alpha alone (Eq. 3)."""
+        """Return the gradient ``(dim,)`` of L_val(omega, alpha) in alpha alone (Eq. 3)."""
         alpha = alpha.detach().requires_grad_()
         loss = self.val_loss(self.start(), alpha, draw)
         return torch.autograd.grad(loss, alpha)[0]
@@ -295,23 +276,24 @@ class BilevelObjective:
         return current if self._inner_lr is None else self._inner_lr
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on bit for bit, beside the streams and the supernet."""
+        """Return the counter and the generator; streams and supernet save theirs."""
         return {"n_evaluations": self.n_evaluations, "seeds": self._seeds.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that ``state_dict`` returned."""
         self.n_evaluations = int(state["n_evaluations"])
         self._seeds.set_state(state["seeds"].cpu())  # a checkpoint may be loaded onto a GPU
 
     def _values(self, alphas: Tensor, draw: Draw) -> Tensor:
-        """The losses ``(n,)`` of candidates that are evaluated at once."""
-        if len(alphas) == 1 or not self._can_stack():
+        """Return the losses ``(n,)`` of candidates that are evaluated at once."""
+        if len(alphas) == 1 or not self._can_batch():
             return torch.stack([self._value(alpha, draw) for alpha in alphas])
         try:
             weights = self.fit_together(alphas, draw)
             self._noise.manual_seed(draw.noise_seed + 1)
-            return self._stacked.mean_losses(weights, alphas, draw.val)
+            return self._group.mean_losses(weights, alphas, draw.val)
         except torch.OutOfMemoryError:
-            self._stacked.forget()
+            self._group.forget()
             raise
 
     def _value(self, alpha: Tensor, draw: Draw) -> Tensor:
@@ -324,26 +306,22 @@ class BilevelObjective:
         return torch.stack(losses).mean()
 
     def _settings(self) -> dict[str, Any]:
-        """The settings of the inner SGD: those of the supernet's, and its own learning rate."""
+        """Return the settings of the inner SGD."""
         settings = self._optimizer.param_groups[0]
         names = ("momentum", "weight_decay", "dampening", "nesterov")
         return {"lr": self.lr, **{name: settings[name] for name in names}}
 
     def _momenta(self) -> list[Tensor | None]:
-        """The momentum that each parameter starts with, those of the supernet itself."""
-        if not self._inner_momentum:
-            return [None for _ in self.supernet.parameters()]
-        state = self._optimizer.state
-        return [
-            state[parameter].get("momentum_buffer") if parameter in state else None
-            for parameter in self.supernet.parameters()
-        ]
+        """Return the initial momentum of each parameter."""
+        state = self._optimizer.state if self._inner_momentum else {}
+        parameters = self.supernet.parameters()
+        return [state.get(parameter, {}).get("momentum_buffer") for parameter in parameters]
 
-    def _can_stack(self) -> bool:
-        """Whether stacked candidates start with the right momentum.
+    def _can_batch(self) -> bool:
+        """Whether candidates evaluated at once start with the right momentum.
 
-        A parameter without momentum takes its first gradient undampened; there is no such choice
-        within one tensor. Without dampening, momentum of zero is the same as none.
+        SGD does not dampen the first gradient of a parameter without momentum, which one tensor of
+        mixed parameters cannot express. Without dampening, zero momentum equals none.
         """
         missing = [momentum is None for momentum in self._momenta()]
         return all(missing) or not any(missing) or not self._settings()["dampening"]
@@ -359,18 +337,18 @@ class BilevelObjective:
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """Returns the numbers of all tensors, one after the other."""
+    """Return the concatenated values of all tensors."""
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
 def _scratch_copy(supernet: Supernet) -> Supernet:
-    """A copy in training mode whose BatchNorm uses batch statistics and tracks none."""
+    """Return a copy in training mode whose BatchNorm tracks no running statistics."""
     generators = {
         id(module.generator): module.generator
         for module in supernet.modules()
         if isinstance(module, Stochastic)
     }
-    # A generator cannot be copied; telling deepcopy that it is its own copy passes it through.
+    # A generator cannot be copied: the memo makes deepcopy keep it.
     scratch = copy.deepcopy(supernet, dict(generators)).train()
     for module in scratch.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Which batches a search sees: those of the weight steps, of the inner steps, and of L_val."""
+"""The batches of a search: for weight steps, for inner steps, and for L_val."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ from torch import Tensor
 
 from zoopt_nas.nas.data.batches import BatchStream
 from zoopt_nas.nas.data.image_sets import Dataset
+from zoopt_nas.nas.search.candidates import Batch
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.seeds import generator
 
-Batch = tuple[Tensor, Tensor]
-"""``(images, labels)``."""
-
 
 class AheadStream:
-    """A stream whose next batch can be seen before it is taken.
+    """A stream whose next batch can be read before it is taken.
 
-    DARTS unrolls the weight step that comes next, on the batch of that step.
-
-    Args:
-        stream: where the batches come from.
+    DARTS unrolls the next weight step, on the batch of that step.
     """
 
     def __init__(self, stream: BatchStream) -> None:
@@ -32,11 +27,11 @@ class AheadStream:
 
     @property
     def n_batches(self) -> int:
-        """Batches of a pass over the images."""
+        """Number of batches in a pass over the images."""
         return self._stream.n_batches
 
     def peek(self) -> Batch:
-        """The batch that ``next_batch`` will return; it stays where it is."""
+        """Return the batch that ``next_batch`` will return."""
         if self._next is None:
             self._before = self._stream.state_dict()
             self._next = self._stream.next_batch()
@@ -48,37 +43,32 @@ class AheadStream:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the position of the stream."""
         return self._stream.state_dict() if self._next is None else dict(self._before)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to the position that ``state_dict`` returned."""
         self._next = None
         self._stream.load_state_dict(state)
 
 
 class Peeked:
-    """The batches of the weight steps to come, for the inner steps of Eq. 2; it takes none."""
+    """The batch of the next weight step, for the unrolled step of Eq. 2; it takes none."""
 
     def __init__(self, stream: AheadStream) -> None:
         self._stream = stream
 
     def next_batch(self) -> Batch:
-        """The batch of the next weight step."""
+        """Return the batch of the next weight step."""
         return self._stream.peek()
 
 
 def make_streams(
-    config: SearchConfig, dataset: Dataset, fit: Tensor, score: Tensor, seeds: Mapping[str, int]
+    config: SearchConfig, dataset: Dataset, train: Tensor, val: Tensor, seeds: Mapping[str, int]
 ) -> dict[str, AheadStream]:
-    """The batches of the weights' steps, of the candidates' M inner steps, and of L_val.
+    """Return the streams ``"train"``, ``"inner"`` and ``"val"``; ``train`` and ``val`` are indices.
 
-    The last two have full batches only, so that every candidate loss weighs alike.
-
-    Args:
-        config: of the search.
-        dataset: the images.
-        fit: the indices of those that fit weights.
-        score: of those that score alpha.
-        seeds: of ``"train"``, ``"inner"`` and ``"val"``.
+    The last two have full batches only, so that candidate losses have equal weight.
     """
     transform = dataset.transform(augment=True, cutout=config.cutout)
 
@@ -95,7 +85,7 @@ def make_streams(
         )
 
     return {
-        "train": stream("train", fit, False),
-        "inner": stream("inner", fit, True),
-        "val": stream("val", score, True),
+        "train": stream("train", train, False),
+        "inner": stream("inner", train, True),
+        "val": stream("val", val, True),
     }

@@ -1,1 +1,1 @@
-"""The loss over a plane of alpha: what it is, its file, its computation, its figure."""
+"""The loss over a plane of alpha: definition, file, computation, figure."""

@@ -1,13 +1,11 @@
-"""Computes a loss landscape from the run folder of a search; ``landscape`` says what it is.
-
-The grids are written after every row, so that a landscape that was stopped goes on.
-"""
+"""Computes a loss landscape from the run folder of a search; see ``plane`` for its definition."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,7 @@ from torch import Tensor
 
 from zoopt_nas.errors import NotEnoughMemoryError, RunInterrupted
 from zoopt_nas.nas.analyses.landscape.grid_file import GridFile
-from zoopt_nas.nas.analyses.landscape.plane import (
-    Landscape,
-    LandscapeSettings,
-    Plane,
-    Track,
-)
+from zoopt_nas.nas.analyses.landscape.plane import Landscape, LandscapeSettings, Plane, Track
 from zoopt_nas.nas.analyses.landscape.sharpness import Array
 from zoopt_nas.nas.analyses.snapshot import Snapshot
 from zoopt_nas.nas.runs.folder import RunFolder
@@ -39,11 +32,10 @@ _SEEDED = ("directions", "start", "noise", "solvers")
 
 
 def _updater(search: Snapshot, method: str, path_lr: float, seed: int) -> AlphaUpdater:
-    """A method as a search of its own would have it, but for the learning rate of DARTS."""
-    own = solver_options(method, search.config.space)
-    if method == search.config.algo:
-        own = dict(search.config.solver)
-    config = search.config.replace(algo=method, solver=own, alpha_lr=path_lr)
+    """Return a method as in a search, except for the learning rate of DARTS."""
+    is_same = method == search.config.algo
+    options = search.config.solver if is_same else solver_options(method, search.config.space)
+    config = search.config.replace(algo=method, solver=dict(options), alpha_lr=path_lr)
     return METHODS[method].build(config, search.alpha, seed)
 
 
@@ -55,19 +47,20 @@ def compute_landscape(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Landscape:
-    """The landscape around the alpha of a search's last checkpoint; the run is only read.
+    """Return the landscape around the alpha of a search's last checkpoint; the run is only read.
 
     Args:
         run_dir: the folder of a search, finished or not.
-        settings: None = the defaults for the data set.
-        out: a folder for ``landscape.npz``, which is written after every row of the grid and from
-            which a stopped landscape goes on, and ``landscape.json``. None writes nothing.
-        on_progress: called with the steps done and their number: rows of grids, and paths.
-        should_stop: asked between two steps.
+        settings: None for the defaults of the data set.
+        out: the folder of ``landscape.json`` and ``landscape.npz``; the latter is written after
+            every row of a grid, so that a stopped landscape continues. None writes nothing.
+        on_progress: called with the number of steps done and their total; a step is a row of a
+            grid, or a path.
+        should_stop: called before every step.
 
     Raises:
-        RunError: no usable run, or ``out`` holds another landscape or cannot be written.
-        RunInterrupted: ``should_stop`` said so; the rows so far are in ``out``.
+        RunError: the run is not usable, or ``out`` holds another landscape or cannot be written.
+        RunInterrupted: ``should_stop`` returned True; the rows so far are in ``out``.
         InvalidValueError: no loss of a panel is finite.
         NotEnoughMemoryError: the device has too little memory.
     """
@@ -77,7 +70,8 @@ def compute_landscape(
     with cpu_threads(config.threads):
         try:
             search = Snapshot(folder)
-            ticker = _Ticker(settings, on_progress, should_stop, out)
+            n_steps = len(settings.inner) * len(settings.axis) + len(settings.paths)
+            ticker = _Ticker(n_steps, on_progress, should_stop, out)
             return _compute(search, settings, None if out is None else Path(out), ticker)
         except torch.OutOfMemoryError as error:
             raise NotEnoughMemoryError(
@@ -85,41 +79,34 @@ def compute_landscape(
             ) from error
 
 
+@dataclass
 class _Ticker:
-    """Counts the steps of a landscape, rows of grids and paths, and stops it when asked to."""
+    """Counts rows of grids and paths, and stops the landscape when asked to."""
 
-    def __init__(
-        self,
-        settings: LandscapeSettings,
-        on_progress: Callable[[int, int], None],
-        should_stop: Callable[[], bool],
-        out: str | Path | None,
-    ) -> None:
-        self._n_done = 0
-        self._n_all = len(settings.inner) * len(settings.axis) + len(settings.paths)
-        self._on_progress, self._should_stop, self._out = on_progress, should_stop, out
+    n_all: int
+    on_progress: Callable[[int, int], None]
+    should_stop: Callable[[], bool]
+    out: str | Path | None
+    n_done: int = 0
 
     def check(self) -> None:
-        """Called before the work of a step."""
-        if self._should_stop():
-            where = f"stopped after {self._n_done} of {self._n_all} rows and paths"
+        """Raise before a step if the landscape has to stop."""
+        if self.should_stop():
+            where = f"stopped after {self.n_done} of {self.n_all} rows and paths"
             raise RunInterrupted(
                 f"{where}; nothing is saved without a folder"
-                if self._out is None
-                else f"{where}; the rows are in {self._out}, and the same command goes on"
+                if self.out is None
+                else f"{where}; the rows are in {self.out}; run it again to continue"
             )
 
     def tick(self) -> None:
-        """Called after a step."""
-        self._n_done += 1
-        self._on_progress(self._n_done, self._n_all)
+        """Count a completed step."""
+        self.n_done += 1
+        self.on_progress(self.n_done, self.n_all)
 
 
 def _compute(
-    search: Snapshot,
-    settings: LandscapeSettings,
-    out: Path | None,
-    ticker: _Ticker,
+    search: Snapshot, settings: LandscapeSettings, out: Path | None, ticker: _Ticker
 ) -> Landscape:
     seeds = seeds_for(settings.seed, _SEEDED)
     axis, centre = settings.axis, _to_host(search.alpha)
@@ -132,9 +119,8 @@ def _compute(
         "val_batches": len(draw.val),
         "seed": settings.seed,
     }
-    grids = GridFile(
-        out, identity, {"axis": axis, "centre": centre, "directions": plane.directions}
-    )
+    arrays = {"axis": axis, "centre": centre, "directions": plane.directions}
+    grids = GridFile(out, identity, arrays)
     for name in settings.inner:
         objective = search.objective(name, draw)
         for i in range(len(axis)):
@@ -168,12 +154,12 @@ def _tracks(
     seeds: dict[str, int],
     ticker: _Ticker,
 ) -> Iterator[tuple[str, Track]]:
-    """The paths, all from one random start, and the losses of the reference panel along them."""
+    """Yield the paths, all from one random start, with the losses of the reference panel."""
     reference = settings.reference
     if not settings.paths or reference is None:
         return
     angle = np.random.default_rng(seeds["start"]).uniform(0, 2 * math.pi)
-    # As far from alpha as the start of the released script, (-0.5, 0.5) in a square of radius 1.
+    # The distance of the released script's start, (-0.5, 0.5) in a square of radius 1.
     start = math.sqrt(0.5) * settings.radius * np.array([math.cos(angle), math.sin(angle)])
     scored = search.objective(reference, draw)
     for name in settings.paths:
@@ -186,36 +172,26 @@ def _tracks(
 
 
 def follow(
-    updater: AlphaUpdater,
-    objective: BilevelObjective,
-    plane: Plane,
-    start: Array,
-    n_updates: int,
+    updater: AlphaUpdater, objective: BilevelObjective, plane: Plane, start: Array, n_updates: int
 ) -> Array:
-    """The path of a method that is held in a plane, ``(n_updates + 1, 2)``, the start first.
+    """Return the path ``(n_updates + 1, 2)`` of a method in a plane, from ``start`` ``(2,)`` on.
 
-    Every update is made in the whole space, from the present point of the plane, and projected.
-    What the method remembers of earlier updates, such as Adam's moments, is not projected.
-
-    Args:
-        updater: of a method in ``PATH_METHODS``; its alpha is overwritten.
-        objective: what it goes down on.
-        plane: where it is held.
-        start: ``(2,)``.
-        n_updates: how many.
+    Every update starts at the current point of the plane, is made in the whole space, and is
+    projected onto the plane. The method's other state, such as Adam's moments, is not projected.
+    The alpha of ``updater`` is overwritten.
     """
     coordinates = np.tile(start, (n_updates + 1, 1))
     for i in range(n_updates):
         alpha = plane.points(coordinates[i])
         updater.move_to(torch.from_numpy(alpha))
-        before = _to_host(updater.alpha)  # alpha, rounded to the precision of the weights
+        before = _to_host(updater.alpha)  # rounded to the precision of the weights
         updater.step(objective, progress=0.0)
         coordinates[i + 1] = coordinates[i] + plane.project(_to_host(updater.alpha) - before)
     return coordinates
 
 
 def _losses(objective: BilevelObjective, alphas: Array) -> Array:
-    """The losses ``(n,)`` of alphas ``(n, dim)``."""
+    """Return the losses ``(n,)`` of alphas ``(n, dim)``."""
     like = next(objective.supernet.parameters())
     return _to_host(objective(torch.from_numpy(alphas).to(like)))
 

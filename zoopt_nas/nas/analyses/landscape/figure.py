@@ -1,4 +1,4 @@
-"""The figure of a loss landscape: a panel of contours for each approximation, and the paths."""
+"""The figure of a loss landscape: contours for each approximation, and the paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoopt_nas.nas.drawing.figures import STYLE, label_size
 
 _N_LEVELS = 24  # contours between the lowest and the highest loss of all panels
 _TITLES = {"first": "first order: ω* = ω", "second": "second order: one step"}
-# Okabe and Ito's colours, and a marker for a grey printer.
+# Okabe and Ito's colours, and markers for greyscale print.
 _LINES = {
     "darts1": ("#D55E00", "o"),
     "darts2": ("#E69F00", "v"),
@@ -30,11 +30,11 @@ _STAR = "#C00000"
 
 @matplotlib.rc_context(STYLE)
 def draw_landscape(landscape: Landscape) -> Figure:
-    """The panels side by side, and one more with the paths if there are any (Fig. 1 and 3).
+    """Draw the panels side by side, and one more with the paths if there are any (Fig. 1 and 3).
 
-    The x axis is direction 1, the y axis direction 2. All panels have the same contour levels, so
-    that denser contours are a sharper landscape. A star marks the minimum of the grid, a cross
-    alpha itself, where the search was. Paths are cut where they leave the square.
+    The axes are the two directions of the plane. All panels have the same contour levels, so denser
+    contours mean a sharper landscape. A star marks the minimum of the grid, a cross the alpha of
+    the search. Paths are clipped at the border.
     """
     measures = landscape.sharpness()
     panels: list[tuple[str, str, Mapping[str, Track]]] = [
@@ -65,14 +65,13 @@ def draw_landscape(landscape: Landscape) -> Figure:
 def _common_levels(grids: Sequence[Array]) -> Array:
     known = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
     low, high = float(known.min()), float(known.max())
-    margin = 0.0 if high > low else 1e-3 * max(abs(low), 1.0)  # a flat landscape has levels too
+    margin = 0.0 if high > low else 1e-3 * max(abs(low), 1.0)  # for a flat landscape
     levels = MaxNLocator(_N_LEVELS).tick_values(low - margin, high + margin)
     return np.asarray(levels, dtype=np.float64)
 
 
 def _ink_contours(axes: Axes, axis: Array, values: Array, levels: Array) -> Any:
-    # matplotlib takes rows along y; ours go along x.
-    z = np.ma.masked_invalid(values.T)
+    z = np.ma.masked_invalid(values.T)  # matplotlib's rows run along y
     filled = axes.contourf(axis, axis, z, levels=levels, cmap="viridis")
     lines = axes.contour(axis, axis, z, levels=levels, colors="white", linewidths=0.5)
     lines.set_gid("contours")

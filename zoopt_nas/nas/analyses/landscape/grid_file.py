@@ -1,11 +1,11 @@
-"""The file of a landscape's arrays: written after every row, read again to go on or to draw.
+"""The file of a landscape's arrays, written after every row.
 
 ::
 
     axis, centre, directions    the grid and its plane, as in ``Landscape`` and ``Plane``
     values_<panel>              losses (n, n); rows that are not computed yet are NaN
     path_<method>               coordinates of a path, path_values_<method> the losses there
-    identity, n_rows            JSON: what the losses depend on, and how many rows there are
+    identity, n_rows            JSON: what the losses depend on; number of known rows by panel
 """
 
 from __future__ import annotations
@@ -24,20 +24,18 @@ from zoopt_nas.nas.analyses.landscape.plane import Track
 from zoopt_nas.nas.analyses.landscape.sharpness import Array
 
 ARRAYS = "landscape.npz"
-# What np.load raises for bytes that are no archive of its own.
+# What np.load raises for damaged files.
 _UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile)
 
 
 class GridFile:
-    """The grids so far, in ``landscape.npz``; those of panels that are not asked for stay in it.
+    """The grids computed so far, in ``landscape.npz``, including panels of earlier calls.
 
-    Args:
-        out: the folder; None keeps everything in memory.
-        identity: what the losses depend on, beside the arrays and the panel.
-        arrays: what the plane and its grid are, by name; "axis" among them.
+    ``out`` None keeps everything in memory. The losses depend on ``identity``, on ``arrays`` (the
+    plane and its grid by name, including "axis") and on the panel.
 
     Raises:
-        RunError: the file is of another landscape, or damaged, or the folder cannot be made.
+        RunError: the file is damaged or of another landscape, or the folder cannot be created.
     """
 
     def __init__(self, out: Path | None, identity: dict[str, Any], arrays: dict[str, Array]):
@@ -56,7 +54,7 @@ class GridFile:
             self._load(out / ARRAYS)
 
     def __getitem__(self, panel: str) -> Array:
-        """The losses ``(n, n)``; rows that are not known are NaN."""
+        """Return the losses ``(n, n)``; unknown rows are NaN."""
         n = len(self._arrays["axis"])
         return self._grids.setdefault(panel, np.full((n, n), np.nan))
 
@@ -65,13 +63,13 @@ class GridFile:
         return i < self._n_rows.get(panel, 0)
 
     def put_row(self, panel: str, i: int, values: Array) -> None:
-        """Takes row ``i``, the one after the last known, and writes the file."""
+        """Store row ``i``, which follows the last known one, and write the file."""
         self[panel][i] = values
         self._n_rows[panel] = i + 1
         self._save()
 
     def put_tracks(self, tracks: dict[str, Track]) -> None:
-        """Takes the paths in place of earlier ones, and writes the file."""
+        """Replace the paths, and write the file."""
         self._tracks = {}
         for name, track in tracks.items():
             self._tracks[f"path_{name}"] = track.coordinates
@@ -97,14 +95,14 @@ class GridFile:
                 identity = json.loads(str(file["identity"]))
                 n_rows: dict[str, int] = json.loads(str(file["n_rows"]))
                 grids = {name: file[f"values_{name}"] for name in n_rows}
-                same = all(np.array_equal(file[name], own) for name, own in self._arrays.items())
+                same = all(np.array_equal(file[name], a) for name, a in self._arrays.items())
         except _UNREADABLE as error:
             raise RunError(f"{path} is damaged, or no landscape of zoopt-nas") from error
         if identity != self._identity or not same:
             changed = [
-                f"{name} {identity.get(name)} instead of {own}"
-                for name, own in self._identity.items()
-                if identity.get(name) != own
+                f"{name} {identity.get(name)} instead of {value}"
+                for name, value in self._identity.items()
+                if identity.get(name) != value
             ]
             raise RunError(
                 f"{path} must be of the same landscape, got one with "

@@ -1,12 +1,11 @@
 """Loss landscapes over alpha (paper, Fig. 1, Fig. 3, A.2): the losses of a plane through alpha.
 
-The plane is spanned by two orthonormal random directions. Every panel is the same function,
-``BilevelObjective``, with another approximation of omega*; all points of all panels see the same
-batches and the same noise, start from the same weights, and have BatchNorm on batch statistics.
-What differs between two panels is therefore the approximation alone.
+Two orthonormal random directions span the plane. Every panel is ``BilevelObjective`` with another
+approximation of omega*. All points of all panels use the same batches, noise and initial weights,
+and BatchNorm on batch statistics, so two panels differ only by the approximation.
 
-On top go the paths of search methods: each update is made in the whole space of alpha and then
-projected onto the plane. The weights stay those of the checkpoint, as in the panels.
+The paths of search methods are drawn on top: each update is made in the whole space of alpha and
+then projected onto the plane. The weights of the checkpoint stay fixed.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ class LandscapeSettings:
         inner: the panels, each an approximation of omega*: ``first`` (Eq. 3), ``second`` (Eq. 2),
             or M, a number of inner steps. The default is Fig. 3.
         radius: half of the square's side, in units of alpha: 1 (paper).
-        step: distance of grid points: 0.02, 10201 points (paper).
-        val_batches: batches whose mean loss is L_val; None = those of the part that scores alpha,
-            at most 16 (ours: more change all panels alike; the released script takes all).
-        paths: methods whose paths are drawn, of ``PATH_METHODS``; needs a panel of M steps.
+        step: spacing of the grid: 0.02, 10201 points (paper).
+        val_batches: number of batches of L_val; None is one pass over the validation part, at most
+            16 batches (the released script takes all).
+        paths: methods of ``PATH_METHODS`` whose paths are drawn; they need a panel of M steps.
         n_updates: updates of each path: 10 (paper).
-        path_lr: Adam's learning rate in the paths of DARTS. Ours: the 3e-4 of a search moves alpha
-            by 0.003 in 10 updates, which nobody would see.
+        path_lr: Adam's learning rate in the paths of DARTS. The 3e-4 of a search would move alpha
+            by an invisible 0.003 in 10 updates.
         seed: of the directions, the start of the paths, and the draws of the solvers.
 
     Raises:
@@ -93,21 +92,21 @@ class LandscapeSettings:
 
     @property
     def reference(self) -> str | None:
-        """The panel of most inner steps, which comes closest to omega*; None without any."""
+        """The panel with the most inner steps, closest to omega*; None if there is none."""
         return max(
             (name for name in self.inner if name not in GRADIENT_INNER), key=int, default=None
         )
 
     @classmethod
     def for_dataset(cls, dataset: str, **overrides: Any) -> Self:
-        """The defaults for a search's data set, with some of them overridden.
+        """Return the defaults for a data set, with ``overrides``.
 
-        The embedded digits have a grid of 81 points, which takes minutes on two CPU cores (ours).
+        The bundled digits get a grid of 81 points, which takes minutes on two CPU cores.
         """
         return cls(**{"step": _DIGITS_STEP if dataset == "digits" else PAPER_STEP, **overrides})
 
     def reductions(self) -> list[str]:
-        """What of the grid is coarser than the paper's, as ``paper_size.reductions`` says it."""
+        """Return how the grid is coarser than the paper's, as ``paper_size.reductions``."""
         return [f"step {self.step:g}, not {PAPER_STEP:g}"] if self.step > PAPER_STEP else []
 
     @property
@@ -120,45 +119,35 @@ class LandscapeSettings:
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """A plane through an alpha: the point (x, y) is ``centre + x d1 + y d2``.
+    """A plane through an alpha: the point (x, y) is ``centre + x d1 + y d2``."""
 
-    Attributes:
-        centre: ``(dim,)``, float64.
-        directions: ``(2, dim)``: d1 and d2, orthonormal.
-    """
-
-    centre: Array
-    directions: Array
+    centre: Array  # (dim,), float64
+    directions: Array  # (2, dim): d1 and d2, orthonormal
 
     @classmethod
     def random(cls, centre: Array, seed: int) -> Plane:
-        """A plane whose directions are uniform: Gaussian vectors, made orthonormal by QR."""
+        """Return a plane with uniform directions: Gaussian vectors, orthonormalized by QR."""
         gaussian = np.random.default_rng(seed).standard_normal((len(centre), 2))
         basis, upper = np.linalg.qr(gaussian)
         return cls(centre, (basis * np.sign(np.diag(upper))).T)
 
     def points(self, coordinates: Array) -> Array:
-        """The alphas ``(n, dim)`` at ``coordinates`` ``(n, 2)``."""
+        """Return the alphas ``(n, dim)`` at ``coordinates`` ``(n, 2)``."""
         points: Array = self.centre + coordinates @ self.directions
         return points
 
     def project(self, displacement: Array) -> Array:
-        """The coordinates ``(2,)`` of the displacement's orthogonal projection on the plane."""
+        """Return the coordinates ``(2,)`` of the orthogonal projection of ``displacement``."""
         coordinates: Array = self.directions @ displacement
         return coordinates
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """The path of a method in the plane.
+    """The path of a method in the plane."""
 
-    Attributes:
-        coordinates: ``(n_updates + 1, 2)``, the start first.
-        values: the losses there, ``(n_updates + 1,)``, of the panel that it is drawn on.
-    """
-
-    coordinates: Array
-    values: Array
+    coordinates: Array  # (n_updates + 1, 2), the start first
+    values: Array  # (n_updates + 1,): the losses there, in the reference panel
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,14 +155,14 @@ class Landscape:
     """The losses of a plane under several approximations of omega*.
 
     Attributes:
-        settings: what was asked for.
-        epoch: epochs that the weights were trained for.
-        val_batches: batches whose mean loss a value is.
+        settings: the settings.
+        epoch: number of epochs that the weights were trained.
+        val_batches: number of batches of L_val.
         axis: ``(n,)``, of both directions.
-        plane: where they are.
+        plane: the plane.
         panels: losses ``(n, n)`` by name of ``settings.inner``: ``values[i, j]`` is the loss at
             x = axis[i] along d1 and y = axis[j] along d2 (``indexing="ij"``).
-        tracks: the paths by name of the method.
+        tracks: the paths by method.
         reduced: what is smaller than in the paper.
     """
 
@@ -187,14 +176,11 @@ class Landscape:
     reduced: tuple[str, ...] = ()
 
     def sharpness(self) -> dict[str, Sharpness]:
-        """The measures of every panel."""
+        """Return the measures of every panel."""
         return {name: measure_sharpness(self.axis, grid) for name, grid in self.panels.items()}
 
     def summary(self) -> dict[str, Any]:
-        """Settings, measures, and where the paths end: the contents of ``landscape.json``.
-
-        What is not finite is None, as JSON has it.
-        """
+        """Return the contents of ``landscape.json``; non-finite numbers become None."""
         measures = self.sharpness()
         reference = self.settings.reference or self.settings.inner[-1]
         summary = {

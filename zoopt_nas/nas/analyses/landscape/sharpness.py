@@ -1,4 +1,4 @@
-"""How sharp a landscape is: measures of a loss on a square grid.
+"""Measures of the sharpness of a loss on a square grid.
 
 ``values[i, j]`` is the loss at ``(axis[i], axis[j])``: the first index runs along the x axis.
 """
@@ -15,53 +15,45 @@ from zoopt_nas.errors import InvalidValueError
 
 Array = NDArray[np.float64]
 
-# Points on a side of the square whose quadratic gives the curvature. Ours: three would be plain
-# differences, which the noise of a loss on few images can turn negative at a minimum.
+# Side of the square of points that gives the curvature. With three points, the noise of a loss on
+# few images could make the curvature at a minimum negative.
 FIT_SIDE = 5
 
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Measures of one landscape. A number that the grid does not tell is NaN.
+    """Measures of one landscape; NaN where the grid does not determine a number.
 
-    Attributes:
-        mean_gradient_norm: mean over the inner points, by central differences: loss per unit of
-            alpha. It is what dense contours show.
-        minimum: (x, y) of the lowest point of the grid.
-        minimum_value: the loss there.
-        centre_value: the loss at (0, 0), where alpha is.
-        eigenvalues: of the Hessian at the minimum, the lower one first: loss per unit squared. The
-            Hessian is that of the quadratic fitted to the 5x5 points around by least squares.
-        is_on_border: whether the minimum is at the border of the grid. The true one then lies
-            outside, and the curvature is taken beside it.
+    The Hessian belongs to a least-squares quadratic on the 5x5 points around the minimum, or beside
+    it if the minimum is on the border. The true minimum is then outside.
     """
 
-    mean_gradient_norm: float
-    minimum: tuple[float, float]
+    mean_gradient_norm: float  # over the inner points; visible as the density of contours
+    minimum: tuple[float, float]  # (x, y) of the lowest point of the grid
     minimum_value: float
-    centre_value: float
-    eigenvalues: tuple[float, float]
-    is_on_border: bool
+    centre_value: float  # the loss at (0, 0), where alpha is
+    eigenvalues: tuple[float, float]  # of the Hessian at the minimum, in ascending order
+    is_on_border: bool  # whether the minimum is at the border of the grid
 
     def distance_to(self, other: Sharpness) -> float:
-        """How far the minimum is from another landscape's, in units of alpha."""
+        """Return the distance of the two minima, in units of alpha."""
         return math.dist(self.minimum, other.minimum)
 
 
 def measure_sharpness(axis: Array, values: Array) -> Sharpness:
-    """The measures of a landscape; points that are not finite count as missing.
+    """Return the measures of a landscape; non-finite points count as missing.
 
     Args:
         axis: ``(n,)``, equally spaced, symmetric about 0, n odd.
         values: ``(n, n)``, see the module.
 
     Raises:
-        InvalidValueError: the shapes do not fit, n is below 3, or no value is finite.
+        InvalidValueError: the shapes do not match, n is below 3, or no value is finite.
     """
     n = len(axis)
     if n < 3 or n % 2 == 0 or values.shape != (n, n):
         raise InvalidValueError(
-            "values must have shape (n, n) with n odd, at least 3, and that of the axis, "
+            "values must have shape (n, n), where the length n of the axis is odd and at least 3, "
             f"got {values.shape} and {n}"
         )
     known = np.where(np.isfinite(values), values, np.nan)
@@ -83,7 +75,7 @@ def measure_sharpness(axis: Array, values: Array) -> Sharpness:
 
 
 def _curvature(values: Array, at: tuple[int, int], step: float) -> tuple[float, float]:
-    """Eigenvalues of the quadratic fitted around ``at``; NaN if too few points are known."""
+    """Return the eigenvalues of a least-squares quadratic around ``at``; NaN if undetermined."""
     n = len(values)
     side = min(FIT_SIDE, n)
     first = [min(max(i - side // 2, 0), n - side) for i in at]  # inside the grid

@@ -1,4 +1,4 @@
-"""The ways to update alpha, by name: solvers, gradient baselines, random baselines."""
+"""The methods that update alpha, by name: solvers, gradient baselines, random baselines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoopt_nas.solvers import SOLVERS
 
 
 class _Methods(Mapping[str, type[AlphaUpdater]]):
-    """Every solver, which ``ZeroOrderUpdater`` runs on alpha, and every entry of ``BASELINES``."""
+    """Every solver, run by ``ZeroOrderUpdater``, and every entry of ``BASELINES``."""
 
     def __contains__(self, name: object) -> bool:
         return name in SOLVERS or name in BASELINES
@@ -24,8 +24,8 @@ class _Methods(Mapping[str, type[AlphaUpdater]]):
             if not BASELINES.is_built_in(name):
                 return ZeroOrderUpdater
             warnings.warn(
-                f"{name} is the baseline of that name, not the solver {name} of another package, "
-                "which has to be registered under another name for a search",
+                f"{name} is the built-in baseline, not the solver {name} of another package; "
+                "a search needs that solver under another name",
                 stacklevel=2,
             )
         method = BASELINES[name]

@@ -1,4 +1,4 @@
-"""The gradient baselines: DARTS (Liu et al., 2019) of first and of second order."""
+"""The gradient baselines: DARTS (Liu et al., 2019) of first and second order."""
 
 from __future__ import annotations
 
@@ -20,23 +20,16 @@ DIFFERENCE_RADIUS = 0.01
 
 
 def first_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
-    """The gradient ``(dim,)`` of L_val(omega, alpha), taking omega* = omega (Eq. 3)."""
+    """Return the gradient ``(dim,)`` of L_val(omega, alpha), with omega* = omega (Eq. 3)."""
     return objective.alpha_gradient(alpha, objective.draw())
 
 
 def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
-    """The gradient ``(dim,)`` of L_val(omega'(alpha), alpha), omega' one SGD step away (Eq. 2).
+    """Return the gradient ``(dim,)`` of L_val(omega'(alpha), alpha), one SGD step away (Eq. 2).
 
-    By the chain rule it is the gradient in alpha at omega' less xi times a mixed second derivative
-    times v = grad_omega' L_val, which is taken as a central difference along v (Eq. 20). Momentum
-    and weight decay shift omega' but do not depend on alpha, so that the formula stays exact.
-
-    Args:
-        objective: with ``inner="second"``.
-        alpha: ``(dim,)``.
-
-    Raises:
-        InvalidValueError: the objective approximates omega* in another way.
+    By the chain rule it is the gradient in alpha at omega' minus xi times a mixed second derivative
+    times v = grad_omega' L_val, computed as a central difference along v (Eq. 20). Momentum and
+    weight decay shift omega' but do not depend on alpha, so the formula stays exact.
     """
     if objective.inner != "second":
         raise InvalidValueError(
@@ -65,14 +58,9 @@ def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
 
 
 class GradientUpdater(AlphaUpdater):
-    """Adam on alpha, down the gradient that ``gradient`` gives.
+    """Adam on alpha; ``seed`` is not used (DARTS: lr 3e-4, betas (0.5, 0.999), weight decay 1e-3).
 
-    A gradient that is not finite counts as failed and moves nothing, as a candidate without a loss.
-
-    Args:
-        config: lr, betas and weight decay of Adam (DARTS: 3e-4, (0.5, 0.999), 1e-3).
-        alpha: the starting point ``(dim,)``.
-        seed: not used here.
+    A non-finite gradient counts as failed and changes nothing.
     """
 
     kind = GRADIENT
@@ -93,37 +81,41 @@ class GradientUpdater(AlphaUpdater):
 
     @property
     def alpha(self) -> Tensor:
+        """The current architecture parameters ``(dim,)``."""
         return self._alpha.detach()
 
     def move_to(self, alpha: Tensor) -> None:
+        """Set alpha and keep the moments of Adam."""
         with torch.no_grad():
             self._alpha.copy_(alpha)
 
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
+        """Take one step of Adam."""
         gradient = self.gradient(objective)
-        is_finite = torch.isfinite(gradient).all()  # stays on the device
-        before = self._moving(clone=True)
+        is_finite = torch.isfinite(gradient).all()  # a tensor: no synchronization
+        before = {name: value.clone() for name, value in self._moving().items()}
         self._alpha.grad = gradient
         self._adam.step()
         with torch.no_grad():
             for name, value in self._moving().items():
-                old = before.get(name, torch.zeros_like(value))  # Adam's first step makes moments
+                old = before.get(name, torch.zeros_like(value))  # no moments before the first step
                 value.copy_(torch.where(is_finite, value, old))
         norm = torch.linalg.vector_norm(gradient)
         return {"gradient_norm": norm, N_TRIED: 1, N_FAILED: (~is_finite).to(torch.int64)}
 
-    def _moving(self, *, clone: bool = False) -> dict[str, Tensor]:
-        """Alpha and the moments of Adam."""
+    def _moving(self) -> dict[str, Tensor]:
+        """Return alpha and the moments of Adam."""
         state = self._adam.state[self._alpha]
         moments = {name: state[name] for name in ("exp_avg", "exp_avg_sq") if name in state}
-        moving = {"alpha": self.alpha, **moments}
-        return {name: value.clone() for name, value in moving.items()} if clone else moving
+        return {"alpha": self.alpha, **moments}
 
     def state_dict(self) -> dict[str, Any]:
-        # Copies: Adam writes into its tensors, and takes over those that it loads.
+        """Return copies of alpha and of the state of Adam."""
+        # Copies, since Adam changes its tensors in place and keeps those that it loads.
         return copy.deepcopy({"alpha": self.alpha, "adam": self._adam.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that ``state_dict`` returned."""
         with torch.no_grad():
             self._alpha.copy_(state["alpha"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))
@@ -135,6 +127,7 @@ class FirstOrder(GradientUpdater):
     inner = "first"
 
     def gradient(self, objective: BilevelObjective) -> Tensor:
+        """Return the first-order gradient."""
         return first_order_gradient(objective, self.alpha)
 
 
@@ -144,6 +137,7 @@ class SecondOrder(GradientUpdater):
     inner = "second"
 
     def gradient(self, objective: BilevelObjective) -> Tensor:
+        """Return the second-order gradient."""
         return second_order_gradient(objective, self.alpha)
 
 

@@ -1,4 +1,4 @@
-"""The baselines without a search: a random architecture, and random search with weight sharing."""
+"""The random baselines: a random architecture, and random search with weight sharing."""
 
 from __future__ import annotations
 
@@ -17,21 +17,15 @@ from zoopt_nas.nas.settings.methods import RANDOM
 
 # Li and Talwalkar: 1000 architectures on one batch, the best 10 on the whole validation part.
 N_SAMPLES, N_FINALISTS = 1000, 10
-# Ours: after the other epochs, to see where the search is.
+# After other epochs, to monitor the search; not part of the method.
 N_SAMPLES_IN_BETWEEN, N_BATCHES_IN_BETWEEN = 10, 10
 
 
 class RandomArchitecture(AlphaUpdater):
     """A random architecture; nothing is trained.
 
-    Alpha is standard normal and never moves.
-    Every operation other than ``none`` and every pair of edges into a node is as likely where all
-    edges have as many candidates, as in all published spaces.
-
-    Args:
-        config: of the search.
-        alpha: gives shape, dtype and device.
-        seed: of the draw.
+    Alpha is standard normal. In all published spaces, every operation other than ``none`` and every
+    pair of edges into a node are equally likely.
     """
 
     kind = RANDOM
@@ -43,32 +37,36 @@ class RandomArchitecture(AlphaUpdater):
 
     @property
     def alpha(self) -> Tensor:
+        """The drawn architecture parameters ``(dim,)``."""
         return self._alpha
 
     def move_to(self, alpha: Tensor) -> None:
+        """Set alpha."""
         self._alpha = alpha.to(self._alpha, copy=True)
 
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
+        """Do nothing."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
+        """Return alpha and the generator."""
         return {"alpha": self._alpha, "draws": self._draws.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that ``state_dict`` returned."""
         self._alpha = state["alpha"].to(self._alpha.device)
         self._draws.set_state(state["draws"].cpu())
 
     def _draw(self, like: Tensor) -> Tensor:
-        """A random alpha on the host, where architectures are made of it."""
+        """Return a random alpha on the CPU."""
         return torch.randn(like.shape, generator=self._draws).to(like.dtype)
 
 
 class WeightSharingSearch(RandomArchitecture):
     """Random search with weight sharing (Li and Talwalkar, 2019).
 
-    Every weight step trains the weights of one random architecture; at the end random
-    architectures are compared with the shared weights (section 3.2). All operations are computed,
-    those outside the architecture with weight 0.
+    Every weight step trains one random architecture. At the end, random architectures are compared
+    with the shared weights (section 3.2). Operations outside the architecture have weight 0.
     """
 
     trains = True
@@ -76,10 +74,11 @@ class WeightSharingSearch(RandomArchitecture):
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:
+        """Return the weights of a random architecture."""
         return self._weights(supernet.space, self._draw(self._alpha))
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
-        """Take the best of many architectures; one whose loss is not finite has failed."""
+        """Take the best of many architectures; a non-finite loss counts as failed."""
         objective, space = end.objective, end.objective.supernet.space
         n = N_SAMPLES if end.is_last else N_SAMPLES_IN_BETWEEN
         alphas = [self._draw(self._alpha) for _ in range(n)]
@@ -98,22 +97,21 @@ class WeightSharingSearch(RandomArchitecture):
         return Verdict(n_tried=n, n_failed=n)
 
     def _weights(self, space: SearchSpace, alpha: Tensor) -> Tensor:
-        """The architecture weights of an alpha of the host, beside those of the search."""
+        """Return the architecture weights of a CPU alpha, on the search's device."""
         return to_device([one_hot(space, alpha).to(alpha.dtype)], self._alpha.device)[0]
 
 
 def _ranks(losses: Tensor) -> tuple[list[int], int]:
-    """The order of ``losses`` ``(n,)``, least first and not finite last; how many are finite."""
+    """Return the order of ``losses`` ``(n,)``, non-finite ones last, and the number of others."""
     is_finite = torch.isfinite(losses)
     order = torch.where(is_finite, losses, torch.inf).argsort(stable=True)
     return order.tolist(), int(is_finite.sum())
 
 
 def _final_losses(tables: list[Tensor], end: EpochEnd) -> Tensor:
-    """The losses ``(n,)`` of architectures; all see the same batches and the same noise.
+    """Return the losses ``(n,)`` of architectures, all on the same batches and with the same noise.
 
-    After the last epoch they are those of the whole validation part, after the others those of
-    ``N_BATCHES_IN_BETWEEN`` batches of L_val.
+    The batches are the whole validation part after the last epoch, else ``N_BATCHES_IN_BETWEEN``.
     """
     objective = end.objective
     if end.is_last:
@@ -125,22 +123,14 @@ def _final_losses(tables: list[Tensor], end: EpochEnd) -> Tensor:
     n_images = 0
     for draw in draws:
         size = sum(len(labels) for _, labels in draw.val)
-        if size > 1 or total is None:  # BatchNorm cannot take a rest of one image
+        if size > 1 or total is None:  # BatchNorm needs more than one image
             losses = torch.stack([objective.mixture_loss(table, draw) for table in tables])
             total = size * losses if total is None else total + size * losses
             n_images += size
-    assert total is not None  # no stream of batches is empty
+    assert total is not None  # there is at least one batch
     return total / n_images
 
 
 def one_hot(space: SearchSpace, alpha: Tensor) -> Tensor:
-    """The architecture weights of a discrete architecture: 1 for what it has, 0 for the rest.
-
-    Args:
-        space: in which ``alpha`` stands for it.
-        alpha: ``(dim,)``.
-
-    Returns:
-        ``(2 n_edges, max candidates)`` on the CPU, as ``Supernet.mix`` takes it.
-    """
+    """Return weights ``(2 n_edges, max candidates)``: 1 for operations of the architecture."""
     return space.edge_table(space.discretize(alpha))

@@ -1,11 +1,11 @@
-"""RobustDARTS (Zela et al., 2020): what to do when the dominant eigenvalue of the Hessian grows.
+"""RobustDARTS (Zela et al., 2020): act when the dominant eigenvalue of the Hessian grows.
 
-The eigenvalue of L_val's Hessian in alpha is measured after every epoch and smoothed over five
-epochs. Where the smoothed value has grown by a third within five epochs, alpha was about to run
-into a sharp minimum: early stopping returns the alpha from before, adaptive regularization goes
-back there with ten times the weight decay (section 4.3 and algorithm 1). The search returns to no
-epoch before ``min_return_epoch``, as in the released code, since the eigenvalue still settles
-there. The released code looks at every second epoch and compares other windows.
+The dominant eigenvalue of L_val's Hessian in alpha is measured after every epoch and averaged over
+five epochs. If the average has grown by a third within five epochs, alpha is about to enter a sharp
+minimum: early stopping returns the alpha from before, adaptive regularization goes back there with
+ten times the weight decay (section 4.3 and algorithm 1). The search never returns to an epoch
+before ``min_return_epoch``, as in the released code, while the eigenvalue still settles. The
+released code looks at every second epoch and compares other windows.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from zoopt_nas.nas.search.methods.darts import SecondOrder
 from zoopt_nas.nas.search.updater import EpochEnd, Verdict
 from zoopt_nas.nas.settings.config import SearchConfig
 
-WINDOW = 5  # epochs that are averaged, and k: how far apart the averages are
+WINDOW = 5  # epochs per average, and the distance k of the two averages
 LEAST_RATIO = 0.75  # of the earlier average to the later one
 DECAY_FACTOR = 10.0
 MAX_WEIGHT_DECAY = 0.03
-# The later average ends now, so its middle is two epochs ago; the earlier middle is k before that.
+# The later average is centred two epochs ago, and the earlier one k epochs before that.
 EPOCHS_BACK = WINDOW // 2 + WINDOW
 
 
 def has_grown(eigenvalues: list[float]) -> bool:
-    """Whether the smoothed eigenvalue has grown too fast up to the last epoch."""
+    """Whether the averaged eigenvalue has grown too fast up to the last epoch."""
     if len(eigenvalues) < 2 * WINDOW:
         return False
     earlier = sum(eigenvalues[-2 * WINDOW : -WINDOW])
@@ -38,9 +38,9 @@ def has_grown(eigenvalues: list[float]) -> bool:
 
 
 def n_raises(weight_decay: float) -> int:
-    """How often the weight decay can still be multiplied by ``DECAY_FACTOR``."""
+    """Return how often the weight decay can still be multiplied by ``DECAY_FACTOR``."""
     n = 0
-    limit = MAX_WEIGHT_DECAY * (1 + 1e-9)  # rounding: 3e-4 is multiplied twice
+    limit = MAX_WEIGHT_DECAY * (1 + 1e-9)  # allows 3e-4 * 10 * 10 despite rounding
     while weight_decay * DECAY_FACTOR <= limit:
         weight_decay *= DECAY_FACTOR
         n += 1
@@ -70,6 +70,7 @@ class EarlyStopping(SecondOrder):
         self._alphas: list[Tensor] = []  # after the last epochs
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
+        """Record eigenvalue and alpha; act if the eigenvalue has grown."""
         assert end.eigenvalue is not None
         self._eigenvalues.append(end.eigenvalue)
         self._alphas = [*self._alphas[-EPOCHS_BACK:], self.alpha.clone()]
@@ -83,10 +84,12 @@ class EarlyStopping(SecondOrder):
         return Verdict(stop=True)
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"eigenvalues": list(self._eigenvalues), "alphas": list(self._alphas)}
-        return super().state_dict() | own
+        """Return the state of the gradient method, the eigenvalues and the alphas."""
+        more = {"eigenvalues": list(self._eigenvalues), "alphas": list(self._alphas)}
+        return super().state_dict() | more
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that ``state_dict`` returned."""
         super().load_state_dict(state)
         self._eigenvalues = list(state["eigenvalues"])
         self._alphas = [alpha.to(self._alpha.device) for alpha in state["alphas"]]
@@ -95,7 +98,7 @@ class EarlyStopping(SecondOrder):
 class AdaptiveRegularization(EarlyStopping):
     """R-DARTS: darts2, sent back with more weight decay where the eigenvalue grows.
 
-    The weight decay is at most ``MAX_WEIGHT_DECAY``.
+    The weight decay never exceeds ``MAX_WEIGHT_DECAY``.
 
     Raises:
         InvalidValueError: the weight decay is 0, which no factor raises.
@@ -112,6 +115,7 @@ class AdaptiveRegularization(EarlyStopping):
             )
 
     def oldest_return(self, epoch: int, weight_decay: float) -> int:
+        """Return the oldest epoch that all remaining returns can reach."""
         n = n_raises(weight_decay)
         # Two returns are at least one epoch apart.
         reach = n * EPOCHS_BACK - (n - 1) if n else -1

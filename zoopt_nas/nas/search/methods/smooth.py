@@ -1,8 +1,8 @@
-"""SmoothDARTS (Chen and Hsieh, 2020): weights that bear a change of the architecture.
+"""SmoothDARTS (Chen and Hsieh, 2020): weights that tolerate a change of the architecture.
 
 Alpha moves as in first-order DARTS. The weights are trained at perturbed architecture weights A:
-``sdarts_rs`` draws them around A, ``sdarts_adv`` searches those with the largest loss. The radius
-of the perturbation grows over the epochs.
+``sdarts_rs`` draws them near A, ``sdarts_adv`` searches those with the largest loss. The radius of
+the perturbation grows over the epochs.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.methods.darts import FirstOrder
 from zoopt_nas.nas.settings.config import SearchConfig
 
-# Released code; the paper has 0.03 and 0.3 too.
+# As in the paper and the released code.
 FIRST_RADIUS, LAST_RADIUS = 0.03, 0.3
 N_ASCENTS = 7
 
 
 def perturbation_radius(progress: float) -> float:
-    """The largest change of an architecture weight, from 0.03 to 0.3 over the epochs."""
+    """Return the largest change of an architecture weight, from 0.03 to 0.3 over the epochs."""
     return FIRST_RADIUS + (LAST_RADIUS - FIRST_RADIUS) * progress
 
 
 def to_simplex(weights: Tensor, clean: Tensor) -> Tensor:
-    """Weights in [0, 1] whose sum is 1 on each edge, as the released code makes them.
+    """Return weights in [0, 1] with sum 1 on each edge (a row), as in the released code.
 
-    Args:
-        weights: ``(n_edges, n_candidates)``.
-        clean: those before the perturbation; where they are 0 there is no candidate. Where no
-            weight is left, its largest one is the only one.
+    ``clean`` are the unperturbed weights, 0 where there is no candidate. An edge without positive
+    weights gets a one-hot row at its largest clean weight.
     """
     weights = torch.where(clean > 0, weights, 0.0).clamp(0.0, 1.0)
     largest = F.one_hot(clean.argmax(dim=1), clean.shape[1]).to(clean.dtype)
@@ -45,11 +43,6 @@ class RandomSmoothing(FirstOrder):
     """SmoothDARTS: darts1, weights trained at a random perturbation.
 
     Every weight step sees uniform noise on the architecture weights.
-
-    Args:
-        config: of the search.
-        alpha: the starting point ``(dim,)``.
-        seed: of the noise.
     """
 
     def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None:
@@ -59,21 +52,30 @@ class RandomSmoothing(FirstOrder):
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:
+        """Return randomly perturbed architecture weights."""
         clean = supernet.operation_weights(self.alpha)
-        return self._drawn(clean, perturbation_radius(progress)) * self._shares(supernet)
+        return self._drawn(clean, perturbation_radius(progress)) * self._edge_weights(supernet)
 
     def _drawn(self, clean: Tensor, radius: float) -> Tensor:
         noise = torch.empty_like(clean).uniform_(-radius, radius, generator=self._generator)
         return to_simplex(clean + noise, clean)
 
+<<<<<<< HEAD
     def _shares(self, supernet: Supernet) -> Tensor:
         """The share of each edge, ``(2 n_edges, 1)``, which is not perturbed."""
         return supernet.space.edge_factors(self.alpha)[:, None]
+=======
+    def _edge_weights(self, supernet: Supernet) -> Tensor:
+        """Return the weight of each edge, ``(2 n_edges, 1)``, which is not perturbed."""
+        return supernet.space.edge_shares(self.alpha)[:, None]
+>>>>>>> prose-nas2
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the gradient method and the generator."""
         return super().state_dict() | {"noise": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that ``state_dict`` returned."""
         super().load_state_dict(state)
         self._generator.set_state(state["noise"].cpu())
 
@@ -81,14 +83,15 @@ class RandomSmoothing(FirstOrder):
 class AdversarialSmoothing(RandomSmoothing):
     """SmoothDARTS: darts1, weights trained at the worst perturbation.
 
-    It is found by seven steps of sign ascent on the batch's loss, from noise, and sees the supernet
-    in evaluation mode. If it did not raise the loss, the weights stay unperturbed.
+    Seven steps of sign ascent on the batch's loss start from noise, with the supernet in evaluation
+    mode. If they do not increase the loss, the weights stay unperturbed.
     """
 
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:
-        clean, shares = supernet.operation_weights(self.alpha), self._shares(supernet)
+        """Return the architecture weights with the largest loss found."""
+        clean, shares = supernet.operation_weights(self.alpha), self._edge_weights(supernet)
         radius = perturbation_radius(progress)
         weights = self._drawn(clean, radius)
         was_training = supernet.training
@@ -103,6 +106,6 @@ class AdversarialSmoothing(RandomSmoothing):
             moved = weights.detach() + 2 * radius / N_ASCENTS * gradient.sign()
             weights = to_simplex(torch.clamp(moved, clean - radius, clean + radius), clean)
         with torch.no_grad():
-            is_worse = loss(weights) > loss(clean)  # on the device: nothing waits for it
+            is_worse = loss(weights) > loss(clean)  # a tensor: no synchronization
         supernet.train(was_training)
         return torch.where(is_worse, weights, clean) * shares
