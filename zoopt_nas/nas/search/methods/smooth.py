@@ -60,15 +60,9 @@ class RandomSmoothing(FirstOrder):
         noise = torch.empty_like(clean).uniform_(-radius, radius, generator=self._generator)
         return to_simplex(clean + noise, clean)
 
-<<<<<<< HEAD
-    def _shares(self, supernet: Supernet) -> Tensor:
-        """The share of each edge, ``(2 n_edges, 1)``, which is not perturbed."""
-        return supernet.space.edge_factors(self.alpha)[:, None]
-=======
     def _edge_weights(self, supernet: Supernet) -> Tensor:
         """Return the weight of each edge, ``(2 n_edges, 1)``, which is not perturbed."""
-        return supernet.space.edge_shares(self.alpha)[:, None]
->>>>>>> prose-nas2
+        return supernet.space.edge_factors(self.alpha)[:, None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the gradient method and the generator."""
