@@ -26,7 +26,7 @@ import json, os, sys, traceback
 import torch
 torch.set_num_threads(1)
 from zoopt_nas import nas
-from zoopt_nas.nas.search import algorithm as search
+from zoopt_nas.nas.search import run as search
 from zoopt_nas.nas.retraining import retrain
 from zoopt_nas_cli.main import main, run
 

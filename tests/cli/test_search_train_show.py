@@ -260,7 +260,7 @@ def test_options_override_the_config_file_and_the_file_the_defaults(
         raise KeyboardInterrupt
 
     resolved: list[nas.SearchConfig] = []
-    from zoopt_nas.nas.search import algorithm as search
+    from zoopt_nas.nas.search import run as search
 
     monkeypatch.setattr(search, "run_search", run_search)
     (tmp_path / "c.toml").write_text(

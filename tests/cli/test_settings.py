@@ -12,7 +12,7 @@ from zoopt_nas_cli.options import given, with_settings
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.genotype import GENOTYPES
 from zoopt_nas.nas.retraining import retrain
-from zoopt_nas.nas.search import algorithm
+from zoopt_nas.nas.search import run
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.settings.setting import BELOW_1, GROUPS, MACHINE, setting, settings_of
@@ -29,7 +29,7 @@ def resolved(cli, monkeypatch):
         found.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(algorithm, "run_search", stop)
+    monkeypatch.setattr(run, "run_search", stop)
     monkeypatch.setattr(retrain, "run_training", stop)
 
     def resolve(*arguments: object) -> RunConfig:

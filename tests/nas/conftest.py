@@ -12,7 +12,7 @@ from stopping import StopAt
 from zoopt_nas.errors import RunInterrupted
 from zoopt_nas.nas.data import loading
 from zoopt_nas.nas.runs import setup
-from zoopt_nas.nas.search.algorithm import run_search
+from zoopt_nas.nas.search.run import run_search
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from zoopt_nas.errors import InvalidValueError, RunInterrupted
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search import candidates as batched
-from zoopt_nas.nas.search.algorithm import resume_search, run_search
 from zoopt_nas.nas.search.candidates import CandidateBatches, CandidateGroup
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.run import resume_search, run_search
 
 
 class StopAfterSteps(Observer):

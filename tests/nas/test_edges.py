@@ -14,7 +14,7 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.skeleton import drop_path
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search import algorithm as search
-from zoopt_nas.nas.search.algorithm import run_search
+from zoopt_nas.nas.search.run import run_search
 
 
 def test_drop_path_grows_over_the_epochs_in_the_supernet_and_the_candidates(search_config):

@@ -18,7 +18,8 @@ from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.retraining.training import Training
 from zoopt_nas.nas.runs.loop import EpochLoop
 from zoopt_nas.nas.runs.setup import prepare
-from zoopt_nas.nas.search.algorithm import Search, run_search
+from zoopt_nas.nas.search.algorithm import Search
+from zoopt_nas.nas.search.run import run_search
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.execution import Execution, cpu_threads, silenced
 

@@ -11,10 +11,10 @@ from tiny_supernets import setup
 from zoopt_nas.errors import DivergedError, RunInterrupted
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
-from zoopt_nas.nas.search.algorithm import resume_search, run_search
 from zoopt_nas.nas.search.methods import darts, random_search
 from zoopt_nas.nas.search.methods.darts import FirstOrder
 from zoopt_nas.nas.search.objective import BilevelObjective
+from zoopt_nas.nas.search.run import resume_search, run_search
 from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, ZeroOrderUpdater, config_solver
 from zoopt_nas.nas.settings.config import SearchConfig
 

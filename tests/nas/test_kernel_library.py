@@ -14,7 +14,7 @@ from zoopt_nas.nas.kernels import library as own
 from zoopt_nas.nas.networks.build import build_supernet
 from zoopt_nas.nas.networks.operations import Separable
 from zoopt_nas.nas.runs.setup import prepare
-from zoopt_nas.nas.search.algorithm import run_search
+from zoopt_nas.nas.search.run import run_search
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
 

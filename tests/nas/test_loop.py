@@ -13,7 +13,7 @@ from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.retraining.retrain import resume_training, run_training
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
-from zoopt_nas.nas.search.algorithm import resume_search, run_search
+from zoopt_nas.nas.search.run import resume_search, run_search
 from zoopt_nas.nas.steps.meter import Meter
 
 # 3 epochs of 2 steps, the first of them warm-up, alpha updates before every step after it.

@@ -30,7 +30,7 @@ from zoopt_nas.nas.runs.memory import (
     peak_bytes,
 )
 from zoopt_nas.nas.search import algorithm as search
-from zoopt_nas.nas.search.algorithm import estimate_search, resume_search, run_search
+from zoopt_nas.nas.search.run import estimate_search, resume_search, run_search
 
 CPU = torch.device("cpu")
 GB = 10**9
@@ -224,7 +224,7 @@ import sys
 import torch
 from zoopt_nas.nas.runs import loop
 from zoopt_nas.nas.retraining import retrain
-from zoopt_nas.nas.search import algorithm as search
+from zoopt_nas.nas.search import run as search
 from zoopt_nas.nas.settings.config import SearchConfig
 torch.set_num_threads(1)
 
@@ -309,7 +309,7 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_made(
     monkeypatch.setattr(setup, "free_memory", lambda device: 5 * GB)
     made = []
     monkeypatch.setattr(module, "make_sgd", made.append)
-    start = search.run_search if run == "search" else run_training
+    start = run_search if run == "search" else run_training
     with pytest.raises(
         NotEnoughMemoryError,
         match=r"^the weights need more than the 5\.0 GB that are free on cpu: lower ",

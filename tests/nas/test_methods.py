@@ -15,7 +15,6 @@ from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search import algorithm as search
 from zoopt_nas.nas.search import methods
-from zoopt_nas.nas.search.algorithm import resume_search, run_search
 from zoopt_nas.nas.search.methods import METHODS, random_search
 from zoopt_nas.nas.search.methods.random_search import (
     RandomArchitecture,
@@ -24,6 +23,7 @@ from zoopt_nas.nas.search.methods.random_search import (
 )
 from zoopt_nas.nas.search.methods.robust import EPOCHS_BACK, has_grown
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.run import resume_search, run_search
 from zoopt_nas.nas.search.updater import EpochEnd
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.methods import kind_of

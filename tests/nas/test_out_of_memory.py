@@ -9,7 +9,8 @@ from zoopt_nas.errors import NotEnoughMemoryError
 from zoopt_nas.nas.retraining import retrain, training
 from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.runs.folder import RunFolder
-from zoopt_nas.nas.search.algorithm import Search, resume_search, run_search
+from zoopt_nas.nas.search.algorithm import Search
+from zoopt_nas.nas.search.run import resume_search, run_search
 
 REFUSED = (
     "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"

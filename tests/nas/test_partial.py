@@ -17,7 +17,7 @@ from zoopt_nas.nas.networks.partial_channels import merge_parts, split_parts
 from zoopt_nas.nas.networks.spaces import SPACES, cell_edges
 from zoopt_nas.nas.networks.standalone import Zero
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.algorithm import run_search
+from zoopt_nas.nas.search.run import run_search
 from zoopt_nas.nas.settings.config import SearchConfig
 
 

@@ -22,7 +22,7 @@ from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.retraining.retrain import resume_training, run_training
 from zoopt_nas.nas.runs.folder import MAY_CHANGE, RunFolder
-from zoopt_nas.nas.search.algorithm import resume_search, run_search
+from zoopt_nas.nas.search.run import resume_search, run_search
 from zoopt_nas.nas.settings.config import SearchConfig
 
 CPU = torch.device("cpu")

@@ -18,8 +18,9 @@ from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search import algorithm as search
 from zoopt_nas.nas.search import hessian
-from zoopt_nas.nas.search.algorithm import Search, run_search
+from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.methods.robust import has_grown, n_raises
+from zoopt_nas.nas.search.run import run_search
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.meter import Meter
 

@@ -17,12 +17,13 @@ from zoopt_nas.nas.data.augmentation import Augmentation
 from zoopt_nas.nas.data.image_sets import Dataset, ImageSet
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.setup import prepare
-from zoopt_nas.nas.search import algorithm as search_module
-from zoopt_nas.nas.search.algorithm import METHODS, Search, resume_search, run_search
+from zoopt_nas.nas.search.algorithm import METHODS, Search
 from zoopt_nas.nas.search.methods import describe_method
 from zoopt_nas.nas.search.methods.darts import GradientUpdater
+from zoopt_nas.nas.search.run import resume_search, run_search
 from zoopt_nas.nas.search.updater import ZeroOrderUpdater
 
 ALGOS = ("rs", "mgs", "gld", "darts1", "darts2")
@@ -304,7 +305,7 @@ def test_divergence_is_an_error_and_keeps_the_last_checkpoint(algo, search_confi
 
     checkpoint: list[bytes] = []
     search = search_on(search_config(algo), numbered(), Explode())
-    search.folder = search_module.RunFolder.create(tmp_path / "run", search.config)
+    search.folder = RunFolder.create(tmp_path / "run", search.config)
     with pytest.raises(DivergedError, match="not finite in epoch 2"):
         search.run()
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == checkpoint[0]
@@ -322,7 +323,7 @@ def test_a_finished_search_gives_its_result_again(search_config, tmp_path, witho
     assert torch.equal(again.alpha, first.alpha)
     assert (again.genotype, again.metrics) == (first.genotype, first.metrics)
     assert files == {path.name: path.read_bytes() for path in first.run_dir.iterdir()}
-    architectures = search_module.RunFolder(first.run_dir).rows("architectures.jsonl")
+    architectures = RunFolder(first.run_dir).rows("architectures.jsonl")
     assert [row["epoch"] for row in architectures] == [0, 1, 2]
     assert architectures[-1]["genotype"] == first.genotype.to_dict()
     assert torch.equal(torch.tensor(architectures[-1]["alpha"]), first.alpha)

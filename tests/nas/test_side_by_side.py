@@ -15,7 +15,7 @@ from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.runs.loop import Observer
-from zoopt_nas.nas.search.algorithm import run_search
+from zoopt_nas.nas.search.run import run_search
 
 NOISY = Genotype((("noise", 0), ("sep_conv_3x3", 1)) * 4, (("noise", 0), ("skip_connect", 1)) * 4)
 

@@ -12,7 +12,7 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.build import build_network, build_supernet, check_smallest_batch
 from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.retraining.retrain import run_training
-from zoopt_nas.nas.search.algorithm import run_search
+from zoopt_nas.nas.search.run import run_search
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import Execution
 

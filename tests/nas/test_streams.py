@@ -9,8 +9,9 @@ from zoopt_nas.errors import RunInterrupted
 from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.setup import prepare
-from zoopt_nas.nas.search.algorithm import Search, resume_search, run_search
+from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.objective import BilevelObjective
+from zoopt_nas.nas.search.run import resume_search, run_search
 from zoopt_nas.nas.search.streams import AheadStream, Peeked, make_streams
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps import weight_step as steps

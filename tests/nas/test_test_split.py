@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from zoopt_nas.errors import DataError
-from zoopt_nas.nas.search.algorithm import run_search
+from zoopt_nas.nas.search.run import run_search
 from zoopt_nas.nas.settings.config import SearchConfig
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)

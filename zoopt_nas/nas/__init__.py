@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.runs.loop import Start as Start
     from zoopt_nas.nas.runs.loop import StartObserver as StartObserver
     from zoopt_nas.nas.runs.memory import MemoryEstimate as MemoryEstimate
-    from zoopt_nas.nas.search.algorithm import SearchResult as SearchResult
-    from zoopt_nas.nas.search.algorithm import estimate_search as estimate_search
-    from zoopt_nas.nas.search.algorithm import resume_search as resume_search
-    from zoopt_nas.nas.search.algorithm import run_search as run_search
     from zoopt_nas.nas.search.methods import METHODS as METHODS
     from zoopt_nas.nas.search.objective import BilevelObjective as BilevelObjective
+    from zoopt_nas.nas.search.run import SearchResult as SearchResult
+    from zoopt_nas.nas.search.run import estimate_search as estimate_search
+    from zoopt_nas.nas.search.run import resume_search as resume_search
+    from zoopt_nas.nas.search.run import run_search as run_search
     from zoopt_nas.nas.search.updater import AlphaUpdater as AlphaUpdater
     from zoopt_nas.nas.search.updater import ZeroOrderUpdater as ZeroOrderUpdater
     from zoopt_nas.nas.settings.config import SearchConfig as SearchConfig
@@ -58,29 +58,71 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "analyses.landscape.compute": ("compute_landscape",),
-    "analyses.landscape.plane": ("Landscape", "LandscapeSettings"),
+    "analyses.landscape.plane": (
+        "Landscape",
+        "LandscapeSettings",
+    ),
     "data.augmentation": ("Augmentation",),
-    "data.batches": ("BatchStream", "split_indices"),
-    "data.datasets": ("DATASETS", "DatasetSpec"),
+    "data.batches": (
+        "BatchStream",
+        "split_indices",
+    ),
+    "data.datasets": (
+        "DATASETS",
+        "DatasetSpec",
+    ),
     "data.image_sets": ("Dataset",),
     "data.loading": ("load_dataset",),
-    "exports.run": ("ExportResult", "export_network"),
-    "networks.counting": ("count_multiply_adds", "count_parameters"),
-    "networks.genotype": ("GENOTYPES", "Genotype"),
+    "exports.run": (
+        "ExportResult",
+        "export_network",
+    ),
+    "networks.counting": (
+        "count_multiply_adds",
+        "count_parameters",
+    ),
+    "networks.genotype": (
+        "GENOTYPES",
+        "Genotype",
+    ),
     "networks.network": ("Network",),
     "networks.operations": ("OPERATIONS",),
-    "networks.spaces": ("SPACES", "SearchSpace"),
+    "networks.spaces": (
+        "SPACES",
+        "SearchSpace",
+    ),
     "networks.supernet": ("Supernet",),
-    "retraining.retrain": ("estimate_training", "TrainResult", "resume_training", "run_training"),
     "retraining.processes": ("Processes",),
+    "retraining.retrain": (
+        "TrainResult",
+        "estimate_training",
+        "resume_training",
+        "run_training",
+    ),
     "runs.folder": ("RunFolder",),
-    "runs.loop": ("Observer", "Progress", "Start", "StartObserver"),
+    "runs.loop": (
+        "Observer",
+        "Progress",
+        "Start",
+        "StartObserver",
+    ),
     "runs.memory": ("MemoryEstimate",),
-    "search.algorithm": ("SearchResult", "resume_search", "run_search", "estimate_search"),
     "search.methods": ("METHODS",),
     "search.objective": ("BilevelObjective",),
-    "search.updater": ("AlphaUpdater", "ZeroOrderUpdater"),
-    "settings.config": ("SearchConfig", "TrainConfig"),
+    "search.run": (
+        "SearchResult",
+        "estimate_search",
+        "resume_search",
+        "run_search",
+    ),
+    "search.updater": (
+        "AlphaUpdater",
+        "ZeroOrderUpdater",
+    ),
+    "settings.config": (
+        "SearchConfig",
+        "TrainConfig",
+    ),
     "steps.devices": ("free_memory",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -21,7 +21,7 @@ from zoopt_nas.nas.retraining.retrain import TrainResult, resume_training, run_t
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.setup import load_images
-from zoopt_nas.nas.search.algorithm import resume_search, run_search
+from zoopt_nas.nas.search.run import resume_search, run_search
 from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 
 # What a retraining takes over from its search. Not n_train: it trains on all images by default.

@@ -5,26 +5,20 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.data.batches import sequential_batches, split_indices
-from zoopt_nas.nas.data.datasets import DatasetSpec
-from zoopt_nas.nas.data.image_sets import Dataset
-from zoopt_nas.nas.data.record import DataRecord
-from zoopt_nas.nas.networks.build import build_supernet, check_smallest_batch
+from zoopt_nas.nas.networks.build import build_supernet
 from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.operations import seed_noise
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
-from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.networks.spaces import SearchSpace
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
 from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
-from zoopt_nas.nas.runs.setup import Setup, prepare
+from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.runs.snapshots import Snapshots
 from zoopt_nas.nas.search.hessian import dominant_eigenvalue
 from zoopt_nas.nas.search.memory import N_COPIES, memory_of
@@ -34,30 +28,12 @@ from zoopt_nas.nas.search.streams import Peeked, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
-from zoopt_nas.nas.steps.execution import cpu_threads
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, evaluate
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
 from zoopt_nas.nas.steps.seeds import generator, seeds_for
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, make_sgd
 
 _SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The result of a search.
-
-    Attributes:
-        genotype: the architecture after the last epoch (paper B.5: no selection among epochs).
-        alpha: ``(dim,)`` on the CPU.
-        metrics: one row per epoch, as in ``metrics.jsonl``.
-        run_dir: the run folder, if one was written.
-    """
-
-    genotype: Genotype
-    alpha: Tensor
-    metrics: list[dict[str, Any]]
-    run_dir: Path | None
 
 
 class Search(EpochLoop):
@@ -285,110 +261,3 @@ class Search(EpochLoop):
         self._updates = state["updates"]
         self._is_stopped = bool(state["is_stopped"])
         self._snapshots.load_state_dict(state["snapshots"])
-
-
-def run_search(
-    config: SearchConfig,
-    *,
-    space: SearchSpace | None = None,
-    dataset: Dataset | DatasetSpec | None = None,
-    run_dir: str | Path | None = None,
-    observer: Observer | None = None,
-) -> SearchResult:
-    """Search from scratch.
-
-    Args:
-        config: the settings.
-        space: in place of the space that ``config`` names; the run folder keeps it.
-        dataset: loaded images, or a loader, in place of the data set that ``config`` names.
-        run_dir: a new folder for the run; None writes nothing.
-        observer: watches the run and may stop it.
-
-    Raises:
-        UnknownNameError: no such space, method, data set or solver option.
-        DataError: files of the data set are missing or damaged.
-        RunError: ``run_dir`` exists or cannot be written.
-        RunInterrupted: the observer stopped the run, which is saved.
-        DivergedError: the loss became non-finite.
-        NotEnoughMemoryError: the device has too little memory.
-    """
-    with cpu_threads(config.threads):
-        # Built before the folder: a wrong setting leaves no folder behind.
-        search = _build(_named(config, space, dataset), observer, space=space, dataset=dataset)
-        if run_dir is not None:
-            record = DataRecord.of(search.setup.dataset)
-            search.folder = RunFolder.create(run_dir, search.config, record, space)
-        return _finish(search)
-
-
-def resume_search(
-    run_dir: str | Path,
-    *,
-    dataset: Dataset | DatasetSpec | None = None,
-    observer: Observer | None = None,
-) -> SearchResult:
-    """Continue the search in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
-
-    A finished search returns its result. Raises the same errors as ``run_search``.
-
-    Args:
-        run_dir: the folder of the search.
-        dataset: as for ``run_search``, if its data set has no registered name.
-        observer: watches the run and may stop it.
-    """
-    folder = RunFolder.open(run_dir)
-    config = folder.config(SearchConfig)
-    with cpu_threads(config.threads):
-        search = _build(
-            config, observer, space=folder.space(), dataset=dataset, record=folder.data()
-        )
-        search.folder = folder
-        search.resume()
-        return _finish(search)
-
-
-def _named(
-    config: SearchConfig, space: SearchSpace | None, dataset: Dataset | DatasetSpec | None
-) -> SearchConfig:
-    """Return the settings with the names of the given objects."""
-    names = {"space": space, "dataset": dataset}
-    fields: dict[str, Any] = {key: of.name for key, of in names.items() if of is not None}
-    if space is not None and space.edge_normalization:
-        fields["edge_normalization"] = True
-    return config.replace(**fields)
-
-
-def _build(
-    config: SearchConfig,
-    observer: Observer | None,
-    *,
-    space: SearchSpace | None = None,
-    dataset: Dataset | DatasetSpec | None = None,
-    record: DataRecord | None = None,
-) -> Search:
-    METHODS[config.algo]  # reject a wrong name before the images are read
-    space = space or SPACES[config.space]
-    setup = prepare(config, dataset=dataset, record=record, check_test=record is None)
-    n_images = len(setup.dataset.train)
-    parts = split_indices(n_images, config.train_portion, generator(0))
-    check_smallest_batch(config, setup.dataset, min(config.batch_size, *map(len, parts)), space)
-    search = Search(config, setup, observer, space)
-    search.check_memory(search.estimate_memory(), setup.free)
-    return search
-
-
-def estimate_search(config: SearchConfig, dataset: Dataset) -> MemoryEstimate:
-    """Estimate the memory of ``run_search(config)`` on a loaded data set."""
-    return Search(config, prepare(config, dataset=dataset)).estimate_memory()
-
-
-def _finish(search: Search) -> SearchResult:
-    search.run()
-    if search.folder is not None:
-        search.folder.write("genotype.json", search.genotype.to_json() + "\n")
-    return SearchResult(
-        genotype=search.genotype,
-        alpha=search.alpha.cpu(),
-        metrics=search.rows,
-        run_dir=search.folder.path if search.folder is not None else None,
-    )
