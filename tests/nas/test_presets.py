@@ -126,3 +126,13 @@ def test_alpha_moves_at_the_period_that_is_asked_for(search_config):
     assert nas.run_search(every_second).metrics[0]["updates"] == 2
     with pytest.raises(InvalidValueError, match="update_period must be a positive integer, got 0"):
         search_config(update_period=0)
+
+
+def test_the_fast_schedule_of_gld_drops_what_belongs_to_the_other(search_config):
+    for preset in (None, "released"):
+        config = SearchConfig.for_dataset(algo="gld", solver={"schedule": "fast"}, preset=preset)
+        assert "min_radius" not in config.solver
+        assert config.solver["schedule"] == "fast"
+    assert nas.run_search(
+        search_config("gld", solver={"schedule": "fast", "n_samples": None}, epochs=2)
+    ).metrics[-1]["evaluations"]

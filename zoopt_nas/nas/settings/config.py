@@ -222,7 +222,7 @@ class SearchConfig(RunConfig):
             values["lr_min"] = min(values["lr_min"], values["lr"])
         if "warmup_epochs" not in given:
             values["warmup_epochs"] = warmup_epochs(algo, values["epochs"], dataset)
-        return values | {"solver": solver_options(algo, space) | values["solver"]}
+        return values | {"solver": solver_options(algo, space, given=values["solver"])}
 
     @classmethod
     def for_dataset(
@@ -247,10 +247,10 @@ class SearchConfig(RunConfig):
         if preset is None:
             return config
         warmup = warmup_epochs(algo, config.epochs, dataset, preset)
-        options = solver_options(algo, config.space, preset)
+        options = solver_options(algo, config.space, preset, overrides.get("solver"))
         return config.replace(
             warmup_epochs=overrides.get("warmup_epochs", warmup),
-            solver=options | overrides.get("solver", {}),
+            solver=options,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
@@ -139,12 +140,18 @@ def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
     return dict(_PRESETS[preset])
 
 
-def solver_options(algo: str, space: str, preset: str | None = None) -> dict[str, Any]:
-    """Return the options of a zero-order solver in a space, and none for other methods."""
+def solver_options(
+    algo: str, space: str, preset: str | None = None, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return ``given``, and the defaults of all other options that a zero-order search sets."""
     options = dict(_SOLVER_OPTIONS.get(algo, {}))
     if algo == "mgs" and space.startswith("darts"):
         options["sigma"] = _DARTS_SIGMA
-    return options | _PRESET_OPTIONS.get(preset or "", {}).get(algo, {})
+    options |= _PRESET_OPTIONS.get(preset or "", {}).get(algo, {})
+    given = dict(given or {})
+    if given.get("schedule", "search") != "search":
+        options.pop("min_radius", None)  # GLD-Fast has no smallest radius, and refuses one
+    return options | given
 
 
 def warmup_epochs(algo: str, epochs: int, dataset: str = "", preset: str | None = None) -> int:
