@@ -30,7 +30,7 @@ def sphere(x: np.ndarray) -> float:
 
 
 zoopt_nas.minimize(sphere, [1.0, -2.0], method="gld", maxfev=50, rng=0)
-assert_type(zoopt_nas.GLD(max_radius=1.0).max_radius, float | None)
+assert_type(zoopt_nas.GLD(max_radius=1.0).max_radius, float)
 state = Still().init([0.0, 1.0], rng=0)
 assert_type(state, SolverState)
 assert_type(Still().tell(state, Still().ask(state), [1.0]), SolverState)
