@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import pkgutil
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -58,7 +59,8 @@ def raise_it(kind):
 
 def test_the_list_is_complete():
     names = {kind.__name__ for kind in all_errors()}
-    assert {"UnknownNameError", "RunInterrupted", "KernelError", "MissingDependencyError"} <= names
+    assert {"UnknownNameError", "RunInterrupted", "MissingDependencyError"} <= names
+    assert ("KernelError" in names) == (find_spec("torch") is not None)
 
 
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)

@@ -59,6 +59,7 @@ def test_what_is_installed_later_is_found(third_party):
 
 
 def test_importing_the_package_reads_no_entry_points():
+    pytest.importorskip("torch")  # the code imports the whole package
     code = """
 import zoopt_nas.registry
 def refused(**arguments):
