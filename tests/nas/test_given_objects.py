@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from stopping import StopAt
 
 from zoopt_nas import nas
 from zoopt_nas.errors import DataError, InvalidValueError, RunInterrupted
@@ -36,17 +37,6 @@ BARS = nas.DatasetSpec(
 )
 
 
-class StopAfter(nas.Observer):
-    """Stops a run after ``n`` steps."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def should_stop(self) -> bool:
-        self.n -= 1
-        return self.n < 0
-
-
 @pytest.fixture
 def config(search_config):
     return search_config("gld", space="s3", dataset="digits")
@@ -58,7 +48,7 @@ def test_a_search_in_a_given_space_on_given_images(config, tmp_path):
     assert whole.alpha.shape == (MINE.dim,)
     run = tmp_path / "run"
     with pytest.raises(RunInterrupted):
-        nas.run_search(config, space=MINE, dataset=BARS, run_dir=run, observer=StopAfter(2))
+        nas.run_search(config, space=MINE, dataset=BARS, run_dir=run, observer=StopAt(2))
     kept = nas.RunFolder.open(run)
     assert kept.space() == MINE
     assert (kept.config(nas.SearchConfig).space, kept.config(nas.SearchConfig).dataset) == (
