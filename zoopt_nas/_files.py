@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,17 +19,19 @@ TEMPORARY = "-temporary-"  # part of the names of incomplete files
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file for writing, and move it to ``path`` when the block succeeds."""
     path = Path(path)
-    # In the same folder: a rename is atomic only within one file system.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}{TEMPORARY}", dir=path.parent)
+    # In the same folder: a rename is atomic only within one file system. Unlike mkstemp, the umask
+    # decides on the permissions.
+    temporary = path.with_name(f".{path.name}{TEMPORARY}{secrets.token_hex(4)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp creates it with mode 0600
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
