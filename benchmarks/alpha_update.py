@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES
-from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.algorithm import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.settings.config import SearchConfig
@@ -72,7 +72,7 @@ class Bench:
         shape, init_channels, n_cells = size
         torch.manual_seed(0)
         self.space, self.batches = SPACES[space], FixedBatches(shape)
-        self.supernet = Supernet(self.space, 10, init_channels, n_cells, in_channels=shape[1])
+        self.supernet = DartsSupernet(self.space, 10, init_channels, n_cells, in_channels=shape[1])
         seed_noise(self.supernet, torch.Generator().manual_seed(0))
         self.optimizer = torch.optim.SGD(
             self.supernet.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4
@@ -118,7 +118,7 @@ class Bench:
             weight_step(*args, **options)
             plain += timed(plain_step)
 
-        def pass_and_plain(network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
+        def pass_and_plain(network: DartsSupernet, alpha: Tensor, draw: Draw) -> Tensor:
             nonlocal plain
             loss = BilevelObjective.val_loss(objective, network, alpha, draw)
             if not torch.is_grad_enabled():  # else it is the guide of MGS

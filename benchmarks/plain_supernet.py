@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.networks.darts_network import DartsNetwork
+from zoopt_nas.nas.networks.darts_space import DartsSpace, cell_edges
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet, SearchCell
 from zoopt_nas.nas.networks.fused import Fused
-from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.operations import DilConv, FactorizedReduce, SepConv
-from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
 from zoopt_nas.nas.networks.standalone import Zero
-from zoopt_nas.nas.networks.supernet import SearchCell, Supernet
 
 
 class PlainReduce(nn.Module):
@@ -59,11 +59,11 @@ class PlainSupernet(nn.Module):
         supernet: whose weights are copied.
     """
 
-    def __init__(self, supernet: Supernet) -> None:
+    def __init__(self, supernet: DartsSupernet) -> None:
         super().__init__()
         # A pool that edges share becomes one for each.
         supernet = copy.deepcopy(supernet)
-        self.space: SearchSpace = supernet.space
+        self.space: DartsSpace = supernet.space
         self.stem, self.cells, self.head = supernet.stem, supernet.cells, supernet.head
         self._mask = supernet._mask
         pytorch_only(self)
@@ -98,7 +98,7 @@ class PlainSupernet(nn.Module):
         return torch.cat(nodes[2:], dim=1)
 
 
-def plain_network(network: Network) -> Network:
+def plain_network(network: DartsNetwork) -> DartsNetwork:
     """A copy of ``network`` with the same weights: plain modules, the default memory format."""
     network = copy.deepcopy(network)
     pytorch_only(network)

@@ -33,10 +33,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from zoopt_nas.nas.kernels import library
+from zoopt_nas.nas.networks.darts_network import DartsNetwork
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.genotype import GENOTYPES
-from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.spaces import SPACES
-from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.steps.weight_step import weight_step
 
 # At the paper's size: (time, memory).
@@ -103,12 +103,12 @@ def build(
     images = torch.randn(batch, in_channels, side, side).to(device)
     labels = torch.randint(10, (batch,)).to(device)
     if space == "network":
-        network = Network(
+        network = DartsNetwork(
             GENOTYPES["DARTS_V2"], 10, init_channels, n_cells, in_channels=in_channels
         )
         network = plain_network(network) if form == "plain" else network
         return Step(network.to(device), images, labels, None)
-    supernet: nn.Module = Supernet(
+    supernet: nn.Module = DartsSupernet(
         SPACES[space],
         10,
         init_channels,

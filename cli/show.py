@@ -28,12 +28,9 @@ def show(
     from zoopt_nas.nas.runs.folder import ARCHITECTURES, METRICS
 
     folder = nas.RunFolder.open(source) if os.path.isdir(source) else None
-    genotype = folder.genotype() if folder else nas.Genotype.load(source)
+    genotype = folder.genotype() if folder else nas.load_architecture(source)
     out = out or (folder.path / "pictures" if folder else Path("pictures"))
-    figures = {
-        "normal": plots.draw_cell(genotype, "normal"),
-        "reduction": plots.draw_cell(genotype, "reduce"),
-    }
+    figures = {_FILES.get(kind, kind): plots.draw_cell(genotype, kind) for kind in genotype.cells}
     rows = folder.rows(METRICS) if folder else []
     if rows:
         figures["curves"] = plots.draw_curves(rows)
@@ -49,26 +46,24 @@ def show(
         found = {"genotype": genotype.to_dict(), "sizes": sizes, "last_epoch": last}
         console.say_json({**found, "failures": failed, "pictures": pictures})
         return
-    for kind, title in (("normal", "normal cell"), ("reduce", "reduction cell")):
-        console.say_table(title, ["node", "from", "operation"], _edge_rows(genotype, kind))
+    for graph in genotype.cells.values():
+        console.say_table(graph.title, ["node", "from", "operation"], _edge_rows(graph))
     if rows:
         console.say(console.epoch_line(rows[-1]))
     if failures := console.failures_line(rows):
         console.say(failures)
-    for (name, settings, side), size in zip(_PUBLISHED, sizes.values(), strict=True):
+    for published, size in zip(genotype.published_sizes, sizes.values(), strict=True):
+        side = published.image_size
         console.say(
-            f"{name}, {settings['n_cells']} cells, {settings['init_channels']} channels, "
+            f"{published.dataset}, {published.n_cells} cells, {published.init_channels} channels, "
             f"{side}x{side}: {size['n_parameters'] / 1e6:.2f} M parameters, "
             f"{size['n_multiply_adds'] / 1e6:.1f} M multiply-adds"
         )
     console.say(*pictures)
 
 
-# The networks that papers use to compare genotypes on CIFAR-10 and on ImageNet (DARTS).
-_PUBLISHED: tuple[tuple[str, dict[str, Any], int], ...] = (
-    ("CIFAR-10", {"n_classes": 10, "init_channels": 36, "n_cells": 20, "stem": "cifar"}, 32),
-    ("ImageNet", {"n_classes": 1000, "init_channels": 48, "n_cells": 14, "stem": "imagenet"}, 224),
-)
+# Names of the pictures, if not by the kind of cell.
+_FILES = {"reduce": "reduction"}
 
 
 def _sizes(genotype: Any) -> dict[str, dict[str, int]]:
@@ -76,19 +71,18 @@ def _sizes(genotype: Any) -> dict[str, dict[str, int]]:
     from zoopt_nas import nas
 
     sizes = {}
-    for name, settings, image_size in _PUBLISHED:
-        network = nas.Network(genotype, **settings)
-        sizes[name] = {
+    for dataset, image_size, *shape, stem in genotype.published_sizes:
+        network = nas.make_network(genotype, *shape, stem=stem)
+        sizes[dataset] = {
             "n_parameters": nas.count_parameters(network),
             "n_multiply_adds": nas.count_multiply_adds(network, image_size),
         }
     return sizes
 
 
-def _edge_rows(genotype: Any, kind: str) -> list[list[str]]:
-    """Return a row for each edge; nodes are named as in the paper's Fig. 5."""
-    names = ["c_{k-2}", "c_{k-1}", *map(str, range(len(genotype.edges(kind))))]
+def _edge_rows(graph: Any) -> list[list[str]]:
+    """Return a row for each edge."""
     return [
-        [names[2 + i // 2], names[node], operation]
-        for i, (operation, node) in enumerate(genotype.edges(kind))
+        [graph.nodes[target], graph.nodes[source], operation]
+        for operation, source, target in graph.edges
     ]

@@ -19,7 +19,9 @@ def _solver(name: str) -> str:
 
 def _space(name: str) -> str:
     space = nas.SPACES[name]
-    operations = dict.fromkeys(op for edge in space.normal + space.reduce for op in edge)
+    operations = dict.fromkeys(
+        name for kind in space.kinds for names in space.candidates(kind) for name in names
+    )
     return f"{space.dim} alphas over {', '.join(operations)}"
 
 

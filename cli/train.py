@@ -142,7 +142,7 @@ def _find(source: str, dataset: str | None) -> tuple[Any, dict[str, Any], Path |
     from zoopt_nas.nas.analyses.run_once import settings_from
 
     if not os.path.isdir(source):  # Path.is_dir raises for long texts such as genotypes
-        return nas.Genotype.load(source), {}, None, None
+        return nas.load_architecture(source), {}, None, None
     folder = nas.RunFolder.open(source)
     cls = SearchConfig if folder.kind == SearchConfig.kind else TrainConfig
     config = folder.config(cls)

@@ -10,7 +10,8 @@ import torch
 from tiny_supernets import NOISY, TINY, Setup, flat_weights, setup
 from torch import Tensor
 
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.networks.darts_space import DartsSpace
+from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.objective import Draw
 from zoopt_nas.nas.steps.execution import Execution
 
@@ -50,7 +51,7 @@ def test_spaces(space: str):
 @pytest.mark.parametrize("clip", [None, 5.0, 0.3])
 @pytest.mark.parametrize("space", [TINY, NOISY], ids=lambda space: space.name)
 def test_momentum_and_clipping(
-    space: SearchSpace, clip: float | None, momentum: float, trained: bool
+    space: DartsSpace, clip: float | None, momentum: float, trained: bool
 ):
     assert_same(setup(space, momentum=momentum, trained=trained), grad_clip=clip)
 
@@ -131,7 +132,7 @@ def test_a_last_batch_of_another_size(n: int, size: int, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("space", [TINY, NOISY], ids=lambda space: space.name)
-def test_the_main_training_is_untouched(space: SearchSpace):
+def test_the_main_training_is_untouched(space: DartsSpace):
     made = setup(space)
     objective = made.objective(candidates_per_batch=4)
     state = copy.deepcopy(made.net.state_dict())

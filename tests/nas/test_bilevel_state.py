@@ -10,8 +10,9 @@ import torch
 from tiny_supernets import NOISY, TINY, FakeStream, OnAnotherDevice, setup
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.networks.darts_space import DartsSpace
 from zoopt_nas.nas.networks.operations import Noise
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.objective import Draw
 
 # --- What must stay as it is ---------------------------------------------------------------------
@@ -19,7 +20,7 @@ from zoopt_nas.nas.search.objective import Draw
 
 @pytest.mark.parametrize("inner", ["sgd", "second", "first"])
 @pytest.mark.parametrize("space", [TINY, NOISY, SPACES["s3"]], ids=lambda space: space.name)
-def test_the_main_training_is_untouched(space: SearchSpace, inner: str):
+def test_the_main_training_is_untouched(space: DartsSpace, inner: str):
     made = setup(space)
     objective = made.objective(inner=inner)
     for parameter in made.net.parameters():
@@ -60,7 +61,7 @@ def test_an_unstepped_optimizer_stays_empty():
     [(TINY, True), (TINY, False), (NOISY, True), (NOISY, False), (SPACES["s4"], True)],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_a_value_does_not_depend_on_its_neighbours(space: SearchSpace, trained: bool):
+def test_a_value_does_not_depend_on_its_neighbours(space: DartsSpace, trained: bool):
     made = setup(space, trained=trained)
     objective = made.objective(candidates_per_batch=1)
     draw, alphas = objective.draw(), made.alphas(4)
@@ -101,7 +102,7 @@ def test_exploding_steps_do_not_leak_either():
 
 
 @pytest.mark.parametrize("space", [TINY, NOISY], ids=lambda space: space.name)
-def test_seeds(space: SearchSpace):
+def test_seeds(space: DartsSpace):
     made = setup(space)
     alphas = made.alphas()
     first, again = (made.objective(seed=3) for _ in range(2))
@@ -138,7 +139,7 @@ def test_noise_of_inner_steps_and_of_validation_are_not_the_same_draws():
 
 
 @pytest.mark.parametrize("space", [TINY, NOISY], ids=lambda space: space.name)
-def test_state_dict_goes_on_bit_for_bit(space: SearchSpace, tmp_path):
+def test_state_dict_goes_on_bit_for_bit(space: DartsSpace, tmp_path):
     made = setup(space)
     alphas = made.alphas()
     objective = made.objective(seed=3)
@@ -169,7 +170,7 @@ def test_state_dict_loads_from_a_gpu():
 
 @pytest.mark.parametrize("n_val", [1, 2])
 @pytest.mark.parametrize("space", [TINY, NOISY], ids=lambda space: space.name)
-def test_alpha_gradient_against_finite_differences(space: SearchSpace, n_val: int):
+def test_alpha_gradient_against_finite_differences(space: DartsSpace, n_val: int):
     """Of L_val(omega, alpha), which is what an objective with inner="first" evaluates."""
     made = setup(space)
     objective = made.objective(val_batches=n_val)

@@ -12,8 +12,8 @@ from tiny_supernets import NOISY, TINY, FakeStream, setup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.operations import seed_noise
-from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.steps.cuda_graph import WARM_UP_STEPS, CudaGraphStep, CudaRecorder
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, cross_entropy_of
@@ -31,7 +31,7 @@ class Twins:
 
     def __init__(self, space=TINY, grad_clip: float | None = 0.5) -> None:
         torch.manual_seed(0)
-        net = Supernet(space, 3, 2, 2, in_channels=1).double()
+        net = DartsSupernet(space, 3, 2, 2, in_channels=1).double()
         self.nets = [net, copy.deepcopy(net)]
         self.noises = [torch.Generator().manual_seed(3) for _ in self.nets]
         self.optimizers, self.steps = [], []
@@ -262,7 +262,7 @@ def test_a_cuda_graph_trains_as_plain_steps(space):
     """float64, so that only a wrong recording, and no other kernel, makes a difference."""
     device = torch.device("cuda")
     torch.manual_seed(0)
-    net = Supernet(space, 3, 2, 2, in_channels=1).double()
+    net = DartsSupernet(space, 3, 2, 2, in_channels=1).double()
     nets = [copy.deepcopy(net).to(device) for _ in range(2)]
     losses = []
     for one, is_captured in zip(nets, (False, True), strict=True):

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.networks.spaces import SearchSpace
+from zoopt_nas.nas.networks.darts_space import DartsSpace
 from zoopt_nas.nas.search.methods import darts
 from zoopt_nas.nas.search.methods.darts import first_order_gradient, second_order_gradient
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
@@ -62,7 +62,7 @@ def mixed_term(objective: BilevelObjective, alpha: Tensor, draw: Draw) -> tuple[
 
 @pytest.mark.parametrize("space", [TINY, NOISY], ids=lambda space: space.name)
 @pytest.mark.parametrize("trained", [True, False], ids=["momentum", "fresh"])
-def test_second_order_gradient(space: SearchSpace, trained: bool, monkeypatch: pytest.MonkeyPatch):
+def test_second_order_gradient(space: DartsSpace, trained: bool, monkeypatch: pytest.MonkeyPatch):
     """Against central differences of the objective itself, L_val(omega'(alpha), alpha).
 
     Two finite differences meet. That in alpha has step 1e-5: truncation about 1e-10, rounding
@@ -83,7 +83,7 @@ def test_second_order_gradient(space: SearchSpace, trained: bool, monkeypatch: p
 @pytest.mark.usefixtures("no_kernels")  # where functions can be exchanged
 def test_second_order_gradient_at_the_published_radius(monkeypatch: pytest.MonkeyPatch):
     """Without kinks (a smooth function for ReLU) radius 0.01 errs by O(0.01^2): 2 % is allowed."""
-    smooth = SearchSpace(
+    smooth = DartsSpace(
         "smooth",
         normal=(("none", "skip_connect", "sep_conv_3x3"),) * 2,
         reduce=(("avg_pool_3x3", "dil_conv_3x3"), ("none", "sep_conv_3x3")),

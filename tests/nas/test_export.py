@@ -28,8 +28,8 @@ from zoopt_nas.nas.exports import formats as export_formats
 from zoopt_nas.nas.exports import run as export_run
 from zoopt_nas.nas.exports.source import NetworkFacts, source_of
 from zoopt_nas.nas.networks import standalone
+from zoopt_nas.nas.networks.darts_network import DartsNetwork
 from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.retraining import retrain
 from zoopt_nas.nas.runs.folder import RunFolder
@@ -48,10 +48,10 @@ def trained(train_config, tmp_path):
     return tmp_path / "run"
 
 
-def network_of(run) -> Network:
+def network_of(run) -> DartsNetwork:
     """The trained network, from what the retraining itself says are its weights."""
     state = torch.load(run / "weights.pt", weights_only=True)["network"]
-    network = Network(GENOTYPES["DARTS_V2"], 3, 2, 2, in_channels=1, auxiliary=True)
+    network = DartsNetwork(GENOTYPES["DARTS_V2"], 3, 2, 2, in_channels=1, auxiliary=True)
     network.load_state_dict(state)
     return network.eval()
 
@@ -83,7 +83,7 @@ def test_every_operation_but_noise_can_be_exported_as_python():
 def test_the_standalone_network_is_the_network(operation, size, stem):
     edges = tuple((operation, source) for source in (0, 1, 0, 2))
     genotype = Genotype(edges, edges, normal_concat=(3, 2), reduce_concat=(3,))
-    network = Network(genotype, 5, 4, 4, in_channels=2, stem=stem).eval()
+    network = DartsNetwork(genotype, 5, 4, 4, in_channels=2, stem=stem).eval()
     spread(network)
     built = {"cifar": standalone.CifarStem, "imagenet": standalone.ImageNetStem}[stem](2, 4)
     alone = standalone.Network(genotype.to_dict(), built, 5, 4, n_cells=4, reductions=(1, 2)).eval()
@@ -117,7 +117,7 @@ def test_an_operation_of_someone_else_can_be_exported_as_a_graph(
     nas.run_training(train_config(genotype=text, epochs=1), run_dir=run)
     result = nas.export_network(run, "torchscript", include_normalization=True)
     (path,), facts = result.files, result.facts
-    network = Network(Genotype.from_string(text), 3, 2, 2, in_channels=1).eval()
+    network = DartsNetwork(Genotype.from_string(text), 3, 2, 2, in_channels=1).eval()
     network.load_state_dict(torch.load(run / "weights.pt", weights_only=True)["network"])
     with torch.no_grad():
         expected = network((PIXELS - facts.mean[0]) / facts.std[0])
@@ -269,7 +269,7 @@ def test_a_search_gives_the_untrained_network_as_python_only(search_config, npz,
     assert (result.facts.genotype, result.facts.epochs_trained) == (genotype, 0)
     network = export_formats._imported(tmp_path / "out" / "network.py")
     assert not hasattr(network, "load")
-    own = Network(genotype, 3, config.init_channels, config.n_cells, in_channels=1)
+    own = DartsNetwork(genotype, 3, config.init_channels, config.n_cells, in_channels=1)
     assert {k: v.shape for k, v in network.build().state_dict().items()} == {
         k: v.shape for k, v in own.state_dict().items()
     }

@@ -14,7 +14,7 @@ from zoopt_nas.errors import DataError, InvalidValueError, RunInterrupted
 from zoopt_nas.nas.analyses.snapshot import Snapshot
 
 CELL = (("sep_conv_3x3", "skip_connect"),) * 5
-MINE = nas.SearchSpace("mine", normal=CELL, reduce=CELL, n_nodes=2)
+MINE = nas.DartsSpace("mine", normal=CELL, reduce=CELL, n_nodes=2)
 
 
 def load_bars(data_dir, split, download):

@@ -16,9 +16,9 @@ from zoopt_nas.nas.data.image_sets import HostImageSet
 from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.kernels.library import library
 from zoopt_nas.nas.networks import joined_edges
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.spaces import SPACES
-from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.retraining import training
 from zoopt_nas.nas.retraining.retrain import estimate_training, run_training
 from zoopt_nas.nas.runs import memory, setup
@@ -62,7 +62,7 @@ def loss_of(n_images: int, cpu_kernels: bool = False):
     """A cell of S3 with two nodes on 32x32 images, 8 channels, and its loss."""
     torch.manual_seed(0)
     space = SPACES["small_s3"]
-    supernet = Supernet(space, 10, 8, 1)
+    supernet = DartsSupernet(space, 10, 8, 1)
     enable_kernels(supernet, cpu_kernels)
     images = torch.zeros(n_images, 3, 32, 32)
     labels = torch.zeros(n_images, dtype=torch.int64)
@@ -137,7 +137,7 @@ def test_epochs_to_go_back_to_are_kept(settings, n_kept, search_config):
     data = data_of(config)
     plain = estimate_search(config.replace(track_eigenvalue=True), data)
     ada = estimate_search(config.replace(algo="ada"), data)
-    supernet = Supernet(SPACES["small_s3"], 3, 2, 1, in_channels=1)
+    supernet = DartsSupernet(SPACES["small_s3"], 3, 2, 1, in_channels=1)
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
     assert ada.parameters - plain.parameters == n_kept * 2 * weights
     assert ada.activations == plain.activations
@@ -188,7 +188,7 @@ def test_the_parts_of_an_estimate(search_config, train_config, monkeypatch):
     config = search_config(init_channels=4, inner_steps=3, val_batches=2)
     data = data_of(config)
     found = estimate_search(config, data)
-    supernet = Supernet(SPACES["small_s3"], 3, 4, 1, in_channels=1)
+    supernet = DartsSupernet(SPACES["small_s3"], 3, 4, 1, in_channels=1)
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
     buffers = sum(buffer.nbytes for buffer in supernet.buffers())
     assert found.parameters == 2 * (4 * weights + buffers)

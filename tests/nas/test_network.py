@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks import counting
 from zoopt_nas.nas.networks.counting import count_multiply_adds, count_parameters
+from zoopt_nas.nas.networks.darts_network import AuxiliaryHead, DartsNetwork, drop_path
 from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.networks.network import AuxiliaryHead, Network, drop_path
 from zoopt_nas.nas.networks.operations import FactorizedReduce, Noise
 
 SKIPS = Genotype(
@@ -36,9 +36,9 @@ MIXED = Genotype(
 )
 
 
-def network(genotype: Genotype = MIXED, n_cells: int = 4, **options) -> Network:
+def network(genotype: Genotype = MIXED, n_cells: int = 4, **options) -> DartsNetwork:
     torch.manual_seed(0)
-    return Network(genotype, 3, 4, n_cells, in_channels=2, **options).double()
+    return DartsNetwork(genotype, 3, 4, n_cells, in_channels=2, **options).double()
 
 
 def images(size: int = 8, batch: int = 4) -> Tensor:
@@ -46,7 +46,7 @@ def images(size: int = 8, batch: int = 4) -> Tensor:
     return torch.randn(batch, 2, size, size, generator=generator, dtype=torch.float64)
 
 
-def record_outputs(net: Network) -> dict[int, Tensor]:
+def record_outputs(net: DartsNetwork) -> dict[int, Tensor]:
     """What each cell gives at the next forward pass, by its index."""
     outputs: dict[int, Tensor] = {}
 
@@ -60,9 +60,11 @@ def record_outputs(net: Network) -> dict[int, Tensor]:
 
 def test_published_parameter_counts():
     with torch.device("meta"):
-        cifar = Network(GENOTYPES["DARTS_V2"], 10, 36, 20, auxiliary=True)
-        bare = Network(GENOTYPES["DARTS_V2"], 10, 36, 20)
-        imagenet = Network(GENOTYPES["DARTS_V2"], 1000, 48, 14, stem="imagenet", auxiliary=True)
+        cifar = DartsNetwork(GENOTYPES["DARTS_V2"], 10, 36, 20, auxiliary=True)
+        bare = DartsNetwork(GENOTYPES["DARTS_V2"], 10, 36, 20)
+        imagenet = DartsNetwork(
+            GENOTYPES["DARTS_V2"], 1000, 48, 14, stem="imagenet", auxiliary=True
+        )
     assert count_parameters(cifar) == count_parameters(bare) == 3_349_342
     assert count_parameters(bare, with_auxiliary=True) == 3_349_342
     assert count_parameters(imagenet) == 4_718_752  # 4.7 M in Liu et al. (2019)
@@ -71,7 +73,7 @@ def test_published_parameter_counts():
     assert count_parameters(cifar, with_auxiliary=True) - 3_349_342 == head
 
 
-def plain_forward(net: Network, x: Tensor) -> Tensor:
+def plain_forward(net: DartsNetwork, x: Tensor) -> Tensor:
     first, second = net.stem(x)
     n_cells = len(net.cells)
     for index, cell in enumerate(net.cells):
@@ -344,7 +346,7 @@ def test_counting_leaves_the_network_as_it_was():
 
 @pytest.mark.parametrize("published", PUBLISHED)
 def test_published_multiply_adds(published: int, monkeypatch):
-    net = Network(PUBLISHED[published], **IMAGENET)
+    net = DartsNetwork(PUBLISHED[published], **IMAGENET)
     own = count_multiply_adds(net, 224)
     assert own == pytest.approx(published * 1e6, rel=0.03)
     for cell in net.cells:
@@ -355,7 +357,7 @@ def test_published_multiply_adds(published: int, monkeypatch):
 
 def test_multiply_adds_of_darts():
     """DARTS itself prints 574 M for its ImageNet network of 4.7 M parameters, 8 % more."""
-    net = Network(GENOTYPES["DARTS_V2"], **IMAGENET)
+    net = DartsNetwork(GENOTYPES["DARTS_V2"], **IMAGENET)
     assert count_parameters(net) == 4_718_752
     assert count_multiply_adds(net, 224) == 529_911_552
-    assert count_multiply_adds(Network(GENOTYPES["DARTS_V2"], 10), 32) == 528_359_040
+    assert count_multiply_adds(DartsNetwork(GENOTYPES["DARTS_V2"], 10), 32) == 528_359_040

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks import joined_edges
+from zoopt_nas.nas.networks.darts_space import cell_edges
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.partial_channels import merge_parts, split_parts
-from zoopt_nas.nas.networks.spaces import SPACES, cell_edges
+from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.standalone import Zero
-from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.run import run_search
 from zoopt_nas.nas.settings.config import SearchConfig
 
@@ -28,7 +29,7 @@ def shuffled(x: Tensor, n_groups: int) -> Tensor:
     return x[:, order]
 
 
-def edge_by_edge(net: Supernet, images: Tensor, alpha: Tensor, n_parts: int) -> Tensor:
+def edge_by_edge(net: DartsSupernet, images: Tensor, alpha: Tensor, n_parts: int) -> Tensor:
     """Xu et al., section 3.1 and the published code: each edge mixes, joins and shuffles.
 
     With edge normalization (Eq. 3) a node is the sum of its whole edges, each times its share.
@@ -78,7 +79,7 @@ def test_a_partial_supernet_equals_its_definition(
     monkeypatch.setattr(joined_edges, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
     torch.manual_seed(0)
     space = dataclasses.replace(SPACES[space], edge_normalization=normalized)
-    net = Supernet(space, 3, 8, 3, in_channels=2, partial_channels=n_parts).double()
+    net = DartsSupernet(space, 3, 8, 3, in_channels=2, partial_channels=n_parts).double()
     enable_kernels(net, form == "cpu_kernels")
     images = torch.randn(5, 2, side, side).double()
     alpha = torch.randn(space.dim).double().requires_grad_()
@@ -97,7 +98,7 @@ def test_candidates_at_once_weigh_their_own_edges():
     """Under ``torch.vmap`` each candidate has shares of its own."""
     space = dataclasses.replace(SPACES["s2"], edge_normalization=True)
     torch.manual_seed(0)
-    net = Supernet(space, 3, 4, 2, in_channels=1, partial_channels=2).double()
+    net = DartsSupernet(space, 3, 4, 2, in_channels=1, partial_channels=2).double()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.track_running_stats = False
@@ -135,7 +136,7 @@ def test_split_and_merge(channels_last):
 
 def test_it_has_fewer_weights_and_the_same_alpha():
     space = SPACES["darts"]
-    full, partial = (Supernet(space, 10, 16, 8, partial_channels=k) for k in (1, 4))
+    full, partial = (DartsSupernet(space, 10, 16, 8, partial_channels=k) for k in (1, 4))
     edges = [
         sum(p.numel() for name, p in net.named_parameters() if ".edges." in name)
         for net in (full, partial)
@@ -148,7 +149,7 @@ def test_it_has_fewer_weights_and_the_same_alpha():
 @pytest.mark.parametrize("n_parts", [0, -1, 3, 5])
 def test_a_share_that_does_not_divide_the_width_is_refused(n_parts):
     with pytest.raises(InvalidValueError, match=rf"partial_channels .* got {n_parts} for a cell"):
-        Supernet(SPACES["s3"], 10, 4, 3, partial_channels=n_parts)
+        DartsSupernet(SPACES["s3"], 10, 4, 3, partial_channels=n_parts)
 
 
 @pytest.mark.parametrize("algo", ["gld", "darts2"])

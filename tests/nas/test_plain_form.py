@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas.kernels.library import library
 from zoopt_nas.nas.networks import joined_edges
+from zoopt_nas.nas.networks.darts_network import DartsNetwork
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.fused import enable_kernels, separable_conv2d
 from zoopt_nas.nas.networks.genotype import GENOTYPES
-from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES
-from zoopt_nas.nas.networks.supernet import Supernet
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -90,7 +90,7 @@ def test_a_supernet_equals_its_plain_form(space, training, dtype, form, monkeypa
         pytest.skip("no C compiler")
     monkeypatch.setattr(joined_edges, "MAX_NUMBERS_ON_CPU", 2**17 if form == "joined" else 0)
     torch.manual_seed(0)
-    net = Supernet(SPACES[space], 3, 4, 3, in_channels=2).to(dtype)
+    net = DartsSupernet(SPACES[space], 3, 4, 3, in_channels=2).to(dtype)
     enable_kernels(net, form == "cpu_kernels")
     images = torch.randn(6, 2, 16, 16, dtype=dtype)
     alpha = torch.randn(SPACES[space].dim, dtype=dtype)
@@ -116,7 +116,7 @@ def test_a_supernet_equals_its_plain_form(space, training, dtype, form, monkeypa
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_equals_its_plain_form(training, cpu_kernels):
     torch.manual_seed(0)
-    net = Network(GENOTYPES["DARTS_V2"], 3, 4, 3, in_channels=2).double().train(training)
+    net = DartsNetwork(GENOTYPES["DARTS_V2"], 3, 4, 3, in_channels=2).double().train(training)
     enable_kernels(net, cpu_kernels)
     plain = plain_form.plain_network(net)
     images, labels = torch.randn(6, 2, 16, 16, dtype=torch.float64), torch.arange(6) % 3
@@ -133,7 +133,10 @@ def test_plain_forms_compute_in_the_default_memory_order():
     """With three image channels; from one channel alone the order cannot be told."""
     images = torch.randn(2, 3, 8, 8)
     alpha = torch.zeros(SPACES["s3"].dim)
-    network, supernet = Network(GENOTYPES["DARTS_V2"], 3, 4, 1), Supernet(SPACES["s3"], 3, 4, 1)
+    network, supernet = (
+        DartsNetwork(GENOTYPES["DARTS_V2"], 3, 4, 1),
+        DartsSupernet(SPACES["s3"], 3, 4, 1),
+    )
     forms = [
         (network, (images,), torch.channels_last),
         (plain_form.plain_network(network), (images,), torch.contiguous_format),
@@ -155,7 +158,7 @@ def test_plain_forms_compute_in_the_default_memory_order():
 def test_the_scratch_network_joins_without_running_statistics(n_calls):
     """As in the bilevel objective: batch statistics, none kept, also in a deep copy."""
     torch.manual_seed(0)
-    net = Supernet(SPACES["s3"], 3, 4, 3, in_channels=2).double()
+    net = DartsSupernet(SPACES["s3"], 3, 4, 3, in_channels=2).double()
     images, alpha = torch.randn(4, 2, 8, 8).double(), torch.randn(SPACES["s3"].dim).double()
     expected = net(images, alpha)
     scratch = copy.deepcopy(net)
@@ -172,7 +175,7 @@ def test_the_scratch_network_joins_without_running_statistics(n_calls):
 
 
 def test_edges_from_a_node_share_its_pools():
-    net = Supernet(SPACES["darts"], 3, 4, 1)
+    net = DartsSupernet(SPACES["darts"], 3, 4, 1)
     pools = {
         (source, name): edge.candidates[i]
         for (source, _), edge, names in zip(

@@ -19,8 +19,9 @@ from matplotlib.text import Text
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.drawing.cell_layout import Box, lay_out_cell
 from zoopt_nas.nas.drawing.plots import draw_alpha, draw_cell, draw_curves, draw_genotype
+from zoopt_nas.nas.networks.darts_space import cell_edges
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, GENOTYPES, Genotype
-from zoopt_nas.nas.networks.spaces import SPACES, cell_edges
+from zoopt_nas.nas.networks.spaces import SPACES
 
 V1, V2 = GENOTYPES["DARTS_V1"], GENOTYPES["DARTS_V2"]
 # Everything from the inputs, which is dense; and a chain with parallel edges and an idle input.

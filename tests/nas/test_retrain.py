@@ -24,8 +24,8 @@ from zoopt_nas.nas.data.image_sets import Dataset, ImageSet
 from zoopt_nas.nas.data.loading import load_dataset
 from zoopt_nas.nas.networks import network as network_module
 from zoopt_nas.nas.networks.counting import count_parameters
+from zoopt_nas.nas.networks.darts_network import DartsNetwork
 from zoopt_nas.nas.networks.genotype import GENOTYPES
-from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining import retrain
 from zoopt_nas.nas.retraining.retrain import resume_training, run_training
 from zoopt_nas.nas.retraining.training import Training
@@ -254,7 +254,7 @@ def test_the_weights_give_the_reported_accuracy(auxiliary, npz, train_config, tm
     assert nas.Genotype.from_string(saved["genotype"]) == GENOTYPES["DARTS_V2"]
 
     state = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
-    network = nas.Network(GENOTYPES["DARTS_V2"], 3, 4, 1, in_channels=1, auxiliary=auxiliary)
+    network = nas.DartsNetwork(GENOTYPES["DARTS_V2"], 3, 4, 1, in_channels=1, auxiliary=auxiliary)
     network.load_state_dict(state["network"])
     data = load_dataset(str(npz), data_dir=Path("unused"), device=CPU)
     right, loss = 0, 0.0
@@ -366,4 +366,4 @@ def test_divergence_in_the_very_last_step_is_noticed_too(dataset, train_config, 
 def test_a_network_is_built_with_the_stem_for_its_images(train_config):
     data = numbered(8)
     assert type(training_on(train_config(), data).network.stem).__name__ == "CifarStem"
-    assert isinstance(training_on(train_config(), data).network, Network)
+    assert isinstance(training_on(train_config(), data).network, DartsNetwork)

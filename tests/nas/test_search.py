@@ -15,8 +15,8 @@ from zoopt_nas import SOLVERS
 from zoopt_nas.errors import DataError, DivergedError, InvalidValueError, UnknownNameError
 from zoopt_nas.nas.data.augmentation import Augmentation
 from zoopt_nas.nas.data.image_sets import Dataset, ImageSet
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.spaces import SPACES
-from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.setup import prepare
@@ -175,7 +175,7 @@ def test_weights_and_inner_steps_see_one_half_of_the_images_and_scores_the_other
     search_config, monkeypatch
 ):
     seen: dict[str, list[torch.Tensor]] = defaultdict(list)
-    mix = Supernet.mix  # all forward passes end up there
+    mix = DartsSupernet.mix  # all forward passes end up there
 
     def recording(network, images, weights):
         if network is search.supernet:
@@ -185,7 +185,7 @@ def test_weights_and_inner_steps_see_one_half_of_the_images_and_scores_the_other
         seen[role].append(images[:, 0, 0, 0].round().to(torch.int64))
         return mix(network, images, weights)
 
-    monkeypatch.setattr(Supernet, "mix", recording)
+    monkeypatch.setattr(DartsSupernet, "mix", recording)
     search = search_on(search_config("gld", epochs=4), numbered())
     search.run()
 

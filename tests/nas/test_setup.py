@@ -12,13 +12,14 @@ import torch
 from zoopt_nas import nas
 from zoopt_nas.errors import DataError, InvalidValueError, RunError, UnknownNameError
 from zoopt_nas.nas.data.record import DataRecord
-from zoopt_nas.nas.networks.spaces import SPACES, cell_edges
+from zoopt_nas.nas.networks.darts_space import cell_edges
+from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.settings.config import SearchConfig
 
 CELL = (("skip_connect", "sep_conv_3x3"),) * len(cell_edges(1))
-SPACE = nas.SearchSpace("mine", normal=CELL, reduce=CELL, n_nodes=1)
+SPACE = nas.DartsSpace("mine", normal=CELL, reduce=CELL, n_nodes=1)
 CONFIG = SearchConfig.for_dataset("dots", space="mine", device="cpu")
 
 

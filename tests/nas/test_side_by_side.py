@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from zoopt_nas.nas.networks.counting import count_multiply_adds
+from zoopt_nas.nas.networks.darts_network import DartsNetwork
 from zoopt_nas.nas.networks.genotype import Genotype
-from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search.run import run_search
@@ -95,7 +95,7 @@ def test_two_retrainings_give_what_each_gives_alone(train_config):
 
 def test_counting_multiply_adds_draws_nothing_from_the_default_generator():
     torch.manual_seed(0)
-    network = Network(NOISY, 3, 2, 2, in_channels=1)
+    network = DartsNetwork(NOISY, 3, 2, 2, in_channels=1)
     before = torch.get_rng_state()
     assert count_multiply_adds(network, 8, 1) > 0
     assert torch.equal(torch.get_rng_state(), before)

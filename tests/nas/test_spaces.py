@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
-from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace, cell_edges
+from zoopt_nas.nas.networks.darts_network import DartsNetwork
+from zoopt_nas.nas.networks.darts_space import DartsSpace, cell_edges
+from zoopt_nas.nas.networks.spaces import SPACES
 
 DIMS = {"s1": 56, "s2": 56, "s3": 84, "s4": 56, "darts": 196, "darts_none": 224}
 
@@ -54,7 +55,7 @@ _LISTS = (
     ("max_pool_3x3", "avg_pool_3x3", "noise", "none"),
     ("dil_conv_3x3", "none"),
 )
-RAGGED = SearchSpace(
+RAGGED = DartsSpace(
     "ragged",
     normal=tuple(_LISTS[i % 5] for i in range(14)),
     reduce=tuple(_LISTS[(3 * i + 1) % 5] for i in range(14)),
@@ -62,7 +63,7 @@ RAGGED = SearchSpace(
 ALL = [*SPACES.values(), RAGGED]
 
 
-def plain_discretize(space: SearchSpace, alpha: list[float]) -> dict[str, list[tuple[str, int]]]:
+def plain_discretize(space: DartsSpace, alpha: list[float]) -> dict[str, list[tuple[str, int]]]:
     """Liu et al. (2019), section 2.4, on lists."""
     cells: dict[str, list[tuple[str, int]]] = {}
     position = 0
@@ -143,7 +144,7 @@ def test_init_alpha():
 @pytest.mark.parametrize("space", ALL, ids=lambda space: space.name)
 @settings(deadline=None, derandomize=True, max_examples=10)
 @given(seed=st.integers(0, 2**32))
-def test_flatten_inverts_unflatten(space: SearchSpace, seed: int):
+def test_flatten_inverts_unflatten(space: DartsSpace, seed: int):
     alpha = torch.randn(space.dim, generator=torch.Generator().manual_seed(seed))
     parts = space.unflatten(alpha)
     for kind in ("normal", "reduce"):
@@ -167,7 +168,7 @@ def test_weights_are_softmax_rows():
 
 
 @pytest.mark.parametrize("space", ALL, ids=lambda space: space.name)
-def test_discretize_against_a_plain_rewrite(space: SearchSpace):
+def test_discretize_against_a_plain_rewrite(space: DartsSpace):
     generator = torch.Generator().manual_seed(1)
     seen = set()
     for scale in (1e-3, 1.0, 5.0):
@@ -187,7 +188,7 @@ def test_discretize_against_a_plain_rewrite(space: SearchSpace):
 
 
 @pytest.mark.parametrize("space", ALL, ids=lambda space: space.name)
-def test_ties_go_to_the_earlier_source_and_candidate(space: SearchSpace):
+def test_ties_go_to_the_earlier_source_and_candidate(space: DartsSpace):
     genotype = space.discretize(torch.zeros(space.dim))
     expected = plain_discretize(space, [0.0] * space.dim)
     assert list(genotype.normal) == expected["normal"]
@@ -233,9 +234,9 @@ def test_discretize_reads_float32_and_leaves_alpha_alone():
 
 
 @pytest.mark.parametrize("space", ALL, ids=lambda space: space.name)
-def test_discretized_network_builds_and_runs(space: SearchSpace):
+def test_discretized_network_builds_and_runs(space: DartsSpace):
     alpha = torch.randn(space.dim, generator=torch.Generator().manual_seed(2))
-    network = Network(space.discretize(alpha), 5, 4, 3, in_channels=1)
+    network = DartsNetwork(space.discretize(alpha), 5, 4, 3, in_channels=1)
     logits = network(torch.ones(2, 1, 8, 8))
     assert logits.shape == (2, 5)
     assert bool(torch.isfinite(logits).all())
@@ -257,7 +258,7 @@ def test_alpha_that_is_not_finite_has_no_genotype(value: float):
 
 
 def test_a_small_space_of_ones_own():
-    space = SearchSpace(
+    space = DartsSpace(
         "mine", normal=(("skip_connect",),) * 5, reduce=(("noise", "none"),) * 5, n_nodes=2
     )
     assert space.dim == 15
@@ -265,12 +266,12 @@ def test_a_small_space_of_ones_own():
     assert genotype.normal_concat == (2, 3)
     assert genotype.reduce == (("noise", 0), ("noise", 1)) * 2
     with pytest.raises(InvalidValueError, match="normal must list candidates for 5 edges, got 4"):
-        SearchSpace("bad", (("noise",),) * 4, (("noise",),) * 5, n_nodes=2)
+        DartsSpace("bad", (("noise",),) * 4, (("noise",),) * 5, n_nodes=2)
     for empty in ((), ("none",), ("none", "none")):
         with pytest.raises(InvalidValueError, match="reduce edge 1 must have a candidate"):
-            SearchSpace("bad", (("noise",),) * 2, (("noise",), empty), n_nodes=1)
+            DartsSpace("bad", (("noise",),) * 2, (("noise",), empty), n_nodes=1)
     with pytest.raises(UnknownNameError, match="did you mean 'noise'"):
-        SearchSpace("bad", (("noises",),) * 2, (("noise",),) * 2, n_nodes=1)
+        DartsSpace("bad", (("noises",),) * 2, (("noise",),) * 2, n_nodes=1)
 
 
 def test_unknown_space_suggests_one():
@@ -281,7 +282,7 @@ def test_unknown_space_suggests_one():
 def test_discretize_agrees_on_permuted_candidates():
     """The choice depends on the values of alpha, not on the order of the columns."""
     order = ("sep_conv_3x3", "none", "skip_connect")
-    permuted = SearchSpace("permuted", (order,) * 14, (order,) * 14)
+    permuted = DartsSpace("permuted", (order,) * 14, (order,) * 14)
     columns = [SPACES["s3"].normal[0].index(name) for name in order]
     draws = random.Random(0)
     for _ in range(20):
@@ -293,7 +294,7 @@ def test_discretize_agrees_on_permuted_candidates():
 @pytest.mark.parametrize("name", SPACES)
 def test_a_space_comes_back_from_json(name):
     space = dataclasses.replace(SPACES[name], edge_normalization=name == "s1")
-    assert SearchSpace.from_json(space.to_json()) == space
+    assert DartsSpace.from_json(space.to_json()) == space
 
 
 @pytest.mark.parametrize(
@@ -310,10 +311,10 @@ def test_a_space_comes_back_from_json(name):
 def test_json_that_is_no_space_is_refused(change, error, message):
     fields = json.loads(SPACES["s2"].to_json()) | change
     with pytest.raises(error, match=message):
-        SearchSpace.from_json(json.dumps(fields))
+        DartsSpace.from_json(json.dumps(fields))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "{"])
 def test_text_that_is_no_space_is_refused(text):
     with pytest.raises(InvalidValueError, match="space"):
-        SearchSpace.from_json(text)
+        DartsSpace.from_json(text)

@@ -12,8 +12,8 @@ from tiny_supernets import NOISY, TINY, FakeStream, setup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.operations import seed_noise
-from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.schedules import set_lr
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, cross_entropy_of, weight_step
@@ -39,9 +39,9 @@ def sgd_of(model: nn.Module, lr: float = 0.125) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-2)
 
 
-def supernet(space=TINY, seed: int = 0) -> Supernet:
+def supernet(space=TINY, seed: int = 0) -> DartsSupernet:
     torch.manual_seed(seed)
-    return Supernet(space, 3, 2, 1, in_channels=1)
+    return DartsSupernet(space, 3, 2, 1, in_channels=1)
 
 
 def batches(n: int, n_images: int = 6) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.counting import count_parameters
+from zoopt_nas.nas.networks.darts_space import DartsSpace
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet, NodeOutput
 from zoopt_nas.nas.networks.joined_edges import Node, join_edges
 from zoopt_nas.nas.networks.operations import (
     OPERATIONS,
@@ -21,11 +23,10 @@ from zoopt_nas.nas.networks.operations import (
     seed_noise,
 )
 from zoopt_nas.nas.networks.skeleton import ReLUConvBN, build_head, plan_cells
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
-from zoopt_nas.nas.networks.standalone import CifarStem, ImageNetStem
-from zoopt_nas.nas.networks.supernet import NodeOutput, Supernet
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.standalone_darts import CifarStem, ImageNetStem
 
-RAGGED = SearchSpace(
+RAGGED = DartsSpace(
     "ragged",
     normal=tuple(
         (("skip_connect",), ("none", "sep_conv_3x3"), ("max_pool_3x3", "none", "dil_conv_3x3"))[
@@ -38,14 +39,14 @@ RAGGED = SearchSpace(
 EDGES = [(source, node) for node in range(2, 6) for source in range(node)]
 
 
-def tiny(space: SearchSpace, n_cells: int = 3, stem: str = "cifar") -> Supernet:
+def tiny(space: DartsSpace, n_cells: int = 3, stem: str = "cifar") -> DartsSupernet:
     torch.manual_seed(0)
-    net = Supernet(space, 3, 4, n_cells, in_channels=2, stem=stem).double()
+    net = DartsSupernet(space, 3, 4, n_cells, in_channels=2, stem=stem).double()
     seed_noise(net, torch.Generator())
     return net
 
 
-def alpha_of(space: SearchSpace, seed: int = 0) -> Tensor:
+def alpha_of(space: DartsSpace, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(space.dim, generator=generator, dtype=torch.float64)
 
@@ -100,7 +101,7 @@ def test_plan(n_cells: int, reductions: list[int], stem: str):
 def test_impossible_plans_are_refused(arguments: tuple[int, int, str], message: str):
     n_cells, channels, stem = arguments
     with pytest.raises((InvalidValueError, UnknownNameError), match=message):
-        Supernet(SPACES["s2"], 10, channels, n_cells, stem=stem)
+        DartsSupernet(SPACES["s2"], 10, channels, n_cells, stem=stem)
 
 
 def test_head():
@@ -191,7 +192,7 @@ def weights_of(name: str, channels: int, stride: int) -> int:
 
 
 def weights_of_supernet(
-    space: SearchSpace, channels: int, n_cells: int, n_classes: int, in_channels: int
+    space: DartsSpace, channels: int, n_cells: int, n_classes: int, in_channels: int
 ) -> int:
     total = 9 * in_channels * 3 * channels + 2 * 3 * channels  # stem: convolution, affine norm
     before, previous, width = 3 * channels, 3 * channels, channels
@@ -220,7 +221,7 @@ def weights_of_supernet(
 )
 def test_published_parameter_counts(name: str, count: int):
     with torch.device("meta"):  # counted, not filled
-        net = Supernet(SPACES[name], 10, 16, 8)
+        net = DartsSupernet(SPACES[name], 10, 16, 8)
     assert count_parameters(net) == count
     assert weights_of_supernet(SPACES[name], 16, 8, 10, 3) == count
 
@@ -230,14 +231,14 @@ def test_published_parameter_counts(name: str, count: int):
 def test_parameter_counts_of_other_sizes(name: str, sizes: tuple[int, int, int, int]):
     channels, n_cells, n_classes, in_channels = sizes
     with torch.device("meta"):
-        net = Supernet(SPACES[name], n_classes, channels, n_cells, in_channels=in_channels)
+        net = DartsSupernet(SPACES[name], n_classes, channels, n_cells, in_channels=in_channels)
     assert count_parameters(net) == weights_of_supernet(SPACES[name], *sizes)
 
 
 # --- The forward pass ----------------------------------------------------------------------------
 
 
-def plain_forward(net: Supernet, x: Tensor, alpha: Tensor) -> Tensor:
+def plain_forward(net: DartsSupernet, x: Tensor, alpha: Tensor) -> Tensor:
     """The same modules, but edge by edge and with `none` really added as zeros."""
     values = alpha.tolist()
     shares: dict[str, list[list[float]]] = {"normal": [], "reduce": []}
@@ -280,7 +281,7 @@ def plain_forward(net: Supernet, x: Tensor, alpha: Tensor) -> Tensor:
     [*(SPACES[name] for name in SPACES if name != "darts"), RAGGED],
     ids=lambda space: space.name,
 )
-def test_forward_against_a_plain_rewrite(space: SearchSpace, stem: str, training: bool):
+def test_forward_against_a_plain_rewrite(space: DartsSpace, stem: str, training: bool):
     net = tiny(space, stem=stem)
     x, alpha = images(16 if stem == "imagenet" else 8, batch=4), alpha_of(space)
     net(x, alpha)  # so that running statistics are not those of the beginning
@@ -302,7 +303,7 @@ def test_forward_against_a_plain_rewrite(space: SearchSpace, stem: str, training
 
 
 @pytest.mark.parametrize("space", [SPACES["s3"], SPACES["s1"], RAGGED], ids=lambda s: s.name)
-def test_gradient_in_alpha_against_finite_differences(space: SearchSpace):
+def test_gradient_in_alpha_against_finite_differences(space: DartsSpace):
     net, x = tiny(space), images()
     labels = torch.tensor([0, 1, 2])
     alpha = alpha_of(space).requires_grad_()

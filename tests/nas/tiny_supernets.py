@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoopt_nas.nas.networks.darts_space import DartsSpace
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.operations import seed_noise
-from zoopt_nas.nas.networks.spaces import SearchSpace
-from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.steps.weight_step import weight_step
 
 # One intermediate node: the smallest cell that has mixed edges.
-TINY = SearchSpace(
+TINY = DartsSpace(
     "tiny",
     normal=(("none", "skip_connect", "sep_conv_3x3"),) * 2,
     reduce=(("avg_pool_3x3", "dil_conv_3x3"), ("skip_connect", "sep_conv_3x3")),
     n_nodes=1,
 )
-NOISY = SearchSpace(
+NOISY = DartsSpace(
     "noisy",
     normal=(("noise", "sep_conv_3x3"),) * 2,
     reduce=(("noise", "sep_conv_3x3"),) * 2,
@@ -61,7 +61,7 @@ class OnAnotherDevice:
 
 @dataclass
 class Setup:
-    net: Supernet
+    net: DartsSupernet
     optimizer: torch.optim.SGD
     noise: torch.Generator
 
@@ -89,11 +89,9 @@ class Setup:
             weight_step(loss, self.optimizer, 5.0)
 
 
-def setup(
-    space: SearchSpace = TINY, *, momentum: float = 0.9, trained: bool = True, **sgd
-) -> Setup:
+def setup(space: DartsSpace = TINY, *, momentum: float = 0.9, trained: bool = True, **sgd) -> Setup:
     torch.manual_seed(0)
-    net = Supernet(space, 3, 2, 3, in_channels=1).double()
+    net = DartsSupernet(space, 3, 2, 3, in_channels=1).double()
     noise = torch.Generator().manual_seed(123)
     seed_noise(net, noise)
     sgd = {"lr": 0.05, "weight_decay": 1e-2} | sgd
@@ -104,11 +102,11 @@ def setup(
 
 
 def build(
-    inner: str = "second", *, space: SearchSpace = TINY, lr: float = 0.5, trained: bool = True
+    inner: str = "second", *, space: DartsSpace = TINY, lr: float = 0.5, trained: bool = True
 ) -> tuple[BilevelObjective, Tensor]:
     """An objective on a tiny float64 supernet, with momentum in its optimizer, and an alpha."""
     torch.manual_seed(0)
-    net = Supernet(space, 3, 4, 2, in_channels=1).double()
+    net = DartsSupernet(space, 3, 4, 2, in_channels=1).double()
     seed_noise(net, torch.Generator().manual_seed(5))
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
     generator = torch.Generator().manual_seed(1)
@@ -130,5 +128,5 @@ def fixed_draw(objective: BilevelObjective, monkeypatch: pytest.MonkeyPatch) -> 
     return draw
 
 
-def flat_weights(net: Supernet) -> Tensor:
+def flat_weights(net: DartsSupernet) -> Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])

@@ -24,14 +24,28 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.data.loading import load_dataset as load_dataset
     from zoopt_nas.nas.exports.run import ExportResult as ExportResult
     from zoopt_nas.nas.exports.run import export_network as export_network
+    from zoopt_nas.nas.networks.architecture import Architecture as Architecture
+    from zoopt_nas.nas.networks.architectures import load_architecture as load_architecture
+    from zoopt_nas.nas.networks.build import make_network as make_network
     from zoopt_nas.nas.networks.counting import count_multiply_adds as count_multiply_adds
     from zoopt_nas.nas.networks.counting import count_parameters as count_parameters
+    from zoopt_nas.nas.networks.darts_network import DartsNetwork as DartsNetwork
+    from zoopt_nas.nas.networks.darts_space import DartsSpace as DartsSpace
+    from zoopt_nas.nas.networks.darts_supernet import DartsSupernet as DartsSupernet
     from zoopt_nas.nas.networks.genotype import GENOTYPES as GENOTYPES
     from zoopt_nas.nas.networks.genotype import Genotype as Genotype
+    from zoopt_nas.nas.networks.nasbench201 import NasBench201Genotype as NasBench201Genotype
+    from zoopt_nas.nas.networks.nasbench201 import NasBench201Space as NasBench201Space
+    from zoopt_nas.nas.networks.nasbench201_modules import (
+        NasBench201Network as NasBench201Network,
+    )
+    from zoopt_nas.nas.networks.nasbench201_modules import (
+        NasBench201Supernet as NasBench201Supernet,
+    )
     from zoopt_nas.nas.networks.network import Network as Network
     from zoopt_nas.nas.networks.operations import OPERATIONS as OPERATIONS
+    from zoopt_nas.nas.networks.space import SearchSpace as SearchSpace
     from zoopt_nas.nas.networks.spaces import SPACES as SPACES
-    from zoopt_nas.nas.networks.spaces import SearchSpace as SearchSpace
     from zoopt_nas.nas.networks.supernet import Supernet as Supernet
     from zoopt_nas.nas.retraining.processes import Processes as Processes
     from zoopt_nas.nas.retraining.retrain import TrainResult as TrainResult
@@ -85,12 +99,24 @@ _EXPORTS = {
         "GENOTYPES",
         "Genotype",
     ),
+    "networks.architecture": ("Architecture",),
+    "networks.architectures": ("load_architecture",),
+    "networks.build": ("make_network",),
+    "networks.darts_network": ("DartsNetwork",),
+    "networks.darts_space": ("DartsSpace",),
+    "networks.darts_supernet": ("DartsSupernet",),
+    "networks.nasbench201": (
+        "NasBench201Genotype",
+        "NasBench201Space",
+    ),
+    "networks.nasbench201_modules": (
+        "NasBench201Network",
+        "NasBench201Supernet",
+    ),
     "networks.network": ("Network",),
     "networks.operations": ("OPERATIONS",),
-    "networks.spaces": (
-        "SPACES",
-        "SearchSpace",
-    ),
+    "networks.space": ("SearchSpace",),
+    "networks.spaces": ("SPACES",),
     "networks.supernet": ("Supernet",),
     "retraining.processes": ("Processes",),
     "retraining.retrain": (

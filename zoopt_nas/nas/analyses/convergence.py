@@ -13,7 +13,7 @@ from typing import Any
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.analyses.run_once import retraining_of, train_once
-from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.networks.architectures import architecture_from_dict, load_architecture
 from zoopt_nas.nas.runs.folder import ARCHITECTURES, METRICS, RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
@@ -74,7 +74,7 @@ def plan_retrainings(
     folders: dict[str, Path] = {}
     for row in rows:
         epoch = row["epoch"] + 1
-        genotype = Genotype.from_dict(row["genotype"])
+        genotype = architecture_from_dict(row["genotype"])
         # The same genotype with the same seed is trained once.
         run_dir = folders.setdefault(str(genotype), folder.path / name / f"epoch-{epoch:03d}")
         config = retraining_of(search, genotype, **settings)
@@ -98,7 +98,7 @@ def run_retrainings(
             test_accuracy=result.test_accuracy,
             n_parameters=result.n_parameters,
             val_accuracy=retraining.val_accuracy,
-            skip_connections=Genotype.load(result.genotype).count("skip_connect"),
+            skip_connections=load_architecture(result.genotype).count("skip_connect"),
             genotype=result.genotype,
             run_dir=retraining.run_dir,
         )

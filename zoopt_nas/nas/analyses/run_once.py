@@ -16,7 +16,7 @@ import torch
 
 from zoopt_nas.errors import InvalidValueError, MissingDataError, RunError
 from zoopt_nas.nas.data.datasets import DATASETS
-from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.retraining.retrain import TrainResult, resume_training, run_training
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
@@ -48,7 +48,7 @@ def _is_same(dataset: str, other: str) -> bool:
     return Path(dataset).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
-def retraining_of(search: SearchConfig, genotype: Genotype, /, **settings: Any) -> TrainConfig:
+def retraining_of(search: SearchConfig, genotype: Architecture, /, **settings: Any) -> TrainConfig:
     """Return the retraining of a genotype, with data and seed of its search unless set otherwise.
 
     On another data set it takes over the seed, but not the folder or the image size. ``settings``

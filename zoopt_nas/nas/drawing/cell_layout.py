@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from zoopt_nas.nas.networks.genotype import EDGES_PER_NODE, N_INPUTS, Edge
+from zoopt_nas.nas.networks.architecture import CellGraph
 
 NODE_WIDTH, NODE_HEIGHT = 0.62, 0.46
 LABEL_HEIGHT = 0.19
@@ -64,29 +64,26 @@ class Arrow:
 class CellDrawing:
     """A cell laid out in the rectangle from (0, 0) to (width, height), in inches."""
 
-    nodes: tuple[Box, ...]  # the two inputs, the intermediate nodes, the output
-    arrows: tuple[Arrow, ...]  # the edges of the genotype in order, then the edges into the output
+    nodes: tuple[Box, ...]  # the inputs, the other nodes, the output
+    arrows: tuple[Arrow, ...]  # the edges of the cell in order, then the edges into the output
     width: float
     height: float
 
 
-def lay_out_cell(
-    edges: Sequence[Edge], concat: Sequence[int], label_width: Callable[[str], float]
-) -> CellDrawing:
-    """Lay out one cell of a genotype, given by ``Genotype.edges`` and ``Genotype.concat``.
+def lay_out_cell(graph: CellGraph, label_width: Callable[[str], float]) -> CellDrawing:
+    """Lay out one cell of an architecture, with a box for its output.
 
     ``label_width`` maps an operation to the width of its label in inches.
     """
-    output = N_INPUTS + len(edges) // EDGES_PER_NODE
+    output = len(graph.nodes)
     links: list[tuple[int, int, str | None]] = [
-        (source, N_INPUTS + i // EDGES_PER_NODE, operation)
-        for i, (operation, source) in enumerate(edges)
+        (source, target, operation) for operation, source, target in graph.edges
     ]
-    links += [(node, output, None) for node in dict.fromkeys(concat)]
-    columns, paths = _columns(links, output)
+    links += [(node, output, None) for node in dict.fromkeys(graph.outputs)]
+    columns, paths = _columns(links, output, graph.n_inputs)
     heights = np.full(len(columns), _LANE_HEIGHT)
     heights[: output + 1] = NODE_HEIGHT
-    ys = _rows(columns, paths, heights)
+    ys = _rows(columns, paths, heights, graph.n_inputs)
     leaving, entering = _ports(paths, ys, output, at=0), _ports(paths, ys, output, at=-1)
 
     lefts, label_xs = [0.0], [0.0]  # by column: its left side, and the centre of its labels
@@ -121,11 +118,11 @@ def lay_out_cell(
 
 
 def _columns(
-    links: Sequence[tuple[int, int, str | None]], output: int
+    links: Sequence[tuple[int, int, str | None]], output: int, n_inputs: int
 ) -> tuple[list[int], list[list[int]]]:
     """Return the column of each node and lane, and the items along each link."""
     columns = [0] * (output + 1)
-    for node in range(N_INPUTS, output):
+    for node in range(n_inputs, output):
         columns[node] = 1 + max(columns[source] for source, target, _ in links if target == node)
     columns[output] = max(columns) + 1
     paths = []
@@ -137,7 +134,9 @@ def _columns(
     return columns, paths
 
 
-def _rows(columns: Sequence[int], paths: Sequence[Sequence[int]], heights: Array) -> Array:
+def _rows(
+    columns: Sequence[int], paths: Sequence[Sequence[int]], heights: Array, n_inputs: int
+) -> Array:
     """Return the y of every item: near the mean of its neighbours, without overlaps."""
     neighbours: list[list[int]] = [[] for _ in columns]
     for path in paths:
@@ -145,11 +144,12 @@ def _rows(columns: Sequence[int], paths: Sequence[Sequence[int]], heights: Array
             neighbours[right].append(left)
     members = [np.flatnonzero(np.equal(columns, c)) for c in range(max(columns) + 1)]
     ys = np.zeros(len(columns))
-    ys[0] = 1.0  # c_{k-2} above c_{k-1}
+    inputs = list(range(n_inputs))[::-1]  # c_{k-2} above c_{k-1}
+    ys[inputs] = np.arange(n_inputs)
     for sweep in range(_N_SWEEPS):
         for c, items in enumerate(members):
             means = [ys[neighbours[item] or item].mean() for item in items]
-            order = np.argsort(means, kind="stable") if c else [1, 0]
+            order = np.argsort(means, kind="stable") if c else inputs
             wanted, items = np.array(means)[order], items[order]
             gap = _ROW_GAP if c else _INPUT_GAP
             distances = (heights[items][:-1] + heights[items][1:]) / 2 + gap

@@ -26,9 +26,9 @@ from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.drawing import cell_layout
 from zoopt_nas.nas.drawing.cell_layout import HEAD_LENGTH, Array, Arrow, Box, CellDrawing
 from zoopt_nas.nas.drawing.figures import STYLE
-from zoopt_nas.nas.networks.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Genotype
+from zoopt_nas.nas.networks.architecture import Architecture, CellGraph
 from zoopt_nas.nas.networks.operations import OPERATIONS
-from zoopt_nas.nas.networks.spaces import SearchSpace, cell_edges
+from zoopt_nas.nas.networks.space import SearchSpace
 
 # Okabe and Ito's colours, darkened so that text is legible on white; line style by family.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0A66A8", "#B84A00", "#00755A", "#8E3B7A", "#666666"
@@ -40,7 +40,6 @@ _FAMILIES: dict[str, tuple[str, Any]] = {
 }
 _MARGIN = 0.12  # inches around a cell
 _TITLE_HEIGHT = 0.34
-_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 # Panel title to (key of metrics.jsonl, name in the legend) of each line.
 _SPLITS = ("train", "val", "test")
@@ -56,34 +55,41 @@ _LINES = {"train": (_BLUE, "-"), "val": (_ORANGE, "--"), "test": (_GREEN, ":"), 
 
 
 @matplotlib.rc_context(STYLE)
-def draw_cell(genotype: Genotype, kind: str) -> Figure:
+def draw_cell(genotype: Architecture, kind: str) -> Figure:
     """Draw one cell as a graph: inputs on the left, output on the right, one arrow per edge.
 
-    ``kind`` is ``"normal"`` or ``"reduce"``. An SVG file keeps the ids of the artists:
-    ``normal-node-2``; ``normal-edge-0`` (its position in the genotype), also with ``-head`` and
-    ``-label``.
+    ``kind`` is a key of ``genotype.cells``, such as ``"normal"``. An SVG file keeps the ids of the
+    artists: ``normal-node-2``; ``normal-edge-0`` (its position in the genotype), also with
+    ``-head`` and ``-label``.
 
     Raises:
         UnknownNameError: there is no such kind of cell.
     """
-    drawing = _lay_out(genotype, kind)
+    if kind not in genotype.cells:
+        raise UnknownNameError("kind of cell", kind, genotype.cells)
+    graph = genotype.cells[kind]
+    drawing = cell_layout.lay_out_cell(graph, _label_width)
     figure, axes = _canvas(drawing.width + 2 * _MARGIN, drawing.height + 2 * _MARGIN)
-    _ink_cell(axes, drawing, kind, (_MARGIN, _MARGIN))
+    _ink_cell(axes, drawing, graph, kind, (_MARGIN, _MARGIN))
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def draw_genotype(genotype: Genotype) -> Figure:
-    """Draw the normal cell above the reduction cell."""
-    drawings = {kind: _lay_out(genotype, kind) for kind in CELL_KINDS}
+def draw_genotype(genotype: Architecture) -> Figure:
+    """Draw all cells, one above the other."""
+    graphs = genotype.cells
+    drawings = {
+        kind: cell_layout.lay_out_cell(graph, _label_width) for kind, graph in graphs.items()
+    }
     width = max(drawing.width for drawing in drawings.values()) + 2 * _MARGIN
     heights = [drawing.height + _TITLE_HEIGHT + 2 * _MARGIN for drawing in drawings.values()]
     figure, axes = _canvas(width, sum(heights))
     top = sum(heights)
     for (kind, drawing), height in zip(drawings.items(), heights, strict=True):
-        axes.text(width / 2, top - _MARGIN, _TITLES[kind], ha="center", va="top", fontsize=11)
+        title = graphs[kind].title.capitalize()
+        axes.text(width / 2, top - _MARGIN, title, ha="center", va="top", fontsize=11)
         top -= height
-        _ink_cell(axes, drawing, kind, ((width - drawing.width) / 2, top + _MARGIN))
+        _ink_cell(axes, drawing, graphs[kind], kind, ((width - drawing.width) / 2, top + _MARGIN))
     return figure
 
 
@@ -145,13 +151,13 @@ def draw_alpha(
     highest = max(float(part.max()) for parts in weights.values() for part in parts)
     columns = {
         kind: [name for name in OPERATIONS if any(name in edge for edge in space.candidates(kind))]
-        for kind in CELL_KINDS
+        for kind in space.kinds
     }
-    edges = cell_edges(space.n_nodes)
+    edges = space.edges
     widths = [len(names) for names in columns.values()]
     size = (0.44 * sum(widths) + 2.6, 0.235 * len(edges) + 1.5)
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(CELL_KINDS), width_ratios=widths)
+    panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     for axes, (kind, names) in zip(panels, columns.items(), strict=True):
         matrix = np.full((len(edges), len(names)), np.nan)  # NaN: the edge lacks the operation
         for row, (candidates, part) in enumerate(
@@ -162,14 +168,17 @@ def draw_alpha(
         mesh = axes.pcolormesh(*borders, matrix, cmap="Blues", vmin=0, vmax=highest)
         axes.invert_yaxis()
         _ink_weights(axes, matrix, highest)
-        _frame_chosen(axes, edges, genotype, kind, names)
-        axes.set_title(_TITLES[kind])
+        graph = genotype.cells[kind]
+        _frame_chosen(axes, edges, graph, kind, names)
+        axes.set_title(graph.title.capitalize())
         turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(range(len(names)), names, **turned)
         axes.set_yticks(range(len(edges)), [f"{source}→{node}" for source, node in edges])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    panels[0].set_ylabel("edge (nodes 0 and 1 are the inputs)")
+    n_inputs = next(iter(genotype.cells.values())).n_inputs
+    inputs = "nodes 0 and 1 are the inputs" if n_inputs > 1 else "node 0 is the input"
+    panels[0].set_ylabel(f"edge ({inputs})")
     figure.colorbar(mesh, ax=list(panels), label="softmax weight", fraction=0.04, pad=0.02)
     return figure
 
@@ -183,25 +192,20 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _lay_out(genotype: Genotype, kind: str) -> CellDrawing:
-    if kind not in CELL_KINDS:
-        raise UnknownNameError("kind of cell", kind, CELL_KINDS)
-    return cell_layout.lay_out_cell(genotype.edges(kind), genotype.concat(kind), _label_width)
-
-
 def _label_width(text: str) -> float:
     size = matplotlib.rcParams["font.size"]
     return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 + 0.09
 
 
-def _ink_cell(axes: Axes, drawing: CellDrawing, kind: str, offset: tuple[float, float]) -> None:
+def _ink_cell(
+    axes: Axes, drawing: CellDrawing, graph: CellGraph, kind: str, offset: tuple[float, float]
+) -> None:
     for i, arrow in enumerate(drawing.arrows):
         _ink_arrow(axes, arrow, offset, f"{kind}-edge-{i}")
-    output = len(drawing.nodes) - 1
-    names = {0: "$c_{k-2}$", 1: "$c_{k-1}$", output: "$c_{k}$"}
-    fills = {0: "#DDEBDC", 1: "#DDEBDC", output: "#F8EBC4"}
-    for node, box in enumerate(drawing.nodes):
-        text, fill = names.get(node, str(node - N_INPUTS)), fills.get(node, "#DCE8F4")
+    names = [f"${name}$" if name.startswith("c_") else name for name in (*graph.nodes, "c_{k}")]
+    fills = dict.fromkeys(range(graph.n_inputs), "#DDEBDC") | {len(graph.nodes): "#F8EBC4"}
+    for node, (text, box) in enumerate(zip(names, drawing.nodes, strict=True)):
+        fill = fills.get(node, "#DCE8F4")
         _ink_box(axes, box, offset, text, f"{kind}-node-{node}", fc=fill, ec="#333333", lw=0.9)
     for i, arrow in enumerate(drawing.arrows):
         if arrow.label is not None and arrow.operation is not None:
@@ -301,12 +305,12 @@ def _ink_weights(axes: Axes, matrix: Array, highest: float) -> None:
 def _frame_chosen(
     axes: Axes,
     edges: Sequence[tuple[int, int]],
-    genotype: Genotype,
+    graph: CellGraph,
     kind: str,
     names: Sequence[str],
 ) -> None:
-    for i, (operation, source) in enumerate(genotype.edges(kind)):
-        row = edges.index((source, N_INPUTS + i // EDGES_PER_NODE))
+    for i, (operation, source, target) in enumerate(graph.edges):
+        row = edges.index((source, target))
         corner = (names.index(operation) - 0.44, row - 0.4)
         frame = Rectangle(corner, 0.88, 0.8, fill=False, ec=_ORANGE, lw=1.6, zorder=3)
         frame.set_path_effects([withStroke(linewidth=3.2, foreground="white")])

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from zoopt_nas.errors import InvalidValueError, MissingDependencyError
 from zoopt_nas.nas.exports.source import NetworkFacts, source_of
-from zoopt_nas.nas.networks.genotype import CELL_KINDS
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.standalone import OPERATIONS, Normalize
 from zoopt_nas.nas.steps.execution import silenced
@@ -85,8 +84,8 @@ def write_python(network: Network, facts: NetworkFacts, folder: Path) -> Written
     Raises:
         InvalidValueError: the format does not support an operation.
     """
-    for kind in CELL_KINDS:
-        for name, _ in facts.genotype.edges(kind):
+    for graph in facts.genotype.cells.values():
+        for name, _, _ in graph.edges:
             if name not in OPERATIONS:
                 raise InvalidValueError(
                     f"an operation to export as python must be one of {', '.join(OPERATIONS)}, "

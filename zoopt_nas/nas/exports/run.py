@@ -19,11 +19,10 @@ from zoopt_nas.nas.data.augmentation import Transform
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.exports.formats import FORMATS
 from zoopt_nas.nas.exports.source import NetworkFacts
-from zoopt_nas.nas.networks.build import build_network
+from zoopt_nas.nas.networks.build import build_network, reductions_of
 from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.operations import Stochastic
-from zoopt_nas.nas.networks.skeleton import plan_cells, stem_for
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import Execution
@@ -154,7 +153,6 @@ def _facts(
     epochs: int,
     include_normalization: bool,
 ) -> NetworkFacts:
-    plans = plan_cells(config.n_cells, config.init_channels, (1, 1), stem_for(images.image_size))
     return NetworkFacts(
         dataset=config.dataset,
         genotype=network.genotype,
@@ -166,7 +164,7 @@ def _facts(
         std=images.std,
         init_channels=config.init_channels,
         n_cells=config.n_cells,
-        reductions=tuple(i for i, plan in enumerate(plans) if plan.kind == "reduce"),
+        reductions=reductions_of(config, network.genotype, images.image_size),
         stem=type(network.stem).__name__,
         epochs_trained=epochs,
         includes_normalization=include_normalization,

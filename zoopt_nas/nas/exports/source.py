@@ -1,13 +1,17 @@
-"""Source code of one network: the text of ``networks.standalone``, and its data."""
+"""Source code of one network: the text of the standalone modules, and its data."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 from dataclasses import dataclass
+from types import ModuleType
 
-from zoopt_nas.nas.networks import standalone
+from zoopt_nas.nas.networks import standalone, standalone_darts, standalone_nasbench201
+from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Genotype
+from zoopt_nas.nas.networks.nasbench201 import NasBench201Genotype
 
 _HEADER = '''"""A network found by zoopt-nas, in PyTorch: this file needs nothing else.
 
@@ -19,11 +23,27 @@ _HEADER = '''"""A network found by zoopt-nas, in PyTorch: this file needs nothin
 """
 '''
 
+_IMPORTS = """
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+"""
+
 _BUILD = '''
 def build() -> nn.Module:
     """The network with random weights."""
     stem = {stem}(IN_CHANNELS, INIT_CHANNELS)
     return Network(GENOTYPE, stem, N_CLASSES, INIT_CHANNELS, N_CELLS, REDUCTIONS)
+'''
+
+_BUILD_CELL = '''
+def build() -> nn.Module:
+    """The network with random weights."""
+    return Network(OPERATIONS_OF_EDGES, IN_CHANNELS, N_CLASSES, INIT_CHANNELS, N_CELLS, REDUCTIONS)
 '''
 
 _LOAD = '''
@@ -40,7 +60,7 @@ class NetworkFacts:
     """What is needed to build a network and to feed it."""
 
     dataset: str  # of its training, or of its search
-    genotype: Genotype
+    genotype: Architecture
     n_classes: int
     class_names: tuple[str, ...] | None  # by label, if there are any
     in_channels: int
@@ -50,7 +70,7 @@ class NetworkFacts:
     init_channels: int
     n_cells: int
     reductions: tuple[int, ...]
-    stem: str  # a class in networks.standalone
+    stem: str  # a class in the standalone modules
     epochs_trained: int  # 0 if there are no weights
     includes_normalization: bool  # whether the network takes pixels in 0..1
 
@@ -62,11 +82,28 @@ class NetworkFacts:
 
 def source_of(facts: NetworkFacts, module: str) -> str:
     """Return the text of the Python file, to be imported by the name ``module``."""
-    _, _, definitions = inspect.getsource(standalone).split('"""', 2)
-    parts = [_constants(facts), _BUILD.format(stem=facts.stem).strip()]
+    genotype = facts.genotype
+    skeleton: ModuleType
+    if isinstance(genotype, NasBench201Genotype):
+        skeleton, build, cells = standalone_nasbench201, _BUILD_CELL, _operations(genotype)
+    else:
+        assert isinstance(genotype, Genotype)
+        skeleton, build = standalone_darts, _BUILD.format(stem=facts.stem)
+        cells = _edges(genotype)
+    definitions = [_IMPORTS.strip(), *map(_definitions, (standalone, skeleton))]
+    parts = [*definitions, "\n".join([*_constants(facts), *cells]), build.strip()]
     if facts.epochs_trained:
         parts.append(_load(facts.includes_normalization).strip())
-    return _header(facts, module) + definitions + "\n\n" + "\n\n\n".join(parts) + "\n"
+    return _header(facts, module) + "\n" + "\n\n\n".join(parts) + "\n"
+
+
+def _definitions(module: ModuleType) -> str:
+    """Return the text of a module after its docstring and imports."""
+    text = inspect.getsource(module)
+    imports = [
+        node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    return "\n".join(text.splitlines()[imports[-1].end_lineno :]).strip()
 
 
 def _header(facts: NetworkFacts, module: str) -> str:
@@ -93,7 +130,7 @@ def _load(normalized: bool) -> str:
     )
 
 
-def _constants(facts: NetworkFacts) -> str:
+def _constants(facts: NetworkFacts) -> list[str]:
     lines = [
         f"DATASET = {json.dumps(facts.dataset)}",  # may be any path: JSON escapes quotes
         f"EPOCHS_TRAINED = {facts.epochs_trained}",
@@ -109,12 +146,22 @@ def _constants(facts: NetworkFacts) -> str:
     if facts.class_names is not None:
         names = "".join(f"    {json.dumps(name)},\n" for name in facts.class_names)
         lines.append(f"CLASS_NAMES = [\n{names}]")
-    lines.append("GENOTYPE = {")
+    return lines
+
+
+def _operations(genotype: NasBench201Genotype) -> list[str]:
+    """Return the constant with the operations of a NAS-Bench-201 cell."""
+    return [f"# {genotype}", f"OPERATIONS_OF_EDGES = {list(genotype.operations)!r}"]
+
+
+def _edges(genotype: Genotype) -> list[str]:
+    """Return the constant with the edges of the two cells of DARTS."""
+    lines = ["GENOTYPE = {"]
     for kind in CELL_KINDS:
-        edges = [f'("{name}", {source}),' for name, source in facts.genotype.edges(kind)]
+        edges = [f'("{name}", {source}),' for name, source in genotype.edges(kind)]
         lines.append(f'    "{kind}": [')
         for i in range(0, len(edges), EDGES_PER_NODE):
             pair = " ".join(edges[i : i + EDGES_PER_NODE])
             lines.append(f"        {pair}  # into node {N_INPUTS + i // EDGES_PER_NODE}")
-        lines += ["    ],", f'    "{kind}_concat": {list(facts.genotype.concat(kind))},']
-    return "\n".join([*lines, "}"])
+        lines += ["    ],", f'    "{kind}_concat": {list(genotype.concat(kind))},']
+    return [*lines, "}"]

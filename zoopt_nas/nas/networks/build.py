@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import torch
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.data.record import DataRecord
+from zoopt_nas.nas.networks.architecture import Architecture
+from zoopt_nas.nas.networks.architectures import load_architecture
+from zoopt_nas.nas.networks.darts_network import DartsNetwork
+from zoopt_nas.nas.networks.darts_space import DartsSpace
+from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.genotype import Genotype
+from zoopt_nas.nas.networks.nasbench201 import NasBench201Genotype, NasBench201Space
+from zoopt_nas.nas.networks.nasbench201_modules import (
+    NasBench201Network,
+    NasBench201Supernet,
+    reduction_indices,
+)
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.skeleton import stem_for
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.networks.skeleton import plan_cells, stem_for
+from zoopt_nas.nas.networks.space import SearchSpace
+from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import Execution
@@ -36,20 +49,28 @@ def build_supernet(
         seed: Seed of the initial weights.
         execution: Device and execution.
         space: Replaces the space that ``config`` names.
+
+    Raises:
+        InvalidValueError: A setting does not suit the space.
     """
-    space = dataclasses.replace(
-        space or SPACES[config.space], edge_normalization=config.edge_normalization
-    )
+    space = space or SPACES[config.space]
+    space = dataclasses.replace(cast(Any, space), edge_normalization=config.edge_normalization)
+    sizes = (dataset.n_classes, config.init_channels, config.n_cells)
+    common: dict[str, Any] = {
+        "in_channels": dataset.in_channels,
+        "partial_channels": config.partial_channels,
+    }
     with seeded_init(seed):
-        supernet = Supernet(
-            space,
-            dataset.n_classes,
-            config.init_channels,
-            config.n_cells,
-            in_channels=dataset.in_channels,
-            stem=stem_for(dataset.image_size),
-            partial_channels=config.partial_channels,
-        ).to(execution.device)
+        supernet: Supernet
+        if isinstance(space, NasBench201Space):
+            supernet = NasBench201Supernet(space, *sizes, **common)
+        elif isinstance(space, DartsSpace):
+            supernet = DartsSupernet(space, *sizes, **common, stem=stem_for(dataset.image_size))
+        else:
+            raise InvalidValueError(
+                f"space must be a DartsSpace or a NasBench201Space, got {type(space).__name__}"
+            )
+        supernet = supernet.to(execution.device)
     supernet.channels_last = execution.channels_last
     enable_kernels(supernet, execution.cpu_kernels)
     return supernet
@@ -59,12 +80,12 @@ def build_network(
     config: TrainConfig, dataset: Dataset | DataRecord, *, seed: int, execution: Execution
 ) -> Network:
     """Build the network of a retraining; see ``build_supernet``."""
+    genotype = load_architecture(config.genotype)
+    sizes = (dataset.n_classes, config.init_channels, config.n_cells)
     with seeded_init(seed):
-        network = Network(
-            Genotype.load(config.genotype),
-            dataset.n_classes,
-            config.init_channels,
-            config.n_cells,
+        network = make_network(
+            genotype,
+            *sizes,
             in_channels=dataset.in_channels,
             auxiliary=config.auxiliary,
             stem=stem_for(dataset.image_size),
@@ -72,6 +93,47 @@ def build_network(
     network.channels_last = execution.channels_last
     enable_kernels(network, execution.cpu_kernels)
     return network
+
+
+def make_network(
+    genotype: Architecture,
+    n_classes: int,
+    init_channels: int,
+    n_cells: int,
+    *,
+    in_channels: int = 3,
+    auxiliary: bool = False,
+    stem: str = "cifar",
+) -> Network:
+    """Build the trainable network of an architecture, with the skeleton of its space.
+
+    Args:
+        genotype: The architecture.
+        n_classes: Number of classes.
+        init_channels: Width of the first cell.
+        n_cells: Number of cells.
+        in_channels: Channels of the images.
+        auxiliary: Whether to build an auxiliary head; NAS-Bench-201 has none.
+        stem: ``"cifar"`` or ``"imagenet"``; NAS-Bench-201 has one of its own.
+
+    Raises:
+        InvalidValueError: A number is out of range, or there is no auxiliary head.
+    """
+    sizes = (n_classes, init_channels, n_cells)
+    if isinstance(genotype, NasBench201Genotype):
+        if auxiliary:
+            raise InvalidValueError("auxiliary must be False with a cell of nasbench201, got True")
+        return NasBench201Network(genotype, *sizes, in_channels=in_channels)
+    assert isinstance(genotype, Genotype)
+    return DartsNetwork(genotype, *sizes, in_channels=in_channels, auxiliary=auxiliary, stem=stem)
+
+
+def reductions_of(config: TrainConfig, genotype: Architecture, image_size: int) -> tuple[int, ...]:
+    """Return the indices of the cells where height and width are halved and the width doubles."""
+    if isinstance(genotype, NasBench201Genotype):
+        return reduction_indices(config.n_cells)
+    plans = plan_cells(config.n_cells, config.init_channels, (1, 1), stem_for(image_size))
+    return tuple(i for i, plan in enumerate(plans) if plan.kind == "reduce")
 
 
 def check_smallest_batch(

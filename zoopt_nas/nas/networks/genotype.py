@@ -7,29 +7,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas.networks.architecture import Architecture, CellGraph, PublishedSize
 from zoopt_nas.nas.networks.genotype_text import (
     FIELDS,
     brief,
-    decode,
     holds_genotype,
     last_genotype,
-    shorten,
+    read_source,
 )
 from zoopt_nas.nas.networks.operations import OPERATIONS
 
 CELL_KINDS = ("normal", "reduce")
 N_INPUTS = 2  # nodes 0 and 1 of a cell are the outputs of the two previous cells
 EDGES_PER_NODE = 2  # in a genotype
+_TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
 
 Edge = tuple[str, int]
 """``(operation, source node)``."""
 
 
+# The networks with which papers compare genotypes (DARTS).
+_PUBLISHED_SIZES = (
+    PublishedSize("CIFAR-10", 32, 10, 36, 20, "cifar"),
+    PublishedSize("ImageNet", 224, 1000, 48, 14, "imagenet"),
+)
+
+
 @dataclass(frozen=True)
-class Genotype:
+class Genotype(Architecture):
     """The immutable architecture of a normal and a reduction cell.
 
     Attributes:
@@ -47,6 +55,7 @@ class Genotype:
     reduce: tuple[Edge, ...]
     normal_concat: tuple[int, ...] = (2, 3, 4, 5)
     reduce_concat: tuple[int, ...] = (2, 3, 4, 5)
+    published_sizes: ClassVar[tuple[PublishedSize, ...]] = _PUBLISHED_SIZES
 
     def __post_init__(self) -> None:
         for kind in CELL_KINDS:
@@ -72,9 +81,19 @@ class Genotype:
         concat: tuple[int, ...] = getattr(self, f"{kind}_concat")
         return concat
 
-    def count(self, operation: str, kind: str = "normal") -> int:
-        """Count the edges of a cell that use ``operation``; many skips are a sign of collapse."""
-        return sum(op == operation for op, _ in self.edges(kind))
+    @property
+    def cells(self) -> dict[str, CellGraph]:
+        """The graphs of both cells; nodes are named as in the paper's Fig. 5."""
+        return {kind: self._graph(kind) for kind in CELL_KINDS}
+
+    def _graph(self, kind: str) -> CellGraph:
+        edges = tuple(
+            (name, source, N_INPUTS + i // EDGES_PER_NODE)
+            for i, (name, source) in enumerate(self.edges(kind))
+        )
+        n_nodes = len(edges) // EDGES_PER_NODE
+        nodes = ("c_{k-2}", "c_{k-1}", *map(str, range(n_nodes)))
+        return CellGraph(_TITLES[kind], nodes, N_INPUTS, edges, self.concat(kind))
 
     def to_dict(self) -> dict[str, Any]:
         """Return lists of strings and integers, for JSON."""
@@ -82,10 +101,6 @@ class Genotype:
             key: [list(item) if isinstance(item, tuple) else item for item in getattr(self, key)]
             for key in FIELDS
         }
-
-    def to_json(self) -> str:
-        """Return one line of JSON."""
-        return json.dumps(self.to_dict())
 
     @classmethod
     def from_dict(cls, fields: object) -> Genotype:
@@ -145,22 +160,10 @@ class Genotype:
             InvalidValueError: The text or file is not a genotype.
             UnknownNameError: It is neither a known name, nor such a text, nor a file.
         """
-        text = str(source)
-        if text.strip() in GENOTYPES:
-            return GENOTYPES[text.strip()]
-        if not holds_genotype(text) and not text.lstrip().startswith("{"):
-            path = Path(text)
-            if not _is_file(path):
-                raise UnknownNameError("genotype", shorten(text), GENOTYPES)
-            try:
-                text = decode(path.read_bytes())
-            except OSError as error:
-                raise InvalidValueError(
-                    f"genotype file {path} cannot be read: {error.strerror}"
-                ) from error
-            if "\ufffd" in text and not holds_genotype(text):
-                raise InvalidValueError(f"genotype file {path} is not text")
-        return cls.from_string(text)
+        name = str(source).strip()
+        if name in GENOTYPES:
+            return GENOTYPES[name]
+        return cls.from_string(read_source(source, holds_genotype, GENOTYPES))
 
 
 def _item(item: Any) -> Any:
@@ -176,13 +179,6 @@ def _flat(items: Any) -> Any:
         for node in items
     )
     return [edge for node in items for edge in node] if is_nested else items
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # an impossible name
-        return False
 
 
 def _check_cell(kind: str, edges: Sequence[Edge], concat: Sequence[int]) -> None:

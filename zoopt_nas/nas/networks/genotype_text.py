@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import codecs
 import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
 
 # The order of the fields in published code, for genotypes without field names.
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
@@ -38,6 +40,11 @@ def holds_genotype(text: str) -> bool:
     return _START.search(_normalized(text)) is not None
 
 
+def last_start(text: str) -> int:
+    """Return the position at which the last genotype in a text begins; -1 if there is none."""
+    return max((match.start() for match in _START.finditer(_normalized(text))), default=-1)
+
+
 def last_genotype(text: str) -> dict[str, Any]:
     """Return the fields of the last genotype in a text, as nested lists of strings and numbers.
 
@@ -57,7 +64,41 @@ def last_genotype(text: str) -> dict[str, Any]:
         ) from error
 
 
-def decode(content: bytes) -> str:
+def read_source(source: str | Path, holds: Callable[[str], bool], names: Iterable[str]) -> str:
+    """Return ``source`` if it is the text of an architecture, else the text of the file.
+
+    Args:
+        source: A text or a path.
+        holds: Whether an architecture seems to be in a text.
+        names: Known names, for the message.
+
+    Raises:
+        InvalidValueError: The file cannot be read or is not text.
+        UnknownNameError: It is neither such a text nor a file.
+    """
+    text = str(source)
+    if holds(text) or text.lstrip().startswith("{"):
+        return text
+    path = Path(text)
+    if not _is_file(path):
+        raise UnknownNameError("genotype", shorten(text), names)
+    try:
+        text = _decode(path.read_bytes())
+    except OSError as error:
+        raise InvalidValueError(f"genotype file {path} cannot be read: {error.strerror}") from error
+    if "\ufffd" in text and not holds(text):
+        raise InvalidValueError(f"genotype file {path} is not text")
+    return text
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # an impossible name
+        return False
+
+
+def _decode(content: bytes) -> str:
     """Decode UTF-8 or UTF-16, with or without a byte-order mark; replace invalid bytes."""
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if is_wide else "utf-8-sig", errors="replace")

@@ -1,4 +1,6 @@
-"""Candidate operations of the search spaces (Liu et al., DARTS, 2019; Zela et al., R-DARTS, 2020).
+"""Candidate operations of the search spaces.
+
+Sources: Liu et al. (DARTS, 2019); Zela et al. (R-DARTS, 2020); Dong and Yang (NAS-Bench-201, 2020).
 
 Every operation maps ``(batch, channels, height, width)`` to the same shape, or to half the height
 and width (rounded up) with stride 2, and does not modify its input. Convolutions have no bias. In a
@@ -113,6 +115,14 @@ class DilConv(Separable):
         nn.Sequential.__init__(self, *stage)
 
 
+class NorConv(AfterReLU, standalone.NorConv):
+    """ReLU, convolution and BatchNorm (NAS-Bench-201)."""
+
+    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """See ``AfterReLU.after_relu``."""
+        return scaled_norm(self.conv(x), self.norm, scale)
+
+
 def _apply_stage(x: Tensor, scale: Tensor | None, stage: Stage) -> Tensor:
     """Apply a stage and multiply its output by ``scale``."""
     depthwise, pointwise, norm = stage
@@ -173,7 +183,7 @@ def _pool(build: Callable[[int, int], nn.Sequential]) -> OperationBuilder:
     )
 
 
-def _convolution(kind: type[SepConv | DilConv], kernel_size: int) -> OperationBuilder:
+def _convolution(kind: type[SepConv | DilConv | NorConv], kernel_size: int) -> OperationBuilder:
     return lambda channels, stride, search: kind(channels, kernel_size, stride, affine=not search)
 
 
@@ -192,6 +202,8 @@ OPERATIONS: Registry[OperationBuilder] = Registry(
         "sep_conv_7x7": _convolution(SepConv, 7),
         "dil_conv_3x3": _convolution(DilConv, 3),
         "dil_conv_5x5": _convolution(DilConv, 5),
+        "nor_conv_1x1": _convolution(NorConv, 1),
+        "nor_conv_3x3": _convolution(NorConv, 3),
         "noise": lambda channels, stride, search: Noise(stride),
     },
     group="zoopt_nas.operations",

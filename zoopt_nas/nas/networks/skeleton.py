@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.fused import Fused, FusedStage, fused_stage
 from zoopt_nas.nas.networks.operations import FactorizedReduce
-from zoopt_nas.nas.networks.standalone import CifarStem, Head, ImageNetStem
+from zoopt_nas.nas.networks.standalone_darts import CifarStem, Head, ImageNetStem
 
 STEM_MULTIPLIER = 3  # the CIFAR stem has 3 times the cells' initial channels
 STEMS = ("cifar", "imagenet")

@@ -20,9 +20,9 @@ from zoopt_nas.errors import DivergedError, InvalidValueError
 from zoopt_nas.nas.data.datasets import DatasetSpec
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.data.record import DataRecord
+from zoopt_nas.nas.networks.architectures import load_architecture
 from zoopt_nas.nas.networks.build import check_smallest_batch
 from zoopt_nas.nas.networks.counting import count_multiply_adds, count_parameters
-from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.retraining.processes import ALONE, Processes
 from zoopt_nas.nas.retraining.training import Best, Tested, Training
 from zoopt_nas.nas.runs.folder import RunFolder
@@ -158,7 +158,7 @@ def _build(
     dataset: Dataset | DatasetSpec | None,
     record: DataRecord | None = None,
 ) -> Training:
-    Genotype.load(config.genotype)  # reject a wrong one before the images are read
+    load_architecture(config.genotype)  # reject a wrong one before the images are read
     # Process 0 goes first, since it may download the images.
     setup = processes.first_then_others(
         lambda: prepare(config, ("train", "test"), dataset=dataset, record=record, device=device)

@@ -32,8 +32,14 @@ import torch
 from zoopt_nas._files import TEMPORARY, creating, replacing
 from zoopt_nas.errors import RunError, ZooptNasError
 from zoopt_nas.nas.data.record import DataRecord
-from zoopt_nas.nas.networks.genotype import Genotype
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.networks.architecture import Architecture
+from zoopt_nas.nas.networks.architectures import (
+    architecture_from_dict,
+    architecture_from_json,
+    load_architecture,
+)
+from zoopt_nas.nas.networks.space import SearchSpace
+from zoopt_nas.nas.networks.spaces import SPACES, space_from_json
 from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import silenced
 
@@ -146,7 +152,7 @@ class RunFolder:
         if not path.is_file():
             return SPACES[self.config(SearchConfig).space]
         try:
-            return SearchSpace.from_json(self._read(SPACE))
+            return space_from_json(self._read(SPACE))
         except ZooptNasError as error:
             raise RunError(f"{path}: {error}") from error
 
@@ -236,20 +242,20 @@ class RunFolder:
                     "set it back, or start a new run"
                 )
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> Architecture:
         """Return the architecture: final, of the last epoch so far, or the one being trained."""
         if (self.path / "genotype.json").is_file():
             try:
-                return Genotype.from_json(self._read("genotype.json"))
+                return architecture_from_json(self._read("genotype.json"))
             except ZooptNasError as error:
                 raise RunError(f"{self.path / 'genotype.json'}: {error}") from error
         if self.kind == TrainConfig.kind:
-            return Genotype.load(self.config(TrainConfig).genotype)
+            return load_architecture(self.config(TrainConfig).genotype)
         rows = self.rows(ARCHITECTURES)
         if not rows:
             raise RunError(f"{self.path} has no genotype yet: no epoch has ended")
         try:
-            return Genotype.from_dict(rows[-1].get("genotype"))
+            return architecture_from_dict(rows[-1].get("genotype"))
         except ZooptNasError as error:
             raise RunError(f"{self.path / ARCHITECTURES}: {error}") from error
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.data.batches import sequential_batches, split_indices
+from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.build import build_supernet
-from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.operations import seed_noise
-from zoopt_nas.nas.networks.spaces import SearchSpace
+from zoopt_nas.nas.networks.space import SearchSpace
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
 from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup
@@ -106,7 +106,7 @@ class Search(EpochLoop):
         return self._updater.alpha
 
     @property
-    def genotype(self) -> Genotype:
+    def genotype(self) -> Architecture:
         """The architecture of the current alpha."""
         return self.supernet.space.discretize(self.alpha)
 

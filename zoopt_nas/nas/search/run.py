@@ -12,9 +12,10 @@ from zoopt_nas.nas.data.batches import split_indices
 from zoopt_nas.nas.data.datasets import DatasetSpec
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.data.record import DataRecord
+from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.build import check_smallest_batch
-from zoopt_nas.nas.networks.genotype import Genotype
-from zoopt_nas.nas.networks.spaces import SPACES, SearchSpace
+from zoopt_nas.nas.networks.space import SearchSpace
+from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.memory import MemoryEstimate
@@ -37,7 +38,7 @@ class SearchResult:
         run_dir: the run folder, if one was written.
     """
 
-    genotype: Genotype
+    genotype: Architecture
     alpha: Tensor
     metrics: list[dict[str, Any]]
     run_dir: Path | None

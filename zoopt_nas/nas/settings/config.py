@@ -72,8 +72,12 @@ class RunConfig(Settings):
         has_option=False)
     momentum: float = setting(
         0.9, WEIGHTS, "Momentum of SGD.", "DARTS; paper B.2.", rule=AT_LEAST_0, has_option=False)
+    nesterov: bool = setting(
+        False, WEIGHTS, "Nesterov's momentum.", "Off: DARTS. On in the space nasbench201.",
+        has_option=False, shown="no; nasbench201: yes")
     weight_decay: float = setting(
-        3e-4, WEIGHTS, "Weight decay.", "DARTS; paper B.2.", rule=AT_LEAST_0)
+        3e-4, WEIGHTS, "Weight decay.", "DARTS; paper B.2. NAS-Bench-201: 5e-4.", rule=AT_LEAST_0,
+        shown="0.0003; nasbench201: 0.0005")
     grad_clip: float = setting(
         5.0, WEIGHTS, "Largest norm of the gradient.", "DARTS.", rule=POSITIVE, has_option=False)
     cutout: int = setting(
@@ -208,16 +212,16 @@ class SearchConfig(RunConfig):
             )
 
     @classmethod
-    def defaults_for(cls, dataset: str, algo: str = "mgs") -> dict[str, Any]:
-        """Return the defaults for a data set and method."""
-        return cls.usual() | search_defaults(dataset, algo)
+    def defaults_for(cls, dataset: str, algo: str = "mgs", space: str = "s3") -> dict[str, Any]:
+        """Return the defaults for a data set, method and space."""
+        return cls.usual() | search_defaults(dataset, algo, space)
 
     @classmethod
     def with_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Add the defaults for the data set and method to the given settings."""
+        """Add the defaults for the data set, method and space to the given settings."""
         known = cls.usual() | given
         dataset, algo, space = known["dataset"], known["algo"], known["space"]
-        values = cls.defaults_for(dataset, algo) | given
+        values = cls.defaults_for(dataset, algo, space) | given
         if "lr_min" not in given:
             values["lr_min"] = min(values["lr_min"], values["lr"])
         if "warmup_epochs" not in given:
@@ -287,14 +291,15 @@ class TrainConfig(RunConfig):
     # fmt: on
 
     @classmethod
-    def defaults_for(cls, dataset: str) -> dict[str, Any]:
-        """Return the default of every setting for a data set."""
-        return cls.usual() | train_defaults(dataset, None, None)
+    def defaults_for(cls, dataset: str, genotype: str = "") -> dict[str, Any]:
+        """Return the default of every setting for a data set and an architecture."""
+        return cls.usual() | train_defaults(dataset, None, None, genotype)
 
     @classmethod
     def with_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Add the defaults for the data set to the given settings."""
-        values = cls.defaults_for((cls.usual() | given)["dataset"]) | given
+        known = cls.usual() | given
+        values = cls.defaults_for(known["dataset"], known["genotype"]) | given
         if "warmup_epochs" not in given:
             values["warmup_epochs"] = shortened_warmup(values["warmup_epochs"], values["epochs"])
         return values
@@ -319,7 +324,8 @@ class TrainConfig(RunConfig):
             **overrides: Other settings, which take precedence over the protocol.
         """
         dataset, protocol = typed("dataset", dataset, str), typed("protocol", protocol, str | None)
-        published = train_defaults(dataset, protocol, typed("space", space, str | None))
+        genotype = typed("genotype", genotype, str)
+        published = train_defaults(dataset, protocol, typed("space", space, str | None), genotype)
         config = cls(dataset=dataset, genotype=genotype, **published | cls.known(overrides))
         if "warmup_epochs" in overrides:
             return config

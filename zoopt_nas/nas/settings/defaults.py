@@ -19,6 +19,10 @@ _SEARCH_BY_DATASET: dict[str, dict[str, Any]] = {
     },
     "imagenet": {"batch_size": 256},  # released run_search_imagenet.sh
 }  # fmt: skip
+_SEARCH_BY_SPACE: dict[str, dict[str, Any]] = {
+    # Dong and Yang (2020): 3 stages of 5 cells.
+    "nasbench201": {"n_cells": 15, "weight_decay": 5e-4, "nesterov": True},
+}
 _SEARCH_BY_ALGO: dict[str, dict[str, Any]] = {
     # R-DARTS (Zela et al., 2020) tries {0.2, 0.4, 0.6} and {9, 27, 81, 243}e-4; these are the
     # smallest values without a collapse in S1. Cutout goes with drop path.
@@ -93,11 +97,19 @@ _IMAGENET: dict[str, Any] = {
     "cutout": 0, "auxiliary": True, "auxiliary_weight": 0.4, "drop_path": 0.0,
     "label_smoothing": 0.1,
 }  # fmt: skip
+# Dong and Yang (2020), for the 200 epochs of the table.
+_NASBENCH201: dict[str, Any] = {
+    "epochs": 200, "batch_size": 256, "init_channels": 16, "n_cells": 15,
+    "lr": 0.1, "lr_min": 0.0, "schedule": "cosine", "warmup_epochs": 0, "weight_decay": 5e-4,
+    "nesterov": True, "cutout": 0, "auxiliary": False, "auxiliary_weight": 0.0, "drop_path": 0.0,
+    "label_smoothing": 0.0,
+}  # fmt: skip
 TRAIN_PROTOCOLS: dict[str, dict[str, Any]] = {
     "darts": _CIFAR,
     "sdarts": _CIFAR,  # paper B.4: 20 cells and 36 channels for all spaces and data sets
     "rdarts": _CIFAR,  # with RDARTS_SIZES
     "imagenet": _IMAGENET,
+    "nasbench201": _NASBENCH201,
 }
 # R-DARTS (Zela et al., 2020) as in paper 5.1: cells and channels by data set and space.
 _SMALL = dict.fromkeys(("s1", "s2", "s3", "s4"), (8, 16))
@@ -115,9 +127,10 @@ _TRAIN_BY_DATASET: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def search_defaults(dataset: str, algo: str) -> dict[str, Any]:
-    """Return the defaults of a search that depend on the data set or the method."""
-    defaults = _SEARCH | _SEARCH_BY_DATASET.get(dataset, {}) | _SEARCH_BY_ALGO.get(algo, {})
+def search_defaults(dataset: str, algo: str, space: str) -> dict[str, Any]:
+    """Return the defaults of a search that depend on the data set, the method or the space."""
+    defaults = _SEARCH | _SEARCH_BY_SPACE.get(space, {})
+    defaults |= _SEARCH_BY_DATASET.get(dataset, {}) | _SEARCH_BY_ALGO.get(algo, {})
     return defaults | (_DIGITS_BY_ALGO.get(algo, {}) if dataset == "digits" else {})
 
 
@@ -164,18 +177,24 @@ def warmup_epochs(algo: str, epochs: int, dataset: str = "", preset: str | None 
     return int(fraction * epochs)
 
 
-def train_defaults(dataset: str, protocol: str | None, space: str | None) -> dict[str, Any]:
+def train_defaults(
+    dataset: str, protocol: str | None, space: str | None, genotype: str = ""
+) -> dict[str, Any]:
     """Return the settings of a retraining that depend on the data set or the protocol.
 
     Args:
         dataset: A name or a path.
         protocol: A key of ``TRAIN_PROTOCOLS``; None is the default of the data set.
         space: The search space of the genotype; only ``rdarts`` depends on it.
+        genotype: The architecture; without a protocol, a cell of NAS-Bench-201 has its own.
 
     Raises:
         UnknownNameError: There is no such protocol.
         InvalidValueError: ``rdarts`` has no size for this data set and space.
     """
+    if protocol is None and "~0|" in genotype:
+        small = _TRAIN_BY_DATASET["digits"] | {"n_cells": 3}
+        return {**_NASBENCH201, **(small if dataset == "digits" else {})}
     if protocol is None:
         return {**_CIFAR, **_TRAIN_BY_DATASET.get(dataset, {})}
     if protocol not in TRAIN_PROTOCOLS:

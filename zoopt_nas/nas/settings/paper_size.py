@@ -68,7 +68,11 @@ def _reductions(configs: Sequence[RunConfig], largest: Largest) -> list[str]:
 
 
 def _paper_sizes(config: RunConfig) -> dict[str, int]:
-    usual = config.defaults_for(config.dataset if config.dataset in _IMAGE_SIZES else "")
+    dataset = config.dataset if config.dataset in _IMAGE_SIZES else ""
+    if isinstance(config, SearchConfig):
+        usual = config.defaults_for(dataset, config.algo, config.space)
+    else:
+        usual = config.defaults_for(dataset, getattr(config, "genotype", ""))
     sizes = {name: usual[name] for name in _SIZES}
     published = RDARTS_SIZES.get(config.dataset, {}).values()
     if isinstance(config, TrainConfig) and (config.n_cells, config.init_channels) in published:

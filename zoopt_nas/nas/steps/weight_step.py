@@ -145,6 +145,7 @@ def make_sgd(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.nas.data.transfer import to_device
-from zoopt_nas.nas.networks.spaces import SearchSpace
+from zoopt_nas.nas.networks.space import SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import AlphaUpdater, EpochEnd, Metrics, Verdict
@@ -132,5 +132,5 @@ def _final_losses(tables: list[Tensor], end: EpochEnd) -> Tensor:
 
 
 def one_hot(space: SearchSpace, alpha: Tensor) -> Tensor:
-    """Return weights ``(2 n_edges, max candidates)``: 1 for operations of the architecture."""
+    """Return weights ``(n_edges, max candidates)``: 1 for operations of the architecture."""
     return space.edge_table(space.discretize(alpha))

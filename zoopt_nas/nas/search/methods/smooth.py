@@ -61,7 +61,7 @@ class RandomSmoothing(FirstOrder):
         return to_simplex(clean + noise, clean)
 
     def _edge_weights(self, supernet: Supernet) -> Tensor:
-        """Return the weight of each edge, ``(2 n_edges, 1)``, which is not perturbed."""
+        """Return the weight of each edge, ``(n_edges, 1)``, which is not perturbed."""
         return supernet.space.edge_factors(self.alpha)[:, None]
 
     def state_dict(self) -> dict[str, Any]:

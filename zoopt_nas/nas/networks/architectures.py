@@ -1,0 +1,63 @@
+"""Load architectures of every kind: by name, as published, from JSON or from a log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.networks.architecture import Architecture
+from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
+from zoopt_nas.nas.networks.genotype_text import holds_genotype, last_start, read_source
+from zoopt_nas.nas.networks.nasbench201 import NasBench201Genotype, is_cell_dict, last_cell
+
+
+def load_architecture(source: str | Path) -> Architecture:
+    """Load an architecture by name, from a text with its published form, or from a file with one.
+
+    Of several in a text, such as a log, the last one counts. Nothing is executed.
+
+    Args:
+        source: ``"DARTS_V2"``, ``"Genotype(normal=[...], ...)"``,
+            ``"|nor_conv_3x3~0|+|...|"``, JSON, or the path of a file.
+
+    Raises:
+        InvalidValueError: The text or file has no architecture.
+        UnknownNameError: It is neither a known name, nor such a text, nor a file.
+    """
+    name = str(source).strip()
+    if name in GENOTYPES:
+        return GENOTYPES[name]
+    text = read_source(source, _holds_architecture, GENOTYPES)
+    cell = last_cell(text)
+    if cell is not None and cell.start() > last_start(text):
+        return NasBench201Genotype(cell.groups())
+    return Genotype.from_string(text)
+
+
+def architecture_from_dict(fields: object) -> Architecture:
+    """Read the result of ``Architecture.to_dict``.
+
+    Raises:
+        InvalidValueError: It is not an architecture.
+    """
+    if is_cell_dict(fields):
+        return NasBench201Genotype.from_dict(fields)
+    return Genotype.from_dict(fields)
+
+
+def architecture_from_json(text: str) -> Architecture:
+    """Read the result of ``Architecture.to_json``.
+
+    Raises:
+        InvalidValueError: The text is not JSON, or not an architecture.
+    """
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidValueError(f"genotype is not valid JSON: {error}") from error
+    return architecture_from_dict(fields)
+
+
+def _holds_architecture(text: str) -> bool:
+    return last_cell(text) is not None or holds_genotype(text)

@@ -1,0 +1,183 @@
+"""The space of NAS-Bench-201 (Dong and Yang, ICLR 2020): one cell of four nodes, 15,625 cells.
+
+Node 0 is the input and node 3 the output. Every node receives an edge from each node before it, and
+every edge keeps one operation, which may be ``none``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeGuard
+
+from torch import Tensor
+
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
+from zoopt_nas.nas.networks.architecture import Architecture, CellGraph, PublishedSize
+from zoopt_nas.nas.networks.genotype_text import shorten
+from zoopt_nas.nas.networks.operations import OPERATIONS
+from zoopt_nas.nas.networks.space import EdgeGroup, Path, SearchSpace
+
+CELL = "cell"  # the only kind of cell
+N_NODES = 4
+EDGES = tuple((source, node) for node in range(1, N_NODES) for source in range(node))
+# The published order, which is that of alpha.
+CELL_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+_FIELD = "nasbench201"  # of the JSON form
+_NAME = r"[\w.-]+"
+_PATTERN = re.compile(
+    r"\+".join(
+        r"\|" + "".join(rf"({_NAME})~{source}\|" for source in range(node))
+        for node in range(1, N_NODES)
+    )
+)
+
+
+@dataclass(frozen=True)
+class NasBench201Genotype(Architecture):
+    """The immutable architecture of a NAS-Bench-201 cell.
+
+    Attributes:
+        operations: The operation of each edge, in the order of ``EDGES``.
+
+    Raises:
+        InvalidValueError: There are not six operations.
+        UnknownNameError: An operation is not in ``OPERATIONS``.
+    """
+
+    operations: tuple[str, ...]
+    published_sizes: ClassVar[tuple[PublishedSize, ...]] = (
+        PublishedSize("CIFAR-10", 32, 10, 16, 15, "cifar"),
+        PublishedSize("ImageNet16-120", 16, 120, 16, 15, "cifar"),
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operations", tuple(self.operations))
+        if len(self.operations) != len(EDGES):
+            raise InvalidValueError(
+                f"operations must have {len(EDGES)} names, got {len(self.operations)}"
+            )
+        for name in self.operations:
+            if name not in OPERATIONS:
+                raise UnknownNameError("operation", str(name), OPERATIONS)
+
+    @property
+    def cells(self) -> dict[str, CellGraph]:
+        """The graph of the cell."""
+        edges = tuple((name, *edge) for name, edge in zip(self.operations, EDGES, strict=True))
+        nodes = tuple(map(str, range(N_NODES)))
+        return {CELL: CellGraph("cell", nodes, 1, edges, (N_NODES - 1,))}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the published string under the name of the space."""
+        return {_FIELD: str(self)}
+
+    def __str__(self) -> str:
+        """Return the published string ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``."""
+        pairs = zip(self.operations, EDGES, strict=True)
+        parts: dict[int, str] = {}
+        for name, (source, node) in pairs:
+            parts[node] = parts.get(node, "|") + f"{name}~{source}|"
+        return "+".join(parts.values())
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> NasBench201Genotype:
+        """Read the result of ``to_dict``."""
+        return cls.from_string(str(fields[_FIELD]))
+
+    @classmethod
+    def from_string(cls, text: str) -> NasBench201Genotype:
+        """Read the last cell in a text, such as a log.
+
+        Raises:
+            InvalidValueError: The text has no cell in the published form.
+            UnknownNameError: An operation is not in ``OPERATIONS``.
+        """
+        found = last_cell(text)
+        if found is None:
+            raise InvalidValueError(
+                f"cell must read |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, got {shorten(text.strip())}"
+            )
+        return cls(found.groups())
+
+
+def last_cell(text: str) -> re.Match[str] | None:
+    """Return the last match of the published form of a cell in a text."""
+    matches = list(_PATTERN.finditer(text))
+    return matches[-1] if matches else None
+
+
+def is_cell_dict(fields: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether ``NasBench201Genotype.from_dict`` accepts ``fields``."""
+    return isinstance(fields, Mapping) and set(fields) == {_FIELD}
+
+
+@dataclass(frozen=True)
+class NasBench201Space(SearchSpace):
+    """The space of NAS-Bench-201: the same candidates on each edge, of which each keeps one.
+
+    Attributes:
+        name: Key in ``SPACES``.
+        operations: Names of the candidate operations.
+        edge_normalization: See ``SearchSpace``; it does not change the discrete architecture.
+
+    Raises:
+        InvalidValueError: There are no operations.
+        UnknownNameError: A candidate is not in ``OPERATIONS``.
+    """
+
+    name: str = "nasbench201"
+    operations: tuple[str, ...] = CELL_OPERATIONS
+    edge_normalization: bool = False
+    kinds: ClassVar[tuple[str, ...]] = (CELL,)
+
+    def __post_init__(self) -> None:
+        if not self.operations:
+            raise InvalidValueError("operations must have a candidate, got none")
+        for name in self.operations:
+            if name not in OPERATIONS:
+                raise UnknownNameError("operation", name, OPERATIONS)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> NasBench201Space:
+        """Return the space of fields from JSON; see ``space_from_json``."""
+        names = fields["operations"]
+        if not (
+            isinstance(fields["name"], str)
+            and isinstance(names, list)
+            and all(isinstance(name, str) for name in names)
+            and isinstance(fields["edge_normalization"], bool)
+        ):
+            raise InvalidValueError("space must have a name, a list of operations and a switch")
+        return cls(**{**fields, "operations": tuple(names)})
+
+    def candidates(self, kind: str) -> tuple[tuple[str, ...], ...]:
+        """Return the candidate operations of each edge of the cell."""
+        return (self.operations,) * len(EDGES)
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """See ``SearchSpace.edges``."""
+        return EDGES
+
+    @property
+    def groups(self) -> tuple[EdgeGroup, ...]:
+        """The single edges."""
+        choices = (tuple(range(len(self.operations))),)
+        return tuple(EdgeGroup((edge,), choices, 1) for edge in range(len(EDGES)))
+
+    def discretize(self, alpha: Tensor) -> NasBench201Genotype:
+        """Return the best candidate of each edge; ties go to the earlier one.
+
+        Raises:
+            InvalidValueError: Alpha has another shape or is not finite.
+        """
+        weights = self._finite_log_weights(alpha)[CELL]
+        return NasBench201Genotype(tuple(self.operations[int(part.argmax())] for part in weights))
+
+    def path(self, architecture: NasBench201Genotype) -> Path:
+        """See ``SearchSpace.path``."""
+        return tuple(
+            self._choice(CELL, edge, name) for edge, name in enumerate(architecture.operations)
+        )
