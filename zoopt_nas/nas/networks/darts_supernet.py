@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -98,14 +98,6 @@ def _weighted_sum(terms: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return cast(Tensor, total)
 
 
-def sum_of(terms: Iterable[Tensor]) -> Tensor:
-    """Return the sum of at least one tensor."""
-    total: Tensor | None = None
-    for term in terms:
-        total = term if total is None else total + term
-    return cast(Tensor, total)
-
-
 class MixedOp(nn.Module):
     """The candidates of one edge; ``NodeOutput`` computes them with those of other edges."""
 
@@ -198,8 +190,15 @@ class SearchCell(nn.Module):
             nodes.append(total)
         return join_channels(nodes[N_INPUTS:])
 
-    def follow(self, first: Tensor, second: Tensor, path: Path, drop: Drop | None = None) -> Tensor:
-        """Return the joined nodes of a discrete cell; the arguments are as for ``forward``.
+    def follow(
+        self,
+        first: Tensor,
+        second: Tensor,
+        path: Path,
+        scales: Sequence[Tensor] | None = None,
+        drop: Drop | None = None,
+    ) -> Tensor:
+        """Return the joined nodes along a path; the arguments are as for ``forward``.
 
         Raises:
             InvalidValueError: The supernet has partial channels, or a node has no edge.
@@ -208,14 +207,15 @@ class SearchCell(nn.Module):
             raise InvalidValueError("a path needs partial_channels 1, since cells use all channels")
         nodes: list[Tensor] = list(self.preprocess(first, second))
         for node in range(N_INPUTS, N_INPUTS + self._n_nodes):
-            outputs = [
-                self._candidates(edge)[path[edge]](nodes[source])
-                for edge, (source, target) in enumerate(self._edges)
-                if target == node and path[edge] != UNUSED
-            ]
+            outputs = []
+            for edge, (source, target) in enumerate(self._edges):
+                if target == node and path[edge] != UNUSED:
+                    out = self._candidates(edge)[path[edge]](nodes[source])
+                    out = out if scales is None else out * scales[edge]
+                    outputs.append(out if drop is None else drop(out))
             if not outputs:
                 raise InvalidValueError(f"path must use an edge into node {node}, got {path}")
-            nodes.append(sum_of(outputs if drop is None else map(drop, outputs)))
+            nodes.append(sum(outputs[1:], start=outputs[0]))
         return join_channels(nodes[N_INPUTS:])
 
     def _outgoing(self, node: int) -> dict[Place, nn.Module]:
@@ -272,15 +272,19 @@ class DartsSupernet(Supernet):
             lambda cell, first, second: cell(first, second, cell_weights[cell.kind], drop),
         )
 
-    def follow(self, images: Tensor, path: Path) -> Tensor:
+    def follow(self, images: Tensor, path: Path, scales: Tensor | None = None) -> Tensor:
         """See ``Supernet.follow``."""
         self._check_path(path)
         n_edges = len(self.space.edges)
-        paths = {"normal": path[:n_edges], "reduce": path[n_edges:]}
-        drop = self._drop()
-        return self._run(
-            images, lambda cell, first, second: cell.follow(first, second, paths[cell.kind], drop)
-        )
+        parts = {"normal": slice(n_edges), "reduce": slice(n_edges, None)}
+        drop, scale = self._drop(), None if scales is None else scales.unbind()
+
+        def apply(cell: SearchCell, first: Tensor, second: Tensor) -> Tensor:
+            part = parts[cell.kind]
+            scaled = None if scale is None else scale[part]
+            return cell.follow(first, second, path[part], scaled, drop)
+
+        return self._run(images, apply)
 
     def _run(self, images: Tensor, apply: Callable[[SearchCell, Tensor, Tensor], Tensor]) -> Tensor:
         first, second = self.stem(self._in_format(images))

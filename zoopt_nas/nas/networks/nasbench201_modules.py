@@ -116,8 +116,10 @@ class SearchCell(nn.Module):
                 node = merge_parts(node, _sum(passed), self._n_parts)
         return node
 
-    def follow(self, x: Tensor, path: Path, drop: Drop | None) -> Tensor:
-        """Return node 3 of the discrete cell of a path.
+    def follow(
+        self, x: Tensor, path: Path, scales: Sequence[Tensor] | None, drop: Drop | None
+    ) -> Tensor:
+        """Return node 3 along a path.
 
         Raises:
             InvalidValueError: The supernet has partial channels.
@@ -131,6 +133,7 @@ class SearchCell(nn.Module):
                 operation = self._candidates(edge)[path[edge]]
                 if not isinstance(operation, Zero):
                     out = operation(nodes[source])
+                    out = out if scales is None else out * scales[edge]
                     outputs.append(out if drop is None else drop(out))
             nodes.append(_sum(outputs) if outputs else torch.zeros_like(x))
         return nodes[-1]
@@ -199,13 +202,13 @@ class NasBench201Supernet(Supernet):
         drop = self._drop()
         return self._run(images, lambda cell, x: cell(x, weights, drop))
 
-    def follow(self, images: Tensor, path: Path) -> Tensor:
+    def follow(self, images: Tensor, path: Path, scales: Tensor | None = None) -> Tensor:
         """See ``Supernet.follow``."""
         self._check_path(path)
         if UNUSED in path:
             raise InvalidValueError(f"path must have an operation on every edge, got {path}")
-        drop = self._drop()
-        return self._run(images, lambda cell, x: cell.follow(x, path, drop))
+        drop, scale = self._drop(), None if scales is None else scales.unbind()
+        return self._run(images, lambda cell, x: cell.follow(x, path, scale, drop))
 
     def _run(self, images: Tensor, apply: Callable[[SearchCell, Tensor], Tensor]) -> Tensor:
         # The stem loses the format if images have one channel.

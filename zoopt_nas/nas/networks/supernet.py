@@ -77,8 +77,11 @@ class Supernet(Stochastic, ABC):
         """
 
     @abstractmethod
-    def follow(self, images: Tensor, path: Path) -> Tensor:
-        """Return the logits of the discrete cell of a path, whose operations have weight 1."""
+    def follow(self, images: Tensor, path: Path, scales: Tensor | None = None) -> Tensor:
+        """Return the logits along a path, which computes one operation of each used edge.
+
+        ``scales`` ``(n_edges,)`` multiply the outputs of the operations; None is 1.
+        """
 
     def edge_weights(self, alpha: Tensor) -> Tensor:
         """Return the architecture weights at alpha ``(dim,)``: ``(n_edges, max candidates)``.

@@ -15,7 +15,8 @@ from zoopt_nas.nas.data.batches import sequential_batches, split_indices
 from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.build import build_supernet
 from zoopt_nas.nas.networks.operations import seed_noise
-from zoopt_nas.nas.networks.space import SearchSpace
+from zoopt_nas.nas.networks.space import Path, SearchSpace
+from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
 from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup
@@ -24,16 +25,20 @@ from zoopt_nas.nas.search.hessian import dominant_eigenvalue
 from zoopt_nas.nas.search.memory import N_COPIES, memory_of
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective
+from zoopt_nas.nas.search.paths import PathStep, path_sampler
 from zoopt_nas.nas.search.streams import Peeked, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
-from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, evaluate
+from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, Meter, evaluate
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
 from zoopt_nas.nas.steps.seeds import generator, seeds_for
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, make_sgd
 
-_SEEDED = ("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver")
+_SEEDED = (
+    *("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver"),
+    "paths",
+)
 
 
 class Search(EpochLoop):
@@ -67,6 +72,8 @@ class Search(EpochLoop):
             execution=execution,
             generators=(self._noise,),
         )
+        self._path_step = PathStep(self.supernet, self._optimizer, config.grad_clip, execution)
+        self._sampler = path_sampler(config, self.supernet.space, generator(seeds["paths"]))
 
         n_images, rng = len(dataset.train), generator(seeds["split"])
         train, val = split_indices(n_images, config.train_portion, rng)
@@ -140,9 +147,13 @@ class Search(EpochLoop):
             passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
             self._updates.append(self._updater.step(self._objective, passed))
         images, labels = self._streams["train"].next_batch()
-        weights = self._updater.training_weights(
-            self.supernet, images, labels, self.epoch / config.epochs
-        )
+        progress = self.epoch / config.epochs
+        if self._sampler is not None:
+            return self._path_step(images, labels, self._sampler.next_paths())
+        if self._method.trains_paths:
+            paths = self._updater.training_paths(self.supernet.space, progress)
+            return self._path_step(images, labels, paths)
+        weights = self._updater.training_weights(self.supernet, images, labels, progress)
         loss, logits = self._step(images, labels, weights)
         return loss, logits, labels
 
@@ -150,8 +161,7 @@ class Search(EpochLoop):
         """Let the method judge the epoch, and evaluate the supernet on the validation part."""
         judged = self._judge_epoch()
         n_failed = self._count_failures()
-        alpha, network = self.alpha, self.supernet.eval()
-        val = evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
+        val = self._evaluate()
         if not math.isfinite(val.loss):
             raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
         genotype = self.genotype
@@ -169,7 +179,17 @@ class Search(EpochLoop):
             "failures": n_failed,
         }
         self._updates = []
-        return row, {"genotype": genotype.to_dict(), "alpha": alpha.tolist()}
+        return row, {"genotype": genotype.to_dict(), "alpha": self.alpha.tolist()}
+
+    def _evaluate(self) -> Meter:
+        """Evaluate the current architecture with shared weights on the validation part."""
+        network: Supernet
+        alpha: Tensor | Path
+        if self._sampler is None and not self._method.trains_paths:
+            network, alpha = self.supernet.eval(), self.alpha
+        else:  # running statistics mix all paths, so each batch has its own
+            network, alpha = self._objective.start(), self.supernet.space.path(self.genotype)
+        return evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
 
     def _judge_epoch(self) -> dict[str, Any]:
         """Let the method judge the epoch; return the columns that it depends on."""
@@ -243,6 +263,7 @@ class Search(EpochLoop):
             **self._trained_state(),
             "objective": self._objective.state_dict(),
             "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
+            "paths": None if self._sampler is None else self._sampler.state_dict(),
             "noise": self._noise.get_state(),
             "is_stopped": self._is_stopped,
             "snapshots": self._snapshots.state_dict(),
@@ -257,6 +278,8 @@ class Search(EpochLoop):
         self._objective.load_state_dict(state["objective"])
         for name, stream in self._streams.items():
             stream.load_state_dict(state["streams"][name])
+        if self._sampler is not None:
+            self._sampler.load_state_dict(state["paths"])
         self._noise.set_state(state["noise"].cpu())
         self._updates = state["updates"]
         self._is_stopped = bool(state["is_stopped"])

@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.fused import enable_kernels
+from zoopt_nas.nas.networks.operations import OPERATIONS
+from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.runs.memory import MemoryEstimate, estimate
 from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.search.candidates import batch_size
 from zoopt_nas.nas.search.updater import AlphaUpdater
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import MIXED, SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE
 
@@ -42,10 +44,14 @@ def memory_of(
     widest = replace(execution, autocast=None) if is_float32 else execution
     # Gradients in alpha keep every operation's output.
     in_alpha = has_eigenvalue or is_gradient
-    alpha = torch.zeros(supernet.space.dim, device=device, requires_grad=in_alpha)
+    alpha: Tensor | Path = torch.zeros(supernet.space.dim, device=device, requires_grad=in_alpha)
+    if config.paths != MIXED:
+        alpha = _heaviest_path(supernet.space)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        if has_eigenvalue:  # keeps the graphs of the loss and of its gradient
+        if has_eigenvalue and isinstance(
+            alpha, Tensor
+        ):  # keeps the graphs of the loss and of its gradient
             value = F.cross_entropy(supernet(images, alpha), labels)
             (gradient,) = torch.autograd.grad(value, alpha, create_graph=True)
             return torch.autograd.grad(gradient.sum(), alpha)[0]
@@ -83,3 +89,20 @@ def memory_of(
         parameters=found.parameters + 2 * n_kept * weights,
         activations=found.activations * (max(n_at_once, 1) + is_recorded),
     )
+
+
+def _heaviest_path(space: SearchSpace) -> Path:
+    """Return the path of the operations with the most parameters."""
+    sizes = {
+        name: sum(weight.numel() for weight in OPERATIONS[name](4, 1, True).parameters())
+        for kind in space.kinds
+        for names in space.candidates(kind)
+        for name in names
+    }
+    parts = {
+        kind: [
+            torch.tensor([float(sizes[name]) for name in names]) for names in space.candidates(kind)
+        ]
+        for kind in space.kinds
+    }
+    return space.path(space.discretize(space.flatten(parts)))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -24,9 +25,10 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.fused import kernels_enabled
 from zoopt_nas.nas.networks.operations import Stochastic, seed_noise
+from zoopt_nas.nas.networks.space import Path
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import Batch, CandidateBatches, CandidateGroup
-from zoopt_nas.nas.settings.config import INNER_MODES, SearchConfig
+from zoopt_nas.nas.settings.config import INNER_MODES, MIXED, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
 
@@ -66,11 +68,13 @@ class BilevelObjective:
             in float32, since the rounding of bfloat16 exceeds the differences of candidates.
         candidates_per_batch: candidates evaluated at once; None chooses, see
             ``CandidateBatches``. It changes losses only by rounding.
+        single_path: whether a candidate is scored as its discrete cell, along that cell's path.
         fixed: batches that every call sees in place of the streams', with at least as many training
             batches as inner steps.
 
     Attributes:
         inner: as given.
+        single_path: as given.
         n_evaluations: number of candidates evaluated so far.
 
     Raises:
@@ -94,6 +98,7 @@ class BilevelObjective:
         execution: Execution | None = None,
         candidates_per_batch: int | None = None,
         fixed: Draw | None = None,
+        single_path: bool = False,
     ) -> None:
         if inner not in INNER_MODES:
             raise InvalidValueError(f"inner must be one of {', '.join(INNER_MODES)}, got {inner}")
@@ -114,6 +119,7 @@ class BilevelObjective:
         self._val_stream = val_stream
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
         self._n_val = val_batches
+        self.single_path = single_path
         self._fixed = fixed
         self._inner_lr = inner_lr
         self._inner_momentum = inner_momentum
@@ -124,6 +130,8 @@ class BilevelObjective:
         seed_noise(self._scratch, self._noise)
         # The released code steps other parameters than it trains (docs/deviations.md, B1).
         self._inner_optimizer = torch.optim.SGD(self._scratch.parameters(), lr=1.0)
+        if single_path and execution is not None:
+            execution = replace(execution, compile=False)  # paths differ from call to call
         self._step = WeightStep(
             cross_entropy_of(self._scratch),
             self._scratch,
@@ -174,6 +182,7 @@ class BilevelObjective:
             execution=execution,
             candidates_per_batch=config.candidates_per_batch,
             fixed=fixed,
+            single_path=config.paths != MIXED,
         )
 
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
@@ -191,6 +200,8 @@ class BilevelObjective:
                 f"got {tuple(alphas.shape)}"
             )
         draw = draw or self.draw()
+        if self.single_path:
+            return self._path_values(alphas, draw)
         images = draw.val[0][0]
         n_numbers = self.supernet.stem_channels * images.shape[0] * images[0, 0].numel()
         values = self._batches.evaluate(
@@ -215,8 +226,11 @@ class BilevelObjective:
             torch._foreach_copy_(list(self._scratch.parameters()), list(self.supernet.parameters()))
         return self._scratch
 
-    def fit(self, alpha: Tensor, draw: Draw) -> Supernet:
-        """Return the scratch network with omega*(alpha), trained on the batches of ``draw``."""
+    def fit(self, alpha: Tensor | Path, draw: Draw) -> Supernet:
+        """Return the scratch network with omega*(alpha), trained on the batches of ``draw``.
+
+        Along a path only the weights of the path are trained.
+        """
         network = self.start()
         self._inner_optimizer.param_groups[0].update(self._settings())
         start_momentum(self._inner_optimizer, self._momenta())
@@ -235,7 +249,7 @@ class BilevelObjective:
         self._noise.manual_seed(draw.noise_seed)
         return self._group.fit(start, self._flat_momentum(), alphas, draw.train, self._settings())
 
-    def val_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
+    def val_loss(self, network: Supernet, alpha: Tensor | Path, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the validation batches."""
         self._noise.manual_seed(draw.noise_seed + 1)
         return self._mean_loss(network, alpha, draw.val)
@@ -245,16 +259,10 @@ class BilevelObjective:
         self._noise.manual_seed(draw.noise_seed)
         return self._mean_loss(network, alpha, draw.train)
 
-    def mixture_loss(self, weights: Tensor, draw: Draw) -> Tensor:
-        """Return the mean cross-entropy () of the supernet's weights over the validation batches.
-
-        ``weights`` are architecture weights, as for ``Supernet.mix``.
-        """
-        network = self.start()
-        self._noise.manual_seed(draw.noise_seed + 1)
+    def path_loss(self, path: Path, draw: Draw) -> Tensor:
+        """Return the mean cross-entropy () along a path with the supernet's weights."""
         with torch.no_grad():
-            losses = [F.cross_entropy(network.mix(x, weights), y) for x, y in draw.val]
-            return torch.stack(losses).mean()
+            return self.val_loss(self.start(), path, draw)
 
     def set_drop_path(self, probability: float) -> None:
         """Set the probability with which paths are dropped in inner steps."""
@@ -296,12 +304,22 @@ class BilevelObjective:
             self._group.forget()
             raise
 
-    def _value(self, alpha: Tensor, draw: Draw) -> Tensor:
+    def _path_values(self, alphas: Tensor, draw: Draw) -> Tensor:
+        """Return the losses ``(n,)`` of the discrete cells of candidates, each computed once."""
+        space = self.supernet.space
+        paths = [space.path(space.discretize(alpha)) for alpha in alphas.detach().cpu()]
+        values = {path: self._value(path, draw) for path in dict.fromkeys(paths)}
+        self.n_evaluations += len(values)
+        return torch.stack([values[path] for path in paths])
+
+    def _value(self, alpha: Tensor | Path, draw: Draw) -> Tensor:
         network = self.fit(alpha, draw)
         with torch.no_grad():
             return self.val_loss(network, alpha, draw)
 
-    def _mean_loss(self, network: Supernet, alpha: Tensor, batches: Sequence[Batch]) -> Tensor:
+    def _mean_loss(
+        self, network: Supernet, alpha: Tensor | Path, batches: Sequence[Batch]
+    ) -> Tensor:
         losses = [F.cross_entropy(network(images, alpha), labels) for images, labels in batches]
         return torch.stack(losses).mean()
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from zoopt_nas import Solver, SolverState
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import Batch
 from zoopt_nas.nas.search.objective import BilevelObjective
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import MIXED, SearchConfig
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.steps.schedules import cosine
 from zoopt_nas.solvers import make_solver
@@ -79,6 +80,8 @@ class AlphaUpdater(ABC):
         trains: whether the supernet is trained.
         wants_eigenvalue: whether ``end_epoch`` needs the dominant eigenvalue.
         goes_back: whether a verdict may send the search back to an earlier epoch.
+        follows_paths: whether the method works on the paths of the setting ``paths``.
+        trains_paths: whether the method trains single paths of its own, by ``training_paths``.
         tries: what ``N_TRIED`` counts, for messages.
     """
 
@@ -87,6 +90,8 @@ class AlphaUpdater(ABC):
     trains: ClassVar[bool] = True
     wants_eigenvalue: ClassVar[bool] = False
     goes_back: ClassVar[bool] = False
+    follows_paths: ClassVar[bool] = False
+    trains_paths: ClassVar[bool] = False
     tries: ClassVar[str] = "candidates"
 
     @abstractmethod
@@ -96,6 +101,7 @@ class AlphaUpdater(ABC):
     def build(cls, config: SearchConfig, alpha: Tensor, seed: int) -> Self:
         """Check the settings, and return the updater of a search."""
         cls.check(config)
+        cls.check_paths(config)
         return cls(config, alpha, seed)
 
     @classmethod
@@ -109,6 +115,15 @@ class AlphaUpdater(ABC):
             raise InvalidValueError(
                 f"solver must have no options with {config.algo}, which uses none of them, "
                 f"got {', '.join(config.solver)}"
+            )
+
+    @classmethod
+    def check_paths(cls, config: SearchConfig) -> None:
+        """Refuse the single-path supernet if the method does not work on it."""
+        if config.paths != MIXED and not cls.follows_paths:
+            raise InvalidValueError(
+                f"paths must be mixed with {config.algo}, which needs the mixed supernet, "
+                f"got {config.paths}"
             )
 
     @property
@@ -125,6 +140,13 @@ class AlphaUpdater(ABC):
     def is_guided(self) -> bool:
         """Whether candidates are drawn around the gradient of L_val (Eq. 26)."""
         return False
+
+    def training_paths(self, space: SearchSpace, progress: float) -> list[Path]:
+        """Return the paths of a weight step, if the method trains paths.
+
+        ``progress`` is the elapsed fraction of all epochs.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def move_to(self, alpha: Tensor) -> None:
@@ -188,6 +210,7 @@ class ZeroOrderUpdater(AlphaUpdater):
     """
 
     kind = ZERO_ORDER
+    follows_paths = True
 
     def __init__(self, solver: Solver, alpha: Tensor, *, seed: int, schedule: str) -> None:
         self._solver = solver
@@ -232,7 +255,9 @@ class ZeroOrderUpdater(AlphaUpdater):
         solver = self._solver.scaled(factor)
         draw = objective.draw()
         # Eq. 26 centres the proposal at minus the gradient, on the batch that scores candidates.
-        guide = -objective.alpha_gradient(self.alpha, draw) if solver.uses_guide else None
+        # Along a path there is no gradient in alpha, and solvers draw around alpha.
+        has_guide = solver.uses_guide and not objective.single_path
+        guide = -objective.alpha_gradient(self.alpha, draw) if has_guide else None
         if guide is not None:  # a non-finite guide would make every candidate fail
             guide = torch.where(torch.isfinite(guide).all(), guide, 0.0)
         candidates = solver.ask(self._state, guide=guide)

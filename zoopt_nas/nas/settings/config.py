@@ -42,6 +42,11 @@ from zoopt_nas.nas.settings.setting import (
 )
 
 INNER_MODES = ("first", "second", "sgd")
+MIXED, UNIFORM, FAIR = PATHS = ("mixed", "uniform", "fair")
+# Settings of the mixed supernet, with the value that single paths need.
+_ONLY_MIXED = {"partial_channels": 1, "edge_normalization": False, "track_eigenvalue": False}
+# What single paths need: all channels, no weights of edges and no gradient in alpha.
+_OF_PATHS = {"partial_channels": 1, "edge_normalization": False, "track_eigenvalue": False}
 _SWITCH = ("auto", "off", "on")
 
 
@@ -134,6 +139,10 @@ class SearchConfig(RunConfig):
     algo: str = setting(
         "mgs", WHAT, "Method: rs, mgs, gld, darts1, darts2, ...",
         "mgs has the best trade-off in the paper (5).")
+    paths: str = setting(
+        MIXED, NETWORK, "Supernet: mixed; or single paths, drawn uniform or fair.",
+        "mixed: DARTS. With paths one operation per edge is trained and scored (paper 6).",
+        choices=PATHS)
     partial_channels: int = setting(
         1, NETWORK, "K: operations use 1/K of the channels.",
         "Saves memory with a different supernet; PC-DARTS: 4. 1 is the full one (paper).",
@@ -210,6 +219,12 @@ class SearchConfig(RunConfig):
             raise InvalidValueError(
                 f"warmup_epochs must be less than epochs ({self.epochs}), got {self.warmup_epochs}"
             )
+        for name, needed in _OF_PATHS.items() if self.paths != MIXED else ():
+            value = getattr(self, name)
+            if value != needed:
+                raise InvalidValueError(
+                    f"paths must be mixed with {name} {value}, got {self.paths}"
+                )
 
     @classmethod
     def defaults_for(cls, dataset: str, algo: str = "mgs", space: str = "s3") -> dict[str, Any]:

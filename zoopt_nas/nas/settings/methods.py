@@ -23,6 +23,7 @@ _TABLE = {
     "es": (GRADIENT, "robust:EarlyStopping"),
     "ada": (GRADIENT, "robust:AdaptiveRegularization"),
     "pc": (GRADIENT, "darts:PartialChannels"),
+    "gdas": (GRADIENT, "gdas:GumbelPaths"),
     "sdarts_rs": (GRADIENT, "smooth:RandomSmoothing"),
     "sdarts_adv": (GRADIENT, "smooth:AdversarialSmoothing"),
     "random": (RANDOM, "random_search:RandomArchitecture"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class WeightStep:
         else:
             self._compile()
 
-    def __call__(self, images: Tensor, labels: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
         """Take a step; return the reported loss () and the logits (batch, classes), detached.
 
         With a CUDA graph the next step overwrites the returned tensors.
@@ -90,7 +90,7 @@ class WeightStep:
         Args:
             images: ``(batch, channels, height, width)``.
             labels: ``(batch,)``.
-            more: Further arguments of ``compute``, such as alpha.
+            more: Further arguments of ``compute``, such as alpha. A CUDA graph takes only tensors.
         """
         if self._graph is not None:
             return self._graph(images, labels, *more)
@@ -105,10 +105,10 @@ class WeightStep:
         if self._graph is not None:
             self._graph.reset()
 
-    def _eager(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _eager(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         return self._step(self._compute, *inputs)
 
-    def _step(self, compute: Compute, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, compute: Compute, *inputs: Any) -> tuple[Tensor, Tensor]:
         with self._execution.precision():
             losses = compute(*inputs)
         weight_step(losses.total, self._optimizer, self._grad_clip, by_row=self._by_row)
@@ -121,7 +121,7 @@ class WeightStep:
         except RuntimeError as error:  # no compiler for this version of Python
             warn_not_compiled(error)
 
-    def _try(self, compute: Compute, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _try(self, compute: Compute, *inputs: Any) -> tuple[Tensor, Tensor]:
         """Take the first compiled step. If it fails, undo it and take an eager one."""
         self._is_tried = True
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]

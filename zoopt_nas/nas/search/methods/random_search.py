@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoopt_nas.nas.data.transfer import to_device
-from zoopt_nas.nas.networks.space import SearchSpace
-from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import AlphaUpdater, EpochEnd, Metrics, Verdict
 from zoopt_nas.nas.settings.config import SearchConfig
@@ -30,6 +28,7 @@ class RandomArchitecture(AlphaUpdater):
 
     kind = RANDOM
     trains = False
+    follows_paths = True
 
     def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None:
         self._draws = torch.Generator().manual_seed(seed)
@@ -66,16 +65,15 @@ class WeightSharingSearch(RandomArchitecture):
     """Random search with weight sharing (Li and Talwalkar, 2019).
 
     Every weight step trains one random architecture. At the end, random architectures are compared
-    with the shared weights (section 3.2). Operations outside the architecture have weight 0.
+    with the shared weights (section 3.2). Only the operations of the architecture are computed.
     """
 
     trains = True
+    trains_paths = True
 
-    def training_weights(
-        self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
-    ) -> Tensor:
-        """Return the weights of a random architecture."""
-        return self._weights(supernet.space, self._draw(self._alpha))
+    def training_paths(self, space: SearchSpace, progress: float) -> list[Path]:
+        """Return the path of a random architecture."""
+        return [_path(space, self._draw(self._alpha))]
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
         """Take the best of many architectures; a non-finite loss counts as failed."""
@@ -83,22 +81,16 @@ class WeightSharingSearch(RandomArchitecture):
         n = N_SAMPLES if end.is_last else N_SAMPLES_IN_BETWEEN
         alphas = [self._draw(self._alpha) for _ in range(n)]
         draw = objective.draw()
-        losses = torch.stack(
-            [objective.mixture_loss(self._weights(space, alpha), draw) for alpha in alphas]
-        )
+        losses = torch.stack([objective.path_loss(_path(space, alpha), draw) for alpha in alphas])
         ranks, n_finite = _ranks(losses)
         finalists = [alphas[k] for k in ranks[: min(n_finite, N_FINALISTS)]]
         if finalists:
-            tables = [self._weights(space, alpha) for alpha in finalists]
-            ranks, n_final = _ranks(_final_losses(tables, end))
+            paths = [_path(space, alpha) for alpha in finalists]
+            ranks, n_final = _ranks(_final_losses(paths, end))
             if n_final:
                 self._alpha = finalists[ranks[0]].to(self._alpha.device)
                 return Verdict(n_tried=n, n_failed=n - n_finite)
         return Verdict(n_tried=n, n_failed=n)
-
-    def _weights(self, space: SearchSpace, alpha: Tensor) -> Tensor:
-        """Return the architecture weights of a CPU alpha, on the search's device."""
-        return to_device([one_hot(space, alpha).to(alpha.dtype)], self._alpha.device)[0]
 
 
 def _ranks(losses: Tensor) -> tuple[list[int], int]:
@@ -108,7 +100,7 @@ def _ranks(losses: Tensor) -> tuple[list[int], int]:
     return order.tolist(), int(is_finite.sum())
 
 
-def _final_losses(tables: list[Tensor], end: EpochEnd) -> Tensor:
+def _final_losses(paths: list[Path], end: EpochEnd) -> Tensor:
     """Return the losses ``(n,)`` of architectures, all on the same batches and with the same noise.
 
     The batches are the whole validation part after the last epoch, else ``N_BATCHES_IN_BETWEEN``.
@@ -124,13 +116,13 @@ def _final_losses(tables: list[Tensor], end: EpochEnd) -> Tensor:
     for draw in draws:
         size = sum(len(labels) for _, labels in draw.val)
         if size > 1 or total is None:  # BatchNorm needs more than one image
-            losses = torch.stack([objective.mixture_loss(table, draw) for table in tables])
+            losses = torch.stack([objective.path_loss(path, draw) for path in paths])
             total = size * losses if total is None else total + size * losses
             n_images += size
     assert total is not None  # there is at least one batch
     return total / n_images
 
 
-def one_hot(space: SearchSpace, alpha: Tensor) -> Tensor:
-    """Return weights ``(n_edges, max candidates)``: 1 for operations of the architecture."""
-    return space.edge_table(space.discretize(alpha))
+def _path(space: SearchSpace, alpha: Tensor) -> Path:
+    """Return the path of the architecture of alpha."""
+    return space.path(space.discretize(alpha))
