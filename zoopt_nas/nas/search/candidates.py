@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.search.score import Scored
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, start_momentum
 
@@ -88,11 +89,12 @@ class CandidateGroup:
             step(images, labels, alphas)
         return weights.detach()
 
-    def mean_losses(self, weights: Tensor, alphas: Tensor, batches: Sequence[Batch]) -> Tensor:
-        """Return the mean cross-entropy ``(n,)`` of the candidates over ``batches``."""
+    def scored(self, weights: Tensor, alphas: Tensor, batches: Sequence[Batch]) -> list[Scored]:
+        """Return losses and logits of the candidates on each batch."""
         with torch.no_grad():
-            losses = [self._losses(*batch, weights, alphas).loss for batch in batches]
-            return torch.stack(losses).mean(0)
+            found = [self._losses(*batch, weights, alphas) for batch in batches]
+        pairs = zip(found, batches, strict=True)
+        return [Scored(one.loss, one.logits, labels) for one, (_, labels) in pairs]
 
     def forget(self) -> None:
         """Free what is kept for the next call."""

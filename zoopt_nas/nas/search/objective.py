@@ -14,7 +14,8 @@ One scratch copy of the supernet is refilled for every candidate, or holds the w
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -26,7 +27,8 @@ from zoopt_nas.nas.networks.fused import kernels_enabled
 from zoopt_nas.nas.networks.operations import Stochastic, seed_noise
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import Batch, CandidateBatches, CandidateGroup
-from zoopt_nas.nas.settings.config import INNER_MODES, SearchConfig
+from zoopt_nas.nas.search.score import Scored, value_of
+from zoopt_nas.nas.settings.config import INNER_MODES, SCORES, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
 
@@ -47,7 +49,7 @@ class Draw(NamedTuple):
 
 
 class BilevelObjective:
-    """``objective(alphas)`` maps ``(n, dim)`` to losses ``(n,)``.
+    """``objective(alphas)`` maps ``(n, dim)`` to values ``(n,)``: losses, by default.
 
     Args:
         supernet: holds the current weights omega.
@@ -62,6 +64,7 @@ class BilevelObjective:
         inner_momentum: whether the inner steps start from the momentum of ``optimizer``.
         grad_clip: bound on the gradient's norm in the M steps.
         val_batches: number of batches of L_val.
+        score: the value of a candidate: ``"loss"``, or ``"accuracy"``, see ``score.value_of``.
         execution: of the inner steps; None is float32. Losses and gradients in alpha are always
             in float32, since the rounding of bfloat16 exceeds the differences of candidates.
         candidates_per_batch: candidates evaluated at once; None chooses, see
@@ -74,7 +77,7 @@ class BilevelObjective:
         n_evaluations: number of candidates evaluated so far.
 
     Raises:
-        InvalidValueError: ``inner`` or a count is out of range.
+        InvalidValueError: ``inner``, ``score`` or a count is out of range.
     """
 
     def __init__(
@@ -91,12 +94,15 @@ class BilevelObjective:
         inner_momentum: bool = True,
         grad_clip: float | None = 5.0,
         val_batches: int = 1,
+        score: str = "loss",
         execution: Execution | None = None,
         candidates_per_batch: int | None = None,
         fixed: Draw | None = None,
     ) -> None:
         if inner not in INNER_MODES:
             raise InvalidValueError(f"inner must be one of {', '.join(INNER_MODES)}, got {inner}")
+        if score not in SCORES:
+            raise InvalidValueError(f"score must be one of {', '.join(SCORES)}, got {score}")
         if inner_steps < 0 or val_batches < 1:
             raise InvalidValueError(
                 "inner_steps must be at least 0 and val_batches at least 1, "
@@ -114,6 +120,7 @@ class BilevelObjective:
         self._val_stream = val_stream
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
         self._n_val = val_batches
+        self._score = score
         self._fixed = fixed
         self._inner_lr = inner_lr
         self._inner_momentum = inner_momentum
@@ -171,41 +178,54 @@ class BilevelObjective:
             inner_momentum=config.inner_momentum,
             grad_clip=config.grad_clip,
             val_batches=config.val_batches,
+            score=config.score,
             execution=execution,
             candidates_per_batch=config.candidates_per_batch,
             fixed=fixed,
         )
 
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
-        """Return the losses ``(n,)`` of candidates ``(n, dim)``, on the supernet's device.
+        """Return the values ``(n,)`` of candidates ``(n, dim)``, on the supernet's device.
 
-        A loss may be non-finite. It depends on the other candidates only by the rounding of
+        A value may be non-finite. It depends on the other candidates only by the rounding of
         candidates evaluated at once. ``draw`` None draws fresh batches.
 
         Raises:
             InvalidValueError: alphas has another shape.
         """
+        return self._evaluate(self._values, alphas, draw)
+
+    def batch_values(self, alphas: Tensor, draw: Draw) -> Tensor:
+        """Return the values ``(n, n_batches)`` on each validation batch of ``draw`` alone."""
+        return self._evaluate(partial(self._values, by_batch=True), alphas, draw)
+
+    def _evaluate(
+        self, function: Callable[[Tensor, Draw], Tensor], alphas: Tensor, draw: Draw | None
+    ) -> Tensor:
         if alphas.ndim != 2 or alphas.shape[0] < 1 or alphas.shape[1] != self.supernet.space.dim:
             raise InvalidValueError(
                 f"alphas must have shape (n, {self.supernet.space.dim}) with n of at least 1, "
                 f"got {tuple(alphas.shape)}"
             )
-        draw = draw or self.draw()
-        images = draw.val[0][0]
+        drawn = draw or self.draw()
+        images = drawn.val[0][0]
         n_numbers = self.supernet.stem_channels * images.shape[0] * images[0, 0].numel()
         values = self._batches.evaluate(
-            lambda part: self._values(part, draw), alphas.detach(), n_numbers
+            lambda part: function(part, drawn), alphas.detach(), n_numbers
         )
         self.n_evaluations += len(values)
         return values
 
-    def draw(self) -> Draw:
-        """Return the next batches of both streams, or the fixed ones."""
+    def draw(self, n_val: int | None = None) -> Draw:
+        """Return the next batches of both streams, or the fixed ones.
+
+        ``n_val`` is the number of validation batches; None is ``val_batches``.
+        """
         if self._fixed is not None:
             return self._fixed._replace(train=self._fixed.train[: self._n_train])
         return Draw(
             train=[self._train_stream.next_batch() for _ in range(self._n_train)],
-            val=[self._val_stream.next_batch() for _ in range(self._n_val)],
+            val=[self._val_stream.next_batch() for _ in range(n_val or self._n_val)],
             noise_seed=int(torch.randint(2**62, (), generator=self._seeds)),
         )
 
@@ -238,12 +258,12 @@ class BilevelObjective:
     def val_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the validation batches."""
         self._noise.manual_seed(draw.noise_seed + 1)
-        return self._mean_loss(network, alpha, draw.val)
+        return value_of("loss", _scored(network, alpha, draw.val))
 
     def train_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the training batches."""
         self._noise.manual_seed(draw.noise_seed)
-        return self._mean_loss(network, alpha, draw.train)
+        return value_of("loss", _scored(network, alpha, draw.train))
 
     def mixture_loss(self, weights: Tensor, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of the supernet's weights over the validation batches.
@@ -284,26 +304,28 @@ class BilevelObjective:
         self.n_evaluations = int(state["n_evaluations"])
         self._seeds.set_state(state["seeds"].cpu())  # a checkpoint may be loaded onto a GPU
 
-    def _values(self, alphas: Tensor, draw: Draw) -> Tensor:
-        """Return the losses ``(n,)`` of candidates that are evaluated at once."""
+    def _values(self, alphas: Tensor, draw: Draw, by_batch: bool = False) -> Tensor:
+        """Return the values of candidates that are evaluated at once, as the callers do."""
         if len(alphas) == 1 or not self._can_batch():
-            return torch.stack([self._value(alpha, draw) for alpha in alphas])
+            return torch.stack([self._value(alpha, draw, by_batch) for alpha in alphas])
         try:
             weights = self.fit_together(alphas, draw)
             self._noise.manual_seed(draw.noise_seed + 1)
-            return self._group.mean_losses(weights, alphas, draw.val)
+            return self._over_batches(self._group.scored(weights, alphas, draw.val), by_batch)
         except torch.OutOfMemoryError:
             self._group.forget()
             raise
 
-    def _value(self, alpha: Tensor, draw: Draw) -> Tensor:
+    def _value(self, alpha: Tensor, draw: Draw, by_batch: bool) -> Tensor:
         network = self.fit(alpha, draw)
+        self._noise.manual_seed(draw.noise_seed + 1)
         with torch.no_grad():
-            return self.val_loss(network, alpha, draw)
+            return self._over_batches(_scored(network, alpha, draw.val), by_batch)
 
-    def _mean_loss(self, network: Supernet, alpha: Tensor, batches: Sequence[Batch]) -> Tensor:
-        losses = [F.cross_entropy(network(images, alpha), labels) for images, labels in batches]
-        return torch.stack(losses).mean()
+    def _over_batches(self, scored: Sequence[Scored], by_batch: bool) -> Tensor:
+        if by_batch:
+            return torch.stack([value_of(self._score, [one]) for one in scored], -1)
+        return value_of(self._score, scored)
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings of the inner SGD."""
@@ -334,6 +356,12 @@ class BilevelObjective:
             torch.zeros_like(parameter) if momentum is None else momentum
             for momentum, parameter in zip(momenta, self.supernet.parameters(), strict=True)
         )
+
+
+def _scored(network: Supernet, alpha: Tensor, batches: Sequence[Batch]) -> list[Scored]:
+    """Return loss and logits of one candidate on each batch."""
+    logits = ((network(images, alpha), labels) for images, labels in batches)
+    return [Scored(F.cross_entropy(x, labels), x, labels) for x, labels in logits]
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

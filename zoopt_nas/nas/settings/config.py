@@ -42,6 +42,7 @@ from zoopt_nas.nas.settings.setting import (
 )
 
 INNER_MODES = ("first", "second", "sgd")
+SCORES = ("loss", "accuracy")
 _SWITCH = ("auto", "off", "on")
 
 
@@ -171,6 +172,14 @@ class SearchConfig(RunConfig):
     val_batches: int = setting(
         1, ALPHA, "Batches that score a candidate.", "Released; not in the paper.",
         rule=POSITIVE_INTEGER)
+    score: str = setting(
+        "loss", ALPHA, "Value of a candidate: loss; accuracy, ties broken by the loss.",
+        "loss: paper. accuracy (zoopt-nas) is for zero-order methods "
+        "([noise](noise.md#score)).", choices=SCORES)
+    noise_aware: bool = setting(
+        False, ALPHA, "Fit widths and validation batches to the noise.",
+        "zoopt-nas, for zero-order methods: widths, the temperature of mgs and val_batches follow "
+        "measurements in each epoch ([noise](noise.md)).")
     sigma_schedule: str = setting(
         "cosine", ALPHA, "Search width: cosine or constant.",
         "Over the epochs in which alpha moves. cosine: released scripts; constant: their default.",
