@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -64,8 +65,9 @@ class NoiseGauge:
         """Measure floor and spread, and choose the factor and the number of batches.
 
         The factor is the smallest at which the spread is positive and at least ``MIN_RATIO``
-        floors, looked for in steps of 2 from the last factor, or else ``MAX_FACTOR``. If fewer than
-        two candidates have a finite value, the last choice stays.
+        floors, looked for in steps of 2 from the last factor. If there is none, it is
+        ``MAX_FACTOR`` if all values are equal there, else 1. If fewer than two candidates have a
+        finite value, the last choice stays.
 
         Args:
             x: the iterate ``(dim,)``.
@@ -79,7 +81,7 @@ class NoiseGauge:
         if math.isnan(floor):
             return
         self.floor = floor
-        factor, found = self._choose(lambda factor: values(candidates(factor)), can_widen)
+        factor, found = self._choose(cache(lambda k: values(candidates(k))), can_widen)
         spread = _spread(found)
         if math.isnan(spread):
             return
@@ -121,15 +123,19 @@ class NoiseGauge:
         self, values_at: Callable[[float], Tensor], can_widen: bool
     ) -> tuple[float, Tensor]:
         """Return the factor, and the values at it."""
-        factor, found = self.factor, values_at(self.factor)
+        factor = self.factor
         if not can_widen:
-            return factor, found
-        if self._clears(found):
-            while factor > 1 and self._clears(narrower := values_at(factor / 2)):
-                factor, found = factor / 2, narrower
-        while factor < MAX_FACTOR and not self._clears(found):
-            factor, found = 2 * factor, values_at(2 * factor)
-        return factor, found
+            return factor, values_at(factor)
+        while factor < MAX_FACTOR and not self._clears(values_at(factor)):
+            factor *= 2
+        if not self._clears(values_at(factor)):
+            # Wider moves at random are worse than short ones, but where all values are equal, any
+            # other place is better.
+            factor = factor if _spread(values_at(factor)) == 0 else 1.0
+            return factor, values_at(factor)
+        while factor > 1 and self._clears(values_at(factor / 2)):
+            factor /= 2
+        return factor, values_at(factor)
 
     def _clears(self, values: Tensor) -> bool:
         spread = _spread(values)
@@ -153,8 +159,11 @@ def _finite(values: Tensor) -> Tensor:
 
 def _spread(values: Tensor) -> float:
     """Return the standard deviation of candidates' mean values; NaN for fewer than two."""
-    rows = _finite(values)
-    return float(rows.mean(1).std()) if len(rows) > 1 else math.nan
+    means = _finite(values).mean(1)
+    if len(means) < 2:
+        return math.nan
+    # Rounding would give equal values a small deviation.
+    return float(means.std()) if means.min() < means.max() else 0.0
 
 
 def _batch_noise(values: Tensor) -> float:
