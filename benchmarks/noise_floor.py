@@ -1,9 +1,10 @@
-"""The noise floor of a search, and the spread of its candidates by width (docs/noise.md).
+"""How much the values of candidates differ by their distance from alpha (docs/noise.md).
 
-    python benchmarks/noise_floor.py DATASET [--steps 5 240] [--algos rs mgs gld] [--seed 0]
+    python benchmarks/noise_floor.py DATASET [--steps 5 60] [--distances 1e-6 0.1 0.4 1.6]
 
-After so many weight steps at the first alpha, candidates are evaluated at several times the widths
-of the solver. The last columns are what `--noise-aware` chooses from these values.
+After so many weight steps at the first alpha of an `rs` search, four candidates in random
+directions are evaluated at each distance, on one draw of four validation batches. Prints the
+standard deviation of their values. Next to alpha it is the noise floor.
 """
 
 from __future__ import annotations
@@ -11,77 +12,46 @@ from __future__ import annotations
 import argparse
 
 import torch
-from torch import Tensor
+from torch.nn import functional as F
 
-from zoopt_nas import Solver
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
-from zoopt_nas.nas.search.noise import N_PROBES, NoiseGauge
-from zoopt_nas.nas.search.updater import config_solver
+from zoopt_nas.nas.search.noise import N_BATCHES, N_PROBES
 from zoopt_nas.nas.settings.config import SearchConfig
 
 SIZE = {
-    "n_train": 2000, "image_size": 16, "init_channels": 4, "n_cells": 3, "inner_steps": 10,
-    "batch_size": 64,
+    "n_train": 2000, "init_channels": 8, "n_cells": 4, "inner_steps": 10, "batch_size": 64,
+    "epochs": 50,
 }  # fmt: skip
-FACTORS = (1.0, 4.0, 16.0)
-
-
-def row_of(search: Search, solver: Solver) -> tuple[str, ...]:
-    """Return floor, spreads, factor and batches of a solver, on one draw."""
-    objective, alpha, gauge = search._objective, search.alpha, NoiseGauge(1)
-    draw = objective.draw(gauge.n_drawn)
-    guide = -objective.alpha_gradient(alpha, draw) if solver.uses_guide else None
-
-    def candidates(factor: float) -> Tensor:
-        state, wide = solver.init(alpha, rng=0), solver.stretched(factor)
-        rows: Tensor = wide.ask(state, guide=guide)
-        while len(rows) < N_PROBES:
-            rows = torch.cat([rows, wide.ask(state, guide=guide)])
-        return rows
-
-    found: dict[bytes, Tensor] = {}
-
-    def values(alphas: Tensor) -> Tensor:
-        """Evaluate the same candidates only once."""
-        key = alphas.numpy().tobytes()
-        if key not in found:
-            found[key] = objective.batch_values(alphas, draw)
-        return found[key]
-
-    spreads = [float(values(candidates(k)).double().mean(1).std()) for k in FACTORS]
-    gauge.measure(alpha, candidates, values)
-    shown = ", ".join(f"{spread:.1e}" for spread in spreads)
-    return f"{gauge.floor:.1e}", shown, f"{gauge.factor:g}", str(gauge.val_batches)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a table with a row for each number of weight steps."""
     parser = argparse.ArgumentParser()
     parser.add_argument("dataset")
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 240])
-    parser.add_argument("--algos", nargs="+", default=["rs", "mgs", "gld"])
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 60])
+    parser.add_argument("--distances", type=float, nargs="+", default=[1e-6, 0.1, 0.4, 1.6])
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     config = SearchConfig.for_dataset(asked.dataset, "rs", seed=asked.seed, device="cpu", **SIZE)
     search = Search(config, prepare(config))
     search.begin_epoch()
-    print("| weight steps | solver | floor | spread at 1, 4, 16 times | factor | batches |")
-    print("|---|---|---|---|---|---|")
+    rng = torch.Generator().manual_seed(asked.seed)
+    print("| weight steps | " + " | ".join(f"at {d:g}" for d in asked.distances) + " |")
+    print("|---" * (1 + len(asked.distances)) + "|")
     n_done = 0
     for n_steps in asked.steps:
         for _ in range(n_steps - n_done):
             images, labels = search._streams["train"].next_batch()
             search._step(images, labels, search.supernet.edge_weights(search.alpha))
         n_done = n_steps
-        for algo in asked.algos:
-            solver = config_solver(SearchConfig.for_dataset(asked.dataset, algo))
-            print(
-                "|",
-                " | ".join([str(n_steps), f"`{algo}`", *row_of(search, solver)]),
-                "|",
-                flush=True,
-            )
+        draw = search._objective.draw(N_BATCHES)
+        directions = F.normalize(torch.randn(N_PROBES, len(search.alpha), generator=rng), dim=1)
+        spreads = []
+        for distance in asked.distances:
+            values = search._objective.batch_values(search.alpha + distance * directions, draw)
+            spreads.append(f"{float(values.double().mean(1).std()):.2e}")
+        print("|", " | ".join([str(n_steps), *spreads]), "|", flush=True)
 
 
 if __name__ == "__main__":
