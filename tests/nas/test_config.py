@@ -52,6 +52,8 @@ SEARCH = COMMON | {
     "inner_momentum": False,
     "inner_amp": "bf16",
     "val_batches": 3,
+    "score": "accuracy",
+    "noise_aware": True,
     "sigma_schedule": "constant",
     "solver": {"schedule": "adaptive", "max_radius": 3.0, "min_radius": 0.5, "direction": "ball"},
     "candidates_per_batch": 3,

@@ -15,7 +15,8 @@ from zoopt_nas.nas.search.methods import darts, random_search
 from zoopt_nas.nas.search.methods.darts import FirstOrder
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.run import resume_search, run_search
-from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, ZeroOrderUpdater, config_solver
+from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED
+from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater, config_solver
 from zoopt_nas.nas.settings.config import SearchConfig
 
 # With N = 2: samples, pairs, radii and x itself; in two steps an epoch.

@@ -12,7 +12,7 @@ from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.runs import setup
 from zoopt_nas.nas.search import updater
 from zoopt_nas.nas.search.run import resume_search, run_search
-from zoopt_nas.nas.search.updater import ZeroOrderUpdater
+from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
 from zoopt_nas.nas.steps.execution import Execution
 
 

@@ -8,7 +8,7 @@ import torch
 from zoopt_nas import nas
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.search.updater import config_solver
+from zoopt_nas.nas.search.zero_order import config_solver
 from zoopt_nas.nas.settings.config import SearchConfig
 
 RELEASED_SPACES = {"s1": 0.2, "s2": 0.2, "s3": 0.2, "s4": 0.2, "darts": 0.025}

@@ -74,7 +74,8 @@ def test_every_setting_of_a_run_stays_but_those_of_its_execution(stopped):
         if isinstance(value, bool):
             changed = not value
         elif isinstance(value, str):
-            changed = {"auto": "off", "cosine": "constant", "sgd": "first"}.get(value, "cpu:0")
+            others = {"auto": "off", "cosine": "constant", "sgd": "first", "loss": "accuracy"}
+            changed = others.get(value, "cpu:0")
             changed = "bf16" if name == "inner_amp" else changed
         elif isinstance(value, dict):
             changed = {"n_samples": 7}

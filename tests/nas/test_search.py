@@ -24,7 +24,7 @@ from zoopt_nas.nas.search.algorithm import METHODS, Search
 from zoopt_nas.nas.search.methods import describe_method
 from zoopt_nas.nas.search.methods.darts import GradientUpdater
 from zoopt_nas.nas.search.run import resume_search, run_search
-from zoopt_nas.nas.search.updater import ZeroOrderUpdater
+from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
 
 ALGOS = ("rs", "mgs", "gld", "darts1", "darts2")
 COLUMNS = {

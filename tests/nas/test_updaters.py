@@ -16,7 +16,8 @@ from zoopt_nas.nas.search.methods.darts import (
     first_order_gradient,
     second_order_gradient,
 )
-from zoopt_nas.nas.search.updater import AlphaUpdater, ZeroOrderUpdater
+from zoopt_nas.nas.search.updater import AlphaUpdater
+from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
 from zoopt_nas.nas.settings.config import SearchConfig
 
 # --- Adam on alpha -------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.search.run import resume_search as resume_search
     from zoopt_nas.nas.search.run import run_search as run_search
     from zoopt_nas.nas.search.updater import AlphaUpdater as AlphaUpdater
-    from zoopt_nas.nas.search.updater import ZeroOrderUpdater as ZeroOrderUpdater
+    from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater as ZeroOrderUpdater
     from zoopt_nas.nas.settings.config import SearchConfig as SearchConfig
     from zoopt_nas.nas.settings.config import TrainConfig as TrainConfig
     from zoopt_nas.nas.steps.devices import free_memory as free_memory
@@ -141,10 +141,8 @@ _EXPORTS = {
         "resume_search",
         "run_search",
     ),
-    "search.updater": (
-        "AlphaUpdater",
-        "ZeroOrderUpdater",
-    ),
+    "search.updater": ("AlphaUpdater",),
+    "search.zero_order": ("ZeroOrderUpdater",),
     "settings.config": (
         "SearchConfig",
         "TrainConfig",

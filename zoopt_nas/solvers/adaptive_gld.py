@@ -103,6 +103,11 @@ class AdaptiveGLD(Solver):
         check_bool("deterministic", self.deterministic)
 
     @property
+    def compares_batches(self) -> bool:
+        """Yes: candidates are compared with the last value of x."""
+        return True
+
+    @property
     def _max_radius(self) -> float:
         return 1.0 if self.max_radius is None else self.max_radius
 

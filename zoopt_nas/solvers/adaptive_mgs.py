@@ -93,6 +93,11 @@ class AdaptiveMGS(Solver):
             )
 
     @property
+    def compares_batches(self) -> bool:
+        """Yes: a quadratic model is fitted to the values of several batches."""
+        return True
+
+    @property
     def _sigma(self) -> float:
         return 1.0 if self.sigma is None else self.sigma
 

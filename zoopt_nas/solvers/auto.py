@@ -135,6 +135,11 @@ class Auto(Solver):
         if self.noisy is not None:
             check_bool("noisy", self.noisy)
 
+    @property
+    def compares_batches(self) -> bool:
+        """Yes: its solvers do, and so does their race."""
+        return True
+
     def prepared(self, task: Task) -> Auto:
         """Return a copy that knows the budget, and whether the objective is noisy."""
         return replace(

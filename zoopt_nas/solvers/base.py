@@ -88,7 +88,8 @@ class Solver(ABC):
             is sensible. While all values are equal or missing, the base class looks farther away.
         keeps_bounds: whether all candidates lie within ``state.lower`` and ``state.upper``.
         annealed: the fields that ``scaled`` multiplies.
-        lengths: the fields that are lengths in units of x, or None.
+        lengths: the fields that are lengths in units of x, or None; `stretched` multiplies them.
+        value_scales: the fields that are in units of the objective.
         inner_states: the classes that ``state.inner`` may consist of: IntEnums, and dataclasses of
             numbers, arrays and each other. No other class is read from a checkpoint.
 
@@ -103,6 +104,7 @@ class Solver(ABC):
     keeps_bounds: ClassVar[bool] = False
     annealed: ClassVar[tuple[str, ...]] = ()
     lengths: ClassVar[tuple[str, ...]] = ()
+    value_scales: ClassVar[tuple[str, ...]] = ()
     inner_states: ClassVar[tuple[type, ...]] = ()
 
     @property
@@ -113,6 +115,14 @@ class Solver(ABC):
     @property
     def antithetic(self) -> bool:
         """Whether rows 2k and 2k + 1 of each batch are x + d and x - d."""
+        return False
+
+    @property
+    def compares_batches(self) -> bool:
+        """Whether values of different batches are compared.
+
+        An objective that drifts makes that wrong, so an architecture search refuses the solver.
+        """
         return False
 
     def init(
@@ -231,6 +241,15 @@ class Solver(ABC):
         """Return a copy whose ``annealed`` fields are multiplied by ``factor`` > 0."""
         factor = check_positive("factor", factor)
         return replace(self, **{name: getattr(self, name) * factor for name in self.annealed})
+
+    def stretched(self, factor: float) -> Self:
+        """Return a copy whose ``lengths``, if given, are multiplied by ``factor`` > 0.
+
+        A run may go on with it, unless the solver ``adapts_steps``: its lengths are the first ones.
+        """
+        factor = check_positive("factor", factor)
+        given = {name: getattr(self, name) for name in self.lengths}
+        return replace(self, **{k: v * factor for k, v in given.items() if v is not None})
 
     def prepared(self, task: Task) -> Solver:
         """Return the solver for a run of `minimize`: itself, unless it depends on the task."""

@@ -81,6 +81,14 @@ class CMA(Solver):
         check_choice("covariance", self.covariance, COVARIANCES)
 
     @property
+    def compares_batches(self) -> bool:
+        """Whether values that stop changing end a run: only the restarts look at several batches.
+
+        Mean, step size and covariance follow from the ranks within each batch.
+        """
+        return self.restart
+
+    @property
     def _sigma(self) -> float:
         return 1.0 if self.sigma is None else self.sigma
 

@@ -61,6 +61,7 @@ class GLD(Solver):
 
     name: ClassVar[str] = "gld"
     evaluates_iterate: ClassVar[bool] = True
+    lengths: ClassVar[tuple[str, ...]] = ("max_radius", "min_radius")
 
     max_radius: float = 1.0
     min_radius: float | None = None
@@ -91,6 +92,11 @@ class GLD(Solver):
             check_positive("h_scale", self.h_scale)
         check_choice("direction", self.direction, DIRECTIONS)
         check_bool("deterministic", self.deterministic)
+
+    @property
+    def compares_batches(self) -> bool:
+        """Whether the value of x is kept from an earlier batch."""
+        return self.deterministic
 
     def radii(self, dim: int, n_steps: int = 0) -> list[float]:
         """Return the radius of each candidate of step ``n_steps``, largest first.

@@ -57,6 +57,7 @@ class LIZO(Solver):
     """
 
     name: ClassVar[str] = "lizo"
+    lengths: ClassVar[tuple[str, ...]] = ("smoothing",)
     inner_states: ClassVar[tuple[type, ...]] = (LIZOState,)
 
     learning_rate: float = 0.1

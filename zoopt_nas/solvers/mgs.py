@@ -62,6 +62,8 @@ class MGS(Solver):
     name: ClassVar[str] = "mgs"
     uses_guide: ClassVar[bool] = True
     annealed: ClassVar[tuple[str, ...]] = ("sigma",)
+    lengths: ClassVar[tuple[str, ...]] = ("sigma",)
+    value_scales: ClassVar[tuple[str, ...]] = ("temperature",)
     inner_states: ClassVar[tuple[type, ...]] = (MGSState,)
 
     sigma: float = 0.025

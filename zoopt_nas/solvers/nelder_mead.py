@@ -114,6 +114,11 @@ class NelderMead(Solver):
         check_positive("tolerance", self.tolerance)
 
     @property
+    def compares_batches(self) -> bool:
+        """Yes: a new corner is compared with the values of the others."""
+        return True
+
+    @property
     def _scale(self) -> float:
         return 1.0 if self.step is None else self.step
 

@@ -45,6 +45,11 @@ class QuasiNewton(Solver):
         if self.n_samples is not None:
             check_positive_int("n_samples", self.n_samples)
 
+    @property
+    def compares_batches(self) -> bool:
+        """Yes: a line search compares with the value of its start."""
+        return True
+
     def _has_basis(self, dim: int) -> bool:
         """Return whether a step measures the whole gradient."""
         return dim <= descent.MAX_BASIS_DIM and (self.n_samples is None or self.n_samples >= dim)

@@ -46,6 +46,7 @@ class RS(Solver):
     """
 
     name: ClassVar[str] = "rs"
+    lengths: ClassVar[tuple[str, ...]] = ("smoothing",)
 
     learning_rate: float = 0.02
     smoothing: float = 0.01

@@ -52,7 +52,7 @@ class Snapshot(Search):
             self._optimizer,
             self._streams["inner"],
             self._streams["val"],
-            config,
+            config.replace(score="loss"),
             seed=0,  # not used, since the draw is fixed
             inner=inner if is_gradient else "sgd",
             execution=self.setup.execution,

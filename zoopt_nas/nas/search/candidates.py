@@ -8,15 +8,18 @@ gets its loss and weights as if computed alone, up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from zoopt_nas.nas.networks.operations import Stochastic
 from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.search.score import Scored
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, start_momentum
 
@@ -88,11 +91,12 @@ class CandidateGroup:
             step(images, labels, alphas)
         return weights.detach()
 
-    def mean_losses(self, weights: Tensor, alphas: Tensor, batches: Sequence[Batch]) -> Tensor:
-        """Return the mean cross-entropy ``(n,)`` of the candidates over ``batches``."""
+    def scored(self, weights: Tensor, alphas: Tensor, batches: Sequence[Batch]) -> list[Scored]:
+        """Return losses and logits of the candidates on each batch."""
         with torch.no_grad():
-            losses = [self._losses(*batch, weights, alphas).loss for batch in batches]
-            return torch.stack(losses).mean(0)
+            found = [self._losses(*batch, weights, alphas) for batch in batches]
+        pairs = zip(found, batches, strict=True)
+        return [Scored(one.loss, one.logits, labels) for one, (_, labels) in pairs]
 
     def forget(self) -> None:
         """Free what is kept for the next call."""
@@ -203,3 +207,24 @@ def _measured(function: Callable[[Tensor], Tensor], alphas: Tensor) -> tuple[Ten
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + reserve
     return values, max(int(FREE_MEMORY_FRACTION * free / taken), 1)
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the concatenated values of all tensors."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def scratch_copy(supernet: Supernet) -> Supernet:
+    """Return a copy in training mode whose BatchNorm tracks no running statistics."""
+    generators = {
+        id(module.generator): module.generator
+        for module in supernet.modules()
+        if isinstance(module, Stochastic)
+    }
+    # A generator cannot be copied: the memo makes deepcopy keep it.
+    scratch = copy.deepcopy(supernet, dict(generators)).train()
+    for module in scratch.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return scratch

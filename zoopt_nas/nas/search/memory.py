@@ -15,6 +15,7 @@ from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.runs.memory import MemoryEstimate, estimate
 from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.search.candidates import batch_size
+from zoopt_nas.nas.search.noise import MAX_VAL_BATCHES
 from zoopt_nas.nas.search.updater import AlphaUpdater
 from zoopt_nas.nas.settings.config import MIXED, SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
@@ -63,6 +64,9 @@ def memory_of(
     n_inner = config.inner_steps if config.inner == "sgd" else 1
     batch = min(config.batch_size, max(n_train, n_val))
     n_numbers = supernet.stem_channels * batch * dataset.image_size**2
+    n_val_batches = config.val_batches
+    if config.noise_aware:
+        n_val_batches = max(n_val_batches, MAX_VAL_BATCHES)
     per_batch, cpu_kernels = config.candidates_per_batch, execution.cpu_kernels
     n_at_once = batch_size(per_batch, n_candidates, n_numbers, device, cpu_kernels)
     if n_at_once > 1:  # PyTorch's operators compute batched candidates, and need more memory
@@ -75,7 +79,7 @@ def memory_of(
         dataset,
         sizes=(batch, min(EVAL_BATCH_SIZE, n_val)),
         n_copies=N_COPIES + (n_at_once if n_at_once > 1 else 0),
-        n_batches=1 + n_inner + config.val_batches,
+        n_batches=1 + n_inner + n_val_batches,
         generators=[noise],
     )
     enable_kernels(supernet, execution.cpu_kernels)

@@ -13,24 +13,34 @@ One scratch copy of the supernet is refilled for every candidate, or holds the w
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.fused import kernels_enabled
-from zoopt_nas.nas.networks.operations import Stochastic, seed_noise
+from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.space import Path
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.candidates import Batch, CandidateBatches, CandidateGroup
-from zoopt_nas.nas.settings.config import INNER_MODES, MIXED, SearchConfig
+from zoopt_nas.nas.search.candidates import (
+    Batch,
+    CandidateBatches,
+    CandidateGroup,
+    flat,
+    scratch_copy,
+)
+from zoopt_nas.nas.search.score import Scored, value_of
+from zoopt_nas.nas.settings.config import INNER_MODES, MIXED, SCORES, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
+
+Points = Tensor | Sequence[Path]
+"""Candidates: alphas ``(n, dim)``, or the paths of discrete cells."""
 
 
 class Stream(Protocol):
@@ -49,7 +59,7 @@ class Draw(NamedTuple):
 
 
 class BilevelObjective:
-    """``objective(alphas)`` maps ``(n, dim)`` to losses ``(n,)``.
+    """``objective(alphas)`` maps ``(n, dim)`` to values ``(n,)``: losses, by default.
 
     Args:
         supernet: holds the current weights omega.
@@ -64,6 +74,7 @@ class BilevelObjective:
         inner_momentum: whether the inner steps start from the momentum of ``optimizer``.
         grad_clip: bound on the gradient's norm in the M steps.
         val_batches: number of batches of L_val.
+        score: the value of a candidate: ``"loss"``, or ``"accuracy"``, see ``score.value_of``.
         execution: of the inner steps; None is float32. Losses and gradients in alpha are always
             in float32, since the rounding of bfloat16 exceeds the differences of candidates.
         candidates_per_batch: candidates evaluated at once; None chooses, see
@@ -78,7 +89,7 @@ class BilevelObjective:
         n_evaluations: number of candidates evaluated so far.
 
     Raises:
-        InvalidValueError: ``inner`` or a count is out of range.
+        InvalidValueError: ``inner``, ``score`` or a count is out of range.
     """
 
     def __init__(
@@ -95,6 +106,7 @@ class BilevelObjective:
         inner_momentum: bool = True,
         grad_clip: float | None = 5.0,
         val_batches: int = 1,
+        score: str = "loss",
         execution: Execution | None = None,
         candidates_per_batch: int | None = None,
         fixed: Draw | None = None,
@@ -102,6 +114,8 @@ class BilevelObjective:
     ) -> None:
         if inner not in INNER_MODES:
             raise InvalidValueError(f"inner must be one of {', '.join(INNER_MODES)}, got {inner}")
+        if score not in SCORES:
+            raise InvalidValueError(f"score must be one of {', '.join(SCORES)}, got {score}")
         if inner_steps < 0 or val_batches < 1:
             raise InvalidValueError(
                 "inner_steps must be at least 0 and val_batches at least 1, "
@@ -120,13 +134,14 @@ class BilevelObjective:
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
         self._n_val = val_batches
         self.single_path = single_path
+        self._score = score
         self._fixed = fixed
         self._inner_lr = inner_lr
         self._inner_momentum = inner_momentum
         self._grad_clip = grad_clip if inner == "sgd" else None
         self._seeds = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(next(supernet.parameters()).device)
-        self._scratch = _scratch_copy(supernet)
+        self._scratch = scratch_copy(supernet)
         seed_noise(self._scratch, self._noise)
         # The released code steps other parameters than it trains (docs/deviations.md, B1).
         self._inner_optimizer = torch.optim.SGD(self._scratch.parameters(), lr=1.0)
@@ -179,6 +194,7 @@ class BilevelObjective:
             inner_momentum=config.inner_momentum,
             grad_clip=config.grad_clip,
             val_batches=config.val_batches,
+            score=config.score,
             execution=execution,
             candidates_per_batch=config.candidates_per_batch,
             fixed=fixed,
@@ -186,37 +202,49 @@ class BilevelObjective:
         )
 
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
-        """Return the losses ``(n,)`` of candidates ``(n, dim)``, on the supernet's device.
+        """Return the values ``(n,)`` of candidates ``(n, dim)``, on the supernet's device.
 
-        A loss may be non-finite. It depends on the other candidates only by the rounding of
+        A value may be non-finite. It depends on the other candidates only by the rounding of
         candidates evaluated at once. ``draw`` None draws fresh batches.
 
         Raises:
             InvalidValueError: alphas has another shape.
         """
+        return self._evaluate(self._values, alphas, draw)
+
+    def batch_values(self, alphas: Tensor, draw: Draw) -> Tensor:
+        """Return the values ``(n, n_batches)`` on each validation batch of ``draw`` alone."""
+        return self._evaluate(partial(self._values, by_batch=True), alphas, draw)
+
+    def _evaluate(
+        self, function: Callable[[Points, Draw], Tensor], alphas: Tensor, draw: Draw | None
+    ) -> Tensor:
         if alphas.ndim != 2 or alphas.shape[0] < 1 or alphas.shape[1] != self.supernet.space.dim:
             raise InvalidValueError(
                 f"alphas must have shape (n, {self.supernet.space.dim}) with n of at least 1, "
                 f"got {tuple(alphas.shape)}"
             )
-        draw = draw or self.draw()
+        drawn = draw or self.draw()
         if self.single_path:
-            return self._path_values(alphas, draw)
-        images = draw.val[0][0]
+            return self._path_values(function, alphas, drawn)
+        images = drawn.val[0][0]
         n_numbers = self.supernet.stem_channels * images.shape[0] * images[0, 0].numel()
         values = self._batches.evaluate(
-            lambda part: self._values(part, draw), alphas.detach(), n_numbers
+            lambda part: function(part, drawn), alphas.detach(), n_numbers
         )
         self.n_evaluations += len(values)
         return values
 
-    def draw(self) -> Draw:
-        """Return the next batches of both streams, or the fixed ones."""
+    def draw(self, n_val: int | None = None) -> Draw:
+        """Return the next batches of both streams, or the fixed ones.
+
+        ``n_val`` is the number of validation batches; None is ``val_batches``.
+        """
         if self._fixed is not None:
             return self._fixed._replace(train=self._fixed.train[: self._n_train])
         return Draw(
             train=[self._train_stream.next_batch() for _ in range(self._n_train)],
-            val=[self._val_stream.next_batch() for _ in range(self._n_val)],
+            val=[self._val_stream.next_batch() for _ in range(n_val or self._n_val)],
             noise_seed=int(torch.randint(2**62, (), generator=self._seeds)),
         )
 
@@ -252,12 +280,12 @@ class BilevelObjective:
     def val_loss(self, network: Supernet, alpha: Tensor | Path, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the validation batches."""
         self._noise.manual_seed(draw.noise_seed + 1)
-        return self._mean_loss(network, alpha, draw.val)
+        return value_of("loss", _scored(network, alpha, draw.val))
 
     def train_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the training batches."""
         self._noise.manual_seed(draw.noise_seed)
-        return self._mean_loss(network, alpha, draw.train)
+        return value_of("loss", _scored(network, alpha, draw.train))
 
     def path_loss(self, path: Path, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () along a path with the supernet's weights."""
@@ -292,36 +320,38 @@ class BilevelObjective:
         self.n_evaluations = int(state["n_evaluations"])
         self._seeds.set_state(state["seeds"].cpu())  # a checkpoint may be loaded onto a GPU
 
-    def _values(self, alphas: Tensor, draw: Draw) -> Tensor:
-        """Return the losses ``(n,)`` of candidates that are evaluated at once."""
-        if len(alphas) == 1 or not self._can_batch():
-            return torch.stack([self._value(alpha, draw) for alpha in alphas])
+    def _values(self, alphas: Points, draw: Draw, by_batch: bool = False) -> Tensor:
+        """Return the values of candidates that are evaluated at once, as the callers do."""
+        if not isinstance(alphas, Tensor) or len(alphas) == 1 or not self._can_batch():
+            return torch.stack([self._value(alpha, draw, by_batch) for alpha in alphas])
         try:
             weights = self.fit_together(alphas, draw)
             self._noise.manual_seed(draw.noise_seed + 1)
-            return self._group.mean_losses(weights, alphas, draw.val)
+            return self._over_batches(self._group.scored(weights, alphas, draw.val), by_batch)
         except torch.OutOfMemoryError:
             self._group.forget()
             raise
 
-    def _path_values(self, alphas: Tensor, draw: Draw) -> Tensor:
-        """Return the losses ``(n,)`` of the discrete cells of candidates, each computed once."""
+    def _path_values(
+        self, function: Callable[[Points, Draw], Tensor], alphas: Tensor, draw: Draw
+    ) -> Tensor:
+        """Return the values of the discrete cells of candidates, each computed once."""
         space = self.supernet.space
         paths = [space.path(space.discretize(alpha)) for alpha in alphas.detach().cpu()]
-        values = {path: self._value(path, draw) for path in dict.fromkeys(paths)}
+        values = {path: function([path], draw)[0] for path in dict.fromkeys(paths)}
         self.n_evaluations += len(values)
         return torch.stack([values[path] for path in paths])
 
-    def _value(self, alpha: Tensor | Path, draw: Draw) -> Tensor:
+    def _value(self, alpha: Tensor | Path, draw: Draw, by_batch: bool) -> Tensor:
         network = self.fit(alpha, draw)
+        self._noise.manual_seed(draw.noise_seed + 1)
         with torch.no_grad():
-            return self.val_loss(network, alpha, draw)
+            return self._over_batches(_scored(network, alpha, draw.val), by_batch)
 
-    def _mean_loss(
-        self, network: Supernet, alpha: Tensor | Path, batches: Sequence[Batch]
-    ) -> Tensor:
-        losses = [F.cross_entropy(network(images, alpha), labels) for images, labels in batches]
-        return torch.stack(losses).mean()
+    def _over_batches(self, scored: Sequence[Scored], by_batch: bool) -> Tensor:
+        if by_batch:
+            return torch.stack([value_of(self._score, [one]) for one in scored], -1)
+        return value_of(self._score, scored)
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings of the inner SGD."""
@@ -354,22 +384,7 @@ class BilevelObjective:
         )
 
 
-def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the concatenated values of all tensors."""
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
-
-
-def _scratch_copy(supernet: Supernet) -> Supernet:
-    """Return a copy in training mode whose BatchNorm tracks no running statistics."""
-    generators = {
-        id(module.generator): module.generator
-        for module in supernet.modules()
-        if isinstance(module, Stochastic)
-    }
-    # A generator cannot be copied: the memo makes deepcopy keep it.
-    scratch = copy.deepcopy(supernet, dict(generators)).train()
-    for module in scratch.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-    return scratch
+def _scored(network: Supernet, alpha: Tensor | Path, batches: Sequence[Batch]) -> list[Scored]:
+    """Return loss and logits of one candidate on each batch."""
+    logits = ((network(images, alpha), labels) for images, labels in batches)
+    return [Scored(F.cross_entropy(x, labels), x, labels) for x, labels in logits]

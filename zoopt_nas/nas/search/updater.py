@@ -1,16 +1,13 @@
-"""The updates of alpha: one protocol for every method, and its zero-order implementation."""
+"""The updates of alpha: one protocol for every method."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
-import torch
 from torch import Tensor
 
-from zoopt_nas import Solver, SolverState
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
@@ -18,8 +15,6 @@ from zoopt_nas.nas.search.candidates import Batch
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.settings.config import MIXED, SearchConfig
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
-from zoopt_nas.nas.steps.schedules import cosine
-from zoopt_nas.solvers import make_solver
 
 Metrics = dict[str, Any]
 """Measurements of an update by name: floats or 0-d tensors on any device."""
@@ -106,11 +101,23 @@ class AlphaUpdater(ABC):
 
     @classmethod
     def check(cls, config: SearchConfig) -> None:
-        """Refuse settings that the method cannot use: by default, any solver options.
+        """Refuse settings that the method cannot use.
+
+        By default these are solver options, ``noise_aware``, and, unless the method is zero-order,
+        another ``score`` than the loss.
 
         Raises:
             InvalidValueError: there is one.
         """
+        if config.score != "loss" and cls.kind != ZERO_ORDER:
+            raise InvalidValueError(
+                f"score must be loss with {config.algo}, a {cls.kind} method, got {config.score}"
+            )
+        if config.noise_aware:
+            raise InvalidValueError(
+                f"noise_aware must be false with {config.algo}, which does not measure noise, "
+                "got true"
+            )
         if config.solver:
             raise InvalidValueError(
                 f"solver must have no options with {config.algo}, which uses none of them, "
@@ -187,96 +194,3 @@ class AlphaUpdater(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
-
-
-def config_solver(config: SearchConfig) -> Solver:
-    """Return the solver of a zero-order search, with its options."""
-    options = dict(config.solver)
-    n_samples = options.pop("n_samples", None)
-    solver = make_solver(config.algo, options)
-    # Every solver defines which of its fields N sets.
-    return solver if n_samples is None else solver.with_n_samples(n_samples)
-
-
-class ZeroOrderUpdater(AlphaUpdater):
-    """Runs a solver of ``zoopt_nas.SOLVERS`` on alpha: one ask and tell per update (Alg. 1).
-
-    Args:
-        solver: the solver.
-        alpha: the starting point ``(dim,)``.
-        seed: seeds the draws of the solver.
-        schedule: ``"cosine"`` scales the solver's ``annealed`` fields down with ``progress`` (the
-            released scripts: sigma of MGS); ``"constant"`` keeps them.
-    """
-
-    kind = ZERO_ORDER
-    follows_paths = True
-
-    def __init__(self, solver: Solver, alpha: Tensor, *, seed: int, schedule: str) -> None:
-        self._solver = solver
-        self._schedule = schedule
-        self._state = solver.init(alpha, rng=seed)
-
-    @classmethod
-    def build(cls, config: SearchConfig, alpha: Tensor, seed: int) -> Self:
-        """Return the updater with the solver that the config names."""
-        return cls(config_solver(config), alpha, seed=seed, schedule=config.sigma_schedule)
-
-    @classmethod
-    def check(cls, config: SearchConfig) -> None:
-        """Refuse solver options that the solver does not have."""
-        config_solver(config)
-
-    @property
-    def alpha(self) -> Tensor:
-        """The iterate of the solver."""
-        alpha: Tensor = self._state.x
-        return alpha
-
-    @property
-    def n_candidates(self) -> int:
-        """Number of candidates of the first ask."""
-        zeros = torch.zeros(len(self.alpha))
-        state = self._solver.init(zeros, rng=0)
-        return len(self._solver.ask(state, guide=zeros if self.is_guided else None))
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether the solver takes a guide."""
-        return self._solver.uses_guide
-
-    def move_to(self, alpha: Tensor) -> None:
-        """Set the iterate of the solver."""
-        self._state.x = alpha.to(self._state.x, copy=True)
-
-    def step(self, objective: BilevelObjective, progress: float) -> Metrics:
-        """Ask for candidates, evaluate them, tell their losses."""
-        factor = cosine(progress, 1.0, 1.0, 0.0) if self._schedule == "cosine" else 1.0
-        solver = self._solver.scaled(factor)
-        draw = objective.draw()
-        # Eq. 26 centres the proposal at minus the gradient, on the batch that scores candidates.
-        # Along a path there is no gradient in alpha, and solvers draw around alpha.
-        has_guide = solver.uses_guide and not objective.single_path
-        guide = -objective.alpha_gradient(self.alpha, draw) if has_guide else None
-        if guide is not None:  # a non-finite guide would make every candidate fail
-            guide = torch.where(torch.isfinite(guide).all(), guide, 0.0)
-        candidates = solver.ask(self._state, guide=guide)
-        values = objective(candidates, draw)
-        solver.tell(self._state, candidates, values)
-        annealed = {name: getattr(solver, name) for name in solver.annealed}
-        # The solver adapts and reports a field that is None.
-        annealed = {name: value for name, value in annealed.items() if value is not None}
-        counts = {N_TRIED: len(values), N_FAILED: (~torch.isfinite(values)).sum()}
-        return {**self._state.metrics, **annealed, **counts}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the solver."""
-        state = self._state.to_dict()
-        arrays = {name: torch.from_numpy(array) for name, array in state["arrays"].items()}
-        return {"arrays": arrays, "meta": json.dumps(state["meta"])}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of the solver."""
-        arrays = {name: tensor.cpu().numpy() for name, tensor in state["arrays"].items()}
-        data = {"arrays": arrays, "meta": json.loads(state["meta"])}
-        self._state = SolverState.from_dict(data, self._solver.inner_states)

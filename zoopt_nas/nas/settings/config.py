@@ -43,10 +43,9 @@ from zoopt_nas.nas.settings.setting import (
 
 INNER_MODES = ("first", "second", "sgd")
 MIXED, UNIFORM, FAIR = PATHS = ("mixed", "uniform", "fair")
-# Settings of the mixed supernet, with the value that single paths need.
-_ONLY_MIXED = {"partial_channels": 1, "edge_normalization": False, "track_eigenvalue": False}
 # What single paths need: all channels, no weights of edges and no gradient in alpha.
 _OF_PATHS = {"partial_channels": 1, "edge_normalization": False, "track_eigenvalue": False}
+SCORES = ("loss", "accuracy")
 _SWITCH = ("auto", "off", "on")
 
 
@@ -184,6 +183,14 @@ class SearchConfig(RunConfig):
     val_batches: int = setting(
         1, ALPHA, "Batches that score a candidate.", "Released; not in the paper.",
         rule=POSITIVE_INTEGER)
+    score: str = setting(
+        "loss", ALPHA, "Value of a candidate: loss; accuracy, ties broken by the loss.",
+        "loss: paper. accuracy (zoopt-nas) is for zero-order methods "
+        "([noise](noise.md#score)).", choices=SCORES)
+    noise_aware: bool = setting(
+        False, ALPHA, "Fit widths and validation batches to the noise.",
+        "zoopt-nas, for zero-order methods: widths, the temperature of mgs and val_batches follow "
+        "measurements in each epoch ([noise](noise.md)).")
     sigma_schedule: str = setting(
         "cosine", ALPHA, "Search width: cosine or constant.",
         "Over the epochs in which alpha moves. cosine: released scripts; constant: their default.",

@@ -49,6 +49,9 @@ _SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
     "mgs": {"n_samples": 4, "sigma": 0.2, "temperature": 0.01, "mixing": 1e-3},
     # The paper gives no numbers for GLD, either. zoopt-nas: radii 2, 1, 1/2, 1/4.
     "gld": {"schedule": "search", "max_radius": 2.0, "min_radius": 0.25},
+    # zoopt-nas, on the scale of alpha: near that of mgs, since all coordinates move at once. N is
+    # 4 + floor(3 ln dim), which the covariance needs. A restart would go back to the first alpha.
+    "cma": {"sigma": 0.3, "restart": False},
 }
 # Released run_search.sh, for the space without `none`: sigma 0.025.
 _DARTS_SIGMA = 0.025
@@ -60,13 +63,13 @@ _PRESETS: dict[str, dict[str, Any]] = {
     # would cost eight times as much as Tables 3 and 5 say.
     "paper": {
         "update_period": None, "sigma_schedule": "constant", "inner": "sgd", "inner_steps": 10,
-        "inner_momentum": False,
+        "inner_momentum": False, "score": "loss", "noise_aware": False,
     },
     # run_search*.sh, but with the inner learning rate of the landscape scripts, because in the
     # search script the candidates' optimizer trains nothing (docs/deviations.md, B1).
     "released": {
         "update_period": None, "sigma_schedule": "cosine", "inner": "sgd", "inner_steps": 10,
-        "inner_lr": 0.001, "inner_momentum": False,
+        "inner_lr": 0.001, "inner_momentum": False, "score": "loss", "noise_aware": False,
     },
 }  # fmt: skip
 _PRESET_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {

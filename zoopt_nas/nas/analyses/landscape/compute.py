@@ -35,7 +35,9 @@ def _updater(search: Snapshot, method: str, path_lr: float, seed: int) -> AlphaU
     """Return a method as in a search, except for the learning rate of DARTS."""
     is_same = method == search.config.algo
     options = search.config.solver if is_same else solver_options(method, search.config.space)
-    config = search.config.replace(algo=method, solver=dict(options), alpha_lr=path_lr)
+    config = search.config.replace(
+        algo=method, solver=dict(options), alpha_lr=path_lr, score="loss", noise_aware=False
+    )
     return METHODS[method].build(config, search.alpha, seed)
 
 

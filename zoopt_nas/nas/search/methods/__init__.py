@@ -6,13 +6,18 @@ import warnings
 from collections.abc import Iterator, Mapping
 
 from zoopt_nas.errors import EntryPointError, UnknownNameError
-from zoopt_nas.nas.search.updater import AlphaUpdater, ZeroOrderUpdater
+from zoopt_nas.nas.search.methods.race import Race
+from zoopt_nas.nas.search.updater import AlphaUpdater
+from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
 from zoopt_nas.nas.settings.methods import BASELINES
-from zoopt_nas.solvers import SOLVERS
+from zoopt_nas.solvers import SOLVERS, Auto
 
 
 class _Methods(Mapping[str, type[AlphaUpdater]]):
-    """Every solver, run by ``ZeroOrderUpdater``, and every entry of ``BASELINES``."""
+    """Every solver, run by ``ZeroOrderUpdater``, and every entry of ``BASELINES``.
+
+    The exception is ``auto``, whose solvers compare values of different updates: it is ``Race``.
+    """
 
     def __contains__(self, name: object) -> bool:
         return name in SOLVERS or name in BASELINES
@@ -22,7 +27,7 @@ class _Methods(Mapping[str, type[AlphaUpdater]]):
             raise UnknownNameError("method", name, self)
         if name in SOLVERS:
             if not BASELINES.is_built_in(name):
-                return ZeroOrderUpdater
+                return Race if SOLVERS[name] is Auto else ZeroOrderUpdater
             warnings.warn(
                 f"{name} is the built-in baseline, not the solver {name} of another package; "
                 "a search needs that solver under another name",
