@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tiny_supernets import DARTS_SPACES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -278,7 +279,7 @@ def plain_forward(net: DartsSupernet, x: Tensor, alpha: Tensor) -> Tensor:
 )
 @pytest.mark.parametrize(
     "space",
-    [*(SPACES[name] for name in SPACES if name != "darts"), RAGGED],
+    [*(space for name, space in DARTS_SPACES.items() if name != "darts"), RAGGED],
     ids=lambda space: space.name,
 )
 def test_forward_against_a_plain_rewrite(space: DartsSpace, stem: str, training: bool):
