@@ -76,9 +76,10 @@ def search(
         return
     console.say(result.genotype)
     if last:
+        kind, graph = next(iter(result.genotype.cells.items()))
         console.say(
             f"supernet validation accuracy {last['val_accuracy']:.2%}, "
-            f"{last['skip_connections']} of 8 normal edges are skip connections"
+            f"{last['skip_connections']} of {len(graph.edges)} {kind} edges are skip connections"
         )
     console.say_reduced(reduced)
     console.say(f"run folder: {result.run_dir}")

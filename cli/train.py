@@ -30,7 +30,9 @@ from .options import (
 )
 
 _SOURCE = "Run folder of a search, file with a genotype, its published string, or DARTS_V2."
-_PROTOCOL = "Published settings: rdarts, sdarts, darts, imagenet. Other options override it."
+_PROTOCOL = (
+    "Published settings: rdarts, sdarts, darts, imagenet, nasbench201. Other options override it."
+)
 _SPACE = "Where the genotype was found; rdarts sizes depend on it."
 _FIRST = (
     "dataset", "protocol", "space", "seed", "config",

@@ -11,6 +11,7 @@ from tiny_supernets import NOISY, TINY, Setup, flat_weights, setup
 from torch import Tensor
 
 from zoopt_nas.nas.networks.darts_space import DartsSpace
+from zoopt_nas.nas.networks.space import SearchSpace
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.objective import Draw
 from zoopt_nas.nas.steps.execution import Execution
@@ -41,9 +42,17 @@ def assert_same(made: Setup, n: int = 3, size: int = 3, **options) -> Tensor:
 # --- Losses and weights --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("space", ["s1", "s3", "s4", "darts"])
+@pytest.mark.parametrize("space", ["s1", "s3", "s4", "darts", "nasbench201"])
 def test_spaces(space: str):
     assert_same(setup(SPACES[space]), grad_clip=0.3, inner_steps=2)
+
+
+@pytest.mark.parametrize("space", [TINY, SPACES["nasbench201"]], ids=lambda space: space.name)
+def test_nesterov(space: SearchSpace):
+    made = setup(space, nesterov=True)
+    found = assert_same(made, inner_steps=2)
+    plain = assert_same(setup(space), inner_steps=2)
+    assert float((found - plain).abs().max()) > 1e-6  # the setting counts
 
 
 @pytest.mark.parametrize("trained", [True, False], ids=["buffers", "fresh"])

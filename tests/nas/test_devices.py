@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from simulated_device import CUDA, Device, OnDevice, kinds, on
+from tiny_supernets import supernet_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -20,10 +21,10 @@ from zoopt_nas import Solver, minimize
 from zoopt_nas.nas.data.augmentation import Augmentation, Transform
 from zoopt_nas.nas.data.batches import BatchStream, sequential_batches
 from zoopt_nas.nas.data.image_sets import HostImageSet, ImageSet, LazyImageSet
-from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.genotype import Genotype
-from zoopt_nas.nas.networks.operations import seed_noise
+from zoopt_nas.nas.networks.operations import Noise, seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.retraining.training import Training
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
@@ -126,9 +127,9 @@ def test_an_evaluation_waits_only_where_it_is_read(kind, files, device: Device):
 # --- Supernets and candidates --------------------------------------------------------------------
 
 
-def supernet(space: str, where: torch.device, drop: float = 0.2) -> DartsSupernet:
+def supernet(space: str, where: torch.device, drop: float = 0.2) -> Supernet:
     with seeded_init(0):
-        net = DartsSupernet(SPACES[space], 3, 4, 2, in_channels=1).double().to(where)
+        net = supernet_of(SPACES[space], 3, 4, 3, in_channels=1).double().to(where)
     seed_noise(net, torch.Generator(where).manual_seed(0))
     net.drop_path_probability = drop
     return net
@@ -171,9 +172,9 @@ def test_pytorch_finds_no_mismatch_in_a_forward_pass(space):
     """By PyTorch's own rules for devices: shapes and devices without numbers."""
     with FakeTensorMode(), CUDA:
         # Noise draws from a generator of its device, which needs a driver.
-        net = DartsSupernet(SPACES[space], 3, 4, 2, in_channels=1).eval()
+        net = supernet_of(SPACES[space], 3, 4, 3, in_channels=1).eval()
         alpha = torch.zeros(SPACES[space].dim)
-        if "noise" in SPACES[space].normal[0]:
+        if any(isinstance(module, Noise) for module in net.modules()):
             seed_noise(net, None)
         logits = net(torch.zeros(4, 1, 8, 8), alpha)
         assert (tuple(logits.shape), logits.device) == ((4, 3), CUDA)

@@ -27,7 +27,7 @@ from zoopt_nas.errors import (
 from zoopt_nas.nas.exports import formats as export_formats
 from zoopt_nas.nas.exports import run as export_run
 from zoopt_nas.nas.exports.source import NetworkFacts, source_of
-from zoopt_nas.nas.networks import standalone
+from zoopt_nas.nas.networks import standalone, standalone_darts
 from zoopt_nas.nas.networks.darts_network import DartsNetwork
 from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
 from zoopt_nas.nas.networks.operations import OPERATIONS
@@ -85,8 +85,12 @@ def test_the_standalone_network_is_the_network(operation, size, stem):
     genotype = Genotype(edges, edges, normal_concat=(3, 2), reduce_concat=(3,))
     network = DartsNetwork(genotype, 5, 4, 4, in_channels=2, stem=stem).eval()
     spread(network)
-    built = {"cifar": standalone.CifarStem, "imagenet": standalone.ImageNetStem}[stem](2, 4)
-    alone = standalone.Network(genotype.to_dict(), built, 5, 4, n_cells=4, reductions=(1, 2)).eval()
+    built = {"cifar": standalone_darts.CifarStem, "imagenet": standalone_darts.ImageNetStem}[stem](
+        2, 4
+    )
+    alone = standalone_darts.Network(
+        genotype.to_dict(), built, 5, 4, n_cells=4, reductions=(1, 2)
+    ).eval()
     assert alone.state_dict().keys() == network.state_dict().keys()
     alone.load_state_dict(network.state_dict())
     images = torch.randn(3, 2, size, size, generator=torch.Generator().manual_seed(0))

@@ -1,12 +1,13 @@
-"""Every baseline on every space at its real size: one epoch of a narrow supernet."""
+"""Every baseline on every space at its real size, every method on NAS-Bench-201: one epoch."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from zoopt_nas import nas
 from zoopt_nas.nas.networks.spaces import SPACES
-from zoopt_nas.nas.search.methods import random_search
+from zoopt_nas.nas.search.methods import METHODS, random_search
 from zoopt_nas.nas.settings.methods import BASELINES
 
 
@@ -18,14 +19,38 @@ def test_a_search_ends_with_a_genotype_of_the_space(algo, space, npz, monkeypatc
         str(npz),
         algo,
         **{"space": space, "epochs": 1, "warmup_epochs": 0, "n_train": 32, "batch_size": 16},
-        **{"init_channels": 4, "n_cells": 1, "cutout": 0, "device": "cpu"},
+        **{"init_channels": 4, "n_cells": 3 if space == "nasbench201" else 1},
+        **{"cutout": 0, "device": "cpu"},
     )
     found = nas.run_search(config)
-    there = {name for names in SPACES[space].normal for name in names} - {"none"}
-    operations = [name for name, _ in found.genotype.edges("normal")]
-    assert len(operations) == 8
+    kind = SPACES[space].kinds[0]
+    there = {name for names in SPACES[space].candidates(kind) for name in names}
+    operations = [name for name, _, _ in found.genotype.cells[kind].edges]
+    if space == "nasbench201":
+        assert len(operations) == 6
+    else:
+        assert len(operations) == 8
+        there -= {"none"}
     assert set(operations) <= there
     if algo != "random":
         (row,) = found.metrics
         assert 0 < row["val_loss"] < 10
         assert (row["updates"], row["evaluations"]) == (1, 0)
+
+
+@pytest.mark.parametrize("algo", [algo for algo in METHODS if algo not in BASELINES])
+def test_a_zero_order_search_ends_with_a_cell_of_nasbench201(algo, npz):
+    config = nas.SearchConfig.for_dataset(
+        str(npz),
+        algo,
+        **{"space": "nasbench201", "epochs": 1, "warmup_epochs": 0, "n_train": 32},
+        **{"batch_size": 16, "init_channels": 4, "n_cells": 3, "inner_steps": 1, "device": "cpu"},
+    )
+    found = nas.run_search(config)
+    assert isinstance(found.genotype, nas.NasBench201Genotype)
+    assert found.alpha.shape == (30,)
+    assert not torch.equal(found.alpha, SPACES["nasbench201"].init_alpha(rng=config.seed))
+    (row,) = found.metrics
+    assert 0 < row["val_loss"] < 10
+    assert row["updates"] > 0
+    assert row["evaluations"] > row["updates"]

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from tiny_supernets import DARTS_SPACES
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,7 +71,7 @@ def edge_by_edge(net: DartsSupernet, images: Tensor, alpha: Tensor, n_parts: int
 
 @pytest.mark.parametrize("n_parts", [2, 4])
 @pytest.mark.parametrize("form", ["cpu_kernels", "joined", "one by one"])
-@pytest.mark.parametrize("space", list(SPACES))
+@pytest.mark.parametrize("space", DARTS_SPACES)
 @pytest.mark.parametrize("side", [8, 11])
 @pytest.mark.parametrize("normalized", [False, True])
 def test_a_partial_supernet_equals_its_definition(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_supernets import DARTS_SPACES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -84,7 +85,7 @@ def values_and_gradients(model: nn.Module, images: Tensor, alpha: Tensor) -> lis
 @pytest.mark.parametrize("form", ["cpu_kernels", "joined", "one by one"])
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("space", list(SPACES))
+@pytest.mark.parametrize("space", DARTS_SPACES)
 def test_a_supernet_equals_its_plain_form(space, training, dtype, form, monkeypatch):
     if form == "cpu_kernels" and library(dtype) is None:
         pytest.skip("no C compiler")

@@ -19,8 +19,10 @@ from matplotlib.text import Text
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.drawing.cell_layout import Box, lay_out_cell
 from zoopt_nas.nas.drawing.plots import draw_alpha, draw_cell, draw_curves, draw_genotype
+from zoopt_nas.nas.networks.architecture import Architecture, CellGraph
 from zoopt_nas.nas.networks.darts_space import cell_edges
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, GENOTYPES, Genotype
+from zoopt_nas.nas.networks.nasbench201 import NasBench201Genotype
 from zoopt_nas.nas.networks.spaces import SPACES
 
 V1, V2 = GENOTYPES["DARTS_V1"], GENOTYPES["DARTS_V2"]
@@ -38,8 +40,11 @@ CHAIN = (
 )
 EXTREME = Genotype(FAN, CHAIN, (2, 3, 4, 5), (5,))
 
+# Of the single cell of NAS-Bench-201.
+EDGES_201 = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
-def found(space: str, seed: int) -> Genotype:
+
+def found(space: str, seed: int) -> Architecture:
     return SPACES[space].discretize(SPACES[space].init_alpha(rng=seed))
 
 
@@ -79,8 +84,10 @@ def curve_points(line: PathPatch) -> np.ndarray:
     return points
 
 
-def edges_of(genotype: Genotype, kind: str) -> list[tuple[int, int]]:
+def edges_of(genotype: Architecture, kind: str) -> list[tuple[int, int]]:
     """(source, target) of every arrow: the genotype's, then those into the output."""
+    if isinstance(genotype, NasBench201Genotype):
+        return [*EDGES_201, (3, 4)]
     edges = genotype.edges(kind)
     inner = [(source, 2 + i // 2) for i, (_, source) in enumerate(edges)]
     return inner + [(node, 2 + len(edges) // 2) for node in genotype.concat(kind)]
@@ -132,7 +139,8 @@ def test_nothing_overlaps(name):
     figure = drawn(name)
     labels = boxes(figure, r"\w+-edge-\d+-label")
     nodes = boxes(figure, r"\w+-node-\d")
-    assert (len(labels), len(nodes)) == (16, 14)
+    is_201 = isinstance(CASES[name], NasBench201Genotype)
+    assert (len(labels), len(nodes)) == ((6, 5) if is_201 else (16, 14))
     for a, b in combinations([*labels.items(), *nodes.items()], 2):
         assert not a[1].overlaps(b[1]), (a, b)
     width, height = figure.get_size_inches()
@@ -140,7 +148,7 @@ def test_nothing_overlaps(name):
         assert box.width / 2 < box.x < width - box.width / 2
         assert box.height / 2 < box.y < height - box.height / 2
     # Curves: none under the label of another, none through a node that it does not join.
-    for kind in CELL_KINDS:
+    for kind in ("cell",) if is_201 else CELL_KINDS:
         lines = by_id(figure, rf"{kind}-edge-\d+")
         for i, (source, target) in enumerate(edges_of(CASES[name], kind)):
             mine = {f"{kind}-edge-{i}-label", f"{kind}-node-{source}", f"{kind}-node-{target}"}
@@ -179,12 +187,30 @@ def test_columns_follow_the_longest_path():
 
 @pytest.mark.parametrize("n_nodes", [1, 2, 6])
 def test_cells_of_other_sizes(n_nodes):
-    edges = [("sep_conv_3x3", source) for node in range(n_nodes) for source in (node, node + 1)]
-    drawing = lay_out_cell(edges, range(2, 2 + n_nodes), lambda text: 0.9)
+    edges = tuple(
+        ("sep_conv_3x3", source, 2 + node) for node in range(n_nodes) for source in (node, node + 1)
+    )
+    names, outputs = tuple(map(str, range(2 + n_nodes))), tuple(range(2, 2 + n_nodes))
+    drawing = lay_out_cell(CellGraph("cell", names, 2, edges, outputs), lambda text: 0.9)
     assert len(drawing.nodes) == n_nodes + 3
     labels = [arrow.label for arrow in drawing.arrows if arrow.label]
     assert len(labels) == 2 * n_nodes
     assert not any(a.overlaps(b) for a, b in combinations([*labels, *drawing.nodes], 2))
+
+
+def test_an_edge_without_an_operation_is_faint_and_dotted():
+    names = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "none")
+    figure = draw_cell(NasBench201Genotype(names), "cell")
+    lines = [by_id(figure, f"cell-edge-{i}")[f"cell-edge-{i}"] for i in range(7)]
+    heads = [by_id(figure, f"cell-edge-{i}-head")[f"cell-edge-{i}-head"] for i in range(7)]
+    for i in (0, 5):
+        assert lines[i].get_alpha() == heads[i].get_alpha() < 0.6
+        assert lines[i].get_linewidth() < min(line.get_linewidth() for line in lines[1:5])
+        styles = {str(line.get_linestyle()) for line in (*lines[1:5], lines[6])}
+        assert str(lines[i].get_linestyle()) not in styles
+        (label,) = by_id(figure, f"cell-edge-{i}-label-text").values()
+        assert (label.get_text(), label.get_alpha()) == ("none", None)  # it reads well
+    assert {artist.get_alpha() for artist in (*lines[1:5], lines[6], *heads[1:5])} == {None}
 
 
 def test_families_differ_in_colour_and_line_and_read_well_on_white():
@@ -291,8 +317,8 @@ def test_heat_map_holds_the_softmax(name):
     space = SPACES[name]
     alpha = space.init_alpha(rng=4, scale=1.0)
     figure = draw_alpha(space, alpha)
-    edges = cell_edges(space.n_nodes)
-    for axes, kind in zip(figure.axes[: len(CELL_KINDS)], CELL_KINDS, strict=True):
+    kinds, edges = (("cell",), EDGES_201) if name == "nasbench201" else (CELL_KINDS, cell_edges())
+    for axes, kind in zip(figure.axes[: len(kinds)], kinds, strict=True):
         operations = [label.get_text() for label in axes.get_xticklabels()]
         assert set(operations) == {op for ops in space.candidates(kind) for op in ops}
         assert [label.get_text() for label in axes.get_yticklabels()] == [
@@ -330,6 +356,28 @@ def test_heat_map_frames_what_the_genotype_keeps():
             (op, source, 2 + i // 2)
             for i, (op, source) in enumerate(space.discretize(alpha).edges(kind))
         }
+
+
+def test_heat_map_of_the_single_cell_of_nasbench201():
+    space = SPACES["nasbench201"]
+    alpha = torch.zeros(6, 5)
+    best = (0, 4, 3, 2, 1, 0)
+    alpha[range(6), best] = 1.0
+    figure = draw_alpha(space, alpha.flatten())
+    panel, colorbar = figure.axes
+    assert panel.get_title() == "Cell"
+    assert panel.get_ylabel() == "edge (node 0 is the input)"
+    assert colorbar.get_ylabel() == "softmax weight"
+    shown = [label.get_text() for label in panel.get_xticklabels()]
+    assert shown == ["none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3"]
+    framed = {
+        tuple(np.round(patch.get_center()).astype(int))
+        for patch in panel.patches
+        if patch.get_gid().startswith("cell-chosen")
+    }
+    assert framed == {
+        (shown.index(space.operations[choice]), row) for row, choice in enumerate(best)
+    }
 
 
 def test_heat_map_takes_rows_and_lists():

@@ -11,14 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_supernets import DARTS_SPACES
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.darts_network import DartsNetwork
 from zoopt_nas.nas.networks.darts_space import DartsSpace, cell_edges
-from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.spaces import SPACES, space_from_json
 
 DIMS = {"s1": 56, "s2": 56, "s3": 84, "s4": 56, "darts": 196, "darts_none": 224}
+DIMS["nasbench201"] = 30
 
 # Zela et al. (2020): n = none, k = skip, m = max pool, a = average pool, s3 = sep_conv_3x3,
 # d3, d5 = dil_conv_3x3, dil_conv_5x5; columns: source > node, normal, reduce.
@@ -60,7 +62,7 @@ RAGGED = DartsSpace(
     normal=tuple(_LISTS[i % 5] for i in range(14)),
     reduce=tuple(_LISTS[(3 * i + 1) % 5] for i in range(14)),
 )
-ALL = [*SPACES.values(), RAGGED]
+ALL = [*DARTS_SPACES.values(), RAGGED]
 
 
 def plain_discretize(space: DartsSpace, alpha: list[float]) -> dict[str, list[tuple[str, int]]]:
@@ -294,7 +296,7 @@ def test_discretize_agrees_on_permuted_candidates():
 @pytest.mark.parametrize("name", SPACES)
 def test_a_space_comes_back_from_json(name):
     space = dataclasses.replace(SPACES[name], edge_normalization=name == "s1")
-    assert DartsSpace.from_json(space.to_json()) == space
+    assert space_from_json(space.to_json()) == space
 
 
 @pytest.mark.parametrize(
@@ -305,16 +307,16 @@ def test_a_space_comes_back_from_json(name):
         ({"name": 3}, InvalidValueError, "must have a name"),
         ({"normal": [["none"], "x"]}, InvalidValueError, "normal must list the names"),
         ({"normal": [["skip"]] * 14}, UnknownNameError, "unknown operation 'skip'"),
-        ({"more": 1}, InvalidValueError, "space must have the fields name, normal, reduce"),
+        ({"more": 1}, InvalidValueError, "space must have the fields type, name, normal, reduce"),
     ],
 )
 def test_json_that_is_no_space_is_refused(change, error, message):
     fields = json.loads(SPACES["s2"].to_json()) | change
     with pytest.raises(error, match=message):
-        DartsSpace.from_json(json.dumps(fields))
+        space_from_json(json.dumps(fields))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "{"])
 def test_text_that_is_no_space_is_refused(text):
     with pytest.raises(InvalidValueError, match="space"):
-        DartsSpace.from_json(text)
+        space_from_json(text)

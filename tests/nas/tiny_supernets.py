@@ -11,9 +11,16 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.darts_space import DartsSpace
 from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
+from zoopt_nas.nas.networks.nasbench201_modules import NasBench201Supernet
 from zoopt_nas.nas.networks.operations import seed_noise
+from zoopt_nas.nas.networks.space import SearchSpace
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.steps.weight_step import weight_step
+
+DARTS_SPACES = {name: space for name, space in SPACES.items() if isinstance(space, DartsSpace)}
+"""The registered spaces with a normal and a reduction cell, by name."""
 
 # One intermediate node: the smallest cell that has mixed edges.
 TINY = DartsSpace(
@@ -28,6 +35,14 @@ NOISY = DartsSpace(
     reduce=(("noise", "sep_conv_3x3"),) * 2,
     n_nodes=1,
 )
+
+
+def supernet_of(
+    space: SearchSpace, n_classes: int, init_channels: int, n_cells: int, **options: int
+) -> Supernet:
+    """The supernet of a space of any kind."""
+    build = DartsSupernet if isinstance(space, DartsSpace) else NasBench201Supernet
+    return build(space, n_classes, init_channels, n_cells, **options)
 
 
 @dataclass
@@ -61,7 +76,7 @@ class OnAnotherDevice:
 
 @dataclass
 class Setup:
-    net: DartsSupernet
+    net: Supernet
     optimizer: torch.optim.SGD
     noise: torch.Generator
 
@@ -89,9 +104,11 @@ class Setup:
             weight_step(loss, self.optimizer, 5.0)
 
 
-def setup(space: DartsSpace = TINY, *, momentum: float = 0.9, trained: bool = True, **sgd) -> Setup:
+def setup(
+    space: SearchSpace = TINY, *, momentum: float = 0.9, trained: bool = True, **sgd
+) -> Setup:
     torch.manual_seed(0)
-    net = DartsSupernet(space, 3, 2, 3, in_channels=1).double()
+    net = supernet_of(space, 3, 2, 3, in_channels=1).double()
     noise = torch.Generator().manual_seed(123)
     seed_noise(net, noise)
     sgd = {"lr": 0.05, "weight_decay": 1e-2} | sgd
@@ -128,5 +145,5 @@ def fixed_draw(objective: BilevelObjective, monkeypatch: pytest.MonkeyPatch) -> 
     return draw
 
 
-def flat_weights(net: DartsSupernet) -> Tensor:
+def flat_weights(net: Supernet) -> Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])

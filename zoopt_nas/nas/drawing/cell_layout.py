@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from zoopt_nas.nas.networks.architecture import CellGraph
 
-NODE_WIDTH, NODE_HEIGHT = 0.62, 0.46
+NODE_WIDTH, NODE_HEIGHT = 0.62, 0.46  # a node with more than two labelled inputs is higher
 LABEL_HEIGHT = 0.19
 HEAD_LENGTH = 0.11  # of an arrow
-_LABEL_PITCH = 0.23  # between the two edges that end at a node
+_LABEL_PITCH = 0.23  # between the edges that end at a node
 _PORT_PITCH = 0.11  # between unlabelled edges of a node, if there is room
+_PORT_SHARE = 0.8  # of the side of a node, for its edges
 _LANE_HEIGHT = 0.1
 _ROW_GAP = 0.1  # between neighbours in a column
 _INPUT_GAP = 0.35
@@ -83,8 +84,11 @@ def lay_out_cell(graph: CellGraph, label_width: Callable[[str], float]) -> CellD
     columns, paths = _columns(links, output, graph.n_inputs)
     heights = np.full(len(columns), _LANE_HEIGHT)
     heights[: output + 1] = NODE_HEIGHT
+    for node in range(graph.n_inputs, output):
+        n_labels = sum(target == node for _, target, _ in links)
+        heights[node] = max(NODE_HEIGHT, (n_labels - 1) * _LABEL_PITCH / _PORT_SHARE)
     ys = _rows(columns, paths, heights, graph.n_inputs)
-    leaving, entering = _ports(paths, ys, output, at=0), _ports(paths, ys, output, at=-1)
+    leaving, entering = (_ports(paths, ys, heights[: output + 1], at=at) for at in (0, -1))
 
     lefts, label_xs = [0.0], [0.0]  # by column: its left side, and the centre of its labels
     for column in range(1, max(columns) + 1):
@@ -109,7 +113,7 @@ def lay_out_cell(graph: CellGraph, label_width: Callable[[str], float]) -> CellD
             label = Box(x, y, label_width(operation), LABEL_HEIGHT)
         arrows.append(Arrow(*link, _curve(corners), label))
     nodes = tuple(
-        Box(lefts[columns[node]] + NODE_WIDTH / 2, ys[node], NODE_WIDTH, NODE_HEIGHT)
+        Box(lefts[columns[node]] + NODE_WIDTH / 2, ys[node], NODE_WIDTH, float(heights[node]))
         for node in range(output + 1)
     )
     return CellDrawing(
@@ -164,15 +168,18 @@ def _rows(
     return ys
 
 
-def _ports(paths: Sequence[Sequence[int]], ys: Array, output: int, at: int) -> dict[int, float]:
-    """Return the offset at which each edge leaves (``at`` 0) or enters (-1) its node, by height."""
+def _ports(paths: Sequence[Sequence[int]], ys: Array, heights: Array, at: int) -> dict[int, float]:
+    """Return the offset at which each edge leaves (``at`` 0) or enters (-1) its node, by height.
+
+    ``heights`` are those of the nodes, the output last.
+    """
     offsets = {}
-    for node in range(output + 1):
+    for node, height in enumerate(heights):
         edges = [i for i, path in enumerate(paths) if path[at] == node]
         edges.sort(key=lambda i: ys[paths[i][1 if at == 0 else -2]])
-        has_labels = at == -1 and node != output
+        has_labels = at == -1 and node != len(heights) - 1
         pitch = _LABEL_PITCH if has_labels else _PORT_PITCH
-        pitch = min(pitch, 0.8 * NODE_HEIGHT / max(len(edges) - 1, 1))
+        pitch = min(pitch, _PORT_SHARE * height / max(len(edges) - 1, 1))
         for rank, i in enumerate(edges):
             offsets[i] = (rank - (len(edges) - 1) / 2) * pitch
     return offsets

@@ -37,7 +37,9 @@ _FAMILIES: dict[str, tuple[str, Any]] = {
     "pool": (_ORANGE, (0, (6, 1.2, 1.2, 1.2))),
     "skip": (_GREEN, (0, (4, 1.5))),
     "noise": (_PURPLE, (0, (1.2, 1.2))),
+    "none": (_GREY, (0, (1, 3))),
 }
+_FAINT = 0.5  # opacity of an edge that passes nothing on
 _MARGIN = 0.12  # inches around a cell
 _TITLE_HEIGHT = 0.34
 
@@ -236,16 +238,19 @@ def _ink_box(
 def _ink_arrow(axes: Axes, arrow: Arrow, offset: tuple[float, float], gid: str) -> None:
     """Draw the curve up to the arrow head, and the head, which is horizontal."""
     color, style = _family(arrow.operation)
+    alpha = _FAINT if arrow.operation == "none" else None
     curve = arrow.curve + offset
     tip = curve[-1].copy()
     curve[-1, 0] -= 0.8 * HEAD_LENGTH
     codes = [Path.MOVETO, *[Path.CURVE4] * (len(curve) - 1)]
-    width = 0.8 if arrow.operation is None else 1.3
-    line = PathPatch(Path(curve, codes), fill=False, ec=color, ls=style, lw=width, zorder=1)
+    width = 0.8 if arrow.operation in (None, "none") else 1.3
+    look: dict[str, Any] = {"ec": color, "ls": style, "lw": width, "alpha": alpha}
+    line = PathPatch(Path(curve, codes), fill=False, zorder=1, **look)
     line.set_gid(gid)
     axes.add_patch(line)
     back, half = tip[0] - HEAD_LENGTH, 0.38 * HEAD_LENGTH
-    head = Polygon([tip, (back, tip[1] + half), (back, tip[1] - half)], color=color, lw=0, zorder=2)
+    corners = [tip, (back, tip[1] + half), (back, tip[1] - half)]
+    head = Polygon(corners, color=color, lw=0, alpha=alpha, zorder=2)
     head.set_gid(f"{gid}-head")
     axes.add_patch(head)
 

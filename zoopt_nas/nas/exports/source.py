@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from types import ModuleType
 
 from zoopt_nas.nas.networks import standalone, standalone_darts, standalone_nasbench201
@@ -151,7 +152,12 @@ def _constants(facts: NetworkFacts) -> list[str]:
 
 def _operations(genotype: NasBench201Genotype) -> list[str]:
     """Return the constant with the operations of a NAS-Bench-201 cell."""
-    return [f"# {genotype}", f"OPERATIONS_OF_EDGES = {list(genotype.operations)!r}"]
+    lines = [f"# {genotype}", "OPERATIONS_OF_EDGES = ["]
+    (graph,) = genotype.cells.values()
+    for node, edges in groupby(graph.edges, key=lambda edge: edge[2]):
+        names = " ".join(f'"{name}",' for name, _, _ in edges)
+        lines.append(f"    {names}  # into node {node}")
+    return [*lines, "]"]
 
 
 def _edges(genotype: Genotype) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.networks.genotype_text import holds_genotype, last_start, read_source
+from zoopt_nas.nas.networks.genotype_text import holds_genotype, read_source
 from zoopt_nas.nas.networks.nasbench201 import NasBench201Genotype, is_cell_dict, last_cell
 
 
@@ -30,7 +30,7 @@ def load_architecture(source: str | Path) -> Architecture:
         return GENOTYPES[name]
     text = read_source(source, _holds_architecture, GENOTYPES)
     cell = last_cell(text)
-    if cell is not None and cell.start() > last_start(text):
+    if cell is not None and not holds_genotype(text[cell.end() :]):
         return NasBench201Genotype(cell.groups())
     return Genotype.from_string(text)
 

@@ -40,11 +40,6 @@ def holds_genotype(text: str) -> bool:
     return _START.search(_normalized(text)) is not None
 
 
-def last_start(text: str) -> int:
-    """Return the position at which the last genotype in a text begins; -1 if there is none."""
-    return max((match.start() for match in _START.finditer(_normalized(text))), default=-1)
-
-
 def last_genotype(text: str) -> dict[str, Any]:
     """Return the fields of the last genotype in a text, as nested lists of strings and numbers.
 

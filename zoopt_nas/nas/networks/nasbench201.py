@@ -26,11 +26,14 @@ EDGES = tuple((source, node) for node in range(1, N_NODES) for source in range(n
 CELL_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 _FIELD = "nasbench201"  # of the JSON form
 _NAME = r"[\w.-]+"
+# Cells of other spaces have more nodes, or a prefix.
 _PATTERN = re.compile(
-    r"\+".join(
+    r"(?<!\+)"
+    + r"\+".join(
         r"\|" + "".join(rf"({_NAME})~{source}\|" for source in range(node))
         for node in range(1, N_NODES)
     )
+    + r"(?!\+)"
 )
 
 

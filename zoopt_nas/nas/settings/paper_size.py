@@ -72,7 +72,8 @@ def _paper_sizes(config: RunConfig) -> dict[str, int]:
     if isinstance(config, SearchConfig):
         usual = config.defaults_for(dataset, config.algo, config.space)
     else:
-        usual = config.defaults_for(dataset, getattr(config, "genotype", ""))
+        assert isinstance(config, TrainConfig)
+        usual = config.defaults_for(dataset, config.genotype)
     sizes = {name: usual[name] for name in _SIZES}
     published = RDARTS_SIZES.get(config.dataset, {}).values()
     if isinstance(config, TrainConfig) and (config.n_cells, config.init_channels) in published:
