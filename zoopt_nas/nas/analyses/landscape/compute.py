@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,18 +111,25 @@ def _compute(
     seeds = seeds_for(settings.seed, _SEEDED)
     axis, centre = settings.axis, _to_host(search.alpha)
     plane = Plane.random(centre, seeds["directions"])
-    draw = search.draw_once(int(settings.reference or 1), settings.val_batches, seeds["noise"])
+    draws = search.draws(
+        settings.n_draws,
+        n_train=int(settings.reference or 1),
+        n_val=settings.val_batches,
+        noise_seed=seeds["noise"],
+    )
+    n_val = len(draws[0].val)
     identity = {
         "checkpoint": [search.epoch, search.step],
         "radius": settings.radius,
         "step": settings.step,
-        "val_batches": len(draw.val),
+        "val_batches": n_val,
+        "n_draws": settings.n_draws,
         "seed": settings.seed,
     }
     arrays = {"axis": axis, "centre": centre, "directions": plane.directions}
     grids = GridFile(out, identity, arrays)
     for name in settings.inner:
-        objective = search.objective(name, draw)
+        objective = search.objective(name, draws)
         for i in range(len(axis)):
             if not grids.has_row(name, i):
                 ticker.check()
@@ -132,11 +139,11 @@ def _compute(
     landscape = Landscape(
         settings=settings,
         epoch=search.epoch,
-        val_batches=len(draw.val),
+        val_batches=n_val,
         axis=axis,
         plane=plane,
         panels={name: grids[name] for name in settings.inner},
-        tracks=dict(_tracks(search, settings, plane, draw, seeds, ticker)),
+        tracks=dict(_tracks(search, settings, plane, draws, seeds, ticker)),
         reduced=(*reductions(search.config), *settings.reductions()),
     )
     if out is not None:
@@ -150,7 +157,7 @@ def _tracks(
     search: Snapshot,
     settings: LandscapeSettings,
     plane: Plane,
-    draw: Draw,
+    draws: Sequence[Draw],
     seeds: dict[str, int],
     ticker: _Ticker,
 ) -> Iterator[tuple[str, Track]]:
@@ -161,10 +168,10 @@ def _tracks(
     angle = np.random.default_rng(seeds["start"]).uniform(0, 2 * math.pi)
     # The distance of the released script's start, (-0.5, 0.5) in a square of radius 1.
     start = math.sqrt(0.5) * settings.radius * np.array([math.cos(angle), math.sin(angle)])
-    scored = search.objective(reference, draw)
+    scored = search.objective(reference, draws)
     for name in settings.paths:
         ticker.check()
-        objective = search.objective(METHODS[name].inner or reference, draw)
+        objective = search.objective(METHODS[name].inner or reference, draws)
         updater = _updater(search, name, settings.path_lr, seeds["solvers"])
         coordinates = follow(updater, objective, plane, start, settings.n_updates)
         yield name, Track(coordinates, _losses(scored, plane.points(coordinates)))
