@@ -16,6 +16,7 @@ from .options import Json, Pictures, Runs, let_threads_sleep, make_folder, optio
 _FORMS = {
     "n_effective": ("N_e", "{:.3f}"),
     "effective_ratio": ("R_e", "{:.3f}"),
+    "selection_ratio": ("selection", "{:.3f}"),
     "eigenvalue": ("eigenvalue", "{:.4f}"),
     "skip_connections": ("skips", "{}"),
 }
@@ -43,7 +44,7 @@ def diagnose(
     out: Pictures = None,
     json: Json = False,
 ) -> None:
-    """Show N_e, R_e, eigenvalue and skip connections of searches by epoch (Fig. 4), and Q."""
+    """Show N_e, R_e, selection, eigenvalue and skip connections by epoch (Fig. 4), and Q."""
     let_threads_sleep()
     from zoopt_nas import nas
     from zoopt_nas.nas.analyses import plots

@@ -28,8 +28,8 @@ def test_searches_with_several_n(cli, small_spaces, tmp_path, monkeypatch):
         assert there["skip_connections"][-1] == last["skip_connections"]
         ratio = last["n_effective"] / n
         assert rows[-1] == [
-            *(f"n{n}", str(n), "2", f"{last['n_effective']:.3f}", f"{ratio:.3f}", "-"),
-            str(last["skip_connections"]),
+            *(f"n{n}", str(n), "2", f"{last['n_effective']:.3f}", f"{ratio:.3f}"),
+            *(f"{last['selection_ratio']:.3f}", "-", str(last["skip_connections"])),
         ]
     q = again["condition_numbers"]
     kinds = {"sgd": "inner steps (sgd)", "second": "one step (second)", "first": "first"}

@@ -35,6 +35,7 @@ def test_curves_are_the_columns_of_the_run(searched):
         curves.columns["n_effective"][1] / 2
     )
     assert None not in curves.columns["eigenvalue"]
+    assert curves.columns["selection_ratio"][1] == rows[1]["selection_ratio"] != 0
 
 
 def test_condition_numbers_are_those_of_losses_trained_alike(searched):
@@ -97,7 +98,8 @@ def test_the_figure_has_a_panel_for_each_known_column(searched):
     curves = epoch_curves(searched)
     panels = draw_diagnostics({"a": curves, "b": curves}).axes
     assert len(panels) == 4
-    for axes, name in zip(panels, curves.columns, strict=True):
+    drawn = ("n_effective", "effective_ratio", "eigenvalue", "skip_connections")
+    for axes, name in zip(panels, drawn, strict=True):
         assert [line.get_label() for line in axes.get_lines()] == ["a", "b"]
         assert axes.get_lines()[0].get_ydata()[-1] == curves.columns[name][-1]
     with pytest.raises(InvalidValueError, match="must hold curves"):

@@ -17,7 +17,7 @@ from zoopt_nas.nas.runs.folder import METRICS, RunFolder
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.execution import cpu_threads
 
-COLUMNS = ("n_effective", "effective_ratio", "eigenvalue", "skip_connections")
+COLUMNS = ("n_effective", "effective_ratio", "selection_ratio", "eigenvalue", "skip_connections")
 N_DIRECTIONS = 50  # of the paper's released script, which has the radius 0.01
 RADII = (0.001, 0.01, 0.1, 1.0)
 N_DRAWS = 4
@@ -33,7 +33,7 @@ class EpochCurves:
 
 
 def epoch_curves(folder: RunFolder) -> EpochCurves:
-    """Read N_e, R_e, the dominant eigenvalue and the skip connections of a search.
+    """Read N_e, R_e, selection ratio, dominant eigenvalue and skip connections of a search.
 
     Raises:
         RunError: the folder does not hold a search, or no epoch has ended.
