@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
+from zoopt_nas.diagnostics import ConditionNumber
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.paper_size import reductions_of_all
@@ -15,11 +16,17 @@ from .options import Json, Pictures, Runs, let_threads_sleep, make_folder, optio
 _FORMS = {
     "n_effective": ("N_e", "{:.3f}"),
     "effective_ratio": ("R_e", "{:.3f}"),
+    "selection_ratio": ("selection", "{:.3f}"),
     "eigenvalue": ("eigenvalue", "{:.4f}"),
     "skip_connections": ("skips", "{}"),
 }
 
 _Q = "Measure Q (Eq. 11) at the end of each run, over K directions."
+_OMEGA = {"sgd": "inner steps (sgd)", "second": "one step (second)", "first": "first"}
+_ABOUT_FLOOR = (
+    "The floor is the Q of the noise of training alone. Q is above it from twice the floor on; "
+    "a Q below that measures noise, not the slope of the loss."
+)
 
 
 def diagnose(
@@ -28,16 +35,20 @@ def diagnose(
         int | None, option("Epochs between rows of the table.", shown="about ten rows a run")
     ] = None,
     condition_number: Annotated[int, option(_Q, shown="not measured", metavar="K")] = 0,
-    radius: Annotated[float | None, option("Norm of the perturbations.", shown="0.01")] = None,
+    radius: Annotated[
+        list[float] | None,
+        option("Norm of the perturbations of Q; may be repeated.", shown="0.001, 0.01, 0.1, 1"),
+    ] = None,
+    draws: Annotated[int, option("Draws of the inner batches that Q averages over.")] = 4,
     seed: Annotated[int, option("Seeds the directions.")] = 0,
     out: Pictures = None,
     json: Json = False,
 ) -> None:
-    """Show N_e, R_e, eigenvalue and skip connections of searches by epoch (Fig. 4), and Q."""
+    """Show N_e, R_e, selection, eigenvalue and skip connections by epoch (Fig. 4), and Q."""
     let_threads_sleep()
     from zoopt_nas import nas
     from zoopt_nas.nas.analyses import plots
-    from zoopt_nas.nas.analyses.diagnose import RADIUS, epoch_curves, run_condition_numbers
+    from zoopt_nas.nas.analyses.diagnose import RADII, epoch_curves, run_condition_numbers
     from zoopt_nas.nas.drawing import figures
 
     if every is not None and every < 1:
@@ -46,10 +57,10 @@ def diagnose(
     folders = {name: nas.RunFolder.open(run) for name, run in zip(names, runs, strict=True)}
     curves = {name: epoch_curves(folder) for name, folder in folders.items()}
     numbers = {}
-    radius = RADIUS if radius is None else radius
+    radii = tuple(radius or RADII)
     for name, folder in folders.items() if condition_number else ():
         numbers[name] = run_condition_numbers(
-            folder, n_directions=condition_number, radius=radius, seed=seed
+            folder, n_directions=condition_number, radii=radii, n_draws=draws, seed=seed
         )
     reduced = reductions_of_all([folder.config(SearchConfig)] for folder in folders.values())
     out = out or folders[names[0]].path / "pictures"
@@ -60,17 +71,25 @@ def diagnose(
             name: {"n_samples": there.n_samples, "epochs": there.epochs, **there.columns}
             for name, there in curves.items()
         }
-        found = {"runs": shown, "condition_numbers": numbers}
+        found = {
+            "runs": shown,
+            "condition_numbers": {
+                name: {kind: list(map(_as_json, rows)) for kind, rows in kinds.items()}
+                for name, kinds in numbers.items()
+            },
+        }
         console.say_json({**found, "reduced": reduced, "pictures": pictures})
         return
     header = ["run", "N", "epoch", *(title for title, _ in _FORMS.values())]
     rows = [row for name, there in curves.items() for row in _rows(name, there, every)]
     console.say_table("diagnostics by epoch", header, rows)
     if numbers:
-        title = f"condition number Q, K = {condition_number}, radius {radius}, seed {seed}"
-        kinds = ["sgd", "second", "first"]
-        values = [[name, *(f"{q[kind]:.4g}" for kind in kinds)] for name, q in numbers.items()]
-        console.say_table(title, ["run", "inner steps (sgd)", "one step (second)", "first"], values)
+        console.say_table(
+            f"condition number Q, K = {condition_number}, {draws} draws, seed {seed}",
+            ["run", "omega*", "radius", "Q", "standard error", "floor", "above the floor"],
+            [row for name, kinds in numbers.items() for row in _q_rows(name, kinds)],
+        )
+        console.say(_ABOUT_FLOOR)
     console.say_reduced(reduced)
     console.say(*pictures)
 
@@ -85,3 +104,20 @@ def _rows(name: str, curves: Any, every: int | None) -> list[list[str]]:
             cells = ["-" if value is None else form.format(value) for form, value in values]
             rows.append([name, str(curves.n_samples or "-"), str(epoch), *cells])
     return rows
+
+
+def _q_rows(name: str, kinds: dict[str, list[ConditionNumber]]) -> list[list[str]]:
+    """Return a row for every approximation of omega* and radius."""
+    return [
+        [
+            *(name, _OMEGA[kind], f"{one.radius:g}", f"{one.value:.4g}"),
+            "-" if math.isnan(one.standard_error) else f"{one.standard_error:.2g}",
+            *(f"{one.floor:.2g}", "yes" if one.is_above_floor else "no"),
+        ]
+        for kind, numbers in kinds.items()
+        for one in numbers
+    ]
+
+
+def _as_json(one: ConditionNumber) -> dict[str, Any]:
+    return {**one._asdict(), "is_above_floor": one.is_above_floor}

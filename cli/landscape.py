@@ -27,6 +27,7 @@ def landscape(
         int | None,
         option("Batches whose mean loss is drawn.", _GRID, "those that score alpha, at most 16"),
     ] = None,
+    draws: Annotated[int, option("Draws of the inner batches, whose mean is drawn.", _GRID)] = 1,
     paths: Annotated[str, option(_METHODS, _PATHS)] = "darts1,rs,mgs,gld",
     n_updates: Annotated[int, option("Updates of each path.", _PATHS)] = 10,
     path_lr: Annotated[float, option("Adam's learning rate in DARTS's paths.", _PATHS)] = 0.1,
@@ -53,6 +54,7 @@ def landscape(
         inner=_names(inner),
         radius=radius,
         val_batches=val_batches,
+        n_draws=draws,
         paths=() if paths == "none" else _names(paths),
         n_updates=n_updates,
         path_lr=path_lr,
@@ -91,8 +93,10 @@ def _say_tables(summary: dict[str, Any]) -> None:
         gradient = _shown(panel["mean_gradient_norm"])
         panels.append([name, gradient, curvatures, minimum, loss, distance])
     header = ["inner", "mean gradient", "curvatures at the minimum", "minimum", "loss"]
+    settings = summary["settings"]
     console.say_table(
-        f"BatchNorm on batch statistics, {summary['settings']['val_batches']} validation batches",
+        f"BatchNorm on batch statistics, {settings['val_batches']} validation batches, "
+        f"mean of {settings['n_draws']} draws of the training batches",
         [*header, f"distance to the minimum of {reference}"],
         panels,
     )
@@ -104,7 +108,7 @@ def _say_tables(summary: dict[str, Any]) -> None:
         for name, path in summary["paths"].items()
     ]
     console.say_table(
-        f"Paths of {summary['settings']['n_updates']} updates, losses of {reference} inner steps",
+        f"Paths of {settings['n_updates']} updates, losses of {reference} inner steps",
         ["method", "start", "end", "loss before", "after", "distance to the minimum"],
         ends,
     )

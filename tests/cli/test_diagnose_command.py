@@ -12,9 +12,10 @@ def test_searches_with_several_n(cli, small_spaces, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for n in (2, 3):
         assert cli("search", *SEARCH, "--n-samples", n, "--run-dir", f"n{n}").code == 0
-    shown = cli("diagnose", "n2", "n3", "--condition-number", 2)
+    options = ("--condition-number", 2, "--radius", 0.5, "--radius", 0.01, "--draws", 2)
+    shown = cli("diagnose", "n2", "n3", *options)
     assert (shown.code, shown.err) == (0, "")
-    again = json.loads(cli("diagnose", "n2", "n3", "--condition-number", 2, "--json").out)
+    again = json.loads(cli("diagnose", "n2", "n3", *options, "--json").out)
     cells = [
         [cell.strip() for cell in line.split("│")[1:-1]]
         for line in shown.out.splitlines()
@@ -27,14 +28,27 @@ def test_searches_with_several_n(cli, small_spaces, tmp_path, monkeypatch):
         assert there["skip_connections"][-1] == last["skip_connections"]
         ratio = last["n_effective"] / n
         assert rows[-1] == [
-            *(f"n{n}", str(n), "2", f"{last['n_effective']:.3f}", f"{ratio:.3f}", "-"),
-            str(last["skip_connections"]),
+            *(f"n{n}", str(n), "2", f"{last['n_effective']:.3f}", f"{ratio:.3f}"),
+            *(f"{last['selection_ratio']:.3f}", "-", str(last["skip_connections"])),
         ]
     q = again["condition_numbers"]
+    kinds = {"sgd": "inner steps (sgd)", "second": "one step (second)", "first": "first"}
     assert cells[4:] == [
-        [run, *(f"{q[run][kind]:.4g}" for kind in ("sgd", "second", "first"))]
+        [
+            *(run, text, f"{one['radius']:g}", f"{one['value']:.4g}"),
+            "-" if kind == "first" else f"{one['standard_error']:.2g}",
+            *(f"{one['floor']:.2g}", "yes" if one["value"] >= 2 * one["floor"] else "no"),
+        ]
         for run in ("n2", "n3")
+        for kind, text in kinds.items()
+        for one in q[run][kind]
     ]
+    assert [one["radius"] for one in q["n3"]["second"]] == [0.5, 0.01]
+    assert all(
+        one["is_above_floor"] == (one["value"] >= 2 * one["floor"]) for one in q["n2"]["sgd"]
+    )
+    assert "condition number Q, K = 2, 2 draws, seed 0" in shown.out
+    assert "measures noise, not the slope" in shown.out
     svg = (tmp_path / "n2" / "pictures" / "diagnostics.svg").read_text()
     assert "Dominant eigenvalue" not in svg  # not measured
     assert all(text in svg for text in ("n2", "n3", "Skip connections"))
@@ -44,3 +58,13 @@ def test_what_is_refused(refused):
     assert refused("diagnose") == "Missing argument 'RUN...'."
     assert refused("diagnose", "x") == "x is not a run folder: it has no config.toml"
     assert refused("diagnose", "x", "--every", 0) == "every must be a positive integer, got 0"
+
+
+def test_the_defaults_are_those_of_the_library(cli, monkeypatch):
+    from zoopt_nas.nas.analyses.diagnose import N_DRAWS, RADII
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+    text = cli("diagnose", "--help").out
+    assert f"[default: ({', '.join(f'{radius:g}' for radius in RADII)})]" in text
+    assert f"[default: {N_DRAWS}]" in text

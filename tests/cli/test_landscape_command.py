@@ -9,7 +9,7 @@ import pytest
 
 from zoopt_nas import nas
 
-SMALL = ("--inner", "first,1", "--step", 1, "--val-batches", 1, "--n-updates", 1)
+SMALL = ("--inner", "first,1", "--step", 1, "--val-batches", 1, "--n-updates", 1, "--draws", 2)
 
 
 @pytest.fixture
@@ -24,7 +24,8 @@ def test_from_a_run_to_its_landscape(cli, run):
     out = run / "landscape"
     names = ["landscape.json", "landscape.npz", "landscape.pdf", "landscape.png"]
     assert sorted(path.name for path in out.iterdir()) == names
-    assert "BatchNorm on batch statistics, 1 validation batches" in result.out
+    title = "BatchNorm on batch statistics, 1 validation batches, mean of 2 draws of the training"
+    assert title in result.out
     assert "Paths of 1 updates, losses of 1 inner steps" in result.out
     assert set(result.out.splitlines()[-4:]) == {str(out / name) for name in names}
     summary = json.loads((out / "landscape.json").read_text())
@@ -64,6 +65,13 @@ def test_the_defaults_are_those_of_the_library(cli, monkeypatch):
     for shown in (
         ",".join(usual.inner),
         ",".join(usual.paths),
-        *(usual.radius, "0.02 (paper); digits: 0.25", usual.n_updates, usual.path_lr, usual.seed),
+        *(
+            usual.radius,
+            "0.02 (paper); digits: 0.25",
+            usual.n_draws,
+            usual.n_updates,
+            usual.path_lr,
+            usual.seed,
+        ),
     ):
         assert f"[default: {shown}]" in text or f"default: ({shown})" in text, shown

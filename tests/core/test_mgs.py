@@ -157,6 +157,48 @@ def test_a_guide_pulls_the_step():
     np.testing.assert_allclose(state.x, X0 + GUIDE, atol=1e-5)
 
 
+@pytest.mark.parametrize(("sigma", "ratio"), [(0.025, 0.046875), (0.2, 3.0)])
+def test_the_mean_step_on_a_linear_function_is_the_guide_and_a_multiple_of_the_gradient(
+    sigma, ratio
+):
+    # Weights linear in f / τ: the mean step is -(1 - λ) g - (1 - 1/N) (σ² / τ) g. The next order
+    # is smaller by less than s² where s = σ ||g|| / τ.
+    n, s, repeats = 4, 0.1, 10_000
+    solver = MGS(sigma=sigma, temperature=0.01, n_samples=n, mixing=1e-3)
+    assert (1 - 1 / n) * sigma**2 / solver.temperature == pytest.approx(ratio)
+    g = GUIDE / np.linalg.norm(GUIDE) * s * solver.temperature / sigma
+    state = solver.init(X0, rng=0)
+    ratios, (means, moves) = np.empty(repeats), np.empty((2, repeats, DIM))
+    for k in range(repeats):
+        state.x = X0
+        candidates = solver.ask(state, guide=-g)
+        solver.tell(state, candidates, candidates @ g)
+        means[k], moves[k] = (candidates - X0).mean(axis=0), state.x - X0
+        ratios[k] = state.metrics["selection_ratio"]
+    np.testing.assert_allclose(ratios, (moves - means) @ -g / (g @ g), rtol=1e-6, atol=1e-9)
+    error = ratios.std() / math.sqrt(repeats)
+    assert abs(ratios.mean() - ratio) < 5 * error + s**2 * ratio
+    assert 5 * error + s**2 * ratio < 0.06 * ratio  # tight enough to tell 1 - 1/N from 1
+    error = means.std(axis=0) / math.sqrt(repeats)
+    assert np.all(np.abs(means.mean(axis=0) + (1 - solver.mixing) * g) < 5 * error)
+
+
+def test_the_selection_ratio_by_hand():
+    solver = MGS(sigma=0.2, temperature=1.0, n_samples=3, mixing=0.0)
+    values = np.array([0.0, math.log(2), math.inf])  # weights 2/3, 1/3 and 0
+    state, u = step(solver, values, guide=GUIDE)
+    selected = u[0] / 3 - u[2] / 3  # less the mean: 2/3 - 1/3, 1/3 - 1/3, 0 - 1/3
+    expected = selected @ GUIDE / (GUIDE @ GUIDE)
+    assert float(state.metrics["selection_ratio"]) == pytest.approx(expected)
+    for values, guide in (([math.nan] * 3, GUIDE), ([1.0, 2.0, 3.0], np.zeros(DIM))):
+        state, _ = step(solver, values, guide=guide)
+        assert float(state.metrics["selection_ratio"]) == 0.0
+    state, _ = step(solver, np.array([1.0, 2.0, 3.0]))
+    assert "selection_ratio" not in state.metrics  # there is no guide to compare with
+    state, _ = step(solver, np.ones(3), guide=GUIDE)
+    assert float(state.metrics["selection_ratio"]) == pytest.approx(0.0, abs=1e-12)
+
+
 def test_scaled_shrinks_sigma_alone():
     solver = MGS(sigma=0.2, temperature=0.5)
     assert solver.scaled(0.25) == MGS(sigma=0.05, temperature=0.5)

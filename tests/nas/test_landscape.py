@@ -91,6 +91,7 @@ def test_the_axis_is_symmetric_with_zero_in_the_middle(radius, step, n):
         ({"radius": float("inf")}, "got 0.02 and inf"),
         ({"step": float("nan")}, "got nan and 1.0"),
         ({"val_batches": 0}, "val_batches must be a positive integer, got 0"),
+        ({"n_draws": 0}, "n_draws must be a positive integer, got 0"),
         ({"n_updates": 0}, "n_updates must be a positive integer, got 0"),
         ({"path_lr": 0.0}, "path_lr must be positive"),
         ({"seed": -1}, "seed at least 0, got 0.1 and -1"),
@@ -127,10 +128,10 @@ def test_values_are_those_of_the_objective_with_x_along_the_first_index(run):
     assert np.array_equal(found.plane.centre, centre)
     # Recomputed with the batches that the search would draw next.
     noise_seed = seeds_for(0, landscape_run._SEEDED)["noise"]
-    draw = search.draw_once(2, 2, noise_seed)
+    draws = search.draws(1, n_train=2, n_val=2, noise_seed=noise_seed)
     assert list(found.panels) == ["first", "second", "2"]
     for name, grid in found.panels.items():
-        objective = search.objective(name, draw)
+        objective = search.objective(name, draws)
         assert grid[1, 1] == objective(search.alpha[None]).item()  # the centre is alpha itself
         d1, d2 = found.plane.directions
         for i, j in ((2, 0), (0, 1)):
@@ -143,27 +144,61 @@ def test_values_are_those_of_the_objective_with_x_along_the_first_index(run):
 
 def test_the_first_order_panel_is_the_plain_loss_on_the_common_batches(run):
     search = Snapshot(RunFolder.open(run))
-    draw = search.draw_once(1, 2, 0)
-    value = search.objective("first", draw)(search.alpha[None]).item()
+    draws = search.draws(1, n_train=1, n_val=2, noise_seed=0)
+    value = search.objective("first", draws)(search.alpha[None]).item()
     search.supernet.train()  # BatchNorm on batch statistics
     with torch.no_grad():
         losses = [
             torch.nn.functional.cross_entropy(search.supernet(images, search.alpha), labels)
-            for images, labels in draw.val
+            for images, labels in draws[0].val
         ]
     assert value == pytest.approx(float(torch.stack(losses).mean()), abs=1e-6)
 
 
 def test_panels_share_their_draw(run):
     search = Snapshot(RunFolder.open(run))
-    draw = search.draw_once(3, None, 7)
+    (draw,) = search.draws(1, n_train=3, n_val=None, noise_seed=7)
     assert len(draw.val) == 2  # 32 images score alpha, in batches of 16
-    draws = {name: search.objective(name, draw).draw() for name in ("first", "second", "2", "3")}
-    assert [len(each.train) for each in draws.values()] == [0, 1, 2, 3]
-    for each in draws.values():
+    seen = {name: search.objective(name, [draw]).draw() for name in ("first", "second", "2", "3")}
+    assert [len(each.train) for each in seen.values()] == [0, 1, 2, 3]
+    for each in seen.values():
         assert each.val is draw.val
         assert each.noise_seed == 7
         assert all(mine is common for mine, common in zip(each.train, draw.train, strict=False))
+
+
+def test_a_loss_is_the_mean_over_the_draws(run):
+    settings = with_(SMALL, inner=("first", "1"), n_draws=3)
+    found = compute_landscape(run, settings)
+    search = Snapshot(RunFolder.open(run))
+    noise_seed = seeds_for(0, landscape_run._SEEDED)["noise"]
+    draws = search.draws(3, n_train=1, n_val=2, noise_seed=noise_seed)
+    assert all(draw.val is draws[0].val for draw in draws)
+    assert len({draw.noise_seed + k for draw in draws for k in (0, 1)}) == 6
+    trained = [draw.train[0][0] for draw in draws]
+    assert not torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[1], trained[2])
+    corner = search.alpha.double().numpy() + found.axis[[2, 0]] @ found.plane.directions
+    alpha = torch.from_numpy(corner).float()[None]
+    alone = [search.objective("1", [draw])(alpha).item() for draw in draws]
+    assert len(set(alone)) == 3
+    assert found.panels["1"][2, 0] == pytest.approx(np.mean(alone), abs=1e-6)
+    # Nothing is drawn where nothing is trained.
+    one = compute_landscape(run, with_(settings, inner=("first",), n_draws=1))
+    assert np.array_equal(found.panels["first"], one.panels["first"])
+    assert found.summary()["settings"]["n_draws"] == 3
+
+
+def test_updates_see_the_draws_in_turn(run):
+    search = Snapshot(RunFolder.open(run))
+    draws = search.draws(2, n_train=2, n_val=1, noise_seed=0)
+    objective = search.objective("1", draws)
+    objective(search.alpha[None])  # all of them; the next is the first again
+    seen = [objective.draw() for _ in range(3)]
+    assert [draw.noise_seed for draw in seen] == [0, 2, 0]
+    assert all(len(draw.train) == 1 for draw in seen)
+    assert seen[1].train[0] is draws[1].train[0]
+    assert objective.n_evaluations == 2
 
 
 def test_the_run_is_only_read(run):
@@ -225,7 +260,7 @@ def test_the_paths_of_all_methods(run):
     # The losses beside a path are those of the panel that it is drawn on.
     search = Snapshot(RunFolder.open(run))
     noise_seed = seeds_for(0, landscape_run._SEEDED)["noise"]
-    objective = search.objective("1", search.draw_once(1, 2, noise_seed))
+    objective = search.objective("1", search.draws(1, n_train=1, n_val=2, noise_seed=noise_seed))
     points = torch.from_numpy(found.plane.points(found.tracks["gld"].coordinates)).float()
     assert found.tracks["gld"].values == pytest.approx(objective(points).numpy(), abs=1e-6)
     again = compute_landscape(run, settings)
@@ -264,6 +299,22 @@ def test_a_stopped_landscape_goes_on(run, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["landscape.json", "landscape.npz"]
 
 
+def test_a_stopped_landscape_of_several_draws_goes_on(run, tmp_path):
+    settings = with_(SMALL, inner=("1",), n_draws=2)
+    whole = compute_landscape(run, settings)
+    counts = []
+    with pytest.raises(RunInterrupted, match="stopped after 1 of 3 rows"):
+        compute_landscape(
+            run,
+            settings,
+            out=tmp_path / "out",
+            on_progress=lambda *count: counts.append(count),
+            should_stop=lambda: len(counts) == 1,
+        )
+    again = compute_landscape(run, settings, out=tmp_path / "out")
+    assert np.array_equal(again.panels["1"], whole.panels["1"])
+
+
 def test_more_panels_keep_those_that_are_there(run, tmp_path):
     one = compute_landscape(run, with_(SMALL, inner=("1",)), out=tmp_path / "out")
     compute_landscape(run, with_(SMALL, inner=("2",)), out=tmp_path / "out")
@@ -277,6 +328,8 @@ def test_another_landscape_is_not_mixed_in(run, tmp_path):
     compute_landscape(run, settings, out=tmp_path / "out")
     with pytest.raises(RunError, match=r"got one with seed 0 instead of 1; name another folder"):
         compute_landscape(run, with_(settings, seed=1), out=tmp_path / "out")
+    with pytest.raises(RunError, match=r"got one with n_draws 1 instead of 2; name another"):
+        compute_landscape(run, with_(settings, n_draws=2), out=tmp_path / "out")
     (tmp_path / "out" / "landscape.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(RunError, match=r"landscape\.npz is damaged, or no landscape"):
         compute_landscape(run, settings, out=tmp_path / "out")

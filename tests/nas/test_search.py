@@ -33,7 +33,7 @@ COLUMNS = {
 }
 EXTRA_COLUMNS = {
     "rs": {"gradient_norm"},
-    "mgs": {"effective_ratio"},
+    "mgs": {"effective_ratio", "selection_ratio"},
     "gld": set(),
     "darts1": {"gradient_norm"},
     "darts2": {"gradient_norm"},

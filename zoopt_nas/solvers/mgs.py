@@ -40,6 +40,12 @@ class MGS(Solver):
     candidate has weight 0; if all failed, x stays. ``metrics["n_effective"]`` is N_e = 1 / Σ c_i²
     of the normalized weights, ``metrics["effective_ratio"]`` is N_e / N (Eq. 27).
 
+    With the negative gradient -g as the guide, the step is mostly the guide unless σ² is of the
+    order of τ: on a linear function with σ ||g|| << τ, and weights without q, its mean is
+    -(1 - λ) g - (1 - 1/N) (σ² / τ) g. The second term is what the values contribute.
+    ``metrics["selection_ratio"]`` measures it in each step with a guide: the part of the step due
+    to unequal weights, along the guide, relative to the guide.
+
     Attributes:
         sigma: σ > 0, the standard deviation of q in each coordinate.
         temperature: τ > 0, in units of the objective. If it is small, the best sample takes all
@@ -108,7 +114,15 @@ class MGS(Solver):
         n_effective = xp.sum(weights) / xp.where(squares > 0, squares, 1.0)  # N_e of A.3; or 0
         state.metrics["n_effective"] = n_effective
         state.metrics["effective_ratio"] = n_effective / values.shape[0]  # (Eq. 27)
-        return state.x + xp.astype(weights, steps.dtype) @ steps
+        weights = xp.astype(weights, steps.dtype)
+        guide = state.inner.guide
+        if guide is not None:
+            # Equal weights would move x by the guide and by noise, whatever the values are.
+            selected = (weights - xp.sum(weights) / values.shape[0]) @ steps
+            square = guide @ guide
+            ratio = (selected @ guide) / xp.where(square > 0, square, 1.0)
+            state.metrics["selection_ratio"] = ratio
+        return state.x + weights @ steps
 
     def _weights(self, steps: Array, values: Array, guide: Array | None) -> Array:
         """Return (n,) weights that sum to 1, or all 0 if every value is +inf (Eq. 10)."""

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
 from zoopt_nas.errors import RunError
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.setup import prepare
@@ -11,6 +17,9 @@ from zoopt_nas.nas.settings.config import SearchConfig
 
 GRADIENT_INNER = ("first", "second")  # other approximations are numbers of inner steps
 MAX_VAL_BATCHES = 16
+
+Loss = Callable[[Tensor], Tensor]
+"""Maps alphas ``(n, dim)`` to losses ``(n,)``."""
 
 
 class Snapshot(Search):
@@ -28,22 +37,30 @@ class Snapshot(Search):
             raise RunError(f"{folder.path} has no checkpoint yet, so there are no weights")
         self.supernet.train()
 
-    def draw_once(self, n_train: int, n_val: int | None, noise_seed: int) -> Draw:
-        """Return the next batches; ``n_val`` None is one pass, at most 16 batches."""
+    def draws(self, n: int, *, n_train: int, n_val: int | None, noise_seed: int) -> list[Draw]:
+        """Return ``n`` draws with different training batches and the same validation batches.
+
+        The batches are the next ones of the search; ``n_val`` None is one pass over the validation
+        part, at most 16 batches.
+        """
         if n_val is None:
             n_val = min(self._streams["val"].n_batches, MAX_VAL_BATCHES)
-        return Draw(
-            train=[self._streams["inner"].next_batch() for _ in range(n_train)],
-            val=[self._streams["val"].next_batch() for _ in range(n_val)],
-            noise_seed=noise_seed,
-        )
+        val = [self._streams["val"].next_batch() for _ in range(n_val)]
+        return [
+            Draw(
+                train=[self._streams["inner"].next_batch() for _ in range(n_train)],
+                val=val,
+                noise_seed=noise_seed + 2 * k,  # a draw uses its seed, and the next to score
+            )
+            for k in range(n)
+        ]
 
-    def objective(self, inner: str, draw: Draw) -> BilevelObjective:
-        """Return L_val on the batches of ``draw``.
+    def objective(self, inner: str, draws: Sequence[Draw]) -> BilevelObjective:
+        """Return L_val, whose calls see ``draws`` in turn.
 
         Args:
             inner: the approximation of omega*: ``first``, ``second``, or a number of inner steps.
-            draw: the batches, with at least one training batch per inner step.
+            draws: the batches, with at least one training batch per inner step.
         """
         is_gradient = inner in GRADIENT_INNER
         config = self.config if is_gradient else self.config.replace(inner_steps=int(inner))
@@ -53,8 +70,20 @@ class Snapshot(Search):
             self._streams["inner"],
             self._streams["val"],
             config.replace(score="loss"),
-            seed=0,  # not used, since the draw is fixed
+            seed=0,  # not used, since the draws are fixed
             inner=inner if is_gradient else "sgd",
             execution=self.setup.execution,
-            fixed=draw,
+            fixed=draws,
         )
+
+
+def on_each(objective: BilevelObjective, draws: Sequence[Draw]) -> list[Loss]:
+    """Return L_val on each draw; without inner steps the draws do not differ, and one is left."""
+    needed = draws[:1] if objective.inner == "first" else draws
+    return [partial(objective, draw=draw) for draw in needed]
+
+
+def mean_loss(objective: BilevelObjective, draws: Sequence[Draw]) -> Loss:
+    """Return the mean of L_val over draws, as a function of alphas ``(n, dim)``."""
+    losses = on_each(objective, draws)
+    return lambda alphas: torch.stack([loss(alphas) for loss in losses]).mean(0)

@@ -80,8 +80,8 @@ class BilevelObjective:
         candidates_per_batch: candidates evaluated at once; None chooses, see
             ``CandidateBatches``. It changes losses only by rounding.
         single_path: whether a candidate is scored as its discrete cell, along that cell's path.
-        fixed: batches that every call sees in place of the streams', with at least as many training
-            batches as inner steps.
+        fixed: draws that calls see in turn in place of the streams', each with at least as many
+            training batches as inner steps.
 
     Attributes:
         inner: as given.
@@ -109,7 +109,7 @@ class BilevelObjective:
         score: str = "loss",
         execution: Execution | None = None,
         candidates_per_batch: int | None = None,
-        fixed: Draw | None = None,
+        fixed: Sequence[Draw] = (),
         single_path: bool = False,
     ) -> None:
         if inner not in INNER_MODES:
@@ -135,7 +135,7 @@ class BilevelObjective:
         self._n_val = val_batches
         self.single_path = single_path
         self._score = score
-        self._fixed = fixed
+        self._fixed, self._turn = fixed, 0
         self._inner_lr = inner_lr
         self._inner_momentum = inner_momentum
         self._grad_clip = grad_clip if inner == "sgd" else None
@@ -173,7 +173,7 @@ class BilevelObjective:
         seed: int,
         inner: str | None = None,
         execution: Execution | None = None,
-        fixed: Draw | None = None,
+        fixed: Sequence[Draw] = (),
     ) -> Self:
         """Return the objective that a search config describes.
 
@@ -236,12 +236,14 @@ class BilevelObjective:
         return values
 
     def draw(self, n_val: int | None = None) -> Draw:
-        """Return the next batches of both streams, or the fixed ones.
+        """Return the next batches of both streams, or the next fixed ones, in turn.
 
         ``n_val`` is the number of validation batches; None is ``val_batches``.
         """
-        if self._fixed is not None:
-            return self._fixed._replace(train=self._fixed.train[: self._n_train])
+        if self._fixed:
+            draw = self._fixed[self._turn % len(self._fixed)]
+            self._turn += 1
+            return draw._replace(train=draw.train[: self._n_train])
         return Draw(
             train=[self._train_stream.next_batch() for _ in range(self._n_train)],
             val=[self._val_stream.next_batch() for _ in range(n_val or self._n_val)],

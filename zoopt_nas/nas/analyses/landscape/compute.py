@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from zoopt_nas.errors import NotEnoughMemoryError, RunInterrupted
 from zoopt_nas.nas.analyses.landscape.grid_file import GridFile
 from zoopt_nas.nas.analyses.landscape.plane import Landscape, LandscapeSettings, Plane, Track
 from zoopt_nas.nas.analyses.landscape.sharpness import Array
-from zoopt_nas.nas.analyses.snapshot import Snapshot
+from zoopt_nas.nas.analyses.snapshot import Snapshot, mean_loss
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
@@ -113,32 +113,39 @@ def _compute(
     seeds = seeds_for(settings.seed, _SEEDED)
     axis, centre = settings.axis, _to_host(search.alpha)
     plane = Plane.random(centre, seeds["directions"])
-    draw = search.draw_once(int(settings.reference or 1), settings.val_batches, seeds["noise"])
+    draws = search.draws(
+        settings.n_draws,
+        n_train=int(settings.reference or 1),
+        n_val=settings.val_batches,
+        noise_seed=seeds["noise"],
+    )
+    n_val = len(draws[0].val)
     identity = {
         "checkpoint": [search.epoch, search.step],
         "radius": settings.radius,
         "step": settings.step,
-        "val_batches": len(draw.val),
+        "val_batches": n_val,
+        "n_draws": settings.n_draws,
         "seed": settings.seed,
     }
     arrays = {"axis": axis, "centre": centre, "directions": plane.directions}
     grids = GridFile(out, identity, arrays)
     for name in settings.inner:
-        objective = search.objective(name, draw)
+        objective = search.objective(name, draws)
         for i in range(len(axis)):
             if not grids.has_row(name, i):
                 ticker.check()
                 row = np.column_stack([np.full(len(axis), axis[i]), axis])
-                grids.put_row(name, i, _losses(objective, plane.points(row)))
+                grids.put_row(name, i, _losses(objective, draws, plane.points(row)))
             ticker.tick()
     landscape = Landscape(
         settings=settings,
         epoch=search.epoch,
-        val_batches=len(draw.val),
+        val_batches=n_val,
         axis=axis,
         plane=plane,
         panels={name: grids[name] for name in settings.inner},
-        tracks=dict(_tracks(search, settings, plane, draw, seeds, ticker)),
+        tracks=dict(_tracks(search, settings, plane, draws, seeds, ticker)),
         reduced=(*reductions(search.config), *settings.reductions()),
     )
     if out is not None:
@@ -152,7 +159,7 @@ def _tracks(
     search: Snapshot,
     settings: LandscapeSettings,
     plane: Plane,
-    draw: Draw,
+    draws: Sequence[Draw],
     seeds: dict[str, int],
     ticker: _Ticker,
 ) -> Iterator[tuple[str, Track]]:
@@ -163,13 +170,13 @@ def _tracks(
     angle = np.random.default_rng(seeds["start"]).uniform(0, 2 * math.pi)
     # The distance of the released script's start, (-0.5, 0.5) in a square of radius 1.
     start = math.sqrt(0.5) * settings.radius * np.array([math.cos(angle), math.sin(angle)])
-    scored = search.objective(reference, draw)
+    scored = search.objective(reference, draws)
     for name in settings.paths:
         ticker.check()
-        objective = search.objective(METHODS[name].inner or reference, draw)
+        objective = search.objective(METHODS[name].inner or reference, draws)
         updater = _updater(search, name, settings.path_lr, seeds["solvers"])
         coordinates = follow(updater, objective, plane, start, settings.n_updates)
-        yield name, Track(coordinates, _losses(scored, plane.points(coordinates)))
+        yield name, Track(coordinates, _losses(scored, draws, plane.points(coordinates)))
         ticker.tick()
 
 
@@ -192,10 +199,10 @@ def follow(
     return coordinates
 
 
-def _losses(objective: BilevelObjective, alphas: Array) -> Array:
-    """Return the losses ``(n,)`` of alphas ``(n, dim)``."""
+def _losses(objective: BilevelObjective, draws: Sequence[Draw], alphas: Array) -> Array:
+    """Return the losses ``(n,)`` of alphas ``(n, dim)``, averaged over draws."""
     like = next(objective.supernet.parameters())
-    return _to_host(objective(torch.from_numpy(alphas).to(like)))
+    return _to_host(mean_loss(objective, draws)(torch.from_numpy(alphas).to(like)))
 
 
 def _to_host(vector: Tensor) -> Array:

@@ -2,7 +2,8 @@
 
 Two orthonormal random directions span the plane. Every panel is ``BilevelObjective`` with another
 approximation of omega*. All points of all panels use the same batches, noise and initial weights,
-and BatchNorm on batch statistics, so two panels differ only by the approximation.
+and BatchNorm on batch statistics, so two panels differ only by the approximation. With several
+draws of the training batches, the loss of a point is its mean over them.
 
 The paths of search methods are drawn on top: each update is made in the whole space of alpha and
 then projected onto the plane. The weights of the checkpoint stay fixed.
@@ -52,6 +53,7 @@ class LandscapeSettings:
     radius: float = 1.0
     step: float = PAPER_STEP
     val_batches: int | None = None
+    n_draws: int = 1
     paths: tuple[str, ...] = ("darts1", "rs", "mgs", "gld")
     n_updates: int = 10
     path_lr: float = 0.1
@@ -73,7 +75,7 @@ class LandscapeSettings:
                 "step must be positive and at most radius, which must be finite, "
                 f"got {self.step} and {self.radius}"
             )
-        for field in ("val_batches", "n_updates"):
+        for field in ("val_batches", "n_draws", "n_updates"):
             if (count := getattr(self, field)) is not None and count < 1:
                 raise InvalidValueError(f"{field} must be a positive integer, got {count}")
         if not 0 < self.path_lr < math.inf or self.seed < 0:
