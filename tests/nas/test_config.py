@@ -38,6 +38,7 @@ COMMON: dict[str, Any] = {
     "n_cells": 6,
     "lr": 0.3,
     "lr_min": 0.01,
+    "nesterov": True,
 }
 SEARCH = COMMON | {
     "space": "s4",

@@ -51,9 +51,13 @@ def loaded(**changes: object) -> nas.Dataset:
 def test_a_run_folder_keeps_a_space_that_has_no_name_here(tmp_path):
     folder = RunFolder.create(tmp_path / "run", CONFIG, space=SPACE)
     assert RunFolder.open(folder.path).space() == SPACE
-    (folder.path / "space.json").write_text("{}")
-    with pytest.raises(RunError, match=r"space.json: space must have the fields name, normal"):
-        folder.space()
+    for text, message in (
+        ("{}", "space must be of type DartsSpace or NasBench201Space, got None"),
+        ('{"type": "DartsSpace"}', "space must have the fields type, name, normal"),
+    ):
+        (folder.path / "space.json").write_text(text)
+        with pytest.raises(RunError, match=f"space.json: {message}"):
+            folder.space()
 
 
 def test_a_run_folder_without_one_has_the_space_of_its_config(tmp_path):

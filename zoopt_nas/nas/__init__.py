@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.networks.operations import OPERATIONS as OPERATIONS
     from zoopt_nas.nas.networks.space import SearchSpace as SearchSpace
     from zoopt_nas.nas.networks.spaces import SPACES as SPACES
+    from zoopt_nas.nas.networks.spaces import space_from_json as space_from_json
     from zoopt_nas.nas.networks.supernet import Supernet as Supernet
     from zoopt_nas.nas.retraining.processes import Processes as Processes
     from zoopt_nas.nas.retraining.retrain import TrainResult as TrainResult
@@ -116,7 +117,10 @@ _EXPORTS = {
     "networks.network": ("Network",),
     "networks.operations": ("OPERATIONS",),
     "networks.space": ("SearchSpace",),
-    "networks.spaces": ("SPACES",),
+    "networks.spaces": (
+        "SPACES",
+        "space_from_json",
+    ),
     "networks.supernet": ("Supernet",),
     "retraining.processes": ("Processes",),
     "retraining.retrain": (
