@@ -73,8 +73,8 @@ def test_clipping_is_by_candidate():
     objective.start()
     norms = []
     for alpha in alphas:
-        weights = list(objective._scratch.parameters())
-        loss = objective.train_loss(objective._scratch, alpha, draw)
+        weights = list(objective._training.scratch.parameters())
+        loss = objective.train_loss(objective._training.scratch, alpha, draw)
         parts = torch.autograd.grad(loss, weights)
         norms.append(float(torch.cat([part.flatten() for part in parts]).norm()))
     least, middle, _ = sorted(norms)
@@ -158,7 +158,7 @@ def test_the_main_training_is_untouched(space: DartsSpace):
     assert after["param_groups"] == optimizer["param_groups"]
     for index, entry in after["state"].items():
         assert torch.equal(entry["momentum_buffer"], optimizer["state"][index]["momentum_buffer"])
-    assert all(parameter.grad is None for parameter in objective._scratch.parameters())
+    assert all(parameter.grad is None for parameter in objective._training.scratch.parameters())
     assert torch.equal(made.noise.get_state(), noise)
     assert torch.equal(torch.get_rng_state(), rng)
 

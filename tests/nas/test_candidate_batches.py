@@ -94,7 +94,7 @@ def test_the_objective_goes_down_to_one_by_one(monkeypatch: pytest.MonkeyPatch):
     assert torch.equal(objective(alphas, draw), serial)
     assert n_calls == 3
     assert objective.n_evaluations == 4
-    assert objective._group._steps == {}  # nothing of what did not fit stays
+    assert objective._training.group._steps == {}  # nothing of what did not fit stays
 
 
 def test_automatic_on_a_cpu(monkeypatch: pytest.MonkeyPatch):

@@ -247,7 +247,7 @@ def test_candidates_share_one_recording_of_the_inner_steps(inner_momentum: bool,
         objective = made.objective(inner_momentum=inner_momentum, inner_steps=4)
         if recorder is not None:
             recorder.generators = [objective._noise]
-            capture(objective._step, objective._inner_optimizer, recorder)
+            capture(objective._training._step, objective._training._inner_optimizer, recorder)
         values.append([objective(made.alphas(3)) for _ in range(2)])
     # Six candidates of four inner steps: the momentum of one must not reach the next.
     assert (recorder.n_warm, recorder.n_recorded, recorder.n_replayed) == (3, 1, 21)

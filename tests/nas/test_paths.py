@@ -234,3 +234,115 @@ def test_the_space_of_two_cells_shares_no_edge():
     assert isinstance(space, DartsSpace)
     edges = [edge for group in space.groups for edge in group.edges]
     assert sorted(edges) == list(range(28))
+
+
+def fresh(**settings) -> SearchConfig:
+    return config(**{"weights": "fresh", "algo": "gld", "inner_steps": 2, **settings})
+
+
+def test_fresh_weights_are_trained_from_the_initial_ones_with_a_decaying_rate():
+    supernet = tiny()
+    initial = copy.deepcopy(supernet)
+    optimizer = torch.optim.SGD(supernet.parameters(), lr=1.0, momentum=0.9, weight_decay=0.01)
+    objective = BilevelObjective(
+        supernet,
+        optimizer,
+        Fixed(),
+        Fixed(),
+        seed=0,
+        inner_steps=3,
+        inner_lr=0.1,
+        inner_lr_end=0.02,
+        single_path=True,
+    )
+    objective.hold_still()
+    alpha = torch.randn(1, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    value = objective(alpha)[0]
+
+    images, labels = Fixed().batch
+    net = copy.deepcopy(initial).train()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    path = NB201.path(NB201.discretize(alpha[0]))
+    # Half a cosine from 0.1 to 0.02 in three steps.
+    for lr in (0.1, 0.08, 0.04):
+        sgd.param_groups[0]["lr"] = lr
+        sgd.zero_grad()
+        F.cross_entropy(net.follow(images, path), labels).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        sgd.step()
+    torch.testing.assert_close(value, F.cross_entropy(net.follow(images, path), labels).detach())
+    for weight, before in zip(supernet.parameters(), initial.parameters(), strict=True):
+        assert weight.equal(before)
+
+
+def test_with_fresh_weights_a_cell_is_evaluated_once_and_keeps_its_value():
+    stream = CountingStream()
+    supernet = tiny()
+    optimizer = torch.optim.SGD(supernet.parameters(), lr=0.05)
+    objective = BilevelObjective(
+        supernet, optimizer, stream, Fixed(), seed=0, inner_steps=2, single_path=True
+    )
+    objective.hold_still()
+    alphas = torch.randn(3, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    first, second = objective(alphas), objective(alphas.flip(0))
+    assert first.equal(second.flip(0))
+    assert objective.n_evaluations == 3
+    assert stream.n == 2  # the batches of the only draw
+
+    other = BilevelObjective(
+        supernet, optimizer, CountingStream(), Fixed(), seed=0, inner_steps=2, single_path=True
+    )
+    other.hold_still()
+    other.load_state_dict(objective.state_dict())
+    assert other(alphas).equal(first)
+    assert other.n_evaluations == 3
+
+
+class CountingStream(Fixed):
+    """Counts the batches that are taken."""
+
+    n = 0
+
+    def next_batch(self):
+        self.n += 1
+        return super().next_batch()
+
+
+@pytest.mark.parametrize("algo", ["gld", "adaptive_gld"])
+def test_a_search_with_fresh_weights_resumes_bit_for_bit(algo, tmp_path):
+    settings = fresh(algo=algo, epochs=4, warmup_epochs=0)
+    whole = run_search(settings)
+    with pytest.raises(RunInterrupted):
+        run_search(settings, run_dir=tmp_path / "run", observer=StopAt(3))
+    rest = resume_search(tmp_path / "run")
+    assert rest.alpha.equal(whole.alpha)
+    for row in (*rest.metrics, *whole.metrics):
+        del row["seconds"]
+    assert rest.metrics == whole.metrics
+    assert [row["train_loss"] for row in whole.metrics] == [None] * 4
+    assert whole.metrics[-1]["updates"] == 2  # four batches an epoch, an update for every two
+
+
+def test_an_epoch_with_fresh_weights_reports_the_accuracy_of_the_trained_cell():
+    settings = fresh(algo="gld", epochs=1, warmup_epochs=0, inner_steps=30, lr=0.1)
+    row = run_search(settings).metrics[-1]
+    untrained = run_search(settings.replace(inner_lr=1e-9)).metrics[-1]
+    assert row["val_loss"] < untrained["val_loss"] - 0.1
+
+
+def test_fresh_weights_refuse_what_they_cannot_have():
+    with pytest.raises(InvalidValueError, match="weights must be shared with darts1, which needs"):
+        run_search(fresh(algo="darts1", paths="mixed"))
+    with pytest.raises(InvalidValueError, match="weights must be shared with random_ws"):
+        run_search(fresh(algo="random_ws"))
+    with pytest.raises(InvalidValueError, match="inner must be sgd with at least 1 inner_steps"):
+        fresh(inner="first")
+    with pytest.raises(InvalidValueError, match="got sgd with 0"):
+        fresh(inner_steps=0)
+
+
+def test_fresh_weights_need_no_warm_up():
+    assert fresh().warmup_epochs == 1  # as given
+    searched = SearchConfig(algo="gld", weights="fresh", epochs=50)
+    assert searched.warmup_epochs == 0
+    assert SearchConfig(algo="gld", epochs=50).warmup_epochs == 10

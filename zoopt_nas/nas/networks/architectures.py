@@ -9,7 +9,8 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
 from zoopt_nas.nas.networks.genotype_text import holds_genotype, read_source
-from zoopt_nas.nas.networks.nasbench201 import NasBench201Genotype, is_cell_dict, last_cell
+from zoopt_nas.nas.networks.nasbench201 import NasBench201Genotype, is_cell_dict
+from zoopt_nas.nas.networks.nasbench201_cell import last_cell
 
 
 def load_architecture(source: str | Path) -> Architecture:

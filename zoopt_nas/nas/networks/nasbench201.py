@@ -1,12 +1,7 @@
-"""The space of NAS-Bench-201 (Dong and Yang, ICLR 2020): one cell of four nodes, 15,625 cells.
-
-Node 0 is the input and node 3 the output. Every node receives an edge from each node before it, and
-every edge keeps one operation, which may be ``none``.
-"""
+"""The space of NAS-Bench-201: alpha over the operations of one cell; see ``nasbench201_cell``."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
@@ -16,25 +11,19 @@ from torch import Tensor
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.architecture import Architecture, CellGraph, PublishedSize
 from zoopt_nas.nas.networks.genotype_text import shorten
+from zoopt_nas.nas.networks.nasbench201_cell import (
+    CELL_OPERATIONS,
+    EDGES,
+    FORM,
+    N_NODES,
+    format_cell,
+    last_cell,
+)
 from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.networks.space import EdgeGroup, Path, SearchSpace
 
 CELL = "cell"  # the only kind of cell
-N_NODES = 4
-EDGES = tuple((source, node) for node in range(1, N_NODES) for source in range(node))
-# The published order, which is that of alpha.
-CELL_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 _FIELD = "nasbench201"  # of the JSON form
-_NAME = r"[\w.-]+"
-# Cells of other spaces have more nodes, or a prefix.
-_PATTERN = re.compile(
-    r"(?<!\+)"
-    + r"\+".join(
-        r"\|" + "".join(rf"({_NAME})~{source}\|" for source in range(node))
-        for node in range(1, N_NODES)
-    )
-    + r"(?!\+)"
-)
 
 
 @dataclass(frozen=True)
@@ -78,11 +67,7 @@ class NasBench201Genotype(Architecture):
 
     def __str__(self) -> str:
         """Return the published string ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``."""
-        pairs = zip(self.operations, EDGES, strict=True)
-        parts: dict[int, str] = {}
-        for name, (source, node) in pairs:
-            parts[node] = parts.get(node, "|") + f"{name}~{source}|"
-        return "+".join(parts.values())
+        return format_cell(self.operations)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> NasBench201Genotype:
@@ -99,16 +84,8 @@ class NasBench201Genotype(Architecture):
         """
         found = last_cell(text)
         if found is None:
-            raise InvalidValueError(
-                f"cell must read |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, got {shorten(text.strip())}"
-            )
+            raise InvalidValueError(f"cell must read {FORM}, got {shorten(text.strip())}")
         return cls(found.groups())
-
-
-def last_cell(text: str) -> re.Match[str] | None:
-    """Return the last match of the published form of a cell in a text."""
-    matches = list(_PATTERN.finditer(text))
-    return matches[-1] if matches else None
 
 
 def is_cell_dict(fields: object) -> TypeGuard[Mapping[str, Any]]:

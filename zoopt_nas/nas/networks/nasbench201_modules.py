@@ -15,12 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.networks.nasbench201 import (
-    CELL,
-    EDGES,
-    NasBench201Genotype,
-    NasBench201Space,
-)
+from zoopt_nas.nas.networks.nasbench201 import CELL, NasBench201Genotype, NasBench201Space
+from zoopt_nas.nas.networks.nasbench201_cell import EDGES
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.operations import OPERATIONS, AfterReLU, Pool
 from zoopt_nas.nas.networks.partial_channels import merge_parts, part_width, split_parts

@@ -96,7 +96,10 @@ class EpochLoop(ABC):
         epoch: number of completed epochs.
         step: steps taken in the current epoch.
         rows: one row per completed epoch.
+        trains_weights: whether steps train the weights of the model.
     """
+
+    trains_weights = True
 
     def __init__(self, config: RunConfig, observer: Observer | None, device: torch.device) -> None:
         self.device = device
@@ -129,8 +132,11 @@ class EpochLoop(ABC):
         """Set what depends on ``self.epoch`` only: schedules and training mode."""
 
     @abstractmethod
-    def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Take one step; return its loss (), logits (batch, classes) and labels (batch,)."""
+    def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Take one step; return its loss (), logits (batch, classes) and labels (batch,).
+
+        None if the step trains no weights.
+        """
 
     @abstractmethod
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -183,7 +189,9 @@ class EpochLoop(ABC):
                 if self.should_stop():
                     self._elapsed += time.perf_counter() - started
                     self._stop()
-                self._meter.update(*self.train_step())
+                measured = self.train_step()
+                if measured is not None:
+                    self._meter.update(*measured)
                 self.step += 1
                 self._observer.on_step(
                     Progress(self.epoch, self._config.epochs, self.step, self.n_steps, self._meter)
@@ -246,7 +254,7 @@ class EpochLoop(ABC):
             )
 
     def _close_epoch(self, started: float) -> None:
-        if not math.isfinite(self._meter.loss):
+        if self.trains_weights and not math.isfinite(self._meter.loss):
             raise DivergedError(
                 f"the training loss is not finite in epoch {self.epoch + 1}; "
                 "start again with a lower lr, or resume on other hardware"
@@ -254,8 +262,7 @@ class EpochLoop(ABC):
         columns, architecture = self.end_epoch()
         row = {
             "epoch": self.epoch,
-            "train_loss": self._meter.loss,
-            "train_accuracy": self._meter.accuracy,
+            **as_json({"train_loss": self._meter.loss, "train_accuracy": self._meter.accuracy}),
             **as_json(columns),
             "seconds": round(self._elapsed + time.perf_counter() - started, 3),
         }

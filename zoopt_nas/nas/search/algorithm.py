@@ -28,7 +28,7 @@ from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.paths import PathStep, path_sampler
 from zoopt_nas.nas.search.streams import Peeked, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import MIXED, SHARED, SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, Meter, evaluate
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
@@ -93,6 +93,9 @@ class Search(EpochLoop):
             inner=method.inner,
             execution=execution,
         )
+        self.trains_weights = config.weights == SHARED
+        if not self.trains_weights:
+            self._objective.hold_still()
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         self._updater = method.build(config, alpha, seeds["solver"])
         self._method = method
@@ -101,6 +104,7 @@ class Search(EpochLoop):
         self._updates: list[Metrics] = []  # metrics of the updates in this epoch
         self._verdict = Verdict()  # of the last epoch
         self._is_stopped = False
+        self._evaluated: tuple[str, float, float] = ("", math.nan, math.nan)  # the last genotype
         self._snapshots = Snapshots()  # empty unless the method goes back
 
     def estimate_memory(self) -> MemoryEstimate:
@@ -126,8 +130,9 @@ class Search(EpochLoop):
 
     @property
     def n_steps(self) -> int:
-        """Number of batches in a pass over the training part."""
-        return self._streams["train"].n_batches
+        """Number of batches in a pass over the training part; of updates with fresh weights."""
+        n_batches = self._streams["train"].n_batches
+        return n_batches if self.trains_weights else max(n_batches // self._period, 1)
 
     def begin_epoch(self) -> None:
         """Set the learning rate, drop path and training mode."""
@@ -140,12 +145,15 @@ class Search(EpochLoop):
         self._objective.set_drop_path(probability)
         self.supernet.train()
 
-    def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Update alpha if it is time, then take one weight step."""
+    def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Update alpha if it is time, then take one weight step unless weights are fresh."""
         config = self.config
-        if self.epoch >= config.warmup_epochs and self.step % self._period == 0:
+        is_due = not self.trains_weights or self.step % self._period == 0
+        if self.epoch >= config.warmup_epochs and is_due:
             passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
             self._updates.append(self._updater.step(self._objective, passed))
+        if not self.trains_weights:
+            return None
         images, labels = self._streams["train"].next_batch()
         progress = self.epoch / config.epochs
         if self._sampler is not None:
@@ -161,13 +169,16 @@ class Search(EpochLoop):
         """Let the method judge the epoch, and evaluate the supernet on the validation part."""
         judged = self._judge_epoch()
         n_failed = self._count_failures()
-        val = self._evaluate()
-        if not math.isfinite(val.loss):
-            raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
         genotype = self.genotype
+        if self.trains_weights or self._evaluated[:1] != (str(genotype),):
+            val = self._evaluate()
+            self._evaluated = (str(genotype), val.loss, val.accuracy)
+        _, val_loss, val_accuracy = self._evaluated
+        if not math.isfinite(val_loss):
+            raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
         row = {
-            "val_loss": val.loss,
-            "val_accuracy": val.accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
             "lr": self._optimizer.param_groups[0]["lr"],
             "sigma": None,
             "n_effective": None,
@@ -184,11 +195,15 @@ class Search(EpochLoop):
     def _evaluate(self) -> Meter:
         """Evaluate the current architecture with shared weights on the validation part."""
         network: Supernet
-        alpha: Tensor | Path
-        if self._sampler is None and not self._method.trains_paths:
-            network, alpha = self.supernet.eval(), self.alpha
+        alpha: Tensor | Path = self.alpha
+        if self.config.paths != MIXED or self._method.trains_paths:
+            alpha = self.supernet.space.path(self.genotype)
+        if not self.trains_weights:  # a candidate like the others
+            network = self._objective.fit(alpha, self._objective.draw())
+        elif isinstance(alpha, Tensor):
+            network = self.supernet.eval()
         else:  # running statistics mix all paths, so each batch has its own
-            network, alpha = self._objective.start(), self.supernet.space.path(self.genotype)
+            network = self._objective.start()
         return evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
 
     def _judge_epoch(self) -> dict[str, Any]:
@@ -266,6 +281,7 @@ class Search(EpochLoop):
             "paths": None if self._sampler is None else self._sampler.state_dict(),
             "noise": self._noise.get_state(),
             "is_stopped": self._is_stopped,
+            "evaluated": list(self._evaluated),
             "snapshots": self._snapshots.state_dict(),
             "updates": [
                 {name: float(value) for name, value in update.items()} for update in self._updates
@@ -283,4 +299,6 @@ class Search(EpochLoop):
         self._noise.set_state(state["noise"].cpu())
         self._updates = state["updates"]
         self._is_stopped = bool(state["is_stopped"])
+        genotype, loss, accuracy = state["evaluated"]
+        self._evaluated = (str(genotype), float(loss), float(accuracy))
         self._snapshots.load_state_dict(state["snapshots"])

@@ -21,6 +21,7 @@ from zoopt_nas.nas.networks.operations import Stochastic
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.score import Scored
 from zoopt_nas.nas.steps.execution import Execution
+from zoopt_nas.nas.steps.schedules import set_lr
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, start_momentum
 
 # On a CPU, evaluating candidates together is faster if there are several and the output of the stem
@@ -72,12 +73,14 @@ class CandidateGroup:
         momentum: Tensor | None,
         alphas: Tensor,
         batches: Sequence[Batch],
+        lrs: Sequence[float],
         settings: dict[str, Any],
     ) -> Tensor:
         """Return the weights ``(n, n_weights)`` after one step of SGD per batch.
 
         All start from ``start`` and ``momentum`` ``(n_weights,)`` (None if there is none yet) and
-        see the same batches; ``settings`` are those of SGD. The next call overwrites the weights.
+        see the same batches, each with its learning rate; ``settings`` are the others of SGD. The
+        next call overwrites the weights.
         """
         n = len(alphas)
         if n not in self._steps:
@@ -87,7 +90,8 @@ class CandidateGroup:
             weights.copy_(start)
         optimizer.param_groups[0].update(settings)
         start_momentum(optimizer, [momentum])
-        for images, labels in batches:
+        for lr, (images, labels) in zip(lrs, batches, strict=True):
+            set_lr(optimizer, lr)
             step(images, labels, alphas)
         return weights.detach()
 

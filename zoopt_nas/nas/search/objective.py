@@ -7,14 +7,12 @@ weights, and the loss is measured on images that do not train the weights:
 - ``inner="second"``: the one unrolled step of Eq. 2, not clipped.
 - ``inner="first"``: no step, omega* = omega (Eq. 3).
 
-One scratch copy of the supernet is refilled for every candidate, or holds the weights of several
-(``search/candidates.py``). The supernet, its optimizer and its BatchNorm buffers are only read.
+The supernet, its optimizer and its BatchNorm buffers are only read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -24,20 +22,16 @@ from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.fused import kernels_enabled
-from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.space import Path
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import (
     Batch,
     CandidateBatches,
-    CandidateGroup,
-    flat,
-    scratch_copy,
 )
+from zoopt_nas.nas.search.inner import InnerTraining
 from zoopt_nas.nas.search.score import Scored, value_of
-from zoopt_nas.nas.settings.config import INNER_MODES, MIXED, SCORES, SearchConfig
+from zoopt_nas.nas.settings.config import FRESH, INNER_MODES, MIXED, SCORES, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
-from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
 
 Points = Tensor | Sequence[Path]
 """Candidates: alphas ``(n, dim)``, or the paths of discrete cells."""
@@ -71,6 +65,7 @@ class BilevelObjective:
         inner: ``"sgd"``, ``"second"`` or ``"first"``; see the module.
         inner_steps: M, with ``inner="sgd"``.
         inner_lr: learning rate of the inner steps; None is the current one of ``optimizer``.
+        inner_lr_end: learning rate after the inner steps, reached by a cosine; None: constant.
         inner_momentum: whether the inner steps start from the momentum of ``optimizer``.
         grad_clip: bound on the gradient's norm in the M steps.
         val_batches: number of batches of L_val.
@@ -103,6 +98,7 @@ class BilevelObjective:
         inner: str = "sgd",
         inner_steps: int = 10,
         inner_lr: float | None = None,
+        inner_lr_end: float | None = None,
         inner_momentum: bool = True,
         grad_clip: float | None = 5.0,
         val_batches: int = 1,
@@ -128,7 +124,7 @@ class BilevelObjective:
         self.supernet = supernet
         self.inner = inner
         self.n_evaluations = 0
-        self._optimizer = optimizer
+        self._known: dict[Path, Tensor] | None = None
         self._train_stream = train_stream
         self._val_stream = val_stream
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
@@ -136,27 +132,18 @@ class BilevelObjective:
         self.single_path = single_path
         self._score = score
         self._fixed, self._turn = fixed, 0
-        self._inner_lr = inner_lr
-        self._inner_momentum = inner_momentum
-        self._grad_clip = grad_clip if inner == "sgd" else None
         self._seeds = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(next(supernet.parameters()).device)
-        self._scratch = scratch_copy(supernet)
-        seed_noise(self._scratch, self._noise)
-        # The released code steps other parameters than it trains (docs/deviations.md, B1).
-        self._inner_optimizer = torch.optim.SGD(self._scratch.parameters(), lr=1.0)
-        if single_path and execution is not None:
-            execution = replace(execution, compile=False)  # paths differ from call to call
-        self._step = WeightStep(
-            cross_entropy_of(self._scratch),
-            self._scratch,
-            self._inner_optimizer,
-            self._grad_clip,
+        self._training = InnerTraining(
+            supernet,
+            optimizer,
+            self._noise,
+            lr=inner_lr,
+            lr_end=inner_lr_end,
+            uses_momentum=inner_momentum,
+            grad_clip=grad_clip if inner == "sgd" else None,
             execution=execution,
-            generators=(self._noise,),
-        )
-        self._group = CandidateGroup(
-            self._scratch, self._grad_clip, execution=execution, generators=(self._noise,)
+            single_path=single_path,
         )
         kernels = kernels_enabled(supernet)
         self._batches = CandidateBatches(candidates_per_batch, cpu_kernels=kernels)
@@ -190,7 +177,8 @@ class BilevelObjective:
             seed=seed,
             inner=inner or config.inner,
             inner_steps=config.inner_steps,
-            inner_lr=config.inner_lr,
+            inner_lr=config.inner_lr or (config.lr if config.weights == FRESH else None),
+            inner_lr_end=config.lr_min if config.weights == FRESH else None,
             inner_momentum=config.inner_momentum,
             grad_clip=config.grad_clip,
             val_batches=config.val_batches,
@@ -250,34 +238,27 @@ class BilevelObjective:
             noise_seed=int(torch.randint(2**62, (), generator=self._seeds)),
         )
 
+    def hold_still(self) -> None:
+        """Give every later call the batches of the next draw, and evaluate each path only once.
+
+        The values of all calls are comparable as long as the supernet's weights do not change.
+        """
+        self._fixed, self._known = (self.draw(),), {}
+
     def start(self) -> Supernet:
         """Return the scratch network with the supernet's weights; the next call reuses it."""
-        with torch.no_grad():
-            torch._foreach_copy_(list(self._scratch.parameters()), list(self.supernet.parameters()))
-        return self._scratch
+        return self._training.start()
 
     def fit(self, alpha: Tensor | Path, draw: Draw) -> Supernet:
-        """Return the scratch network with omega*(alpha), trained on the batches of ``draw``.
-
-        Along a path only the weights of the path are trained.
-        """
-        network = self.start()
-        self._inner_optimizer.param_groups[0].update(self._settings())
-        start_momentum(self._inner_optimizer, self._momenta())
-        self._noise.manual_seed(draw.noise_seed)
-        for images, labels in draw.train:
-            self._step(images, labels, alpha)
-        return network
+        """Return the scratch network with omega*(alpha), trained on the batches of ``draw``."""
+        return self._training.fit(alpha, draw.train, draw.noise_seed)
 
     def fit_together(self, alphas: Tensor, draw: Draw) -> Tensor:
         """Return the weights omega*(alpha) ``(n, n_weights)`` for alphas ``(n, dim)``.
 
         The next call overwrites them.
         """
-        with torch.no_grad():
-            start = flat(self.supernet.parameters())
-        self._noise.manual_seed(draw.noise_seed)
-        return self._group.fit(start, self._flat_momentum(), alphas, draw.train, self._settings())
+        return self._training.fit_together(alphas, draw.train, draw.noise_seed)
 
     def val_loss(self, network: Supernet, alpha: Tensor | Path, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the validation batches."""
@@ -296,10 +277,7 @@ class BilevelObjective:
 
     def set_drop_path(self, probability: float) -> None:
         """Set the probability with which paths are dropped in inner steps."""
-        if probability != self._scratch.drop_path_probability:
-            self._scratch.drop_path_probability = probability
-            self._step.reset()
-            self._group.forget()
+        self._training.set_drop_path(probability)
 
     def alpha_gradient(self, alpha: Tensor, draw: Draw) -> Tensor:
         """Return the gradient ``(dim,)`` of L_val(omega, alpha) in alpha alone (Eq. 3)."""
@@ -310,28 +288,41 @@ class BilevelObjective:
     @property
     def lr(self) -> float:
         """The learning rate of the inner steps: xi of Eq. 2."""
-        current: float = self._optimizer.param_groups[0]["lr"]
-        return current if self._inner_lr is None else self._inner_lr
+        return self._training.lr
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counter and the generator; streams and supernet save theirs."""
-        return {"n_evaluations": self.n_evaluations, "seeds": self._seeds.get_state()}
+        """Return counter, generator and known values; streams and supernet save theirs."""
+        known = [[list(path), value.cpu()] for path, value in (self._known or {}).items()]
+        return {
+            "n_evaluations": self.n_evaluations,
+            "seeds": self._seeds.get_state(),
+            "known": known,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
         self.n_evaluations = int(state["n_evaluations"])
         self._seeds.set_state(state["seeds"].cpu())  # a checkpoint may be loaded onto a GPU
+        if self._known is not None:
+            device = next(self.supernet.parameters()).device
+            self._known = {tuple(path): value.to(device) for path, value in state["known"]}
 
     def _values(self, alphas: Points, draw: Draw, by_batch: bool = False) -> Tensor:
         """Return the values of candidates that are evaluated at once, as the callers do."""
-        if not isinstance(alphas, Tensor) or len(alphas) == 1 or not self._can_batch():
+        if (
+            not isinstance(alphas, Tensor)
+            or len(alphas) == 1
+            or not self._training.can_fit_together()
+        ):
             return torch.stack([self._value(alpha, draw, by_batch) for alpha in alphas])
         try:
             weights = self.fit_together(alphas, draw)
             self._noise.manual_seed(draw.noise_seed + 1)
-            return self._over_batches(self._group.scored(weights, alphas, draw.val), by_batch)
+            return self._over_batches(
+                self._training.group.scored(weights, alphas, draw.val), by_batch
+            )
         except torch.OutOfMemoryError:
-            self._group.forget()
+            self._training.group.forget()
             raise
 
     def _path_values(
@@ -340,9 +331,12 @@ class BilevelObjective:
         """Return the values of the discrete cells of candidates, each computed once."""
         space = self.supernet.space
         paths = [space.path(space.discretize(alpha)) for alpha in alphas.detach().cpu()]
-        values = {path: function([path], draw)[0] for path in dict.fromkeys(paths)}
-        self.n_evaluations += len(values)
-        return torch.stack([values[path] for path in paths])
+        known = self._known if function == self._values and self._known is not None else {}
+        for path in dict.fromkeys(paths):
+            if path not in known:
+                known[path] = function([path], draw)[0]
+                self.n_evaluations += 1
+        return torch.stack([known[path] for path in paths])
 
     def _value(self, alpha: Tensor | Path, draw: Draw, by_batch: bool) -> Tensor:
         network = self.fit(alpha, draw)
@@ -354,36 +348,6 @@ class BilevelObjective:
         if by_batch:
             return torch.stack([value_of(self._score, [one]) for one in scored], -1)
         return value_of(self._score, scored)
-
-    def _settings(self) -> dict[str, Any]:
-        """Return the settings of the inner SGD."""
-        settings = self._optimizer.param_groups[0]
-        names = ("momentum", "weight_decay", "dampening", "nesterov")
-        return {"lr": self.lr, **{name: settings[name] for name in names}}
-
-    def _momenta(self) -> list[Tensor | None]:
-        """Return the initial momentum of each parameter."""
-        state = self._optimizer.state if self._inner_momentum else {}
-        parameters = self.supernet.parameters()
-        return [state.get(parameter, {}).get("momentum_buffer") for parameter in parameters]
-
-    def _can_batch(self) -> bool:
-        """Whether candidates evaluated at once start with the right momentum.
-
-        SGD does not dampen the first gradient of a parameter without momentum, which one tensor of
-        mixed parameters cannot express. Without dampening, zero momentum equals none.
-        """
-        missing = [momentum is None for momentum in self._momenta()]
-        return all(missing) or not any(missing) or not self._settings()["dampening"]
-
-    def _flat_momentum(self) -> Tensor | None:
-        momenta = self._momenta()
-        if all(momentum is None for momentum in momenta):
-            return None
-        return flat(
-            torch.zeros_like(parameter) if momentum is None else momentum
-            for momentum, parameter in zip(momenta, self.supernet.parameters(), strict=True)
-        )
 
 
 def _scored(network: Supernet, alpha: Tensor | Path, batches: Sequence[Batch]) -> list[Scored]:

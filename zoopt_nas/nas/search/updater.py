@@ -13,7 +13,7 @@ from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import Batch
 from zoopt_nas.nas.search.objective import BilevelObjective
-from zoopt_nas.nas.settings.config import MIXED, SearchConfig
+from zoopt_nas.nas.settings.config import FRESH, MIXED, SearchConfig
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 
 Metrics = dict[str, Any]
@@ -96,7 +96,7 @@ class AlphaUpdater(ABC):
     def build(cls, config: SearchConfig, alpha: Tensor, seed: int) -> Self:
         """Check the settings, and return the updater of a search."""
         cls.check(config)
-        cls.check_paths(config)
+        cls.check_supernet(config)
         return cls(config, alpha, seed)
 
     @classmethod
@@ -125,8 +125,13 @@ class AlphaUpdater(ABC):
             )
 
     @classmethod
-    def check_paths(cls, config: SearchConfig) -> None:
-        """Refuse the single-path supernet if the method does not work on it."""
+    def check_supernet(cls, config: SearchConfig) -> None:
+        """Refuse a form of the supernet on which the method does not work."""
+        if config.weights == FRESH and cls.kind != ZERO_ORDER:
+            raise InvalidValueError(
+                f"weights must be shared with {config.algo}, which needs a trained supernet, "
+                f"got {config.weights}"
+            )
         if config.paths != MIXED and not cls.follows_paths:
             raise InvalidValueError(
                 f"paths must be mixed with {config.algo}, which needs the mixed supernet, "

@@ -15,7 +15,7 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.search.noise import N_PROBES, NoiseGauge
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, AlphaUpdater, EpochEnd, Metrics, Verdict
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import FRESH, SearchConfig
 from zoopt_nas.nas.settings.defaults import solver_options
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.steps.schedules import cosine
@@ -37,7 +37,7 @@ def _solver(name: str, given: Mapping[str, Any]) -> Solver:
 
 def _check_drift(config: SearchConfig) -> None:
     """Refuse a solver that compares values of different updates."""
-    if not config_solver(config).compares_batches:
+    if config.weights == FRESH or not config_solver(config).compares_batches:
         return
     usual = {
         name: solver_options(name, config.space) for name in filter(SOLVERS.is_built_in, SOLVERS)

@@ -45,6 +45,7 @@ INNER_MODES = ("first", "second", "sgd")
 MIXED, UNIFORM, FAIR = PATHS = ("mixed", "uniform", "fair")
 # What single paths need: all channels, no weights of edges and no gradient in alpha.
 _OF_PATHS = {"partial_channels": 1, "edge_normalization": False, "track_eigenvalue": False}
+SHARED, FRESH = WEIGHTS_OF = ("shared", "fresh")
 SCORES = ("loss", "accuracy")
 _SWITCH = ("auto", "off", "on")
 
@@ -159,6 +160,10 @@ class SearchConfig(RunConfig):
         UNSET, ALPHA, "Epochs before alpha moves.",
         "Released: 10 of 50; not in the paper. DARTS: 0.", rule=AT_LEAST_0,
         shown="zero-order: a fifth of the epochs; pc: 0.3; others: 0")
+    weights: str = setting(
+        SHARED, ALPHA, "Where candidates start: shared, trained weights; fresh, initial ones.",
+        "shared: paper. With fresh weights nothing but candidates is trained (zoopt-nas).",
+        choices=WEIGHTS_OF)
     inner: str = setting(
         "sgd", ALPHA, "Weights of a candidate: sgd, M steps; second; first, none.",
         "Paper 4, Eq. 2 and Eq. 3. Gradient methods have fixed modes.", choices=INNER_MODES)
@@ -226,6 +231,11 @@ class SearchConfig(RunConfig):
             raise InvalidValueError(
                 f"warmup_epochs must be less than epochs ({self.epochs}), got {self.warmup_epochs}"
             )
+        if self.weights == FRESH and (self.inner != "sgd" or self.inner_steps < 1):
+            raise InvalidValueError(
+                "inner must be sgd with at least 1 inner_steps with fresh weights, "
+                f"got {self.inner} with {self.inner_steps}"
+            )
         for name, needed in _OF_PATHS.items() if self.paths != MIXED else ():
             value = getattr(self, name)
             if value != needed:
@@ -247,7 +257,9 @@ class SearchConfig(RunConfig):
         if "lr_min" not in given:
             values["lr_min"] = min(values["lr_min"], values["lr"])
         if "warmup_epochs" not in given:
-            values["warmup_epochs"] = warmup_epochs(algo, values["epochs"], dataset)
+            is_fresh = values["weights"] == FRESH  # there is nothing to warm up
+            n = 0 if is_fresh else warmup_epochs(algo, values["epochs"], dataset)
+            values["warmup_epochs"] = n
         return values | {"solver": solver_options(algo, space, given=values["solver"])}
 
     @classmethod
