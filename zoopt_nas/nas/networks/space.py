@@ -167,6 +167,15 @@ class SearchSpace(ABC):
                 table[edge, choice] = 1.0
         return table
 
+    def one_hot(self, path: Path, like: Tensor) -> Tensor:
+        """Return an alpha whose architecture has this path: 1 for its operations, 0 for others.
+
+        It has the device and type of ``like``. With edge normalization all edges weigh the same.
+        """
+        entries = [float(path[edge] == choice) for edge, choice in self.places]
+        entries += [0.0] * (self.dim - len(entries))
+        return torch.tensor(entries).to(like)
+
     def _choice(self, kind: str, edge: int, name: str) -> int:
         """Return the position of a candidate on an edge of a cell."""
         candidates = self.candidates(kind)[edge]

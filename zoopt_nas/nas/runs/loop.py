@@ -194,7 +194,7 @@ class EpochLoop(ABC):
                     self._meter.update(*measured)
                 self.step += 1
                 self._observer.on_step(
-                    Progress(self.epoch, self._config.epochs, self.step, self.n_steps, self._meter)
+                    Progress(self.epoch, self.n_epochs, self.step, self.n_steps, self._meter)
                 )
             self._close_epoch(started)
 
@@ -234,7 +234,7 @@ class EpochLoop(ABC):
         return is_loaded
 
     def _stop(self) -> None:
-        where = f"stopped in epoch {self.epoch + 1} of {self._config.epochs}"
+        where = f"stopped in epoch {self.epoch + 1} of {self.n_epochs}"
         self._save()
         if self.folder is None:
             raise RunInterrupted(f"{where}; nothing is saved without a run folder")

@@ -16,17 +16,17 @@ from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.build import build_supernet
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.space import Path, SearchSpace
-from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
 from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.runs.snapshots import Snapshots
+from zoopt_nas.nas.search.finals import Finals
 from zoopt_nas.nas.search.hessian import dominant_eigenvalue
 from zoopt_nas.nas.search.memory import N_COPIES, memory_of
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.paths import PathStep, path_sampler
-from zoopt_nas.nas.search.streams import Peeked, make_streams
+from zoopt_nas.nas.search.streams import Peeked, Replayed, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
 from zoopt_nas.nas.settings.config import MIXED, SHARED, SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
@@ -96,6 +96,9 @@ class Search(EpochLoop):
         self.trains_weights = config.weights == SHARED
         if not self.trains_weights:
             self._objective.hold_still()
+        self._finals = Finals(
+            config.finalists, config.inner_steps, config.score, self._evaluate_trained
+        )
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         self._updater = method.build(config, alpha, seeds["solver"])
         self._method = method
@@ -126,17 +129,31 @@ class Search(EpochLoop):
         """Number of epochs: 0 if nothing is trained, fewer if the method stops."""
         if not self._method.trains:
             return 0
-        return self.epoch if self._is_stopped else self.config.epochs
+        if self._is_stopped:
+            return self.epoch
+        return self.config.epochs + len(self._finals.sizes)
+
+    @property
+    def _final_round(self) -> int | None:
+        """The round of the finals, from 0, after the other epochs."""
+        return self.epoch - self.config.epochs if self.epoch >= self.config.epochs else None
 
     @property
     def n_steps(self) -> int:
-        """Number of batches in a pass over the training part; of updates with fresh weights."""
+        """Number of batches in a pass over the training part.
+
+        With fresh weights it is the number of updates, and in the finals of cells.
+        """
+        if self._final_round is not None:
+            return self._finals.n_paths
         n_batches = self._streams["train"].n_batches
         return n_batches if self.trains_weights else max(n_batches // self._period, 1)
 
     def begin_epoch(self) -> None:
         """Set the learning rate, drop path and training mode."""
         config = self.config
+        if self._final_round == 0 and self.step == 0:
+            self._finals.begin(self._objective.known or {})
         set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
         probability = config.drop_path * self.epoch / max(config.epochs - 1, 1)
         if probability != self.supernet.drop_path_probability:
@@ -148,6 +165,10 @@ class Search(EpochLoop):
     def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Update alpha if it is time, then take one weight step unless weights are fresh."""
         config = self.config
+        if self._final_round is not None:
+            self._finals.step(self._final_round)
+            self._objective.n_evaluations += 1
+            return None
         is_due = not self.trains_weights or self.step % self._period == 0
         if self.epoch >= config.warmup_epochs and is_due:
             passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
@@ -167,7 +188,15 @@ class Search(EpochLoop):
 
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Let the method judge the epoch, and evaluate the supernet on the validation part."""
-        judged = self._judge_epoch()
+        judged: dict[str, Any] = {}
+        if self._final_round is not None:
+            n_steps = self._finals.n_inner_steps(self._final_round)
+            judged = {"finalists": self._finals.n_paths, "inner_steps": n_steps}
+            path, loss, accuracy = self._finals.end_round()
+            self._updater.move_to(self.supernet.space.one_hot(path, self.alpha))
+            self._evaluated = (str(self.genotype), loss, accuracy)
+        else:
+            judged = self._judge_epoch()
         n_failed = self._count_failures()
         genotype = self.genotype
         if self.trains_weights or self._evaluated[:1] != (str(genotype),):
@@ -194,16 +223,21 @@ class Search(EpochLoop):
 
     def _evaluate(self) -> Meter:
         """Evaluate the current architecture with shared weights on the validation part."""
-        network: Supernet
         alpha: Tensor | Path = self.alpha
         if self.config.paths != MIXED or self._method.trains_paths:
             alpha = self.supernet.space.path(self.genotype)
-        if not self.trains_weights:  # a candidate like the others
-            network = self._objective.fit(alpha, self._objective.draw())
-        elif isinstance(alpha, Tensor):
-            network = self.supernet.eval()
-        else:  # running statistics mix all paths, so each batch has its own
-            network = self._objective.start()
+        if not self.trains_weights:
+            return self._evaluate_trained(alpha, self.config.inner_steps)
+        # Running statistics mix all paths, so along a path each batch has its own.
+        is_mixed = isinstance(alpha, Tensor)
+        network = self.supernet.eval() if is_mixed else self._objective.start()
+        return evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
+
+    def _evaluate_trained(self, alpha: Tensor | Path, n_steps: int) -> Meter:
+        """Evaluate a candidate after some inner steps on the validation part."""
+        batches = Replayed(self._streams["inner"], n_steps)
+        draw = self._objective.draw()._replace(train=batches)
+        network = self._objective.fit(alpha, draw)
         return evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
 
     def _judge_epoch(self) -> dict[str, Any]:
@@ -283,6 +317,7 @@ class Search(EpochLoop):
             "is_stopped": self._is_stopped,
             "evaluated": list(self._evaluated),
             "snapshots": self._snapshots.state_dict(),
+            "finals": self._finals.state_dict(),
             "updates": [
                 {name: float(value) for name, value in update.items()} for update in self._updates
             ],
@@ -302,3 +337,4 @@ class Search(EpochLoop):
         genotype, loss, accuracy = state["evaluated"]
         self._evaluated = (str(genotype), float(loss), float(accuracy))
         self._snapshots.load_state_dict(state["snapshots"])
+        self._finals.load_state_dict(state["finals"])

@@ -47,7 +47,7 @@ class Stream(Protocol):
 class Draw(NamedTuple):
     """What every candidate of one call sees: common random numbers make losses comparable."""
 
-    train: list[Batch]  # the batches of the inner steps, one per step
+    train: Sequence[Batch]  # the batches of the inner steps, one per step
     val: list[Batch]  # the batches whose mean loss is L_val
     noise_seed: int  # seeds the noise operations of space S4
 
@@ -82,6 +82,7 @@ class BilevelObjective:
         inner: as given.
         single_path: as given.
         n_evaluations: number of candidates evaluated so far.
+        known: the values of all paths so far, after ``hold_still``; else None.
 
     Raises:
         InvalidValueError: ``inner``, ``score`` or a count is out of range.
@@ -124,7 +125,7 @@ class BilevelObjective:
         self.supernet = supernet
         self.inner = inner
         self.n_evaluations = 0
-        self._known: dict[Path, Tensor] | None = None
+        self.known: dict[Path, Tensor] | None = None
         self._train_stream = train_stream
         self._val_stream = val_stream
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
@@ -243,7 +244,7 @@ class BilevelObjective:
 
         The values of all calls are comparable as long as the supernet's weights do not change.
         """
-        self._fixed, self._known = (self.draw(),), {}
+        self._fixed, self.known = (self.draw(),), {}
 
     def start(self) -> Supernet:
         """Return the scratch network with the supernet's weights; the next call reuses it."""
@@ -292,7 +293,7 @@ class BilevelObjective:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counter, generator and known values; streams and supernet save theirs."""
-        known = [[list(path), value.cpu()] for path, value in (self._known or {}).items()]
+        known = [[list(path), value.cpu()] for path, value in (self.known or {}).items()]
         return {
             "n_evaluations": self.n_evaluations,
             "seeds": self._seeds.get_state(),
@@ -303,9 +304,9 @@ class BilevelObjective:
         """Restore the state that ``state_dict`` returned."""
         self.n_evaluations = int(state["n_evaluations"])
         self._seeds.set_state(state["seeds"].cpu())  # a checkpoint may be loaded onto a GPU
-        if self._known is not None:
+        if self.known is not None:
             device = next(self.supernet.parameters()).device
-            self._known = {tuple(path): value.to(device) for path, value in state["known"]}
+            self.known = {tuple(path): value.to(device) for path, value in state["known"]}
 
     def _values(self, alphas: Points, draw: Draw, by_batch: bool = False) -> Tensor:
         """Return the values of candidates that are evaluated at once, as the callers do."""
@@ -331,7 +332,7 @@ class BilevelObjective:
         """Return the values of the discrete cells of candidates, each computed once."""
         space = self.supernet.space
         paths = [space.path(space.discretize(alpha)) for alpha in alphas.detach().cpu()]
-        known = self._known if function == self._values and self._known is not None else {}
+        known = self.known if function == self._values and self.known is not None else {}
         for path in dict.fromkeys(paths):
             if path not in known:
                 known[path] = function([path], draw)[0]

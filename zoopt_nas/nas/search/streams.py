@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, overload
 
 from torch import Tensor
 
@@ -12,6 +12,19 @@ from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.search.candidates import Batch
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.seeds import generator
+
+
+class Replayable(Protocol):
+    """A stream with a position that can be saved."""
+
+    def next_batch(self) -> Batch:
+        """Return the next batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved position."""
 
 
 class AheadStream:
@@ -50,6 +63,44 @@ class AheadStream:
         """Go to the position that ``state_dict`` returned."""
         self._next = None
         self._stream.load_state_dict(state)
+
+
+class Replayed(Sequence[Batch]):
+    """The next batches of a stream, read anew at every pass; the stream stays where it is.
+
+    They need no memory, and are the same in every pass as long as nothing else reads the stream.
+    """
+
+    def __init__(self, stream: Replayable, n: int) -> None:
+        self._stream, self._n = stream, n
+        self._state = stream.state_dict()
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._read(self._n)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Batch]: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
+        """Return a batch, or the first ones for a slice ``[:n]``."""
+        if isinstance(index, slice):
+            return list(self)[index]
+        return list(self._read(range(self._n)[index] + 1))[-1]
+
+    def _read(self, n: int) -> Iterator[Batch]:
+        now = self._stream.state_dict()
+        self._stream.load_state_dict(self._state)
+        try:
+            for _ in range(n):
+                yield self._stream.next_batch()
+        finally:
+            self._stream.load_state_dict(now)
 
 
 class Peeked:

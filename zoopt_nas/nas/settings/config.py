@@ -164,6 +164,10 @@ class SearchConfig(RunConfig):
         SHARED, ALPHA, "Where candidates start: shared, trained weights; fresh, initial ones.",
         "shared: paper. With fresh weights nothing but candidates is trained (zoopt-nas).",
         choices=WEIGHTS_OF)
+    finalists: int = setting(
+        0, ALPHA, "Cells that compete at the end for up to 3, 9, ... times the inner steps.",
+        "With fresh weights on paths, by successive halving; 0: the last alpha decides (paper).",
+        rule=AT_LEAST_0)
     inner: str = setting(
         "sgd", ALPHA, "Weights of a candidate: sgd, M steps; second; first, none.",
         "Paper 4, Eq. 2 and Eq. 3. Gradient methods have fixed modes.", choices=INNER_MODES)
@@ -235,6 +239,10 @@ class SearchConfig(RunConfig):
             raise InvalidValueError(
                 "inner must be sgd with at least 1 inner_steps with fresh weights, "
                 f"got {self.inner} with {self.inner_steps}"
+            )
+        if self.finalists and (self.weights != FRESH or self.paths == MIXED):
+            raise InvalidValueError(
+                f"finalists must be 0 without fresh weights on paths, got {self.finalists}"
             )
         for name, needed in _OF_PATHS.items() if self.paths != MIXED else ():
             value = getattr(self, name)
