@@ -256,7 +256,7 @@ class ZeroOrderUpdater(AlphaUpdater):
 
     @classmethod
     def check(cls, config: SearchConfig) -> None:
-        """Refuse unknown options, and a solver that compares values of different updates."""
+        """Refuse solver options that the solver does not have, and a solver that needs no drift."""
         _check_drift(config)
 
     @property
