@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoopt_nas.nas.networks.darts_space import DartsSpace
 from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES
@@ -31,6 +32,7 @@ from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps import weight_step as steps
 from zoopt_nas.nas.steps.weight_step import weight_step
 
+DARTS_SPACES = [name for name, space in SPACES.items() if isinstance(space, DartsSpace)]
 N_SAMPLES = 4
 N_STEPS = 10  # M
 GRAD_CLIP = 5.0
@@ -153,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repeats", type=int, nargs="?", default=7)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["digits", "32x32"])
-    parser.add_argument("--space", choices=list(SPACES), default="s3")
+    parser.add_argument("--space", choices=DARTS_SPACES, default="s3")
     options = parser.parse_args()
     torch.set_num_threads(1)
     worst = 0.0

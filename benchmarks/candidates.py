@@ -16,10 +16,9 @@ import argparse
 import statistics
 
 import torch
-from alpha_update import Bench, Size, timed
+from alpha_update import DARTS_SPACES, Bench, Size, timed
 
 from zoopt_nas.nas.networks.fused import enable_kernels
-from zoopt_nas.nas.networks.spaces import SPACES
 
 N_STEPS = 2  # M
 N_CELLS = 3
@@ -55,7 +54,7 @@ def main() -> None:
     sizes = [size_of("16x8x4"), size_of("64x8x4")]
     parser.add_argument("--sizes", nargs="+", type=size_of, default=sizes, metavar="BxSxC")
     parser.add_argument("--n", nargs="+", type=int, default=[4, 8])
-    parser.add_argument("--spaces", nargs="+", choices=list(SPACES), default=["s1", "s3", "darts"])
+    parser.add_argument("--spaces", nargs="+", choices=DARTS_SPACES, default=["s1", "s3", "darts"])
     parser.add_argument("--cpu-kernels", choices=("on", "off"), default="on")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -15,8 +15,8 @@ This page lists every setting of a search and of a retraining. The name is the f
 `nas.SearchConfig` or `nas.TrainConfig`, and the key in a TOML file for `--config`. A dash in the \
 column of options means that the setting has no command-line option.
 
-A default depends on the kind of run, the data set and the method. The tables show the default for \
-image data sets with `mgs`, and for the bundled digits if it differs. \
+A default depends on the kind of run, the data set, the method and the space. The tables show the \
+default for image data sets with `mgs`, and for the bundled digits if it differs. \
 `zoopt_nas/nas/settings/defaults.py` has the other defaults for ImageNet and for other methods, \
 with their sources. A setting that you leave out has the same default in Python, in a file and on \
 the command line.
