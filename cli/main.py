@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 import zoopt_nas
 
 from . import (
+    bench,
     console,
     convergence,
     diagnose,
@@ -42,6 +43,7 @@ app.command("diagnose")(diagnose.diagnose)
 app.command("convergence")(convergence.convergence)
 app.command("sweep", context_settings=_HANDS_ON)(sweep.sweep)
 app.command("export")(export.export)
+app.add_typer(bench.app, name="bench")
 app.command("minimize")(minimize.minimize)
 app.command("list")(tables.list_names)
 
