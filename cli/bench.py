@@ -50,12 +50,12 @@ def nasbench201(
         signal=signal,
     )
     cells = CellTable.load(table)
+    best = int(cells.column(signal).argmax())
     if out is not None:
         make_folder(out)
     with console.counting("runs", quiet=json) as on_progress:
         found = benchmark.run(cells, workers=workers, on_progress=on_progress)
     pictures = [] if out is None else _draw(cells, found, out, every_evaluation)
-    best = int(cells.column(signal).argmax())
     top = {column: float(cells.column(column)[best]) for column in TESTS}
     if json:
         numbers = {name: _as_json(cells, traces, budgets) for name, traces in found.items()}
@@ -72,8 +72,8 @@ def nasbench201(
     for column, title in _TITLES.items():
         rows = []
         for name, traces in found.items():
-            numbers = summarize(cells, traces, column, budgets, every_evaluation=every_evaluation)
-            rows.append([name, *(f"{one.mean:.2f} ± {one.std:.2f}" for one in numbers)])
+            found_by = summarize(cells, traces, column, budgets, every_evaluation=every_evaluation)
+            rows.append([name, *(f"{one.mean:.2f} ± {one.std:.2f}" for one in found_by)])
         console.say_table(f"{title}: test accuracy %, mean ± standard deviation", header, rows)
     console.say(f"runs: {runs}, seed: {seed}, signal: {signal}")
     named = ", ".join(f"{title} {top[column]:.2f}" for column, title in _TITLES.items())

@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="zoopt-nas", standalone_mode=False)
     except TyperException as error:
-        if not arguments:  # no command: the message is the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # no command: the message is the help
             console.say(error.format_message())
             return 0
         return console.fail(error.format_message(), error.exit_code)
