@@ -69,9 +69,7 @@ def test_an_unknown_operation_has_a_near_name():
 @pytest.mark.parametrize("cell", [(0,) * 5, (0,) * 7, (0, 0, 0, 0, 0, 5), (-1, 0, 0, 0, 0, 0)])
 def test_what_is_no_cell(cell):
     for function in (format_cell, number_of):
-        with pytest.raises(
-            InvalidValueError, match="must have 6 operation indices from 0 to 4"
-        ):
+        with pytest.raises(InvalidValueError, match="must have 6 operation indices from 0 to 4"):
             function(cell)
 
 

@@ -83,7 +83,7 @@ class Benchmark:
         ]
         run = functools.partial(_run_job, table.column(self.signal), self.n_queries, self.seed)
         pool = make_workers(workers)
-        found: dict[int, list[Trace]] = {}
+        found: list[list[Trace]] = [[] for _ in jobs]
         n_done = 0
         with contextlib.closing(pool) if pool else contextlib.nullcontext():
             results = pool.map(run, jobs) if pool else enumerate(map(run, jobs))
@@ -93,17 +93,10 @@ class Benchmark:
                 found[row] = traces
                 n_done += len(traces)
                 on_progress(n_done, len(self.methods) * self.n_runs)
-        return {
-            name: Traces.join(
-                [
-                    trace
-                    for row, job in enumerate(jobs)
-                    if job.method == name
-                    for trace in found[row]
-                ]
-            )
-            for name in self.methods
-        }
+        runs: dict[str, list[Trace]] = {name: [] for name in self.methods}
+        for job, part in zip(jobs, found, strict=True):
+            runs[job.method] += part
+        return {name: Traces.join(traces) for name, traces in runs.items()}
 
 
 class Traces(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import matplotlib
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from zoopt_nas.nas.drawing.figures import STYLE
 from zoopt_nas.nas.tabular.searches import BASELINES
 
-# Paul Tol's bright and muted colours, dark enough for thin lines; baselines are dashed greys.
+# Colours of Okabe and Ito and of Paul Tol for solvers, dashed greys for baselines.
 _COLORS = (
     *("#0A66A8", "#B84A00", "#00755A", "#8E3B7A", "#B8860B"),
     *("#CC3311", "#332288", "#44AA99", "#882255", "#6B8E23"),
@@ -21,6 +22,7 @@ _GREYS = ("#999999", "#000000", "#666666", "#333333")
 _DASHES = (":", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
 # Each curve begins at this fraction of the budget, since the first cells are drawn at random.
 _FIRST = 0.1
+_MAX_POINTS = 60  # of a curve, for a small file
 
 
 @matplotlib.rc_context(STYLE)
@@ -47,9 +49,8 @@ def draw_benchmark(panels: Mapping[str, Mapping[str, np.ndarray]], x_label: str)
 
 def _ink(axes: Axes, name: str, names: list[str], accuracies: np.ndarray) -> None:
     n_runs, n = accuracies.shape
-    counts = np.arange(1, n + 1)
-    shown = counts >= max(1, _FIRST * n)
-    counts, accuracies = counts[shown], accuracies[:, shown]
+    counts = np.arange(n, max(1, math.ceil(_FIRST * n)) - 1, -math.ceil(n / _MAX_POINTS))[::-1]
+    accuracies = accuracies[:, counts - 1]
     mean = accuracies.mean(axis=0)
     error = accuracies.std(axis=0, ddof=1) / np.sqrt(n_runs) if n_runs > 1 else np.zeros_like(mean)
     is_baseline = name in BASELINES
