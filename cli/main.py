@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 import zoopt_nas
 
 from . import (
+    bench,
     console,
     convergence,
     diagnose,
@@ -42,6 +43,7 @@ app.command("diagnose")(diagnose.diagnose)
 app.command("convergence")(convergence.convergence)
 app.command("sweep", context_settings=_HANDS_ON)(sweep.sweep)
 app.command("export")(export.export)
+app.add_typer(bench.app, name="bench")
 app.command("minimize")(minimize.minimize)
 app.command("list")(tables.list_names)
 
@@ -72,7 +74,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="zoopt-nas", standalone_mode=False)
     except TyperException as error:
-        if not arguments:  # no command: the message is the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # no command: the message is the help
             console.say(error.format_message())
             return 0
         return console.fail(error.format_message(), error.exit_code)

@@ -56,6 +56,7 @@ ROOMS = (
     "networks",
     "runs",
     "drawing",
+    "tabular",
     "search",
     "retraining",
     "exports",
@@ -161,7 +162,7 @@ def test_who_imports_what():
     assert importers["matplotlib"] <= {
         *("zoopt_nas.plots", "zoopt_nas.nas.drawing.plots"),
         *("zoopt_nas.nas.drawing.figures", "zoopt_nas.nas.analyses.landscape.figure"),
-        "zoopt_nas.nas.analyses.plots",
+        *("zoopt_nas.nas.analyses.plots", "zoopt_nas.nas.tabular.plots"),
     }
     assert importers["sklearn"] == importers["torchvision"] == {"zoopt_nas.nas.data.datasets"}
     assert all(name.startswith("cli.") for name in importers["typer"])
@@ -221,3 +222,4 @@ def test_a_command_is_a_file():
     ):
         assert re.search(rf'app\.command\("{command}"[^)]*\)\({file}\.', text)
         assert (ROOT / "cli" / f"{file}.py").is_file()
+    assert 'app.add_typer(bench.app, name="bench")' in text  # a group of commands

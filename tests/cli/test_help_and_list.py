@@ -24,6 +24,7 @@ COMMANDS = (
     "diagnose",
     "convergence",
     "sweep",
+    "bench",
     "minimize",
     "list",
 )

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.settings.config import SearchConfig as SearchConfig
     from zoopt_nas.nas.settings.config import TrainConfig as TrainConfig
     from zoopt_nas.nas.steps.devices import free_memory as free_memory
+    from zoopt_nas.nas.tabular.table import CellTable as CellTable
 
 _EXPORTS = {
     "analyses.landscape.compute": ("compute_landscape",),
@@ -152,6 +153,7 @@ _EXPORTS = {
         "TrainConfig",
     ),
     "steps.devices": ("free_memory",),
+    "tabular.table": ("CellTable",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -1,0 +1,1 @@
+"""Search benchmarks on tables of trained networks; needs no torch."""
