@@ -96,18 +96,16 @@ class Search(EpochLoop):
         self.trains_weights = config.weights == SHARED
         if not self.trains_weights:
             self._objective.hold_still()
-        self._finals = Finals(
-            config.finalists, config.inner_steps, config.score, self._evaluate_trained
-        )
+        finalists, steps = config.finalists, config.inner_steps
+        self._finals = Finals(finalists, steps, config.score, self._evaluate_trained)
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
-        self._updater = method.build(config, alpha, seeds["solver"])
+        self._updater = method.build(config, alpha, seeds["solver"], self.supernet.space)
         self._method = method
         default_period = 1 if method.kind == GRADIENT else max(config.inner_steps, 1)
         self._period = config.update_period or default_period
         self._updates: list[Metrics] = []  # metrics of the updates in this epoch
         self._verdict = Verdict()  # of the last epoch
         self._is_stopped = False
-        self._evaluated: tuple[str, float, float] = ("", math.nan, math.nan)  # the last genotype
         self._snapshots = Snapshots()  # empty unless the method goes back
 
     def estimate_memory(self) -> MemoryEstimate:
@@ -189,20 +187,18 @@ class Search(EpochLoop):
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Let the method judge the epoch, and evaluate the supernet on the validation part."""
         judged: dict[str, Any] = {}
+        measured: tuple[float, float] | None = None
         if self._final_round is not None:
             n_steps = self._finals.n_inner_steps(self._final_round)
             judged = {"finalists": self._finals.n_paths, "inner_steps": n_steps}
-            path, loss, accuracy = self._finals.end_round()
+            path, *found = self._finals.end_round()
             self._updater.move_to(self.supernet.space.one_hot(path, self.alpha))
-            self._evaluated = (str(self.genotype), loss, accuracy)
+            measured = (found[0], found[1])
         else:
             judged = self._judge_epoch()
         n_failed = self._count_failures()
         genotype = self.genotype
-        if self.trains_weights or self._evaluated[:1] != (str(genotype),):
-            val = self._evaluate()
-            self._evaluated = (str(genotype), val.loss, val.accuracy)
-        _, val_loss, val_accuracy = self._evaluated
+        val_loss, val_accuracy = measured or self._evaluate()
         if not math.isfinite(val_loss):
             raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
         row = {
@@ -221,17 +217,25 @@ class Search(EpochLoop):
         self._updates = []
         return row, {"genotype": genotype.to_dict(), "alpha": self.alpha.tolist()}
 
-    def _evaluate(self) -> Meter:
-        """Evaluate the current architecture with shared weights on the validation part."""
+    def _evaluate(self) -> tuple[float, float]:
+        """Return loss and accuracy of the current architecture on the validation part.
+
+        With fresh weights they are those of the candidate, on its batches.
+        """
         alpha: Tensor | Path = self.alpha
         if self.config.paths != MIXED or self._method.trains_paths:
             alpha = self.supernet.space.path(self.genotype)
+            if not self.trains_weights:
+                _, loss, accuracy = self._objective.measure(alpha)
+                return float(loss), float(accuracy)
         if not self.trains_weights:
-            return self._evaluate_trained(alpha, self.config.inner_steps)
+            found = self._evaluate_trained(alpha, self.config.inner_steps)
+            return found.loss, found.accuracy
         # Running statistics mix all paths, so along a path each batch has its own.
         is_mixed = isinstance(alpha, Tensor)
         network = self.supernet.eval() if is_mixed else self._objective.start()
-        return evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
+        val = evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
+        return val.loss, val.accuracy
 
     def _evaluate_trained(self, alpha: Tensor | Path, n_steps: int) -> Meter:
         """Evaluate a candidate after some inner steps on the validation part."""
@@ -315,7 +319,6 @@ class Search(EpochLoop):
             "paths": None if self._sampler is None else self._sampler.state_dict(),
             "noise": self._noise.get_state(),
             "is_stopped": self._is_stopped,
-            "evaluated": list(self._evaluated),
             "snapshots": self._snapshots.state_dict(),
             "finals": self._finals.state_dict(),
             "updates": [
@@ -334,7 +337,5 @@ class Search(EpochLoop):
         self._noise.set_state(state["noise"].cpu())
         self._updates = state["updates"]
         self._is_stopped = bool(state["is_stopped"])
-        genotype, loss, accuracy = state["evaluated"]
-        self._evaluated = (str(genotype), float(loss), float(accuracy))
         self._snapshots.load_state_dict(state["snapshots"])
         self._finals.load_state_dict(state["finals"])

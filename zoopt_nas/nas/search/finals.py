@@ -11,9 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from zoopt_nas.nas.networks.space import Path
+from zoopt_nas.nas.search.objective import Measured
 from zoopt_nas.nas.steps.meter import Meter
 
 FACTOR = 3  # of the steps from round to round, and of the cells that leave
@@ -50,9 +49,9 @@ class Finals:
         self._paths: list[Path] = []  # of the current round
         self._results: list[tuple[float, float]] = []  # loss and accuracy of the first of them
 
-    def begin(self, known: Mapping[Path, Tensor]) -> None:
+    def begin(self, known: Mapping[Path, Measured]) -> None:
         """Take the cells of the first round: the best of the search."""
-        values = {path: float(value) for path, value in known.items()}
+        values = {path: float(measured.value) for path, measured in known.items()}
         finite = [path for path in values if math.isfinite(values[path])]
         self._paths = sorted(finite, key=values.__getitem__)[: self.sizes[0]]
         self._results = []

@@ -52,6 +52,14 @@ class Draw(NamedTuple):
     noise_seed: int  # seeds the noise operations of space S4
 
 
+class Measured(NamedTuple):
+    """What a candidate reaches on the validation batches of a draw; tensors ()."""
+
+    value: Tensor
+    loss: Tensor
+    accuracy: Tensor
+
+
 class BilevelObjective:
     """``objective(alphas)`` maps ``(n, dim)`` to values ``(n,)``: losses, by default.
 
@@ -82,7 +90,7 @@ class BilevelObjective:
         inner: as given.
         single_path: as given.
         n_evaluations: number of candidates evaluated so far.
-        known: the values of all paths so far, after ``hold_still``; else None.
+        known: what all paths so far have reached, after ``hold_still``; else None.
 
     Raises:
         InvalidValueError: ``inner``, ``score`` or a count is out of range.
@@ -125,7 +133,7 @@ class BilevelObjective:
         self.supernet = supernet
         self.inner = inner
         self.n_evaluations = 0
-        self.known: dict[Path, Tensor] | None = None
+        self.known: dict[Path, Measured] | None = None
         self._train_stream = train_stream
         self._val_stream = val_stream
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
@@ -246,6 +254,22 @@ class BilevelObjective:
         """
         self._fixed, self.known = (self.draw(),), {}
 
+    def measure(self, path: Path) -> Measured:
+        """Return what is known of a path after ``hold_still``, or evaluate it."""
+        assert self.known is not None
+        if path not in self.known:
+            draw = self.draw()
+            network = self.fit(path, draw)
+            self._noise.manual_seed(draw.noise_seed + 1)
+            with torch.no_grad():
+                scored = _scored(network, path, draw.val)
+            n_right = sum((one.logits.argmax(-1) == one.labels).sum() for one in scored)
+            accuracy = torch.as_tensor(n_right) / sum(len(one.labels) for one in scored)
+            loss = value_of("loss", scored)
+            self.known[path] = Measured(value_of(self._score, scored), loss, accuracy)
+            self.n_evaluations += 1
+        return self.known[path]
+
     def start(self) -> Supernet:
         """Return the scratch network with the supernet's weights; the next call reuses it."""
         return self._training.start()
@@ -293,7 +317,7 @@ class BilevelObjective:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counter, generator and known values; streams and supernet save theirs."""
-        known = [[list(path), value.cpu()] for path, value in (self.known or {}).items()]
+        known = [[list(path), *(x.cpu() for x in m)] for path, m in (self.known or {}).items()]
         return {
             "n_evaluations": self.n_evaluations,
             "seeds": self._seeds.get_state(),
@@ -306,7 +330,10 @@ class BilevelObjective:
         self._seeds.set_state(state["seeds"].cpu())  # a checkpoint may be loaded onto a GPU
         if self.known is not None:
             device = next(self.supernet.parameters()).device
-            self.known = {tuple(path): value.to(device) for path, value in state["known"]}
+            self.known = {
+                tuple(path): Measured(*(x.to(device) for x in found))
+                for path, *found in state["known"]
+            }
 
     def _values(self, alphas: Points, draw: Draw, by_batch: bool = False) -> Tensor:
         """Return the values of candidates that are evaluated at once, as the callers do."""
@@ -332,12 +359,11 @@ class BilevelObjective:
         """Return the values of the discrete cells of candidates, each computed once."""
         space = self.supernet.space
         paths = [space.path(space.discretize(alpha)) for alpha in alphas.detach().cpu()]
-        known = self.known if function == self._values and self.known is not None else {}
-        for path in dict.fromkeys(paths):
-            if path not in known:
-                known[path] = function([path], draw)[0]
-                self.n_evaluations += 1
-        return torch.stack([known[path] for path in paths])
+        if self.known is None or function != self._values:
+            values = {path: function([path], draw)[0] for path in dict.fromkeys(paths)}
+            self.n_evaluations += len(values)
+            return torch.stack([values[path] for path in paths])
+        return torch.stack([self.measure(path).value for path in paths])
 
     def _value(self, alpha: Tensor | Path, draw: Draw, by_batch: bool) -> Tensor:
         network = self.fit(alpha, draw)

@@ -93,8 +93,10 @@ class AlphaUpdater(ABC):
     def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None: ...
 
     @classmethod
-    def build(cls, config: SearchConfig, alpha: Tensor, seed: int) -> Self:
-        """Check the settings, and return the updater of a search."""
+    def build(
+        cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
+    ) -> Self:
+        """Check the settings, and return the updater of a search in ``space``."""
         cls.check(config)
         cls.check_supernet(config)
         return cls(config, alpha, seed)

@@ -12,19 +12,27 @@ from torch import Tensor
 
 from zoopt_nas import Solver, SolverState
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.networks.space import SearchSpace
 from zoopt_nas.nas.search.noise import N_PROBES, NoiseGauge
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, AlphaUpdater, EpochEnd, Metrics, Verdict
-from zoopt_nas.nas.settings.config import FRESH, SearchConfig
+from zoopt_nas.nas.search.vertices import N_STARTS, path_options, random_vertices, vertex, vertices
+from zoopt_nas.nas.settings.config import FRESH, MIXED, SearchConfig
 from zoopt_nas.nas.settings.defaults import solver_options
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.steps.schedules import cosine
 from zoopt_nas.solvers import SOLVERS, make_solver
 
+MAX_ASKS = 100  # of an update in which all cells are known
 
-def config_solver(config: SearchConfig) -> Solver:
-    """Return the solver of a zero-order search, with its options."""
-    return _solver(config.algo, config.solver)
+
+def config_solver(config: SearchConfig, space: SearchSpace | None = None) -> Solver:
+    """Return the solver of a zero-order search, with its options.
+
+    ``space`` is the space of the search, on which steps along paths depend.
+    """
+    steps = {} if space is None else path_options(config, space)
+    return _solver(config.algo, steps | config.solver)
 
 
 def _solver(name: str, given: Mapping[str, Any]) -> Solver:
@@ -83,21 +91,30 @@ class ZeroOrderUpdater(AlphaUpdater):
         self._solver = solver
         self._schedule = schedule
         self._gauge = gauge
-        self._state = solver.init(alpha, rng=seed)
-        # Looking farther away until two values differ would compare values of different updates.
-        self._state.has_contrast = solver.adapts_steps
+        self._starts: Tensor | None = None  # points of which the first update takes the best
+        self._seed = seed
+        self._state = self._init(alpha)
 
     @classmethod
-    def build(cls, config: SearchConfig, alpha: Tensor, seed: int) -> Self:
+    def build(
+        cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
+    ) -> Self:
         """Return the updater with the solver that the config names."""
         cls.check(config)
         gauge = NoiseGauge(config.val_batches) if config.noise_aware else None
-        solver, schedule = config_solver(config), config.sigma_schedule
-        return cls(solver, alpha, seed=seed, schedule=schedule, gauge=gauge)
+        solver, schedule = config_solver(config, space), config.sigma_schedule
+        if config.paths == MIXED or space is None:
+            return cls(solver, alpha, seed=seed, schedule=schedule, gauge=gauge)
+        # Shorter steps along paths would lead to the same cell.
+        at = vertex(space, alpha)
+        updater = cls(solver, at, seed=seed, schedule="constant", gauge=gauge)
+        if config.weights == FRESH:
+            updater._starts = random_vertices(space, N_STARTS, at, seed)
+        return updater
 
     @classmethod
     def check(cls, config: SearchConfig) -> None:
-        """Refuse solver options that the solver does not have, and a solver that needs no drift."""
+        """Refuse unknown options, and a solver that compares values of different updates."""
         _check_drift(config)
 
     @property
@@ -141,9 +158,16 @@ class ZeroOrderUpdater(AlphaUpdater):
         solver, gauge = self._scheduled(progress), self._gauge
         if gauge is not None:
             solver = gauge.fitted(solver)
-        candidates = solver.ask(self._state, guide=self._guide(objective, draw))
-        values = objective(candidates, draw)
-        solver.tell(self._state, candidates, values)
+        if self._starts is not None:
+            self._begin(self._starts, objective, draw)
+        n_known = objective.n_evaluations
+        values = self._ask_and_tell(solver, objective, draw)
+        if objective.known is not None:
+            # Known cells cost nothing: ask until a new one is evaluated.
+            for _ in range(MAX_ASKS):
+                if objective.n_evaluations > n_known:
+                    break
+                values = self._ask_and_tell(solver, objective, draw)
         names = solver.annealed if gauge is None else (*solver.annealed, *solver.value_scales)
         fields = {name: getattr(solver, name) for name in names}
         # The solver adapts and reports a field that is None.
@@ -151,6 +175,31 @@ class ZeroOrderUpdater(AlphaUpdater):
         counts = {N_TRIED: len(values), N_FAILED: (~torch.isfinite(values)).sum()}
         measured = {} if gauge is None else gauge.metrics()
         return {**self._state.metrics, **fields, **measured, **counts}
+
+    def _init(self, alpha: Tensor) -> SolverState:
+        state = self._solver.init(alpha, rng=self._seed)
+        # Looking farther away until two values differ would compare values of different updates.
+        state.has_contrast = self._solver.adapts_steps
+        return state
+
+    def _ask_and_tell(self, solver: Solver, objective: BilevelObjective, draw: Draw) -> Tensor:
+        candidates = solver.ask(self._state, guide=self._guide(objective, draw))
+        values = objective(candidates, draw)
+        if objective.single_path:
+            at = vertices(objective.supernet.space, candidates)
+            solver.tell(self._state, at, values, repaired=True)
+        else:
+            solver.tell(self._state, candidates, values)
+        return values
+
+    def _begin(self, starts: Tensor, objective: BilevelObjective, draw: Draw) -> None:
+        """Begin the run of the solver at the best of some points ``(n, dim)``."""
+        values = objective(starts, draw)
+        best = int(torch.where(torch.isfinite(values), values, torch.inf).argmin())
+        self._state = self._init(starts[best])
+        # Every solver takes in a point of another batch, so that it need not ask for it.
+        self._solver.tell(self._state, starts[best : best + 1], values[best : best + 1])
+        self._starts = None
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
         """Let the noise be measured again in the next epoch."""
@@ -198,7 +247,8 @@ class ZeroOrderUpdater(AlphaUpdater):
         state = self._state.to_dict()
         arrays = {name: torch.from_numpy(array) for name, array in state["arrays"].items()}
         noise = {} if self._gauge is None else {"noise": self._gauge.state_dict()}
-        return {"arrays": arrays, "meta": json.dumps(state["meta"]), **noise}
+        begun = {"is_begun": self._starts is None}
+        return {"arrays": arrays, "meta": json.dumps(state["meta"]), **noise, **begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
@@ -207,3 +257,5 @@ class ZeroOrderUpdater(AlphaUpdater):
         self._state = SolverState.from_dict(data, self._solver.inner_states)
         if self._gauge is not None:
             self._gauge.load_state_dict(state["noise"])
+        if state["is_begun"]:
+            self._starts = None

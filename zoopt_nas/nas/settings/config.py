@@ -268,7 +268,9 @@ class SearchConfig(RunConfig):
             is_fresh = values["weights"] == FRESH  # there is nothing to warm up
             n = 0 if is_fresh else warmup_epochs(algo, values["epochs"], dataset)
             values["warmup_epochs"] = n
-        return values | {"solver": solver_options(algo, space, given=values["solver"])}
+        on_paths = values["paths"] != MIXED
+        options = solver_options(algo, space, given=values["solver"], on_paths=on_paths)
+        return values | {"solver": options}
 
     @classmethod
     def for_dataset(

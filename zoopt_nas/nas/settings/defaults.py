@@ -157,9 +157,19 @@ def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
 
 
 def solver_options(
-    algo: str, space: str, preset: str | None = None, given: Mapping[str, Any] | None = None
+    algo: str,
+    space: str,
+    preset: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    *,
+    on_paths: bool = False,
 ) -> dict[str, Any]:
-    """Return ``given``, and the defaults of all other options that a zero-order search sets."""
+    """Return ``given``, and the defaults of all other options that a zero-order search sets.
+
+    On paths the steps depend on the space (``search.vertices``), so there are no defaults.
+    """
+    if on_paths and preset is None:
+        return dict(given or {})
     options = dict(_SOLVER_OPTIONS.get(algo, {}))
     if algo == "mgs" and space.startswith("darts"):
         options["sigma"] = _DARTS_SIGMA

@@ -36,23 +36,32 @@ AXIS_STEP = 1.5
 N_STARTS = 10
 PATIENCE = 150
 
-# The norm of a random step.
-_RADIUS = SIGMA * math.sqrt(DIM)
-_STEADY = {"max_radius": _RADIUS, "min_radius": _RADIUS, "deterministic": True}
-# Options that state the step; a solver without an entry has its defaults.
-SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
-    "rs": {"smoothing": _RADIUS, "learning_rate": 0.1},
-    "mgs": {"sigma": SIGMA},
-    "gld": {**_STEADY, "direction": "gaussian"},
-    "lizo": {"smoothing": _RADIUS},
-    "quasi_newton": {"smoothing": AXIS_STEP},
-    "adaptive_gld": {**_STEADY, "restart": False},
-    "adaptive_mgs": {"sigma": SIGMA},
-    "cma": {"sigma": SIGMA},
-    "nelder_mead": {"step": AXIS_STEP},
-}
-
 _ONE_HOT = np.eye(len(OPERATIONS))
+
+
+def step_options(name: str, dim: int, sigma: float, *, keeps_values: bool) -> dict[str, Any]:
+    """Return the options of a solver that state its steps; none for a solver that is not listed.
+
+    Args:
+        name: the solver.
+        dim: number of coordinates.
+        sigma: standard deviation of a random step per coordinate.
+        keeps_values: whether a cell keeps its value, so that it need not be evaluated again.
+    """
+    radius = sigma * math.sqrt(dim)  # the norm of a random step
+    steady = {"max_radius": radius, "min_radius": radius, "deterministic": keeps_values}
+    options: dict[str, dict[str, Any]] = {
+        "rs": {"smoothing": radius, "learning_rate": 0.1},
+        "mgs": {"sigma": sigma},
+        "gld": {**steady, "direction": "gaussian"},
+        "lizo": {"smoothing": radius},
+        "quasi_newton": {"smoothing": AXIS_STEP},
+        "adaptive_gld": {**steady, "restart": False},
+        "adaptive_mgs": {"sigma": sigma},
+        "cma": {"sigma": sigma},
+        "nelder_mead": {"step": AXIS_STEP},
+    }
+    return options.get(name, {})
 
 
 def relaxed_solver(name: str) -> Solver:
@@ -61,7 +70,7 @@ def relaxed_solver(name: str) -> Solver:
     Raises:
         UnknownNameError: there is no such solver.
     """
-    return SOLVERS[name](**SOLVER_OPTIONS.get(name, {}))
+    return SOLVERS[name](**step_options(name, DIM, SIGMA, keeps_values=True))
 
 
 def decode(points: np.ndarray) -> np.ndarray:

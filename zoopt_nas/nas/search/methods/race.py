@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from zoopt_nas.errors import UnknownNameError
+from zoopt_nas.nas.networks.space import SearchSpace
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.updater import N_TRIED, AlphaUpdater, EpochEnd, Metrics, Verdict
 from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import MIXED, SearchConfig
 from zoopt_nas.nas.settings.defaults import solver_options
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.steps.seeds import seeds_for
@@ -43,11 +44,14 @@ class Race(AlphaUpdater):
     """
 
     kind = ZERO_ORDER
+    follows_paths = True
 
-    def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None:
+    def __init__(
+        self, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
+    ) -> None:
         seeds = seeds_for(seed, RACED)
         self._arms = {
-            name: ZeroOrderUpdater.build(_config_of(name, config), alpha, seeds[name])
+            name: ZeroOrderUpdater.build(_config_of(name, config), alpha, seeds[name], space)
             for name in RACED
         }
         self._alpha = alpha.detach().clone()
@@ -55,6 +59,14 @@ class Race(AlphaUpdater):
         self._n_rounds = self._n_taken = 0  # complete rounds, and updates of this round
         self._gains: dict[str, list[Any]] = {name: [] for name in RACED}  # one for each round
         self._move: Move | None = None
+
+    @classmethod
+    def build(
+        cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
+    ) -> Self:
+        """Check the settings, and return the race of a search in ``space``."""
+        cls.check(config)
+        return cls(config, alpha, seed, space)
 
     @classmethod
     def check(cls, config: SearchConfig) -> None:
@@ -178,4 +190,6 @@ def mean_ranks(gains: Mapping[str, list[float]]) -> dict[str, float]:
 
 def _config_of(name: str, config: SearchConfig) -> SearchConfig:
     """Return the config of one of the solvers, with its usual options."""
-    return config.replace(algo=name, solver=solver_options(name, config.space, given=config.solver))
+    on_paths = config.paths != MIXED
+    options = solver_options(name, config.space, given=config.solver, on_paths=on_paths)
+    return config.replace(algo=name, solver=options)
