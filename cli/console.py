@@ -255,6 +255,9 @@ _COLUMNS = (
     ("val_accuracy", "val accuracy {:.2%}"),
     ("n_effective", "N_e {:.2f}"),
     ("skip_connections", "skips {}"),
+    ("true_cifar10", "true accuracy {:.2%} on CIFAR-10"),
+    ("true_cifar100", "{:.2%} on CIFAR-100"),
+    ("true_imagenet16", "{:.2%} on ImageNet16-120"),
     ("failures", "failed candidates {}"),
     ("seconds", "{:.1f} s"),
 )

@@ -27,7 +27,7 @@ from .options import (
     with_settings,
 )
 
-_PRESET = "The search of the paper, or of its released scripts: paper, released. "
+_PRESET = "Search of the paper, of its released scripts, or of cells: paper, released, robust. "
 _N = "N: samples in an update of alpha (rs: pairs; gld: radii)."
 _FOLDER = "runs/<date>-<space>-<dataset>-<algo>-seed<k>"
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from zoopt_nas.errors import InvalidValueError
+
 from . import console
 from .options import Json, make_folder, option
 
+_TABLE = "NAS-Bench-201 table: print the true accuracy of each epoch's cell."
 _SOURCE = "Run folder, file with a genotype, its published string, or a name like DARTS_V2."
 
 
@@ -19,6 +23,7 @@ def show(
     out: Annotated[
         Path | None, option("Folder for the pictures.", shown="RUN/pictures, or pictures")
     ] = None,
+    table: Annotated[Path | None, option(_TABLE)] = None,
     json: Json = False,
 ) -> None:
     """Print a genotype as a table; draw its cells, and a run's curves and alphas (SVG and PNG)."""
@@ -32,6 +37,9 @@ def show(
     out = out or (folder.path / "pictures" if folder else Path("pictures"))
     figures = {_FILES.get(kind, kind): plots.draw_cell(genotype, kind) for kind in genotype.cells}
     rows = folder.rows(METRICS) if folder else []
+    true = _true_accuracies(table, genotype, folder)
+    for row in rows:
+        row.update(true.get(row["epoch"] + 1, {}))
     if rows:
         figures["curves"] = plots.draw_curves(rows)
     if folder and (architectures := folder.rows(ARCHITECTURES)):
@@ -44,10 +52,14 @@ def show(
         failed = {row["epoch"]: row["failures"] for row in rows if row.get("failures")}
         last = rows[-1] if rows else None
         found = {"genotype": genotype.to_dict(), "sizes": sizes, "last_epoch": last}
-        console.say_json({**found, "failures": failed, "pictures": pictures})
+        known = {"true_accuracies": true} if true else {}
+        console.say_json({**found, **known, "failures": failed, "pictures": pictures})
         return
     for graph in genotype.cells.values():
         console.say_table(graph.title, ["node", "from", "operation"], _edge_rows(graph))
+    if true:
+        skips = {row["epoch"] + 1: row["skip_connections"] for row in rows}
+        console.say_table("true accuracy (NAS-Bench-201)", _TRUE, _true_rows(true, skips))
     if rows:
         console.say(console.epoch_line(rows[-1]))
     if failures := console.failures_line(rows):
@@ -78,6 +90,42 @@ def _sizes(genotype: Any) -> dict[str, dict[str, int]]:
             "n_multiply_adds": nas.count_multiply_adds(network, image_size),
         }
     return sizes
+
+
+_TRUE = ["epoch", "CIFAR-10", "CIFAR-100", "ImageNet16-120", "skips"]
+
+
+def _true_accuracies(table: Path | None, genotype: Any, folder: Any) -> dict[int, dict[str, float]]:
+    """Return the true accuracies of the cell of each epoch from 1; of one genotype, at 0.
+
+    Cells that the table lacks have none.
+    """
+    if table is None:
+        return {}
+    from zoopt_nas import nas
+    from zoopt_nas.nas.networks.architectures import architecture_from_dict
+    from zoopt_nas.nas.runs.folder import ARCHITECTURES
+
+    if not isinstance(genotype, nas.NasBench201Genotype):
+        raise InvalidValueError(
+            "table must be left out unless the genotype is a NAS-Bench-201 cell"
+        )
+    known = nas.CellTable.load(table)
+    rows = folder.rows(ARCHITECTURES) if folder else []
+    cells = {row["epoch"] + 1: architecture_from_dict(row["genotype"]) for row in rows}
+    found = {
+        epoch: known.true_accuracies(str(cell)) for epoch, cell in (cells or {0: genotype}).items()
+    }
+    return {epoch: accuracies for epoch, accuracies in found.items() if accuracies}
+
+
+def _true_rows(
+    true: Mapping[int, Mapping[str, float]], skips: Mapping[int, int]
+) -> list[list[str]]:
+    return [
+        [str(epoch or "-"), *(f"{a:.2%}" for a in accuracies.values()), str(skips.get(epoch, "-"))]
+        for epoch, accuracies in true.items()
+    ]
 
 
 def _edge_rows(graph: Any) -> list[list[str]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from zoopt_nas.nas.networks.nasbench201_cell import CELL_OPERATIONS as OPERATIONS
 from zoopt_nas.nas.tabular.table import (
     COLUMNS,
     N_CELLS,
-    OPERATIONS,
     PLACES,
     TESTS,
     CellTable,

@@ -324,7 +324,7 @@ def test_a_search_with_fresh_weights_resumes_bit_for_bit(algo, tmp_path):
 
 
 def test_an_epoch_with_fresh_weights_reports_the_accuracy_of_the_trained_cell():
-    settings = fresh(algo="gld", epochs=1, warmup_epochs=0, inner_steps=30, lr=0.1)
+    settings = fresh(algo="gld", epochs=1, warmup_epochs=0, inner_steps=150, lr=0.1)
     row = run_search(settings).metrics[-1]
     untrained = run_search(settings.replace(inner_lr=1e-9)).metrics[-1]
     assert row["val_loss"] < untrained["val_loss"] - 0.1

@@ -136,3 +136,24 @@ def test_the_fast_schedule_of_gld_drops_what_belongs_to_the_other(search_config)
     assert nas.run_search(
         search_config("gld", solver={"schedule": "fast", "n_samples": None}, epochs=2)
     ).metrics[-1]["evaluations"]
+
+
+def test_the_robust_search_trains_each_cell_on_its_own(npz):
+    config = preset("robust", "gld", space="nasbench201")
+    assert (config.paths, config.weights, config.score) == ("fair", "fresh", "accuracy")
+    assert (config.inner_steps, config.finalists, config.warmup_epochs) == (300, 12, 0)
+    assert config.solver == {}  # the steps follow from the space
+    sizes = {"epochs": 2, "inner_steps": 2, "finalists": 3, "val_batches": 2}
+    shape = {"batch_size": 4, "init_channels": 2, "n_cells": 3, "device": "cpu"}
+    small = SearchConfig.for_dataset(
+        str(npz), "gld", preset="robust", space="nasbench201", **sizes, **shape
+    )
+    rows = nas.run_search(small).metrics
+    assert [row.get("inner_steps") for row in rows] == [None, None, 6]
+    assert rows[-1]["evaluations"] == rows[-2]["evaluations"] + 3
+
+
+def test_presets_leave_the_steps_along_paths_to_the_space():
+    for name in ("paper", "released", "robust"):
+        config = preset(name, "gld", paths="uniform")
+        assert config.solver == {}

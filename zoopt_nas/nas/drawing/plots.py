@@ -49,11 +49,15 @@ _SKIPS = "Skip connections"
 _PANELS: dict[str, list[tuple[str, str]]] = {
     "Loss": [(f"{split}_loss", split) for split in _SPLITS],
     "Accuracy": [(f"{split}_accuracy", split) for split in _SPLITS],
+    "True accuracy (NAS-Bench-201)": [("true_cifar10", "CIFAR-10"), ("true_cifar100", "CIFAR-100")],
     "Effective samples $N_e$": [("n_effective", "")],
     "Sampling width σ": [("sigma", "")],
     _SKIPS: [("skip_connections", "")],
 }
-_LINES = {"train": (_BLUE, "-"), "val": (_ORANGE, "--"), "test": (_GREEN, ":"), "": (_BLUE, "-")}
+_LINES = {
+    **{"train": (_BLUE, "-"), "val": (_ORANGE, "--"), "test": (_GREEN, ":"), "": (_BLUE, "-")},
+    **{"CIFAR-10": (_BLUE, "-"), "CIFAR-100": (_ORANGE, "--")},
+}
 
 
 @matplotlib.rc_context(STYLE)

@@ -93,6 +93,14 @@ def is_cell_dict(fields: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(fields, Mapping) and set(fields) == {_FIELD}
 
 
+def check_cells(space: SearchSpace) -> None:
+    """Refuse a space whose architectures are not in a table of NAS-Bench-201."""
+    if not isinstance(space, NasBench201Space):
+        raise InvalidValueError(
+            f"table must be left out in space {space.name}, whose cells it does not have"
+        )
+
+
 @dataclass(frozen=True)
 class NasBench201Space(SearchSpace):
     """The space of NAS-Bench-201: the same candidates on each edge, of which each keeps one.

@@ -14,6 +14,7 @@ from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.data.batches import sequential_batches, split_indices
 from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.build import build_supernet
+from zoopt_nas.nas.networks.nasbench201 import check_cells
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
@@ -34,6 +35,7 @@ from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, Meter, evaluate
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
 from zoopt_nas.nas.steps.seeds import generator, seeds_for
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, make_sgd
+from zoopt_nas.nas.tabular.table import CellTable
 
 _SEEDED = (
     *("weights", "alpha", "split", "train", "inner", "val", "objective", "noise", "solver"),
@@ -55,12 +57,15 @@ class Search(EpochLoop):
         self.config, self.setup = config, setup
         device, execution, dataset = setup.device, setup.execution, setup.dataset
         method = METHODS[config.algo]
+        self._table = None if config.table is None else CellTable.load(config.table)
         seeds = seeds_for(config.seed, _SEEDED)
 
         with WeightLimit(setup.free, N_COPIES, config, device):
             self.supernet = build_supernet(
                 config, dataset, seed=seeds["weights"], execution=execution, space=space
             )
+        if self._table is not None:
+            check_cells(self.supernet.space)
         self._noise = generator(seeds["noise"], device)
         seed_noise(self.supernet, self._noise)
         self._optimizer = make_sgd(self.supernet, config)
@@ -215,6 +220,8 @@ class Search(EpochLoop):
             "failures": n_failed,
         }
         self._updates = []
+        if self._table is not None:
+            row |= self._table.true_accuracies(str(genotype))
         return row, {"genotype": genotype.to_dict(), "alpha": self.alpha.tolist()}
 
     def _evaluate(self) -> tuple[float, float]:

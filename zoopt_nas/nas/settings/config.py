@@ -153,6 +153,9 @@ class SearchConfig(RunConfig):
     drop_path: float = setting(
         0.0, WEIGHTS, "Probability to lose an edge at the end.",
         "For each sample; it grows linearly from 0 (R-DARTS; off: DARTS).", rule=BELOW_1)
+    table: str | None = setting(
+        None, DATA, "NAS-Bench-201 table, to watch the true accuracy of each epoch's cell.",
+        "A CSV file ([form](nasbench201.md#the-table)); the search does not use it.")
     train_portion: float = setting(
         0.5, DATA, "Fraction of the training images for weights; the rest is for alpha.",
         "DARTS.", rule=BETWEEN_0_AND_1, has_option=False)
@@ -286,7 +289,8 @@ class SearchConfig(RunConfig):
         Args:
             dataset: A name or a path.
             algo: The method.
-            preset: ``paper`` or ``released``, for the search as described or as published.
+            preset: ``paper`` or ``released``, for the search as described or as published, or
+                ``robust``, for a search that trains each cell on its own.
             **overrides: Other settings, which take precedence over the preset.
         """
         preset = typed("preset", preset, str | None)
@@ -294,8 +298,10 @@ class SearchConfig(RunConfig):
         config = cls(dataset=dataset, algo=algo, **fields)
         if preset is None:
             return config
-        warmup = warmup_epochs(algo, config.epochs, dataset, preset)
-        options = solver_options(algo, config.space, preset, overrides.get("solver"))
+        is_fresh = config.weights == FRESH
+        warmup = 0 if is_fresh else warmup_epochs(algo, config.epochs, dataset, preset)
+        given, on_paths = overrides.get("solver"), config.paths != MIXED
+        options = solver_options(algo, config.space, preset, given, on_paths=on_paths)
         return config.replace(
             warmup_epochs=overrides.get("warmup_epochs", warmup),
             solver=options,

@@ -71,6 +71,13 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "update_period": None, "sigma_schedule": "cosine", "inner": "sgd", "inner_steps": 10,
         "inner_lr": 0.001, "inner_momentum": False, "score": "loss", "noise_aware": False,
     },
+    # zoopt-nas: cells are trained from the initial weights and compared on one draw, and the best
+    # compete with more steps (docs/single-path.md). Use it with gld.
+    "robust": {
+        "paths": "fair", "weights": "fresh", "epochs": 70, "update_period": None, "lr": 0.1,
+        "inner": "sgd", "inner_steps": 300, "inner_momentum": False, "finalists": 12,
+        "score": "accuracy", "val_batches": 40, "noise_aware": False,
+    },
 }  # fmt: skip
 _PRESET_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {"mgs": {"weighting": "exact"}},  # Eq. 10, divided by q
@@ -141,7 +148,7 @@ def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
     """Return the settings that a preset fixes for a method, without the warm-up.
 
     Args:
-        preset: ``paper`` or ``released``; None fixes nothing.
+        preset: ``paper``, ``released`` or ``robust``; None fixes nothing.
         algo: The method. Baselines follow their papers, which only changes ``pc``.
 
     Raises:
@@ -168,7 +175,7 @@ def solver_options(
 
     On paths the steps depend on the space (``search.vertices``), so there are no defaults.
     """
-    if on_paths and preset is None:
+    if on_paths:
         return dict(given or {})
     options = dict(_SOLVER_OPTIONS.get(algo, {}))
     if algo == "mgs" and space.startswith("darts"):

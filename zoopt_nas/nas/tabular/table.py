@@ -151,6 +151,15 @@ class CellTable:
             raise DataError(f"{self.name} has no cell {published_string(cell_of(number))}")
         return value
 
+    def true_accuracies(self, arch: str | Sequence[int]) -> dict[str, float]:
+        """Return the test accuracies of a cell as fractions; empty if the table lacks it.
+
+        The keys are ``true_cifar10``, ``true_cifar100`` and ``true_imagenet16``.
+        """
+        if arch not in self:
+            return {}
+        return {f"true_{name.split('_')[0]}": self.accuracy(arch, name) / 100 for name in TESTS}
+
     def column(self, name: str) -> np.ndarray:
         """Return the accuracies of all cells, (15625,), by number; read-only.
 

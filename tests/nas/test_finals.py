@@ -1,0 +1,209 @@
+"""Searches over discrete cells: the vertices that solvers see, and the finals."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from stopping import StopAt
+
+from zoopt_nas.errors import InvalidValueError, RunInterrupted
+from zoopt_nas.nas import SearchConfig, resume_search, run_search
+from zoopt_nas.nas.networks.space import UNUSED
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.search.finals import Finals, round_sizes
+from zoopt_nas.nas.search.objective import Measured
+from zoopt_nas.nas.search.vertices import path_options, random_vertices, vertex
+from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
+from zoopt_nas.nas.steps.meter import Meter
+
+NAMES = ["nasbench201", "s1", "s2", "s3", "s4", "darts", "darts_none"]
+
+
+@given(seed=st.integers(0, 2**32), name=st.sampled_from(NAMES))
+def test_a_vertex_has_the_path_of_its_alpha(seed, name):
+    space = SPACES[name]
+    alpha = torch.randn(space.dim, generator=torch.Generator().manual_seed(seed)).double()
+    at = vertex(space, alpha)
+    path = space.path(space.discretize(alpha))
+    assert space.path(space.discretize(at)) == path
+    assert at.unique().tolist() == [0.0, 1.0]
+    assert int(at.sum()) == sum(choice != UNUSED for choice in path)
+    assert vertex(space, at).equal(at)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_from_a_vertex_changes_about_one_operation(name):
+    space = SPACES[name]
+    config = SearchConfig(space=name, algo="mgs", paths="fair", epochs=10)
+    sigma = path_options(config, space)["sigma"]
+    generator = torch.Generator().manual_seed(0)
+    changes = []
+    for seed in range(100):
+        at = random_vertices(space, 1, torch.zeros((), dtype=torch.float64), seed)[0]
+        path = space.path(space.discretize(at))
+        step = sigma * torch.randn(space.dim, generator=generator, dtype=torch.float64)
+        moved = space.path(space.discretize(at + step))
+        changes.append(sum(q not in (UNUSED, p) for p, q in zip(path, moved, strict=True)))
+    # Between 0.35 and 0.85 on average; a standard error of 100 counts with deviation 0.8 is 0.08.
+    assert 0.35 - 0.25 < sum(changes) / 100 < 0.85 + 0.25
+
+
+def test_steps_on_paths_by_space_and_kind_of_weights():
+    def options(algo, space, weights):
+        config = SearchConfig(space=space, algo=algo, paths="fair", weights=weights)
+        return path_options(config, SPACES[space])
+
+    radius = 0.4 * math.sqrt(30)
+    gld = {"max_radius": radius, "min_radius": radius, "direction": "gaussian"}
+    assert options("gld", "nasbench201", "fresh") == {**gld, "deterministic": True}
+    assert options("gld", "nasbench201", "shared") == {**gld, "deterministic": False}
+    assert options("rs", "s3", "shared")["smoothing"] == pytest.approx(0.25 * math.sqrt(84))
+    mixed = SearchConfig(space="s3", algo="gld")
+    assert path_options(mixed, SPACES["s3"]) == {}
+
+
+def objective_of(space, value):
+    """An objective over paths without a network, of which every path is known after one call."""
+
+    class Objective:
+        supernet = type("Net", (), {"space": space})
+        single_path, n_evaluations = True, 0
+
+        def __init__(self):
+            self.known = {}
+
+        def draw(self, n=None):
+            return None
+
+        def __call__(self, alphas, draw):
+            paths = [space.path(space.discretize(alpha)) for alpha in alphas]
+            for path in paths:
+                if path not in self.known:
+                    self.known[path] = value(path)
+                    self.n_evaluations += 1
+            return torch.tensor([self.known[path] for path in paths], dtype=torch.float64)
+
+    return Objective()
+
+
+@pytest.mark.parametrize("algo", ["gld", "mgs", "adaptive_gld", "adaptive_mgs", "cma"])
+def test_a_separable_value_over_cells_is_nearly_minimized(algo):
+    """The number of edges without the best operation, of 15,625 cells, with 120 queries."""
+    space = SPACES["nasbench201"]
+    config = SearchConfig(
+        space="nasbench201", algo=algo, paths="fair", weights="fresh", epochs=10, solver={}
+    )
+    ends = []
+    for seed in range(5):
+        objective = objective_of(space, lambda path: sum(c != k % 5 for k, c in enumerate(path)))
+        alpha = space.init_alpha(rng=seed).double()
+        updater = ZeroOrderUpdater.build(config, alpha, seed, space)
+        while objective.n_evaluations < 120:
+            updater.step(objective, 0.0)
+        ends.append(min(objective.known.values()))
+    # The best of 120 random cells misses 2.4 edges on average.
+    assert sum(ends) / 5 <= 1.0
+
+
+def test_every_update_with_known_values_evaluates_a_new_cell():
+    space = SPACES["nasbench201"]
+    config = SearchConfig(space="nasbench201", algo="gld", paths="fair", weights="fresh")
+    objective = objective_of(space, lambda path: sum(path))
+    updater = ZeroOrderUpdater.build(config, torch.zeros(30), 0, space)
+    counts = []
+    for _ in range(20):
+        updater.step(objective, 0.0)
+        counts.append(objective.n_evaluations)
+    assert counts[0] <= 11  # ten starts and a candidate
+    assert all(later == earlier + 1 for earlier, later in pairwise(counts))
+
+
+def test_rounds():
+    assert [round_sizes(n) for n in (0, 1, 2, 3, 9, 10, 12)] == [
+        [], [], [2], [3], [9, 3], [10, 4, 2], [12, 4, 2],
+    ]  # fmt: skip
+
+
+def finals(curves, n: int, score: str = "loss") -> Finals:
+    """Finals of cells whose loss after some steps is known."""
+
+    def trained(path, n_steps):
+        meter = Meter(torch.device("cpu"))
+        loss = curves[path](n_steps)
+        meter.sums[:] = torch.tensor([loss, (1.0 - loss), 1.0])
+        return meter
+
+    rounds = Finals(n, 10, score, trained)
+    zero = torch.zeros(())
+    rounds.begin(
+        {path: Measured(torch.tensor(curve(10)), zero, zero) for path, curve in curves.items()}
+    )
+    return rounds
+
+
+@pytest.mark.parametrize("score", ["loss", "accuracy"])
+def test_a_slow_learner_wins_if_it_ends_lower(score):
+    # After 10 steps the fast cells are ahead of the slow one, after 90 steps behind.
+    curves = {(k,): (lambda n, k=k: 0.5 + 0.01 * k + 1.0 / n) for k in range(8)}
+    curves[9,] = lambda n: 0.05 + 6.0 / n
+    rounds = finals(curves, 9, score)
+    for round_index, (n_cells, n_steps) in enumerate([(9, 30), (3, 90)]):
+        assert (rounds.n_paths, rounds.n_inner_steps(round_index)) == (n_cells, n_steps)
+        for _ in range(n_cells):
+            rounds.step(round_index)
+        best, loss, _ = rounds.end_round()
+    assert best == (9,)
+    assert loss == pytest.approx(0.05 + 6.0 / 90)
+
+
+def test_the_finals_take_the_best_and_leave_failures_out():
+    curves = {(k,): (lambda n, k=k: float(k)) for k in range(5)}
+    curves[7,] = lambda n: math.nan
+    rounds = finals(curves, 3)
+    assert rounds.state_dict()["paths"] == [[0], [1], [2]]
+    only_failures = finals({(0,): lambda n: math.inf, (1,): lambda n: 1.0}, 2)
+    assert only_failures.state_dict()["paths"] == [[1]]
+
+
+def test_a_cell_that_fails_in_the_finals_is_last():
+    curves = {(0,): lambda n: 0.1 if n == 10 else math.nan, (1,): lambda n: 0.2}
+    for score in ("loss", "accuracy"):
+        rounds = finals(curves, 2, score)
+        rounds.step(0)
+        rounds.step(0)
+        assert rounds.end_round()[0] == (1,)
+
+
+def config(**settings) -> SearchConfig:
+    fields = {"dataset": "digits", "space": "nasbench201", "epochs": 2, "warmup_epochs": 0}
+    sizes = {"init_channels": 2, "n_train": 64, "batch_size": 16, "n_cells": 3, "threads": 1}
+    kind = {"paths": "fair", "weights": "fresh", "algo": "gld", "inner_steps": 2, "finalists": 4}
+    return SearchConfig(**{**fields, **sizes, **kind, **settings})
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 5, 7])
+def test_a_search_resumes_bit_for_bit_in_any_round(n_steps, tmp_path):
+    whole = run_search(config())
+    assert [row.get("finalists") for row in whole.metrics] == [None, None, 4, 2]
+    assert [row.get("inner_steps") for row in whole.metrics] == [None, None, 6, 18]
+    assert [row["evaluations"] for row in whole.metrics[1:]] == [12, 16, 18]
+    with pytest.raises(RunInterrupted):
+        run_search(config(), run_dir=tmp_path / "run", observer=StopAt(n_steps))
+    rest = resume_search(tmp_path / "run")
+    assert rest.alpha.equal(whole.alpha)
+    for row in (*rest.metrics, *whole.metrics):
+        row["seconds"] = 0
+    assert rest.metrics[-2:] == whole.metrics[-2:]
+
+
+def test_finalists_need_cells_with_fresh_weights():
+    message = "finalists must be 0 without fresh weights on paths, got 3"
+    with pytest.raises(InvalidValueError, match=message):
+        config(weights="shared", finalists=3)
+    with pytest.raises(InvalidValueError, match=message):
+        config(paths="mixed", finalists=3)
