@@ -13,6 +13,7 @@ from stopping import StopAt
 
 from zoopt_nas.errors import InvalidValueError, RunInterrupted
 from zoopt_nas.nas import SearchConfig, resume_search, run_search
+from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.space import UNUSED
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.finals import Finals, round_sizes
@@ -207,3 +208,20 @@ def test_finalists_need_cells_with_fresh_weights():
         config(weights="shared", finalists=3)
     with pytest.raises(InvalidValueError, match=message):
         config(paths="mixed", finalists=3)
+
+
+def test_a_path_needs_an_architecture_of_its_space():
+    cell = SPACES["nasbench201"].discretize(torch.zeros(30))
+    darts = SPACES["s3"].discretize(torch.zeros(SPACES["s3"].dim))
+    with pytest.raises(InvalidValueError, match="is not an architecture of space s3"):
+        SPACES["s3"].path(cell)
+    with pytest.raises(InvalidValueError, match="is not an architecture of space nasbench201"):
+        SPACES["nasbench201"].path(darts)
+    edges = (("skip_connect", 0), ("sep_conv_3x3", 0)) * 4
+    with pytest.raises(InvalidValueError, match="edge 0 must have one operation"):
+        SPACES["s2"].path(Genotype(edges, edges))
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(InvalidValueError, match="momentum must be positive with nesterov, got 0"):
+        SearchConfig(space="nasbench201", momentum=0.0)

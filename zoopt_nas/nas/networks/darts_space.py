@@ -118,11 +118,18 @@ class DartsSpace(SearchSpace):
 
     def path(self, architecture: Genotype) -> Path:
         """See ``SearchSpace.path``."""
+        if not isinstance(architecture, Genotype):
+            raise InvalidValueError(f"{architecture} is not an architecture of space {self.name}")
         path = [UNUSED] * len(self.sizes)
         for k, kind in enumerate(CELL_KINDS):
             for position, (name, source) in enumerate(architecture.edges(kind)):
                 edge = self.edges.index((source, N_INPUTS + position // EDGES_PER_NODE))
-                path[k * len(self.edges) + edge] = self._choice(kind, edge, name)
+                place = k * len(self.edges) + edge
+                if path[place] != UNUSED:
+                    raise InvalidValueError(
+                        f"{kind} edge {edge} must have one operation in space {self.name}, got two"
+                    )
+                path[place] = self._choice(kind, edge, name)
         return tuple(path)
 
     def _discretize_cell(self, kind: str, weights: Sequence[Tensor]) -> tuple[Edge, ...]:

@@ -166,6 +166,8 @@ class NasBench201Space(SearchSpace):
 
     def path(self, architecture: NasBench201Genotype) -> Path:
         """See ``SearchSpace.path``."""
+        if not isinstance(architecture, NasBench201Genotype):
+            raise InvalidValueError(f"{architecture} is not an architecture of space {self.name}")
         return tuple(
             self._choice(CELL, edge, name) for edge, name in enumerate(architecture.operations)
         )

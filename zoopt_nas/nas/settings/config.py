@@ -65,7 +65,8 @@ class RunConfig(Settings):
     init_channels: int = setting(
         UNSET, NETWORK, "Width of the first cell.", "DARTS; paper B.2.", rule=POSITIVE_INTEGER)
     n_cells: int = setting(
-        UNSET, NETWORK, "Number of cells.", "DARTS; paper B.2.", rule=POSITIVE_INTEGER)
+        UNSET, NETWORK, "Number of cells; a multiple of 3 in nasbench201.",
+        "DARTS; paper B.2. NAS-Bench-201: 15.", rule=POSITIVE_INTEGER)
     epochs: int = setting(UNSET, WEIGHTS, "Epochs.", "DARTS; paper B.2.", rule=POSITIVE_INTEGER)
     batch_size: int = setting(
         UNSET, WEIGHTS, "Images in a batch.", "DARTS; paper B.2.", rule=POSITIVE_INTEGER)
@@ -122,6 +123,8 @@ class RunConfig(Settings):
         super().__post_init__()
         if not 0 <= self.lr_min <= self.lr:
             raise InvalidValueError(f"lr_min must lie in [0, lr], got {self.lr_min}")
+        if self.nesterov and self.momentum == 0:
+            raise InvalidValueError("momentum must be positive with nesterov, got 0")
 
 
 @dataclass(frozen=True)
