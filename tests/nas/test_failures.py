@@ -155,14 +155,14 @@ def test_weights_that_diverge_are_said_to_be_the_cause(search_config):
 @pytest.mark.parametrize("is_last", [True, False])
 def test_random_search_counts_failures_and_ends_if_all_fail(is_last, search_config, monkeypatch):
     monkeypatch.setattr(random_search, "N_SAMPLES", 10)
-    plain = BilevelObjective.mixture_loss
+    plain = BilevelObjective.path_loss
     calls: list[float] = []
 
-    def mixture_loss(self, weights, draw):
-        calls.append(math.nan if len(calls) in failing_calls else float(plain(self, weights, draw)))
+    def path_loss(self, path, draw):
+        calls.append(math.nan if len(calls) in failing_calls else float(plain(self, path, draw)))
         return torch.tensor(calls[-1])
 
-    monkeypatch.setattr(BilevelObjective, "mixture_loss", mixture_loss)
+    monkeypatch.setattr(BilevelObjective, "path_loss", path_loss)
     config = search_config("random_ws", epochs=1 if is_last else 2, warmup_epochs=0)
     failing_calls = {2, 5, 6}
     assert run_search(config).metrics[0]["failures"] == 3

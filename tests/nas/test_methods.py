@@ -11,6 +11,7 @@ import torch
 from tiny_supernets import TINY, setup
 
 from zoopt_nas.errors import InvalidValueError, RunInterrupted
+from zoopt_nas.nas.networks.space import UNUSED
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search import algorithm as search
@@ -19,7 +20,6 @@ from zoopt_nas.nas.search.methods import METHODS, random_search
 from zoopt_nas.nas.search.methods.random_search import (
     RandomArchitecture,
     WeightSharingSearch,
-    one_hot,
 )
 from zoopt_nas.nas.search.methods.robust import EPOCHS_BACK, has_grown
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
@@ -228,10 +228,10 @@ def test_random_architectures_are_uniform():
 def test_weights_are_shared_by_random_architectures():
     made = setup()
     updater = WeightSharingSearch(SearchConfig.for_dataset(algo="random_ws"), made.alphas(1)[0], 0)
-    tables = [updater.training_weights(made.net, None, None, 0.0) for _ in range(30)]
-    assert all(set(table.unique().tolist()) == {0.0, 1.0} for table in tables)
-    assert all(int(table.sum()) == 4 for table in tables)  # two edges in each cell
-    assert len({tuple(table.flatten().tolist()) for table in tables}) > 5
+    paths = [path for _ in range(30) for path in updater.training_paths(made.net.space, 0.0)]
+    assert len(paths) == 30
+    assert all(sum(choice != UNUSED for choice in path) == 4 for path in paths)  # two in each cell
+    assert len(set(paths)) > 5
 
 
 class Judge:
@@ -244,11 +244,10 @@ class Judge:
     def draw(self):
         return Draw([], [batch_of(-1)], 0)
 
-    def mixture_loss(self, weights, draw):
+    def path_loss(self, path, draw):
         ((images, _),) = draw.val
         self.asked.append(int(images[0]))
-        loss = (weights * torch.arange(weights.shape[1])).sum()
-        return torch.tensor(math.nan) if len(self.asked) == 3 else loss
+        return torch.tensor(math.nan if len(self.asked) == 3 else score(path))
 
 
 def batch_of(number: int, size: int = 4):
@@ -264,32 +263,36 @@ def judged(is_last: bool, sizes=(256, 256, 3, 1)):
     return updater, judge, verdict
 
 
-def score(table) -> float:
-    return float((table * torch.arange(table.shape[1])).sum())
+def score(path) -> float:
+    return float(sum(choice for choice in path if choice != UNUSED))
+
+
+def path_of(alpha):
+    return TINY.path(TINY.discretize(alpha))
 
 
 def test_the_best_architecture_of_many_is_given():
     updater, judge, verdict = judged(True, sizes=(256, 8, 256, 1))
-    others = [one_hot(TINY, updater._draw(updater.alpha)).double() for _ in range(300)]
-    assert score(one_hot(TINY, updater.alpha)) <= min(map(score, others))
+    others = [path_of(updater._draw(updater.alpha)) for _ in range(300)]
+    assert score(path_of(updater.alpha)) <= min(map(score, others))
     # 1000 on one batch of L_val, ten on the whole part, but for a rest of one image.
     assert Counter(judge.asked) == {-1: 1000, 0: 10, 1: 10, 2: 10}
     assert (verdict.n_tried, verdict.n_failed) == (1000, 1)
 
 
 def test_finalists_are_compared_by_the_mean_over_images():
-    """Loss of table t on batch b: t + 10 b; b has as many images as it is said below."""
+    """Loss of path (t,) on batch b: t + 10 b; b has as many images as it is said below."""
     made = setup()
-    tables = [torch.tensor(1.0), torch.tensor(3.0)]
+    paths = [(1,), (3,)]
 
     class Linear(Judge):
-        def mixture_loss(self, weights, draw):
-            return weights + 10 * int(draw.val[0][0][0])
+        def path_loss(self, path, draw):
+            return torch.tensor(path[0] + 10.0 * int(draw.val[0][0][0]))
 
     def losses(sizes):
         batches = [batch_of(k, size) for k, size in enumerate(sizes)]
         end = EpochEnd(Linear(made.net), True, 0.0, None, lambda: iter(batches))
-        return random_search._final_losses(tables, end)
+        return random_search._final_losses(paths, end)
 
     # The mean of b over the images: (8 + 2 * 4) / 16.
     torch.testing.assert_close(losses([4, 8, 4]), torch.tensor([11.0, 13.0]))
@@ -308,13 +311,13 @@ def test_the_finalists_of_a_search_see_every_image_that_scores_alpha(search_conf
     monkeypatch.setattr(random_search, "N_SAMPLES", 12)
     monkeypatch.setattr(search, "EVAL_BATCH_SIZE", 10)
     seen = []
-    plain = BilevelObjective.mixture_loss
+    plain = BilevelObjective.path_loss
 
-    def mixture_loss(self, weights, draw):
+    def path_loss(self, path, draw):
         seen.append(sum(len(labels) for _, labels in draw.val))
-        return plain(self, weights, draw)
+        return plain(self, path, draw)
 
-    monkeypatch.setattr(BilevelObjective, "mixture_loss", mixture_loss)
+    monkeypatch.setattr(BilevelObjective, "path_loss", path_loss)
     # 31 images score alpha, of which the last is a batch by itself.
     run_search(search_config("random_ws", epochs=1, warmup_epochs=0, n_train=62))
     assert seen == [16] * 12 + [10] * 30

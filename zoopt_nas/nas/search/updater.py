@@ -134,6 +134,11 @@ class AlphaUpdater(ABC):
                 f"weights must be shared with {config.algo}, which needs a trained supernet, "
                 f"got {config.weights}"
             )
+        if cls.trains_paths and config.partial_channels > 1:
+            raise InvalidValueError(
+                f"partial_channels must be 1 with {config.algo}, which trains single paths, "
+                f"got {config.partial_channels}"
+            )
         if config.paths != MIXED and not cls.follows_paths:
             raise InvalidValueError(
                 f"paths must be mixed with {config.algo}, which needs the mixed supernet, "
