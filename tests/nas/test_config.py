@@ -70,8 +70,10 @@ SEARCH = COMMON | {
     "paths": "mixed",
     "weights": "shared",
     "finalists": 0,
+    "inner_doublings": 0,
 }
 ON_PATHS = SEARCH | {
+    "inner_doublings": 2,
     "paths": "fair",
     "weights": "fresh",
     "finalists": 7,

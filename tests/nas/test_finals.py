@@ -191,7 +191,7 @@ def config(**settings) -> SearchConfig:
 def test_a_search_resumes_bit_for_bit_in_any_round(n_steps, tmp_path):
     whole = run_search(config())
     assert [row.get("finalists") for row in whole.metrics] == [None, None, 4, 2]
-    assert [row.get("inner_steps") for row in whole.metrics] == [None, None, 6, 18]
+    assert [row.get("inner_steps") for row in whole.metrics] == [2, 2, 6, 18]
     assert [row["evaluations"] for row in whole.metrics[1:]] == [12, 16, 18]
     with pytest.raises(RunInterrupted):
         run_search(config(), run_dir=tmp_path / "run", observer=StopAt(n_steps))
@@ -225,3 +225,31 @@ def test_a_path_needs_an_architecture_of_its_space():
 def test_nesterov_needs_momentum():
     with pytest.raises(InvalidValueError, match="momentum must be positive with nesterov, got 0"):
         SearchConfig(space="nasbench201", momentum=0.0)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3, 4, 6, 9])
+def test_a_search_whose_inner_steps_double_resumes_bit_for_bit(n_steps, tmp_path):
+    """Four epochs of two updates: M = 2, 2, 4, 4, then finals with 12 and 36 steps."""
+    settings = config(epochs=4, inner_doublings=1, finalists=4, update_period=1)
+    whole = run_search(settings)
+    assert [row["inner_steps"] for row in whole.metrics] == [2, 2, 4, 4, 12, 36]
+    # The current cell is evaluated again at the new M, and then a new one for each update.
+    evaluations = [row["evaluations"] for row in whole.metrics]
+    assert evaluations[2] - evaluations[1] == 1 + whole.metrics[2]["updates"]
+    with pytest.raises(RunInterrupted):
+        run_search(settings, run_dir=tmp_path / "run", observer=StopAt(n_steps))
+    rest = resume_search(tmp_path / "run")
+    assert rest.alpha.equal(whole.alpha)
+    for row in (*rest.metrics, *whole.metrics):
+        row["seconds"] = 0
+    assert rest.metrics == whole.metrics
+
+
+def test_doubling_needs_cells_with_fresh_weights():
+    with pytest.raises(InvalidValueError, match="inner_doublings must be 0 without fresh weights"):
+        config(weights="shared", finalists=0, inner_doublings=1)
+
+
+def test_auto_needs_shared_weights():
+    with pytest.raises(InvalidValueError, match="weights must be shared with auto"):
+        run_search(config(algo="auto", finalists=0))

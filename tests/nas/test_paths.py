@@ -21,6 +21,7 @@ from zoopt_nas.nas.networks.space import UNUSED
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.paths import PathSampler, PathStep
+from zoopt_nas.nas.search.streams import Replayed
 from zoopt_nas.nas.steps.execution import Execution
 
 NB201 = SPACES["nasbench201"]
@@ -255,7 +256,7 @@ def test_fresh_weights_are_trained_from_the_initial_ones_with_a_decaying_rate():
         inner_lr_end=0.02,
         single_path=True,
     )
-    objective.hold_still()
+    objective.hold_still([Fixed().batch] * 3, [Fixed().batch])
     alpha = torch.randn(1, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     value = objective(alpha)[0]
 
@@ -282,17 +283,17 @@ def test_with_fresh_weights_a_cell_is_evaluated_once_and_keeps_its_value():
     objective = BilevelObjective(
         supernet, optimizer, stream, Fixed(), seed=0, inner_steps=2, single_path=True
     )
-    objective.hold_still()
+    objective.hold_still(Replayed(stream, 2), [Fixed().batch])
     alphas = torch.randn(3, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     first, second = objective(alphas), objective(alphas.flip(0))
     assert first.equal(second.flip(0))
     assert objective.n_evaluations == 3
-    assert stream.n == 2  # the batches of the only draw
+    assert stream.n == 2 * 3  # the same two batches for each cell
 
     other = BilevelObjective(
         supernet, optimizer, CountingStream(), Fixed(), seed=0, inner_steps=2, single_path=True
     )
-    other.hold_still()
+    other.hold_still([Fixed().batch] * 2, [Fixed().batch])
     other.load_state_dict(objective.state_dict())
     assert other(alphas).equal(first)
     assert other.n_evaluations == 3
@@ -302,6 +303,12 @@ class CountingStream(Fixed):
     """Counts the batches that are taken."""
 
     n = 0
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
 
     def next_batch(self):
         self.n += 1

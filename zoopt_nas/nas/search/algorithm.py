@@ -99,9 +99,8 @@ class Search(EpochLoop):
             execution=execution,
         )
         self.trains_weights = config.weights == SHARED
-        if not self.trains_weights:
-            self._objective.hold_still()
-        finalists, steps = config.finalists, config.inner_steps
+        self._hold_level(0)
+        finalists, steps = config.finalists, config.inner_steps * 2**config.inner_doublings
         self._finals = Finals(finalists, steps, config.score, self._evaluate_trained)
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         self._updater = method.build(config, alpha, seeds["solver"], self.supernet.space)
@@ -157,6 +156,9 @@ class Search(EpochLoop):
         config = self.config
         if self._final_round == 0 and self.step == 0:
             self._finals.begin(self._objective.known or {})
+        if self._final_round is None and self._level_now != self._level:
+            self._hold_level(self._level_now)
+            self._updater.begin_again()
         set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
         probability = config.drop_path * self.epoch / max(config.epochs - 1, 1)
         if probability != self.supernet.drop_path_probability:
@@ -164,6 +166,20 @@ class Search(EpochLoop):
             self._step.reset()
         self._objective.set_drop_path(probability)
         self.supernet.train()
+
+    @property
+    def _level_now(self) -> int:
+        """How often M has doubled in this epoch, with fresh weights."""
+        return self.epoch * (self.config.inner_doublings + 1) // self.config.epochs
+
+    def _hold_level(self, level: int) -> None:
+        """Hold the objective still, with M doubled ``level`` times, if weights are fresh."""
+        self._level = level
+        if not self.trains_weights:
+            n_steps = self.config.inner_steps * 2**level
+            train = Replayed(self._streams["inner"], n_steps)
+            val = list(Replayed(self._streams["val"], self.config.val_batches))
+            self._objective.hold_still(train, val)
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Update alpha if it is time, then take one weight step unless weights are fresh."""
@@ -206,6 +222,8 @@ class Search(EpochLoop):
         val_loss, val_accuracy = measured or self._evaluate()
         if not math.isfinite(val_loss):
             raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
+        if not self.trains_weights and self._final_round is None:
+            judged["inner_steps"] = self.config.inner_steps * 2**self._level
         row = {
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
@@ -326,6 +344,7 @@ class Search(EpochLoop):
             "paths": None if self._sampler is None else self._sampler.state_dict(),
             "noise": self._noise.get_state(),
             "is_stopped": self._is_stopped,
+            "level": self._level,
             "snapshots": self._snapshots.state_dict(),
             "finals": self._finals.state_dict(),
             "updates": [
@@ -336,9 +355,10 @@ class Search(EpochLoop):
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Restore the state that ``own_state`` returned."""
         self._load_trained_state(state)
-        self._objective.load_state_dict(state["objective"])
         for name, stream in self._streams.items():
             stream.load_state_dict(state["streams"][name])
+        self._hold_level(int(state["level"]))
+        self._objective.load_state_dict(state["objective"])
         if self._sampler is not None:
             self._sampler.load_state_dict(state["paths"])
         self._noise.set_state(state["noise"].cpu())

@@ -48,7 +48,7 @@ class Draw(NamedTuple):
     """What every candidate of one call sees: common random numbers make losses comparable."""
 
     train: Sequence[Batch]  # the batches of the inner steps, one per step
-    val: list[Batch]  # the batches whose mean loss is L_val
+    val: Sequence[Batch]  # the batches whose mean loss is L_val
     noise_seed: int  # seeds the noise operations of space S4
 
 
@@ -240,19 +240,23 @@ class BilevelObjective:
         if self._fixed:
             draw = self._fixed[self._turn % len(self._fixed)]
             self._turn += 1
-            return draw._replace(train=draw.train[: self._n_train])
+            if len(draw.train) > self._n_train:
+                draw = draw._replace(train=draw.train[: self._n_train])
+            return draw
         return Draw(
             train=[self._train_stream.next_batch() for _ in range(self._n_train)],
             val=[self._val_stream.next_batch() for _ in range(n_val or self._n_val)],
             noise_seed=int(torch.randint(2**62, (), generator=self._seeds)),
         )
 
-    def hold_still(self) -> None:
-        """Give every later call the batches of the next draw, and evaluate each path only once.
+    def hold_still(self, train: Sequence[Batch], val: Sequence[Batch]) -> None:
+        """Give every later call these batches, and evaluate each path only once.
 
         The values of all calls are comparable as long as the supernet's weights do not change.
+        Values that were known before are forgotten.
         """
-        self._fixed, self.known = (self.draw(),), {}
+        self._n_train, self.known = len(train), {}
+        self._fixed = (Draw(train, val, noise_seed=0),)
 
     def measure(self, path: Path) -> Measured:
         """Return what is known of a path after ``hold_still``, or evaluate it."""

@@ -7,10 +7,11 @@ from typing import Any, Protocol, overload
 
 from torch import Tensor
 
+from zoopt_nas.nas.data.augmentation import Transform
 from zoopt_nas.nas.data.batches import BatchStream
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.search.candidates import Batch
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import FRESH, SearchConfig
 from zoopt_nas.nas.steps.seeds import generator
 
 
@@ -122,8 +123,12 @@ def make_streams(
     The last two have full batches only, so that candidate losses have equal weight.
     """
     transform = dataset.transform(augment=True, cutout=config.cutout)
+    # DARTS augments the images that score alpha, too.
+    plain = dataset.transform(augment=False) if config.weights == FRESH else transform
 
-    def stream(name: str, indices: Tensor, drop_last: bool) -> AheadStream:
+    def stream(
+        name: str, indices: Tensor, drop_last: bool, transform: Transform = transform
+    ) -> AheadStream:
         return AheadStream(
             BatchStream(
                 dataset.train,
@@ -138,5 +143,5 @@ def make_streams(
     return {
         "train": stream("train", train, False),
         "inner": stream("inner", train, True),
-        "val": stream("val", val, True),
+        "val": stream("val", val, True, plain),
     }

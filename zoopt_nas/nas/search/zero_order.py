@@ -140,6 +140,10 @@ class ZeroOrderUpdater(AlphaUpdater):
         """Set the iterate of the solver."""
         self._state.x = alpha.to(self._state.x, copy=True)
 
+    def begin_again(self) -> None:
+        """Begin a new run of the solver at the current alpha."""
+        self._starts = self.alpha[None].clone()
+
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         """Ask for candidates, evaluate them, tell their values."""
         return self.update(objective, self.draw(objective, progress), progress)
@@ -247,8 +251,8 @@ class ZeroOrderUpdater(AlphaUpdater):
         state = self._state.to_dict()
         arrays = {name: torch.from_numpy(array) for name, array in state["arrays"].items()}
         noise = {} if self._gauge is None else {"noise": self._gauge.state_dict()}
-        begun = {"is_begun": self._starts is None}
-        return {"arrays": arrays, "meta": json.dumps(state["meta"]), **noise, **begun}
+        starts = {} if self._starts is None else {"starts": self._starts}
+        return {"arrays": arrays, "meta": json.dumps(state["meta"]), **noise, **starts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
@@ -257,5 +261,5 @@ class ZeroOrderUpdater(AlphaUpdater):
         self._state = SolverState.from_dict(data, self._solver.inner_states)
         if self._gauge is not None:
             self._gauge.load_state_dict(state["noise"])
-        if state["is_begun"]:
-            self._starts = None
+        starts = state.get("starts")
+        self._starts = None if starts is None else starts.to(self.alpha.device)

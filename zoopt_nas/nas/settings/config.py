@@ -170,6 +170,10 @@ class SearchConfig(RunConfig):
         SHARED, ALPHA, "Where candidates start: shared, trained weights; fresh, initial ones.",
         "shared: paper. With fresh weights nothing but candidates is trained (zoopt-nas).",
         choices=WEIGHTS_OF)
+    inner_doublings: int = setting(
+        0, ALPHA, "How often M doubles during the search, with fresh weights.",
+        "After equal numbers of epochs; cells that learn fast are found first (zoopt-nas).",
+        rule=AT_LEAST_0)
     finalists: int = setting(
         0, ALPHA, "Cells that compete at the end for up to 3, 9, ... times the inner steps.",
         "With fresh weights on paths, by successive halving; 0: the last alpha decides (paper).",
@@ -245,6 +249,11 @@ class SearchConfig(RunConfig):
             raise InvalidValueError(
                 "inner must be sgd with at least 1 inner_steps with fresh weights, "
                 f"got {self.inner} with {self.inner_steps}"
+            )
+        if self.inner_doublings and (self.weights != FRESH or self.paths == MIXED):
+            raise InvalidValueError(
+                "inner_doublings must be 0 without fresh weights on paths, "
+                f"got {self.inner_doublings}"
             )
         if self.finalists and (self.weights != FRESH or self.paths == MIXED):
             raise InvalidValueError(

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from zoopt_nas.errors import UnknownNameError
+from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.space import SearchSpace
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.updater import N_TRIED, AlphaUpdater, EpochEnd, Metrics, Verdict
 from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
-from zoopt_nas.nas.settings.config import MIXED, SearchConfig
+from zoopt_nas.nas.settings.config import FRESH, MIXED, SearchConfig
 from zoopt_nas.nas.settings.defaults import solver_options
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.steps.seeds import seeds_for
@@ -74,6 +74,11 @@ class Race(AlphaUpdater):
         for option in config.solver:
             if option != "n_samples":
                 raise UnknownNameError("option of auto in a search", option, ["n_samples"])
+        if config.weights == FRESH:
+            raise InvalidValueError(
+                "weights must be shared with auto, whose solvers compare values of one update, "
+                f"got {config.weights}"
+            )
         for name in RACED:
             ZeroOrderUpdater.check(_config_of(name, config))
 
