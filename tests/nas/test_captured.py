@@ -122,14 +122,14 @@ def test_recorded_fits_of_candidates_at_once_are_the_plain_ones(momentum: float)
     plain = made.objective(inner_steps=6)
     recorded = made.objective(inner_steps=6)
     recorder = TapeRecorder([recorded._noise])
-    build = recorded._group._build
+    build = recorded._training.group._build
 
     def build_recorded(start: Tensor, n: int):
         stack = build(start, n)
         capture(stack.step, stack.optimizer, recorder)
         return stack
 
-    recorded._group._build = build_recorded
+    recorded._training.group._build = build_recorded
     for seed in range(3):  # other weights, momentum, alphas, batches and noise each time
         draw, alphas = plain.draw(), made.alphas(3, seed)
         expected, got = (o.fit_together(alphas, draw) for o in (plain, recorded))

@@ -74,9 +74,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
     # zoopt-nas: cells are trained from the initial weights and compared on one draw, and the best
     # compete with more steps (docs/single-path.md). Use it with gld.
     "robust": {
-        "paths": "fair", "weights": "fresh", "epochs": 70, "update_period": None, "lr": 0.1,
-        "inner": "sgd", "inner_steps": 300, "inner_momentum": False, "finalists": 12,
-        "score": "accuracy", "val_batches": 40, "noise_aware": False,
+        "paths": "fair", "weights": "fresh", "epochs": 72, "update_period": None, "lr": 0.1,
+        "inner": "sgd", "inner_steps": 150, "inner_doublings": 3, "inner_momentum": False,
+        "finalists": 3, "score": "accuracy", "val_batches": 40, "noise_aware": False,
     },
 }  # fmt: skip
 _PRESET_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
