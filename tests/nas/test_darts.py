@@ -21,7 +21,10 @@ from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 
 def exact_gradient(objective: BilevelObjective, alpha: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """Differentiates L_val(omega'(alpha), alpha) through the step; and its first term alone."""
-    net, group = copy.deepcopy(objective.supernet).train(), objective._optimizer.param_groups[0]
+    net, group = (
+        copy.deepcopy(objective.supernet).train(),
+        objective._training._optimizer.param_groups[0],
+    )
     alpha = alpha.clone().requires_grad_()
     names, weights = zip(*net.named_parameters(), strict=True)
     (images, labels), (val_images, val_labels) = draw.train[0], draw.val[0]
@@ -31,7 +34,7 @@ def exact_gradient(objective: BilevelObjective, alpha: Tensor, draw: Draw) -> tu
     for name, weight, gradient, main in zip(
         names, weights, gradients, objective.supernet.parameters(), strict=True
     ):
-        buffer = objective._optimizer.state.get(main, {}).get("momentum_buffer", 0.0)
+        buffer = objective._training._optimizer.state.get(main, {}).get("momentum_buffer", 0.0)
         move = group["momentum"] * buffer + gradient + group["weight_decay"] * weight
         stepped[name] = weight - group["lr"] * move
 
@@ -110,7 +113,7 @@ def test_second_order_formula_at_the_published_radius(monkeypatch: pytest.Monkey
     gradients = torch.autograd.grad(loss, list(fitted.parameters()))
     with torch.no_grad():
         for weight, main, g in zip(fitted.parameters(), start.parameters(), gradients, strict=True):
-            buffer = objective._optimizer.state[main]["momentum_buffer"]
+            buffer = objective._training._optimizer.state[main]["momentum_buffer"]
             weight -= 0.5 * (0.9 * buffer + g + 1e-2 * weight)
     loss = F.cross_entropy(fitted(val_images, alpha), val_labels)
     direct, *v = torch.autograd.grad(loss, [alpha, *fitted.parameters()])
@@ -168,12 +171,12 @@ def test_second_order_becomes_first_order_as_lr_vanishes(monkeypatch: pytest.Mon
 def test_gradients_leave_alpha_and_the_main_training_alone(second_order: bool):
     objective, alpha = build("second" if second_order else "first")
     state, before = copy.deepcopy(objective.supernet.state_dict()), alpha.clone()
-    momenta = copy.deepcopy(objective._optimizer.state_dict())
+    momenta = copy.deepcopy(objective._training._optimizer.state_dict())
     (second_order_gradient if second_order else first_order_gradient)(objective, alpha)
     for name, tensor in objective.supernet.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     assert all(p.grad is None or p.grad.shape == p.shape for p in objective.supernet.parameters())
-    after = objective._optimizer.state_dict()
+    after = objective._training._optimizer.state_dict()
     for index, entry in momenta["state"].items():
         assert torch.equal(entry["momentum_buffer"], after["state"][index]["momentum_buffer"])
     assert torch.equal(alpha, before)

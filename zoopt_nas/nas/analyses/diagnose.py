@@ -90,7 +90,7 @@ def run_condition_numbers(
         for name, inner in (("sgd", str(n_steps)), ("second", "second"), ("first", "first")):
             objective = search.objective(inner, draws)
             found[name] = condition_numbers(
-                on_each(objective, draws),
+                on_each(objective, len(draws)),
                 search.alpha,
                 radii=radii,
                 n_directions=n_directions,

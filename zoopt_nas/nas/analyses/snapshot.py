@@ -77,13 +77,17 @@ class Snapshot(Search):
         )
 
 
-def on_each(objective: BilevelObjective, draws: Sequence[Draw]) -> list[Loss]:
-    """Return L_val on each draw; without inner steps the draws do not differ, and one is left."""
+def on_each(objective: BilevelObjective, n_draws: int) -> list[Loss]:
+    """Return L_val on each of its fixed draws.
+
+    Without inner steps the draws do not differ, and one is left.
+    """
+    draws = [objective.draw() for _ in range(n_draws)]  # with the batches that it needs
     needed = draws[:1] if objective.inner == "first" else draws
     return [partial(objective, draw=draw) for draw in needed]
 
 
-def mean_loss(objective: BilevelObjective, draws: Sequence[Draw]) -> Loss:
-    """Return the mean of L_val over draws, as a function of alphas ``(n, dim)``."""
-    losses = on_each(objective, draws)
+def mean_loss(objective: BilevelObjective, n_draws: int) -> Loss:
+    """Return the mean of L_val over its fixed draws, as a function of alphas ``(n, dim)``."""
+    losses = on_each(objective, n_draws)
     return lambda alphas: torch.stack([loss(alphas) for loss in losses]).mean(0)

@@ -136,7 +136,7 @@ def _compute(
             if not grids.has_row(name, i):
                 ticker.check()
                 row = np.column_stack([np.full(len(axis), axis[i]), axis])
-                grids.put_row(name, i, _losses(objective, draws, plane.points(row)))
+                grids.put_row(name, i, _losses(objective, len(draws), plane.points(row)))
             ticker.tick()
     landscape = Landscape(
         settings=settings,
@@ -176,7 +176,7 @@ def _tracks(
         objective = search.objective(METHODS[name].inner or reference, draws)
         updater = _updater(search, name, settings.path_lr, seeds["solvers"])
         coordinates = follow(updater, objective, plane, start, settings.n_updates)
-        yield name, Track(coordinates, _losses(scored, draws, plane.points(coordinates)))
+        yield name, Track(coordinates, _losses(scored, len(draws), plane.points(coordinates)))
         ticker.tick()
 
 
@@ -199,10 +199,10 @@ def follow(
     return coordinates
 
 
-def _losses(objective: BilevelObjective, draws: Sequence[Draw], alphas: Array) -> Array:
+def _losses(objective: BilevelObjective, n_draws: int, alphas: Array) -> Array:
     """Return the losses ``(n,)`` of alphas ``(n, dim)``, averaged over draws."""
     like = next(objective.supernet.parameters())
-    return _to_host(mean_loss(objective, draws)(torch.from_numpy(alphas).to(like)))
+    return _to_host(mean_loss(objective, n_draws)(torch.from_numpy(alphas).to(like)))
 
 
 def _to_host(vector: Tensor) -> Array:

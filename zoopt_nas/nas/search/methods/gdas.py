@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoopt_nas.nas.data.transfer import to_device
 from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.search.methods.darts import GradientUpdater
 from zoopt_nas.nas.search.objective import BilevelObjective
@@ -74,7 +75,8 @@ class GumbelPaths(GradientUpdater):
         # Drawn on the CPU, so that a seed gives the same paths on every device.
         noise = -torch.empty(sum(space.sizes)).exponential_(generator=self._generator).log()
         parts = torch.split(alpha[: len(noise)], list(space.sizes))
-        noises = torch.split(noise.to(alpha), list(space.sizes))
+        noise = to_device([noise], alpha.device)[0].to(alpha.dtype)
+        noises = torch.split(noise, list(space.sizes))
         chosen, weights = [], []
         for part, gumbel in zip(parts, noises, strict=True):
             logits = torch.log_softmax(part, dim=0) + gumbel
