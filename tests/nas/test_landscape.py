@@ -15,7 +15,7 @@ from zoopt_nas.nas.analyses.landscape import compute as landscape_run
 from zoopt_nas.nas.analyses.landscape.compute import compute_landscape, follow
 from zoopt_nas.nas.analyses.landscape.figure import draw_landscape
 from zoopt_nas.nas.analyses.landscape.plane import Landscape, LandscapeSettings, Plane, Track
-from zoopt_nas.nas.analyses.snapshot import Snapshot
+from zoopt_nas.nas.analyses.snapshot import Snapshot, mean_loss
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.setup import prepare
@@ -193,7 +193,7 @@ def test_updates_see_the_draws_in_turn(run):
     search = Snapshot(RunFolder.open(run))
     draws = search.draws(2, n_train=2, n_val=1, noise_seed=0)
     objective = search.objective("1", draws)
-    objective(search.alpha[None])  # all of them; the next is the first again
+    mean_loss(objective, 2)(search.alpha[None])  # all of them; the next is the first again
     seen = [objective.draw() for _ in range(3)]
     assert [draw.noise_seed for draw in seen] == [0, 2, 0]
     assert all(len(draw.train) == 1 for draw in seen)

@@ -117,7 +117,7 @@ def test_no_bias_and_affine_norms_in_eval_only(name: str, stride: int, search: b
     assert all(module.bias is None for module in modules if isinstance(module, nn.Conv2d))
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
     assert [norm.affine for norm in norms] == [not search] * len(norms)
-    n_norms = {"sep": 2, "dil": 1, "ski": stride - 1, "non": 0, "noi": 0}
+    n_norms = {"sep": 2, "dil": 1, "nor": 1, "ski": stride - 1, "non": 0, "noi": 0}
     expected = int(search) if name in POOLS else n_norms[name[:3]]
     assert len(norms) == expected
 
