@@ -8,6 +8,7 @@ import torch
 from zoopt_nas import nas
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.methods import METHODS, random_search
+from zoopt_nas.nas.search.zero_order import config_solver
 from zoopt_nas.nas.settings.methods import BASELINES
 
 
@@ -38,13 +39,27 @@ def test_a_search_ends_with_a_genotype_of_the_space(algo, space, npz, monkeypatc
         assert (row["updates"], row["evaluations"]) == (1, 0)
 
 
-@pytest.mark.parametrize("algo", [algo for algo in METHODS if algo not in BASELINES])
-def test_a_zero_order_search_ends_with_a_cell_of_nasbench201(algo, npz):
+ALL = [name for name in METHODS if name not in BASELINES]
+SHARED = [
+    name
+    for name in ALL
+    if name == "auto" or not config_solver(nas.SearchConfig(algo=name)).compares_batches
+]
+
+
+@pytest.mark.parametrize(
+    ("algo", "more"),
+    [(name, {}) for name in SHARED]
+    + [(name, {"paths": "uniform"}) for name in SHARED]
+    + [(name, {"paths": "fair", "weights": "fresh"}) for name in ALL if name != "auto"],
+)
+def test_a_zero_order_search_ends_with_a_cell_of_nasbench201(algo, more, npz):
     config = nas.SearchConfig.for_dataset(
         str(npz),
         algo,
         **{"space": "nasbench201", "epochs": 1, "warmup_epochs": 0, "n_train": 32},
         **{"batch_size": 16, "init_channels": 4, "n_cells": 3, "inner_steps": 1, "device": "cpu"},
+        **more,
     )
     found = nas.run_search(config)
     assert isinstance(found.genotype, nas.NasBench201Genotype)
@@ -53,4 +68,4 @@ def test_a_zero_order_search_ends_with_a_cell_of_nasbench201(algo, npz):
     (row,) = found.metrics
     assert 0 < row["val_loss"] < 10
     assert row["updates"] > 0
-    assert row["evaluations"] > row["updates"]
+    assert row["evaluations"] >= row["updates"]

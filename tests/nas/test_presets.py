@@ -143,7 +143,7 @@ def test_the_robust_search_trains_each_cell_on_its_own(npz):
     assert (config.paths, config.weights, config.score) == ("fair", "fresh", "accuracy")
     assert (config.inner_steps, config.inner_doublings, config.finalists) == (150, 3, 3)
     assert config.warmup_epochs == 0
-    assert config.solver == {}  # the steps follow from the space
+    assert config.solver == {}  # its steps follow from the space
     sizes = {"epochs": 2, "inner_steps": 2, "inner_doublings": 0, "val_batches": 2}
     shape = {"batch_size": 4, "init_channels": 2, "n_cells": 3, "device": "cpu"}
     small = SearchConfig.for_dataset(

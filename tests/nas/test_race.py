@@ -25,6 +25,8 @@ START = torch.full((84,), 0.25, dtype=torch.float64)
 class Drifting:
     """|alpha - 1|² plus a level that every draw changes; keeps what it was asked."""
 
+    single_path, known = False, None
+
     def __init__(self) -> None:
         self.n_draws = 0
         self.calls: list[tuple[int, Tensor, Tensor]] = []  # draw, candidates, values

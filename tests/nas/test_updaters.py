@@ -100,6 +100,8 @@ def test_state_dict_goes_on_bit_for_bit(name: str, through_a_file: bool, tmp_pat
 class Quadratic:
     """Stands for a bilevel objective: |alpha - 1|^2, and what was asked of it."""
 
+    single_path, known = False, None
+
     def __init__(self, dim: int) -> None:
         self.target = torch.ones(dim, dtype=torch.float64)
         self.calls: list[tuple[Tensor, object]] = []

@@ -53,6 +53,8 @@ _SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
     # 4 + floor(3 ln dim), which the covariance needs. A restart would go back to the first alpha.
     "cma": {"sigma": 0.3, "restart": False},
 }
+# The options that state the steps of a solver.
+_STEPS = ("sigma", "smoothing", "learning_rate", "schedule", "max_radius", "min_radius")
 # Released run_search.sh, for the space without `none`: sigma 0.025.
 _DARTS_SIGMA = 0.025
 # The search as in the paper, and as in the released scripts; docs/deviations.md compares both with
@@ -173,14 +175,14 @@ def solver_options(
 ) -> dict[str, Any]:
     """Return ``given``, and the defaults of all other options that a zero-order search sets.
 
-    On paths the steps depend on the space (``search.vertices``), so there are no defaults.
+    On paths the steps depend on the space (``search.vertices``), so they have no defaults here.
     """
-    if on_paths:
-        return dict(given or {})
     options = dict(_SOLVER_OPTIONS.get(algo, {}))
     if algo == "mgs" and space.startswith("darts"):
         options["sigma"] = _DARTS_SIGMA
     options |= _PRESET_OPTIONS.get(preset or "", {}).get(algo, {})
+    if on_paths:
+        options = {name: value for name, value in options.items() if name not in _STEPS}
     given = dict(given or {})
     if given.get("schedule", "search") != "search":
         options.pop("min_radius", None)  # GLD-Fast has no smallest radius, and refuses one
