@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stopping import StopAt
 
-from zoopt_nas.errors import InvalidValueError, RunInterrupted
+from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted
 from zoopt_nas.nas import SearchConfig, resume_search, run_search
 from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.space import UNUSED
@@ -253,3 +253,14 @@ def test_doubling_needs_cells_with_fresh_weights():
 def test_auto_needs_shared_weights():
     with pytest.raises(InvalidValueError, match="weights must be shared with auto"):
         run_search(config(algo="auto", finalists=0))
+
+
+@pytest.mark.parametrize("name", ["inner_doublings", "finalists"])
+def test_a_run_keeps_its_levels_and_finals(name, tmp_path):
+    settings = config(inner_doublings=1)
+    with pytest.raises(RunInterrupted):
+        run_search(settings, run_dir=tmp_path / "run", observer=StopAt(1))
+    changed = settings.replace(**{name: getattr(settings, name) + 1})
+    (tmp_path / "run" / "config.toml").write_text(changed.to_toml())
+    with pytest.raises(RunError, match=f"{name} must stay {getattr(settings, name)}, got"):
+        resume_search(tmp_path / "run")

@@ -10,7 +10,7 @@ from zoopt_nas.nas.networks import build
 from zoopt_nas.nas.retraining import retrain
 from zoopt_nas.nas.retraining.retrain import run_training
 from zoopt_nas.nas.runs import setup
-from zoopt_nas.nas.search import updater
+from zoopt_nas.nas.search import zero_order
 from zoopt_nas.nas.search.run import resume_search, run_search
 from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
 from zoopt_nas.nas.steps.execution import Execution
@@ -35,7 +35,7 @@ def made(monkeypatch) -> Counter[str]:
     for module in (setup, retrain):
         count(module, "pick_device", "device")
     count(Execution, "from_config", "execution")
-    count(updater, "make_solver", "solver")
+    count(zero_order, "make_solver", "solver")
     count(ZeroOrderUpdater, "__init__", "updater")
     count(build, "Supernet", "supernet")
     count(build, "Network", "network")

@@ -22,7 +22,7 @@ from zoopt_nas.nas.data.augmentation import Augmentation
 from zoopt_nas.nas.data.batches import sequential_batches
 from zoopt_nas.nas.data.image_sets import Dataset, ImageSet
 from zoopt_nas.nas.data.loading import load_dataset
-from zoopt_nas.nas.networks import network as network_module
+from zoopt_nas.nas.networks import darts_network as network_module
 from zoopt_nas.nas.networks.counting import count_parameters
 from zoopt_nas.nas.networks.darts_network import DartsNetwork
 from zoopt_nas.nas.networks.genotype import GENOTYPES

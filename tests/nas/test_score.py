@@ -130,8 +130,8 @@ def test_a_search_by_accuracy_and_its_landscape(search_config, tmp_path):
     assert (row["evaluations"], row["failures"]) == (4, 0)
     search = Snapshot(RunFolder.open(tmp_path / "run"))
     assert search._objective._score == "accuracy"
-    draw = search.draw_once(1, 1, 0)
-    network = (objective := search.objective("1", draw)).fit(search.alpha, draw)
+    (draw,) = search.draws(1, n_train=1, n_val=1, noise_seed=0)
+    network = (objective := search.objective("1", [draw])).fit(search.alpha, draw)
     loss = objective.val_loss(network, search.alpha, draw)
     assert objective(search.alpha[None]).item() == pytest.approx(loss.item(), rel=1e-6)
     assert _updater(search, "darts1", 0.1, 0).kind == "gradient"

@@ -138,7 +138,8 @@ class Search(EpochLoop):
     @property
     def _final_round(self) -> int | None:
         """The round of the finals, from 0, after the other epochs."""
-        return self.epoch - self.config.epochs if self.epoch >= self.config.epochs else None
+        passed = self.epoch - self.config.epochs
+        return passed if self._finals.sizes and passed >= 0 else None
 
     @property
     def n_steps(self) -> int:
