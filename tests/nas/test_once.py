@@ -37,8 +37,8 @@ def made(monkeypatch) -> Counter[str]:
     count(Execution, "from_config", "execution")
     count(zero_order, "make_solver", "solver")
     count(ZeroOrderUpdater, "__init__", "updater")
-    count(build, "Supernet", "supernet")
-    count(build, "Network", "network")
+    count(build, "DartsSupernet", "supernet")
+    count(build, "DartsNetwork", "network")
     count(setup, "load_dataset", "dataset")
     return counts
 

@@ -43,9 +43,9 @@ def _solver(name: str, given: Mapping[str, Any]) -> Solver:
     return solver if n_samples is None else solver.with_n_samples(n_samples)
 
 
-def _check_drift(config: SearchConfig) -> None:
-    """Refuse a solver that compares values of different updates."""
-    if config.weights == FRESH or not config_solver(config).compares_batches:
+def _check_drift(config: SearchConfig, solver: Solver) -> None:
+    """Refuse a solver that compares values of different updates if these drift."""
+    if config.weights == FRESH or not solver.compares_batches:
         return
     usual = {
         name: solver_options(name, config.space) for name in filter(SOLVERS.is_built_in, SOLVERS)
@@ -100,9 +100,9 @@ class ZeroOrderUpdater(AlphaUpdater):
         cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
     ) -> Self:
         """Return the updater with the solver that the config names."""
-        cls.check(config)
-        gauge = NoiseGauge(config.val_batches) if config.noise_aware else None
         solver, schedule = config_solver(config, space), config.sigma_schedule
+        _check_drift(config, solver)
+        gauge = NoiseGauge(config.val_batches) if config.noise_aware else None
         if config.paths == MIXED or space is None:
             return cls(solver, alpha, seed=seed, schedule=schedule, gauge=gauge)
         # Shorter steps along paths would lead to the same cell.
@@ -115,7 +115,7 @@ class ZeroOrderUpdater(AlphaUpdater):
     @classmethod
     def check(cls, config: SearchConfig) -> None:
         """Refuse unknown options, and a solver that compares values of different updates."""
-        _check_drift(config)
+        _check_drift(config, config_solver(config))
 
     @property
     def alpha(self) -> Tensor:

@@ -284,7 +284,10 @@ class SearchConfig(RunConfig):
             n = 0 if is_fresh else warmup_epochs(algo, values["epochs"], dataset)
             values["warmup_epochs"] = n
         on_paths = values["paths"] != MIXED
-        options = solver_options(algo, space, given=values["solver"], on_paths=on_paths)
+        is_fresh = values["weights"] == FRESH
+        options = solver_options(
+            algo, space, given=values["solver"], on_paths=on_paths, is_fresh=is_fresh
+        )
         return values | {"solver": options}
 
     @classmethod
@@ -313,7 +316,9 @@ class SearchConfig(RunConfig):
         is_fresh = config.weights == FRESH
         warmup = 0 if is_fresh else warmup_epochs(algo, config.epochs, dataset, preset)
         given, on_paths = overrides.get("solver"), config.paths != MIXED
-        options = solver_options(algo, config.space, preset, given, on_paths=on_paths)
+        options = solver_options(
+            algo, config.space, preset, given, on_paths=on_paths, is_fresh=is_fresh
+        )
         return config.replace(
             warmup_epochs=overrides.get("warmup_epochs", warmup),
             solver=options,

@@ -172,6 +172,7 @@ def solver_options(
     given: Mapping[str, Any] | None = None,
     *,
     on_paths: bool = False,
+    is_fresh: bool = False,
 ) -> dict[str, Any]:
     """Return ``given``, and the defaults of all other options that a zero-order search sets.
 
@@ -183,6 +184,8 @@ def solver_options(
     options |= _PRESET_OPTIONS.get(preset or "", {}).get(algo, {})
     if on_paths:
         options = {name: value for name, value in options.items() if name not in _STEPS}
+    if is_fresh:  # values do not drift, so cma may restart
+        options.pop("restart", None)
     given = dict(given or {})
     if given.get("schedule", "search") != "search":
         options.pop("min_radius", None)  # GLD-Fast has no smallest radius, and refuses one
