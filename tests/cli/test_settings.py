@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import typer
+from typer import rich_utils
 from zoopt_nas_cli.options import given, with_settings
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
@@ -85,7 +86,8 @@ def test_a_retraining_is_the_same_by_hand_by_file_and_by_options(dataset, resolv
 
 @pytest.mark.parametrize("command", ["search", "train"])
 def test_help_has_every_setting_with_its_help_and_default(command, cli, monkeypatch):
-    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+    # Typer reads TERMINAL_WIDTH only when this module is imported.
+    monkeypatch.setattr(rich_utils, "MAX_WIDTH", 200)
     cls = {"search": SearchConfig, "train": TrainConfig}[command]
     lines = [line.split() for line in cli(command, "--help").out.splitlines()]
     shown = {words[1]: " ".join(words) for words in lines if words[1:2] and "--" in words[1]}
