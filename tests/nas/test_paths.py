@@ -353,3 +353,9 @@ def test_fresh_weights_need_no_warm_up():
     searched = SearchConfig(algo="gld", weights="fresh", epochs=50)
     assert searched.warmup_epochs == 0
     assert SearchConfig(algo="gld", epochs=50).warmup_epochs == 10
+
+
+def test_an_update_of_a_mixture_with_fresh_weights_evaluates_its_candidates_once():
+    settings = fresh(algo="gld", paths="mixed", epochs=2, warmup_epochs=0)
+    for row in run_search(settings).metrics:
+        assert (row["updates"], row["evaluations"] / (row["epoch"] + 1)) == (2, 10)

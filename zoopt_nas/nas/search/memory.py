@@ -17,7 +17,7 @@ from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.search.candidates import batch_size
 from zoopt_nas.nas.search.noise import MAX_VAL_BATCHES
 from zoopt_nas.nas.search.updater import AlphaUpdater
-from zoopt_nas.nas.settings.config import MIXED, SearchConfig
+from zoopt_nas.nas.settings.config import MIXED, SHARED, SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE
 
@@ -50,9 +50,8 @@ def memory_of(
         alpha = _heaviest_path(supernet.space)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        if has_eigenvalue and isinstance(
-            alpha, Tensor
-        ):  # keeps the graphs of the loss and of its gradient
+        if has_eigenvalue:  # keeps the graphs of the loss and of its gradient
+            assert isinstance(alpha, Tensor)  # paths have no eigenvalue
             value = F.cross_entropy(supernet(images, alpha), labels)
             (gradient,) = torch.autograd.grad(value, alpha, create_graph=True)
             return torch.autograd.grad(gradient.sum(), alpha)[0]
@@ -61,7 +60,8 @@ def memory_of(
 
     n_train = int(len(dataset.train) * config.train_portion)
     n_val = len(dataset.train) - n_train
-    n_inner = config.inner_steps if config.inner == "sgd" else 1
+    # With fresh weights the batches are read anew in every pass.
+    n_inner = config.inner_steps if config.inner == "sgd" and config.weights == SHARED else 1
     batch = min(config.batch_size, max(n_train, n_val))
     n_numbers = supernet.stem_channels * batch * dataset.image_size**2
     n_val_batches = config.val_batches

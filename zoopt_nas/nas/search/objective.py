@@ -90,7 +90,7 @@ class BilevelObjective:
         inner: as given.
         single_path: as given.
         n_evaluations: number of candidates evaluated so far.
-        known: what all paths so far have reached, after ``hold_still``; else None.
+        known: what all paths so far have reached, after ``hold_still``; None for mixtures.
 
     Raises:
         InvalidValueError: ``inner``, ``score`` or a count is out of range.
@@ -255,7 +255,7 @@ class BilevelObjective:
         The values of all calls are comparable as long as the supernet's weights do not change.
         Values that were known before are forgotten.
         """
-        self._n_train, self.known = len(train), {}
+        self._n_train, self.known = len(train), {} if self.single_path else None
         self._fixed = (Draw(train, val, noise_seed=0),)
 
     def measure(self, path: Path) -> Measured:

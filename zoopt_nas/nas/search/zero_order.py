@@ -164,14 +164,14 @@ class ZeroOrderUpdater(AlphaUpdater):
             solver = gauge.fitted(solver)
         if self._starts is not None:
             self._begin(self._starts, objective, draw)
-        known = objective.known
-        n_known = 0 if known is None else len(known)
+        n_known = len(objective.known or ())
         values = self._ask_and_tell(solver, objective, draw)
-        # Known cells cost nothing, so an update goes on until a new one is evaluated.
-        for _ in range(MAX_ASKS if known is not None else 0):
-            if known is None or len(known) > n_known:
-                break
-            values = self._ask_and_tell(solver, objective, draw)
+        if objective.known is not None:
+            # Known cells cost nothing, so an update goes on until a new one is evaluated.
+            for _ in range(MAX_ASKS):
+                if len(objective.known) > n_known:
+                    break
+                values = self._ask_and_tell(solver, objective, draw)
         names = solver.annealed if gauge is None else (*solver.annealed, *solver.value_scales)
         fields = {name: getattr(solver, name) for name in names}
         # The solver adapts and reports a field that is None.
