@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stopping import StopAt
 from tiny_supernets import NOISY, FakeStream, Setup, setup
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError, RunInterrupted
 from zoopt_nas.nas.networks.spaces import SPACES
-from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search import candidates as batched
 from zoopt_nas.nas.search.candidates import CandidateBatches, CandidateGroup
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.run import resume_search, run_search
-
-
-class StopAfterSteps(Observer):
-    """Stops a search after ``n`` weight steps."""
-
-    def __init__(self, n: int) -> None:
-        self.n_left = n
-
-    def on_step(self, progress):
-        self.n_left -= 1
-
-    def should_stop(self):
-        return self.n_left <= 0
 
 
 def values(made: Setup, alphas: Tensor, draw: Draw, size: int | None) -> Tensor:
@@ -185,7 +172,7 @@ def test_a_search_at_once_goes_on_bit_for_bit(search_config, tmp_path, without_s
     config = search_config("gld", space="small_s4", candidates_per_batch=4)
     whole = run_search(config)
     with pytest.raises(RunInterrupted):
-        run_search(config, run_dir=tmp_path / "run", observer=StopAfterSteps(3))
+        run_search(config, run_dir=tmp_path / "run", observer=StopAt(3))
     again = resume_search(tmp_path / "run")
     assert torch.equal(again.alpha, whole.alpha)
     assert without_seconds(again.metrics) == without_seconds(whole.metrics)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from stopping import StopAt
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError, RunInterrupted
 from zoopt_nas.nas.runs.folder import RunFolder
-from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.noise import MAX_FACTOR, MAX_VAL_BATCHES, NoiseGauge, _almost_at
@@ -192,17 +192,6 @@ def test_the_state_goes_through_a_file(tmp_path):
 
 
 # --- Searches ------------------------------------------------------------------------------------
-
-
-class StopAt(Observer):
-    def __init__(self, n: int) -> None:
-        self.n_left = n
-
-    def on_step(self, progress):
-        self.n_left -= 1
-
-    def should_stop(self):
-        return self.n_left <= 0
 
 
 @pytest.mark.parametrize("algo", ["mgs", "rs", "cma", "auto"])

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from stopping import StopAt
+from tiny_supernets import OneBatch
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError, RunInterrupted
@@ -146,24 +147,19 @@ def test_a_step_trains_only_the_weights_of_its_path():
     assert in_cells == {f"cells.{cell}.edges.0.3.conv.weight" for cell in range(3)}
 
 
-class Fixed:
-    """A stream with one batch."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64)
-        self.batch = images, torch.tensor([0, 1, 2, 0, 1, 2])
-
-    def next_batch(self):
-        return self.batch
-
-
 @pytest.mark.parametrize("score", ["loss", "accuracy"])
 def test_a_candidate_has_the_value_of_its_discrete_cell(score):
     supernet = tiny()
     optimizer = torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     objective = BilevelObjective(
-        supernet, optimizer, Fixed(), Fixed(), seed=0, inner_steps=2, single_path=True, score=score
+        supernet,
+        optimizer,
+        OneBatch(),
+        OneBatch(),
+        seed=0,
+        inner_steps=2,
+        single_path=True,
+        score=score,
     )
     alphas = torch.randn(3, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     alphas = torch.cat([alphas, alphas[:1] * 1.5])  # another alpha, the same cell
@@ -171,7 +167,7 @@ def test_a_candidate_has_the_value_of_its_discrete_cell(score):
     assert values[0] == values[3]
     assert objective.n_evaluations == 3
 
-    images, labels = Fixed().batch
+    images, labels = OneBatch().batch
     for alpha, value in zip(alphas, values, strict=True):
         net = copy.deepcopy(supernet).train()
         sgd = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
@@ -203,16 +199,14 @@ def config(**settings) -> SearchConfig:
 
 @pytest.mark.parametrize("space", ["nasbench201", "s3"])
 @pytest.mark.parametrize("paths", ["uniform", "fair"])
-def test_a_search_on_paths_resumes_bit_for_bit(space, paths, tmp_path):
+def test_a_search_on_paths_resumes_bit_for_bit(space, paths, tmp_path, without_seconds):
     settings = config(space=space, paths=paths, algo="gld", score="accuracy")
     whole = run_search(settings)
     with pytest.raises(RunInterrupted):
         run_search(settings, run_dir=tmp_path / "run", observer=StopAt(3))
     rest = resume_search(tmp_path / "run")
     assert rest.alpha.equal(whole.alpha)
-    for row in (*rest.metrics, *whole.metrics):
-        del row["seconds"]
-    assert rest.metrics == whole.metrics
+    assert without_seconds(rest.metrics) == without_seconds(whole.metrics)
     assert whole.metrics[-1]["evaluations"] > 0
 
 
@@ -248,19 +242,19 @@ def test_fresh_weights_are_trained_from_the_initial_ones_with_a_decaying_rate():
     objective = BilevelObjective(
         supernet,
         optimizer,
-        Fixed(),
-        Fixed(),
+        OneBatch(),
+        OneBatch(),
         seed=0,
         inner_steps=3,
         inner_lr=0.1,
         inner_lr_end=0.02,
         single_path=True,
     )
-    objective.hold_still([Fixed().batch] * 3, [Fixed().batch])
+    objective.hold_still([OneBatch().batch] * 3, [OneBatch().batch])
     alpha = torch.randn(1, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     value = objective(alpha)[0]
 
-    images, labels = Fixed().batch
+    images, labels = OneBatch().batch
     net = copy.deepcopy(initial).train()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     path = NB201.path(NB201.discretize(alpha[0]))
@@ -281,9 +275,9 @@ def test_with_fresh_weights_a_cell_is_evaluated_once_and_keeps_its_value():
     supernet = tiny()
     optimizer = torch.optim.SGD(supernet.parameters(), lr=0.05)
     objective = BilevelObjective(
-        supernet, optimizer, stream, Fixed(), seed=0, inner_steps=2, single_path=True
+        supernet, optimizer, stream, OneBatch(), seed=0, inner_steps=2, single_path=True
     )
-    objective.hold_still(Replayed(stream, 2), [Fixed().batch])
+    objective.hold_still(Replayed(stream, 2), [OneBatch().batch])
     alphas = torch.randn(3, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     first, second = objective(alphas), objective(alphas.flip(0))
     assert first.equal(second.flip(0))
@@ -291,15 +285,15 @@ def test_with_fresh_weights_a_cell_is_evaluated_once_and_keeps_its_value():
     assert stream.n == 2 * 3  # the same two batches for each cell
 
     other = BilevelObjective(
-        supernet, optimizer, CountingStream(), Fixed(), seed=0, inner_steps=2, single_path=True
+        supernet, optimizer, CountingStream(), OneBatch(), seed=0, inner_steps=2, single_path=True
     )
-    other.hold_still([Fixed().batch] * 2, [Fixed().batch])
+    other.hold_still([OneBatch().batch] * 2, [OneBatch().batch])
     other.load_state_dict(objective.state_dict())
     assert other(alphas).equal(first)
     assert other.n_evaluations == 3
 
 
-class CountingStream(Fixed):
+class CountingStream(OneBatch):
     """Counts the batches that are taken."""
 
     n = 0
@@ -316,16 +310,14 @@ class CountingStream(Fixed):
 
 
 @pytest.mark.parametrize("algo", ["gld", "adaptive_gld"])
-def test_a_search_with_fresh_weights_resumes_bit_for_bit(algo, tmp_path):
+def test_a_search_with_fresh_weights_resumes_bit_for_bit(algo, tmp_path, without_seconds):
     settings = fresh(algo=algo, epochs=4, warmup_epochs=0)
     whole = run_search(settings)
     with pytest.raises(RunInterrupted):
         run_search(settings, run_dir=tmp_path / "run", observer=StopAt(3))
     rest = resume_search(tmp_path / "run")
     assert rest.alpha.equal(whole.alpha)
-    for row in (*rest.metrics, *whole.metrics):
-        del row["seconds"]
-    assert rest.metrics == whole.metrics
+    assert without_seconds(rest.metrics) == without_seconds(whole.metrics)
     assert [row["train_loss"] for row in whole.metrics] == [None] * 4
     assert whole.metrics[-1]["updates"] == 2  # four batches an epoch, an update for every two
 

@@ -147,3 +147,35 @@ def fixed_draw(objective: BilevelObjective, monkeypatch: pytest.MonkeyPatch) -> 
 
 def flat_weights(net: Supernet) -> Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def tiny(space: DartsSpace, n_cells: int = 3, stem: str = "cifar") -> DartsSupernet:
+    """A supernet of a space for images of two channels and three classes."""
+    torch.manual_seed(0)
+    net = DartsSupernet(space, 3, 4, n_cells, in_channels=2, stem=stem).double()
+    seed_noise(net, torch.Generator())
+    return net
+
+
+def alpha_of(space: SearchSpace, seed: int = 0) -> Tensor:
+    """A random alpha."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(space.dim, generator=generator, dtype=torch.float64)
+
+
+def images(size: int = 8, batch: int = 3) -> Tensor:
+    """Random images of two channels."""
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(batch, 2, size, size, generator=generator, dtype=torch.float64)
+
+
+class OneBatch:
+    """A stream with one batch of six images of three channels."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64)
+        self.batch = images, torch.tensor([0, 1, 2, 0, 1, 2])
+
+    def next_batch(self):
+        return self.batch

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.genotype import GENOTYPES, Genotype
-from zoopt_nas.nas.networks.genotype_text import holds_genotype, read_source
+from zoopt_nas.nas.networks.genotype_text import holds_genotype, read_json, read_source
 from zoopt_nas.nas.networks.nasbench201 import NasBench201Genotype, is_cell_dict
 from zoopt_nas.nas.networks.nasbench201_cell import last_cell
 
@@ -53,11 +51,7 @@ def architecture_from_json(text: str) -> Architecture:
     Raises:
         InvalidValueError: The text is not JSON, or not an architecture.
     """
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidValueError(f"genotype is not valid JSON: {error}") from error
-    return architecture_from_dict(fields)
+    return architecture_from_dict(read_json(text))
 
 
 def _holds_architecture(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
@@ -16,6 +15,7 @@ from zoopt_nas.nas.networks.genotype_text import (
     brief,
     holds_genotype,
     last_genotype,
+    read_json,
     read_source,
 )
 from zoopt_nas.nas.networks.operations import OPERATIONS
@@ -127,11 +127,7 @@ class Genotype(Architecture):
         Raises:
             InvalidValueError: The text is not JSON, or not a genotype.
         """
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InvalidValueError(f"genotype is not valid JSON: {error}") from error
-        return cls.from_dict(fields)
+        return cls.from_dict(read_json(text))
 
     def __str__(self) -> str:
         """Return the form in which papers publish genotypes."""

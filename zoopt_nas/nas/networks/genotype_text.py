@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import codecs
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -57,6 +58,18 @@ def last_genotype(text: str) -> dict[str, Any]:
             "genotype must read Genotype(normal=[('op', source), ...], ...), or be a dict with "
             f"these fields, got {brief(rest.strip())}"
         ) from error
+
+
+def read_json(text: str) -> object:
+    """Return what a JSON text holds.
+
+    Raises:
+        InvalidValueError: The text is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidValueError(f"genotype is not valid JSON: {error}") from error
 
 
 def read_source(source: str | Path, holds: Callable[[str], bool], names: Iterable[str]) -> str:

@@ -9,17 +9,18 @@ of a node are trained once before any is trained again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.space import UNUSED, EdgeGroup, Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.settings.config import FAIR, MIXED, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
+from zoopt_nas.nas.steps.weight_step import weight_step
 
 Token = tuple[int, int]
 """``(edge, candidate)``."""
@@ -126,16 +127,16 @@ class PathStep:
         self, images: Tensor, labels: Tensor, paths: Sequence[Path]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Take a step; return the mean loss (), and logits and labels of all paths, joined."""
-        self._optimizer.zero_grad(set_to_none=True)
         losses, logits = [], []
-        for path in paths:
-            with self._execution.precision():
-                out = self._supernet(images, path)
-                loss = F.cross_entropy(out, labels)
-            torch.autograd.backward(loss)
-            losses.append(loss.detach())
-            logits.append(out.detach())
-        if self._grad_clip is not None:
-            nn.utils.clip_grad_norm_(self._supernet.parameters(), self._grad_clip)
-        self._optimizer.step()
+
+        def one_by_one() -> Iterator[Tensor]:
+            for path in paths:
+                with self._execution.precision():
+                    out = self._supernet(images, path)
+                    loss = F.cross_entropy(out, labels)
+                losses.append(loss.detach())
+                logits.append(out.detach())
+                yield loss
+
+        weight_step(one_by_one(), self._optimizer, self._grad_clip)
         return torch.stack(losses).mean(), torch.cat(logits), labels.repeat(len(paths))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -177,18 +177,24 @@ def start_momentum(optimizer: torch.optim.SGD, momenta: Sequence[Tensor | None])
 
 
 def weight_step(
-    loss: Tensor,
+    losses: Tensor | Iterable[Tensor],
     optimizer: torch.optim.Optimizer,
     grad_clip: float | None,
     *,
     by_row: bool = False,
 ) -> None:
-    """Take an optimizer step down the gradient of ``loss``, (), clipped to the norm ``grad_clip``.
+    """Take an optimizer step down the gradient of a loss, clipped to the norm ``grad_clip``.
 
-    With ``by_row`` the bound holds for each row of the only parameter.
+    Args:
+        losses: The loss (), or several whose gradients are summed. An iterator that computes them
+            one by one needs the memory of one.
+        optimizer: The optimizer of the weights.
+        grad_clip: Bound on the norm of the gradient; None is no bound.
+        by_row: Whether the bound holds for each row of the only parameter.
     """
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    for loss in (losses,) if isinstance(losses, Tensor) else losses:
+        torch.autograd.backward(loss)
     if grad_clip is not None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if by_row:
