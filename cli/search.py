@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import SHARED, SearchConfig
 from zoopt_nas.nas.settings.paper_size import reductions
 from zoopt_nas.nas.settings.setting import ALPHA, WHAT
 
@@ -76,9 +76,10 @@ def search(
         return
     console.say(result.genotype)
     if last:
+        what = "supernet" if done.weights == SHARED else "cell's"
         kind, graph = next(iter(result.genotype.cells.items()))
         console.say(
-            f"supernet validation accuracy {last['val_accuracy']:.2%}, "
+            f"{what} validation accuracy {last['val_accuracy']:.2%}, "
             f"{last['skip_connections']} of {len(graph.edges)} {kind} edges are skip connections"
         )
     console.say_reduced(reduced)
