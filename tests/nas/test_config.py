@@ -67,6 +67,7 @@ SEARCH = COMMON | {
     "alpha_betas": (0.25, 0.75),
     "alpha_weight_decay": 0.0,
     "table": "a table.csv",
+    "start": "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|",
     "paths": "mixed",
     "weights": "shared",
     "finalists": 0,

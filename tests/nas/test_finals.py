@@ -16,6 +16,8 @@ from zoopt_nas.nas import SearchConfig, resume_search, run_search
 from zoopt_nas.nas.networks.genotype import Genotype
 from zoopt_nas.nas.networks.space import UNUSED
 from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.runs.setup import prepare
+from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.finals import Finals, round_sizes
 from zoopt_nas.nas.search.objective import Measured
 from zoopt_nas.nas.search.vertices import path_options, random_vertices, vertex
@@ -261,3 +263,32 @@ def test_a_run_keeps_its_levels_and_finals(name, tmp_path):
     (tmp_path / "run" / "config.toml").write_text(changed.to_toml())
     with pytest.raises(RunError, match=f"{name} must stay {getattr(settings, name)}, got"):
         resume_search(tmp_path / "run")
+
+
+START = "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|avg_pool_3x3~1|nor_conv_1x1~2|"
+
+
+def test_a_search_begins_at_a_given_cell():
+    """With fresh weights it is the first cell to be evaluated, instead of ten random ones."""
+    row = run_search(config(start=START, epochs=1, finalists=0, update_period=10)).metrics[0]
+    assert row["evaluations"] == 2  # the start and a new cell
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize("space", ["nasbench201", "s3"])
+@pytest.mark.parametrize("kind", [{}, {"paths": "mixed", "weights": "shared", "finalists": 0}])
+def test_alpha_begins_at_the_vertex_of_a_given_cell(space, as_file, kind, tmp_path):
+    found = SPACES[space].discretize(torch.arange(float(SPACES[space].dim)).sin())
+    start = str(found)
+    if as_file:
+        start = str(tmp_path / "genotype.json")
+        (tmp_path / "genotype.json").write_text(found.to_json())
+    settings = config(space=space, start=start, **kind)
+    search = Search(settings, prepare(settings))
+    assert search.alpha.equal(SPACES[space].one_hot(SPACES[space].path(found), search.alpha))
+    assert SPACES[space].path(search.genotype) == SPACES[space].path(found)
+
+
+def test_a_start_must_be_an_architecture_of_the_space():
+    with pytest.raises(InvalidValueError, match="is not an architecture of space nasbench201"):
+        run_search(config(start="DARTS_V2"))

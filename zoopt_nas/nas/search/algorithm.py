@@ -13,6 +13,7 @@ from torch import Tensor
 from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.data.batches import sequential_batches, split_indices
 from zoopt_nas.nas.networks.architecture import Architecture
+from zoopt_nas.nas.networks.architectures import load_architecture
 from zoopt_nas.nas.networks.build import build_supernet
 from zoopt_nas.nas.networks.nasbench201 import check_cells
 from zoopt_nas.nas.networks.operations import seed_noise
@@ -103,6 +104,9 @@ class Search(EpochLoop):
         finalists, steps = config.finalists, config.inner_steps * 2**config.inner_doublings
         self._finals = Finals(finalists, steps, config.score, self._evaluate_trained)
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
+        if config.start is not None:
+            path = self.supernet.space.path(load_architecture(config.start))
+            alpha = self.supernet.space.one_hot(path, alpha)
         self._updater = method.build(config, alpha, seeds["solver"], self.supernet.space)
         self._method = method
         default_period = 1 if method.kind == GRADIENT else max(config.inner_steps, 1)

@@ -109,7 +109,8 @@ class ZeroOrderUpdater(AlphaUpdater):
         at = vertex(space, alpha)
         updater = cls(solver, at, seed=seed, schedule="constant", gauge=gauge)
         if config.weights == FRESH:
-            updater._starts = random_vertices(space, N_STARTS, at, seed)
+            is_given = config.start is not None
+            updater._starts = at[None] if is_given else random_vertices(space, N_STARTS, at, seed)
         return updater
 
     @classmethod

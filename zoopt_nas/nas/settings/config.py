@@ -178,6 +178,10 @@ class SearchConfig(RunConfig):
         0, ALPHA, "Cells that compete at the end for up to 3, 9, ... times the inner steps.",
         "With fresh weights on paths, by successive halving; 0: the last alpha decides (paper).",
         rule=AT_LEAST_0)
+    start: str | None = setting(
+        None, ALPHA, "Cell at which alpha begins: its published string, or a file with it.",
+        "Alpha is 1 for its operations and 0 for all others. None: near 0 (DARTS), and with fresh "
+        "weights the best of ten random cells.")
     inner: str = setting(
         "sgd", ALPHA, "Weights of a candidate: sgd, M steps; second; first, none.",
         "Paper 4, Eq. 2 and Eq. 3. Gradient methods have fixed modes.", choices=INNER_MODES)
