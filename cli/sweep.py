@@ -29,10 +29,14 @@ from .options import (
 _COLUMNS = {
     "test_error": ("test error %", 100.0, "{:.2f}"),
     "n_parameters": ("parameters (M)", 1e-6, "{:.4f}"),
-    "val_accuracy": ("supernet val. accuracy %", 100.0, "{:.2f}"),
+    "true_cifar10": ("true CIFAR-10 %", 100.0, "{:.2f}"),
+    "true_cifar100": ("true CIFAR-100 %", 100.0, "{:.2f}"),
+    "true_imagenet16": ("true ImageNet16-120 %", 100.0, "{:.2f}"),
+    "val_accuracy": ("val. accuracy %", 100.0, "{:.2f}"),
     "skip_connections": ("skips", 1.0, "{:.1f}"),
     "n_effective": ("N_e", 1.0, "{:.2f}"),
     "effective_ratio": ("R_e", 1.0, "{:.3f}"),
+    "evaluations": ("evaluations", 1.0, "{:.0f}"),
     "seconds": ("search s", 1.0, "{:.0f}"),
 }
 

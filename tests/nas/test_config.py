@@ -31,6 +31,7 @@ COMMON: dict[str, Any] = {
     "momentum": 0.5,
     "weight_decay": 1e-5,
     "grad_clip": 2.5,
+    "augment": False,
     "cutout": 4,
     "epochs": 31,
     "batch_size": 17,

@@ -87,6 +87,14 @@ def test_every_training_image_is_used_in_every_epoch_and_the_test_set_once_at_th
     assert epochs[0] != epochs[1]
 
 
+def test_without_augmentation_no_square_is_cut_out(dataset, train_config):
+    def loss(**settings) -> float:
+        return run_training(train_config().replace(**settings)).test_loss
+
+    assert loss(augment=False, cutout=4) == loss(augment=False, cutout=0)
+    assert loss(cutout=4) != loss(cutout=0)
+
+
 def test_the_last_epoch_counts_even_if_an_earlier_one_was_better(dataset, train_config):
     class Spoil(Observer):
         """Makes the network answer class 2, whatever it sees, in the last step."""

@@ -23,11 +23,16 @@ def search_on(config, dataset, *more):
     return Search(config, prepare(config, dataset=dataset), *more)
 
 
+def few_digits():
+    return load_dataset("digits", data_dir=None, device=torch.device("cpu"), n_train=16)
+
+
 def train_stream(batch_size: int = 4) -> AheadStream:
     """Of 10 images: batches of 4, 4 and 2."""
-    data = load_dataset("digits", data_dir=None, device=torch.device("cpu"), n_train=16)
     config = SearchConfig.for_dataset("digits", batch_size=batch_size)
-    return make_streams(config, data, torch.arange(10), torch.arange(10, 16), SEEDS)["train"]
+    return make_streams(config, few_digits(), torch.arange(10), torch.arange(10, 16), SEEDS)[
+        "train"
+    ]
 
 
 def same(one, two) -> bool:
@@ -43,6 +48,21 @@ def test_a_batch_is_the_same_whether_it_was_seen_before_or_not():
         for _ in range(k % 3):
             assert same(ahead.next_batch(), expected)
         assert same(seen.next_batch(), expected)
+
+
+@pytest.mark.parametrize("name", ["train", "inner", "val"])
+def test_without_augmentation_batches_hold_the_images_themselves(name):
+    data = few_digits()
+    plain = data.transform(augment=False)(data.train.images)
+
+    def n_unchanged(**settings) -> int:
+        config = SearchConfig.for_dataset("digits", batch_size=4, cutout=3, **settings)
+        streams = make_streams(config, data, torch.arange(10), torch.arange(10, 16), SEEDS)
+        images, _ = streams[name].next_batch()
+        return sum(any(torch.equal(image, one) for one in plain) for image in images)
+
+    assert n_unchanged(augment=False) == 4
+    assert n_unchanged() < 4
 
 
 @pytest.mark.parametrize("n_taken", [0, 2, 3])

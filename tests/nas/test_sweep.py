@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 
 import pytest
+from cell_tables import write_table
 
 from zoopt_nas import nas
 from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted, UnknownNameError
 from zoopt_nas.nas.analyses import run_once as series
 from zoopt_nas.nas.analyses.plots import draw_sweep
 from zoopt_nas.nas.analyses.sweep import MeanStd, Sweep, SweepResult, run_sweep, summarize
+from zoopt_nas.nas.tabular.table import TESTS, TRUE_ACCURACIES, CellTable
 
 SEARCH = {
     "space": "small_s3",
@@ -79,6 +81,23 @@ def test_results_are_those_of_single_runs_and_are_kept(make_sweep, tmp_path, mon
         monkeypatch.setattr(series, name, None)  # nothing is done again
     assert list(run_sweep(sweep, tmp_path / "sweep")) == results
     assert list(run_sweep(Sweep.load(tmp_path / "sweep"), tmp_path / "sweep")) == results
+
+
+def test_with_a_table_the_true_accuracies_are_averaged_too(npz, tmp_path):
+    path = write_table(tmp_path / "table.csv")
+    search = {**SEARCH, "dataset": str(npz), "space": "nasbench201", "n_cells": 3, "epochs": 1}
+    search |= {"paths": "uniform", "table": str(path), "algo": "gld"}
+    sweep = Sweep(vary={"inner_steps": (1,)}, seeds=(0, 1), search=search)
+    results = list(run_sweep(sweep, tmp_path / "sweep"))
+    table = CellTable.load(path)
+    for result in results:
+        cell = nas.RunFolder.open(tmp_path / "sweep" / result.name).genotype()
+        for name, column in zip(TRUE_ACCURACIES, TESTS, strict=True):
+            assert result.numbers[name] == table.accuracy(str(cell), column) / 100
+        assert result.numbers["evaluations"] >= 1
+    ((_, numbers),) = summarize(results)
+    both = [result.numbers["true_cifar10"] for result in results]
+    assert numbers["true_cifar10"].mean == statistics.fmean(both)
 
 
 class StopAfter(nas.Observer):

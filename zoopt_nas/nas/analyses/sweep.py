@@ -30,9 +30,12 @@ from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.settings.paper_size import reductions_of_all
+from zoopt_nas.nas.tabular.table import TRUE_ACCURACIES
 
 _FILE = "sweep.toml"
 _KIND = "sweep"
+# The metrics of the last epoch among the numbers of a search.
+_LAST_EPOCH = ("val_accuracy", "n_effective", "effective_ratio", "evaluations")
 
 
 class SweepRun(NamedTuple):
@@ -48,9 +51,11 @@ class SweepRun(NamedTuple):
 class SweepResult:
     """The result of one search of a sweep.
 
-    ``numbers`` has ``val_accuracy`` of the supernet, ``skip_connections`` of the normal cell,
-    ``n_effective`` and ``effective_ratio`` of the last epoch (MGS), ``seconds`` of the search, and
-    after a retraining ``test_error`` in [0, 1] and ``n_parameters``.
+    ``numbers`` has ``val_accuracy`` of the supernet (with fresh weights, of the cell),
+    ``skip_connections`` of the normal cell, ``n_effective`` and ``effective_ratio`` of the last
+    epoch (MGS), ``evaluations`` of zero-order methods, ``seconds`` of the search, with a table the
+    true accuracies ``true_cifar10``, ``true_cifar100`` and ``true_imagenet16``, and after a
+    retraining ``test_error`` in [0, 1] and ``n_parameters``.
     """
 
     point: dict[str, Any]  # the values of the varied settings
@@ -238,7 +243,7 @@ def _config(settings: Mapping[str, Any], point: Mapping[str, Any]) -> SearchConf
 def _searched(folder: RunFolder) -> dict[str, float]:
     rows = folder.rows(METRICS)
     numbers: dict[str, float] = {"skip_connections": folder.genotype().count("skip_connect")}
-    for name in ("val_accuracy", "n_effective", "effective_ratio"):
+    for name in (*_LAST_EPOCH, *TRUE_ACCURACIES):
         if rows and rows[-1].get(name) is not None:
             numbers[name] = rows[-1][name]
     numbers["seconds"] = math.fsum(row["seconds"] for row in rows)

@@ -93,7 +93,7 @@ class Training(EpochLoop):
             dataset.train,
             torch.arange(len(dataset.train)),
             config.batch_size,
-            transform=dataset.transform(augment=True, cutout=config.cutout),
+            transform=dataset.transform(augment=config.augment, cutout=config.cutout),
             generator=generator(seeds["train"]),
             rank_slice=RankSlice(processes.rank, processes.n),
         )

@@ -122,7 +122,7 @@ def make_streams(
 
     The last two have full batches only, so that candidate losses have equal weight.
     """
-    transform = dataset.transform(augment=True, cutout=config.cutout)
+    transform = dataset.transform(augment=config.augment, cutout=config.cutout)
     # DARTS augments the images that score alpha, too.
     plain = dataset.transform(augment=False) if config.weights == FRESH else transform
 

@@ -86,6 +86,9 @@ class RunConfig(Settings):
         shown="0.0003; nasbench201: 0.0005")
     grad_clip: float = setting(
         5.0, WEIGHTS, "Largest norm of the gradient.", "DARTS.", rule=POSITIVE, has_option=False)
+    augment: bool = setting(
+        True, DATA, "Change training images at random.",
+        "Crops, mirror images and cutout, by data set (DARTS). Few steps learn more without.")
     cutout: int = setting(
         UNSET, DATA, "Side of the square cut out of images.", "In training images only (DARTS).",
         rule=AT_LEAST_0)

@@ -27,6 +27,8 @@ PLACES = len(OPERATIONS) ** np.arange(len(EDGES))[::-1]
 TESTS = ("cifar10_test_200ep", "cifar100_test_200ep", "imagenet16_test_200ep")
 SIGNALS = ("cifar10_valid_12ep", "cifar100_valid_12ep", "imagenet16_valid_12ep")
 COLUMNS = TESTS + SIGNALS
+# The test accuracies in the metrics of a search.
+TRUE_ACCURACIES = ("true_cifar10", "true_cifar100", "true_imagenet16")
 
 Cell = tuple[int, ...]
 
@@ -154,11 +156,12 @@ class CellTable:
     def true_accuracies(self, arch: str | Sequence[int]) -> dict[str, float]:
         """Return the test accuracies of a cell as fractions; empty if the table lacks it.
 
-        The keys are ``true_cifar10``, ``true_cifar100`` and ``true_imagenet16``.
+        The keys are ``TRUE_ACCURACIES``.
         """
         if arch not in self:
             return {}
-        return {f"true_{name.split('_')[0]}": self.accuracy(arch, name) / 100 for name in TESTS}
+        pairs = zip(TRUE_ACCURACIES, TESTS, strict=True)
+        return {name: self.accuracy(arch, column) / 100 for name, column in pairs}
 
     def column(self, name: str) -> np.ndarray:
         """Return the accuracies of all cells, (15625,), by number; read-only.
