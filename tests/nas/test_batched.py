@@ -103,7 +103,12 @@ def test_settings_of_the_optimizer(settings: dict, trained: bool):
 def test_options_of_the_objective():
     made = setup()
     usual = assert_same(made)
-    for options in ({"inner_lr": 0.2}, {"inner_momentum": False}, {"inner": "second"}):
+    for options in (
+        {"inner_lr": 0.2},
+        {"inner_momentum": False},
+        {"inner_average": 0.15},
+        {"inner": "second"},
+    ):
         assert not torch.allclose(assert_same(made, **options), usual)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def plain_value(
     clip: float | None = 5.0,
     lr: float | None = None,
     with_momentum: bool = True,
+    decays: Sequence[float] | None = None,
 ) -> float:
     """L_val(omega*(alpha), alpha) with SGD written out: no torch.optim, no clip_grad_norm_."""
     net = copy.deepcopy(made.net).train()
@@ -35,6 +37,7 @@ def plain_value(
     for parameter in made.net.parameters():
         buffer = made.optimizer.state.get(parameter, {}).get("momentum_buffer")
         momenta.append(buffer.clone() if buffer is not None and with_momentum else None)
+    path = [[parameter.detach().clone() for parameter in net.parameters()]]
     for images, labels in draw.train:
         loss = F.cross_entropy(net(images, alpha), labels)
         parameters = list(net.parameters())
@@ -49,6 +52,12 @@ def plain_value(
                     step = step if before is None else group["momentum"] * before + step
                     momenta[i] = step
                 parameter -= lr * step
+        path.append([parameter.detach().clone() for parameter in net.parameters()])
+    if decays is not None:  # the average written as one sum over all steps
+        shares = [(1 - d) * math.prod(decays[k + 1 :]) for k, d in enumerate(decays)]
+        shares.insert(0, math.prod(decays))
+        for i, parameter in enumerate(net.parameters()):
+            parameter.data = sum(share * at[i] for share, at in zip(shares, path, strict=True))
     with torch.no_grad():
         losses = [F.cross_entropy(net(images, alpha), labels) for images, labels in draw.val]
     return sum(float(loss) for loss in losses) / len(losses)
@@ -153,6 +162,20 @@ def test_inner_lr_and_momentum_options():
     assert not torch.allclose(values, others)
     assert made.objective(inner_lr=0.2).lr == 0.2
     assert made.objective().lr == 0.05
+
+
+@pytest.mark.parametrize("average", [0.99, 0.15])
+def test_the_average_of_the_weights_over_the_inner_steps(average: float):
+    made = setup()
+    decays = [min(average, k / (k + 9)) for k in (1, 2, 3)]  # 0.1, 0.18, 0.25
+    objective = made.objective(inner_average=average)
+    assert len(objective.draw().train) == len(decays)
+    averaged = assert_plain(made, objective, decays=decays)
+    assert not torch.allclose(averaged, made.objective()(made.alphas()), atol=1e-6)
+    # The unrolled step of Eq. 2 is one step, and no average.
+    second = made.objective(inner="second")(made.alphas())
+    again = made.objective(inner="second", inner_average=average)(made.alphas())
+    assert torch.equal(second, again)
 
 
 @pytest.mark.parametrize(

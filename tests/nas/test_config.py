@@ -52,6 +52,7 @@ SEARCH = COMMON | {
     "update_period": 7,
     "inner_lr": 0.125,
     "inner_momentum": False,
+    "inner_average": 0.75,
     "inner_amp": "bf16",
     "val_batches": 3,
     "score": "accuracy",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from cell_tables import write_table
 
+from cell_tables import write_table
 from zoopt_nas import nas
 from zoopt_nas.errors import InvalidValueError, RunError, RunInterrupted, UnknownNameError
 from zoopt_nas.nas.analyses import run_once as series

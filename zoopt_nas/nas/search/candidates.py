@@ -36,6 +36,35 @@ Batch = tuple[Tensor, Tensor]
 """``(images, labels)``."""
 
 
+class WeightAverage:
+    """An exponential moving average of weights over the steps of a training.
+
+    The average after step k, from 1, has the decay min(decay, k / (k + 9)), so that it soon leaves
+    the initial weights (the rule of TensorFlow's ExponentialMovingAverage).
+
+    Args:
+        weights: The tensors that are trained, at their initial values.
+        decay: Weight of the past, in [0, 1); with 0 the average is the last weights.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], decay: float) -> None:
+        self._weights = [tensor.detach() for tensor in weights]  # the same memory
+        self._decay, self._n_steps = decay, 0
+        self._average = [tensor.clone() for tensor in self._weights] if decay else []
+
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        self._n_steps += 1
+        if self._average:
+            decay = min(self._decay, self._n_steps / (self._n_steps + 9))
+            torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+
+    def load(self) -> None:
+        """Replace the weights by their average."""
+        if self._average:
+            torch._foreach_copy_(self._weights, self._average)
+
+
 class _GroupStep(NamedTuple):
     """n sets of weights that are trained together."""
 
@@ -75,12 +104,13 @@ class CandidateGroup:
         batches: Sequence[Batch],
         lrs: Sequence[float],
         settings: dict[str, Any],
+        average: float = 0.0,
     ) -> Tensor:
         """Return the weights ``(n, n_weights)`` after one step of SGD per batch.
 
         All start from ``start`` and ``momentum`` ``(n_weights,)`` (None if there is none yet) and
-        see the same batches, each with its learning rate; ``settings`` are the others of SGD. The
-        next call overwrites the weights.
+        see the same batches, each with its learning rate; ``settings`` are the others of SGD, and
+        ``average`` the decay of a ``WeightAverage``. The next call overwrites the weights.
         """
         n = len(alphas)
         if n not in self._steps:
@@ -90,9 +120,12 @@ class CandidateGroup:
             weights.copy_(start)
         optimizer.param_groups[0].update(settings)
         start_momentum(optimizer, [momentum])
+        mean = WeightAverage([weights], average)
         for lr, (images, labels) in zip(lrs, batches, strict=True):
             set_lr(optimizer, lr)
             step(images, labels, alphas)
+            mean.update()
+        mean.load()
         return weights.detach()
 
     def scored(self, weights: Tensor, alphas: Tensor, batches: Sequence[Batch]) -> list[Scored]:

@@ -12,7 +12,13 @@ from torch import Tensor
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.space import Path
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.candidates import Batch, CandidateGroup, flat, scratch_copy
+from zoopt_nas.nas.search.candidates import (
+    Batch,
+    CandidateGroup,
+    WeightAverage,
+    flat,
+    scratch_copy,
+)
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
@@ -30,6 +36,7 @@ class InnerTraining:
         lr: Learning rate; None is the current one of ``optimizer``.
         lr_end: Learning rate after the last step, reached by a cosine; None keeps it constant.
         uses_momentum: Whether candidates start from the momentum of ``optimizer``.
+        average: Decay of the average over the steps that replaces the weights; 0 keeps the last.
         grad_clip: Bound on the gradient's norm; None is no bound.
         execution: Execution of the steps; None is float32.
         single_path: Whether candidates are paths.
@@ -44,12 +51,14 @@ class InnerTraining:
         lr: float | None,
         lr_end: float | None = None,
         uses_momentum: bool = True,
+        average: float = 0.0,
         grad_clip: float | None = None,
         execution: Execution | None = None,
         single_path: bool = False,
     ) -> None:
         self._supernet, self._optimizer, self._generator = supernet, optimizer, generator
         self._lr, self._lr_end, self._uses_momentum = lr, lr_end, uses_momentum
+        self._average = average
         self.scratch = scratch_copy(supernet)
         seed_noise(self.scratch, generator)
         # The released code steps other parameters than it trains (docs/deviations.md, B1).
@@ -89,9 +98,12 @@ class InnerTraining:
         self._inner_optimizer.param_groups[0].update(self._settings())
         start_momentum(self._inner_optimizer, self._momenta())
         self._generator.manual_seed(noise_seed)
+        average = WeightAverage(network.parameters(), self._average)
         for lr, (images, labels) in zip(self._lrs(len(batches)), batches, strict=True):
             set_lr(self._inner_optimizer, lr)
             self._step(images, labels, alpha)
+            average.update()
+        average.load()
         return network
 
     def fit_together(self, alphas: Tensor, batches: Sequence[Batch], noise_seed: int) -> Tensor:
@@ -103,7 +115,9 @@ class InnerTraining:
             start = flat(self._supernet.parameters())
         self._generator.manual_seed(noise_seed)
         lrs = self._lrs(len(batches))
-        return self.group.fit(start, self._flat_momentum(), alphas, batches, lrs, self._settings())
+        return self.group.fit(
+            start, self._flat_momentum(), alphas, batches, lrs, self._settings(), self._average
+        )
 
     def can_fit_together(self) -> bool:
         """Whether candidates that are trained together start with the right momentum.

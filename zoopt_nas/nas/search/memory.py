@@ -84,13 +84,14 @@ def memory_of(
     )
     enable_kernels(supernet, execution.cpu_kernels)
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
+    n_averages = max(n_at_once, 1) if config.inner_average else 0
     n_kept = 0  # snapshots, each with weights and momentum; they are on the host
     if updater.goes_back and device.type == "cpu":
         last = config.epochs - 1
         n_kept = max(last - updater.oldest_return(last, config.weight_decay) + 1, 0)
     return replace(
         found,
-        parameters=found.parameters + 2 * n_kept * weights,
+        parameters=found.parameters + (2 * n_kept + n_averages) * weights,
         activations=found.activations * (max(n_at_once, 1) + is_recorded),
     )
 

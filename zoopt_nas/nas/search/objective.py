@@ -75,6 +75,7 @@ class BilevelObjective:
         inner_lr: learning rate of the inner steps; None is the current one of ``optimizer``.
         inner_lr_end: learning rate after the inner steps, reached by a cosine; None: constant.
         inner_momentum: whether the inner steps start from the momentum of ``optimizer``.
+        inner_average: decay of the average over the M steps that is scored; 0: the last weights.
         grad_clip: bound on the gradient's norm in the M steps.
         val_batches: number of batches of L_val.
         score: the value of a candidate: ``"loss"``, or ``"accuracy"``, see ``score.value_of``.
@@ -109,6 +110,7 @@ class BilevelObjective:
         inner_lr: float | None = None,
         inner_lr_end: float | None = None,
         inner_momentum: bool = True,
+        inner_average: float = 0.0,
         grad_clip: float | None = 5.0,
         val_batches: int = 1,
         score: str = "loss",
@@ -150,6 +152,7 @@ class BilevelObjective:
             lr=inner_lr,
             lr_end=inner_lr_end,
             uses_momentum=inner_momentum,
+            average=inner_average if inner == "sgd" else 0.0,
             grad_clip=grad_clip if inner == "sgd" else None,
             execution=execution,
             single_path=single_path,
@@ -189,6 +192,7 @@ class BilevelObjective:
             inner_lr=config.inner_lr or (config.lr if config.weights == FRESH else None),
             inner_lr_end=config.lr_min if config.weights == FRESH else None,
             inner_momentum=config.inner_momentum,
+            inner_average=config.inner_average,
             grad_clip=config.grad_clip,
             val_batches=config.val_batches,
             score=config.score,

@@ -45,6 +45,7 @@ INNER_MODES = ("first", "second", "sgd")
 MIXED, UNIFORM, FAIR = PATHS = ("mixed", "uniform", "fair")
 # What single paths need: all channels, no weights of edges and no gradient in alpha.
 _OF_PATHS = {"partial_channels": 1, "edge_normalization": False, "track_eigenvalue": False}
+_OF_FRESH_PATHS = ("inner_doublings", "finalists")
 SHARED, FRESH = WEIGHTS_OF = ("shared", "fresh")
 SCORES = ("loss", "accuracy")
 _SWITCH = ("auto", "off", "on")
@@ -97,8 +98,7 @@ class RunConfig(Settings):
     n_train: int | None = setting(
         None, DATA, "Number of training images to use.", "None: all.", rule=POSITIVE_INTEGER)
     image_size: int | None = setting(
-        None, DATA, "Resize images to this side.", "None: keep their size.",
-        rule=POSITIVE_INTEGER)
+        None, DATA, "Resize images to this side.", "None: keep their size.", rule=POSITIVE_INTEGER)
     device: str = setting(
         "auto", MACHINE, "auto, cpu, cuda, mps.",
         "Or another device of torch. auto: CUDA if available, else MPS, else the CPU.")
@@ -197,6 +197,10 @@ class SearchConfig(RunConfig):
     inner_momentum: bool = setting(
         True, ALPHA, "Whether inner steps start from the momentum of the weights.",
         "zoopt-nas, for the same reason.", has_option=False)
+    inner_average: float = setting(
+        0.0, ALPHA, "Decay of the average of a candidate's weights, which is scored; 0: none.",
+        "An exponential moving average over its M steps "
+        "([fresh weights](single-path.md#fresh-weights)).", rule=BELOW_1)
     inner_amp: str = setting(
         "off", ALPHA, "Precision of inner steps: off, float32; bf16.",
         "zoopt-nas: the error of bf16 exceeds the differences between candidates "
@@ -257,21 +261,14 @@ class SearchConfig(RunConfig):
                 "inner must be sgd with at least 1 inner_steps with fresh weights, "
                 f"got {self.inner} with {self.inner_steps}"
             )
-        if self.inner_doublings and (self.weights != FRESH or self.paths == MIXED):
-            raise InvalidValueError(
-                "inner_doublings must be 0 without fresh weights on paths, "
-                f"got {self.inner_doublings}"
-            )
-        if self.finalists and (self.weights != FRESH or self.paths == MIXED):
-            raise InvalidValueError(
-                f"finalists must be 0 without fresh weights on paths, got {self.finalists}"
-            )
-        for name, needed in _OF_PATHS.items() if self.paths != MIXED else ():
-            value = getattr(self, name)
-            if value != needed:
+        for name in _OF_FRESH_PATHS if self.weights != FRESH or self.paths == MIXED else ():
+            if value := getattr(self, name):
                 raise InvalidValueError(
-                    f"paths must be mixed with {name} {value}, got {self.paths}"
+                    f"{name} must be 0 without fresh weights on paths, got {value}"
                 )
+        for key, needed in _OF_PATHS.items() if self.paths != MIXED else ():
+            if (value := getattr(self, key)) != needed:
+                raise InvalidValueError(f"paths must be mixed with {key} {value}, got {self.paths}")
 
     @classmethod
     def defaults_for(cls, dataset: str, algo: str = "mgs", space: str = "s3") -> dict[str, Any]:
@@ -286,12 +283,11 @@ class SearchConfig(RunConfig):
         values = cls.defaults_for(dataset, algo, space) | given
         if "lr_min" not in given:
             values["lr_min"] = min(values["lr_min"], values["lr"])
+        is_fresh, on_paths = values["weights"] == FRESH, values["paths"] != MIXED
         if "warmup_epochs" not in given:
-            is_fresh = values["weights"] == FRESH  # there is nothing to warm up
+            # With fresh weights there is nothing to warm up.
             n = 0 if is_fresh else warmup_epochs(algo, values["epochs"], dataset)
             values["warmup_epochs"] = n
-        on_paths = values["paths"] != MIXED
-        is_fresh = values["weights"] == FRESH
         options = solver_options(
             algo, space, given=values["solver"], on_paths=on_paths, is_fresh=is_fresh
         )
@@ -320,16 +316,13 @@ class SearchConfig(RunConfig):
         config = cls(dataset=dataset, algo=algo, **fields)
         if preset is None:
             return config
-        is_fresh = config.weights == FRESH
+        is_fresh, on_paths = config.weights == FRESH, config.paths != MIXED
         warmup = 0 if is_fresh else warmup_epochs(algo, config.epochs, dataset, preset)
-        given, on_paths = overrides.get("solver"), config.paths != MIXED
+        given = overrides.get("solver")
         options = solver_options(
             algo, config.space, preset, given, on_paths=on_paths, is_fresh=is_fresh
         )
-        return config.replace(
-            warmup_epochs=overrides.get("warmup_epochs", warmup),
-            solver=options,
-        )
+        return config.replace(warmup_epochs=overrides.get("warmup_epochs", warmup), solver=options)
 
 
 @dataclass(frozen=True)
