@@ -74,9 +74,11 @@ SEARCH = COMMON | {
     "weights": "shared",
     "finalists": 0,
     "inner_doublings": 0,
+    "median_stopping": False,
 }
 ON_PATHS = SEARCH | {
     "inner_doublings": 2,
+    "median_stopping": True,
     "paths": "fair",
     "weights": "fresh",
     "finalists": 7,

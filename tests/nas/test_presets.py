@@ -141,10 +141,12 @@ def test_the_fast_schedule_of_gld_drops_what_belongs_to_the_other(search_config)
 def test_the_robust_search_trains_each_cell_on_its_own(npz):
     config = preset("robust", "gld", space="nasbench201")
     assert (config.paths, config.weights, config.score) == ("fair", "fresh", "accuracy")
-    assert (config.inner_steps, config.inner_doublings, config.finalists) == (150, 3, 3)
+    assert (config.inner_steps, config.inner_doublings, config.finalists) == (1000, 0, 3)
     assert config.warmup_epochs == 0
     assert config.solver == {}  # its steps follow from the space
-    sizes = {"epochs": 2, "inner_steps": 2, "inner_doublings": 0, "val_batches": 2}
+    assert (config.lr, config.lr_min, config.inner_average) == (0.1, 0.1, 0.98)
+    assert (config.augment, config.median_stopping) == (False, True)
+    sizes = {"epochs": 2, "inner_steps": 2, "val_batches": 2}
     shape = {"batch_size": 4, "init_channels": 2, "n_cells": 3, "device": "cpu"}
     small = SearchConfig.for_dataset(
         str(npz), "gld", preset="robust", space="nasbench201", **sizes, **shape

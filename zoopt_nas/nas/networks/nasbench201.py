@@ -23,6 +23,7 @@ from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.networks.space import EdgeGroup, Path, SearchSpace
 
 CELL = "cell"  # the only kind of cell
+_NONE = "none"
 _FIELD = "nasbench201"  # of the JSON form
 
 
@@ -170,4 +171,23 @@ class NasBench201Space(SearchSpace):
             raise InvalidValueError(f"{architecture} is not an architecture of space {self.name}")
         return tuple(
             self._choice(CELL, edge, name) for edge, name in enumerate(architecture.operations)
+        )
+
+    def canonical(self, path: Path) -> Path:
+        """Return the path with ``none`` on edges that do not lead from the input to the output.
+
+        Without affine BatchNorm every operation maps zeros to zeros, so they contribute nothing.
+        """
+        if _NONE not in self.operations:
+            return path
+        none = self.operations.index(_NONE)
+        used = [edge for edge, choice in zip(EDGES, path, strict=True) if choice != none]
+        reached, useful = {0}, {N_NODES - 1}
+        for source, node in used:  # in the order of their nodes
+            reached |= {node} if source in reached else set()
+        for source, node in reversed(used):
+            useful |= {source} if node in useful else set()
+        return tuple(
+            choice if source in reached and node in useful else none
+            for (source, node), choice in zip(EDGES, path, strict=True)
         )

@@ -84,6 +84,10 @@ class SearchSpace(ABC):
             InvalidValueError: An operation is not a candidate of its edge.
         """
 
+    def canonical(self, path: Path) -> Path:
+        """Return the same path for all paths of which the supernet is the same function."""
+        return path
+
     def to_json(self) -> str:
         """Return one line of JSON, for ``space_from_json``."""
         assert is_dataclass(self)

@@ -256,8 +256,8 @@ class Search(EpochLoop):
         if self.config.paths != MIXED or self._method.trains_paths:
             alpha = self.supernet.space.path(self.genotype)
             if not self.trains_weights:
-                _, loss, accuracy = self._objective.measure(alpha)
-                return float(loss), float(accuracy)
+                known = self._objective.measure(alpha)
+                return float(known.loss), float(known.accuracy)
         if not self.trains_weights:
             found = self._evaluate_trained(alpha, self.config.inner_steps)
             return found.loss, found.accuracy

@@ -59,10 +59,12 @@ class WeightAverage:
             decay = min(self._decay, self._n_steps / (self._n_steps + 9))
             torch._foreach_lerp_(self._average, self._weights, 1 - decay)
 
-    def load(self) -> None:
-        """Replace the weights by their average."""
+    def swap(self) -> None:
+        """Exchange the weights and their average."""
         if self._average:
+            weights = [tensor.clone() for tensor in self._weights]
             torch._foreach_copy_(self._weights, self._average)
+            torch._foreach_copy_(self._average, weights)
 
 
 class _GroupStep(NamedTuple):
@@ -125,7 +127,7 @@ class CandidateGroup:
             set_lr(optimizer, lr)
             step(images, labels, alphas)
             mean.update()
-        mean.load()
+        mean.swap()
         return weights.detach()
 
     def scored(self, weights: Tensor, alphas: Tensor, batches: Sequence[Batch]) -> list[Scored]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoopt_nas.nas.networks.space import Path
-from zoopt_nas.nas.search.objective import Measured
+from zoopt_nas.nas.search.known_cells import Measured
 from zoopt_nas.nas.steps.meter import Meter
 
 FACTOR = 3  # of the steps from round to round, and of the cells that leave

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +95,29 @@ class InnerTraining:
 
         Along a path only the weights of the path are trained.
         """
+        for average in deque(self._train(alpha, batches, noise_seed), maxlen=1):
+            average.swap()
+        return self.scratch
+
+    def stages(
+        self, path: Path, batches: Sequence[Batch], noise_seed: int, ends: Collection[int]
+    ) -> Iterator[Supernet]:
+        """Train as ``fit`` does; yield the scratch network after each number of steps in ``ends``.
+
+        It is what ``fit`` would return after so many steps, and must be used before the next one.
+        """
+        for n_done, average in enumerate(self._train(path, batches, noise_seed), start=1):
+            if n_done in ends:
+                noise = self._generator.get_state()
+                average.swap()
+                yield self.scratch
+                average.swap()
+                self._generator.set_state(noise)
+
+    def _train(
+        self, alpha: Tensor | Path, batches: Sequence[Batch], noise_seed: int
+    ) -> Iterator[WeightAverage]:
+        """Take a step on each batch; yield the average of the weights after each step."""
         network = self.start()
         self._inner_optimizer.param_groups[0].update(self._settings())
         start_momentum(self._inner_optimizer, self._momenta())
@@ -103,8 +127,7 @@ class InnerTraining:
             set_lr(self._inner_optimizer, lr)
             self._step(images, labels, alpha)
             average.update()
-        average.load()
-        return network
+            yield average
 
     def fit_together(self, alphas: Tensor, batches: Sequence[Batch], noise_seed: int) -> Tensor:
         """Return the weights ``(n, n_weights)`` of alphas ``(n, dim)`` after the same steps.

@@ -18,18 +18,15 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.fused import kernels_enabled
 from zoopt_nas.nas.networks.space import Path
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.candidates import (
-    Batch,
-    CandidateBatches,
-)
+from zoopt_nas.nas.search.candidates import Batch, CandidateBatches
 from zoopt_nas.nas.search.inner import InnerTraining
-from zoopt_nas.nas.search.score import Scored, value_of
+from zoopt_nas.nas.search.known_cells import KnownCells, Measured
+from zoopt_nas.nas.search.score import Scored, score_batches, value_of
 from zoopt_nas.nas.settings.config import FRESH, INNER_MODES, MIXED, SCORES, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
 
@@ -50,14 +47,6 @@ class Draw(NamedTuple):
     train: Sequence[Batch]  # the batches of the inner steps, one per step
     val: Sequence[Batch]  # the batches whose mean loss is L_val
     noise_seed: int  # seeds the noise operations of space S4
-
-
-class Measured(NamedTuple):
-    """What a candidate reaches on the validation batches of a draw; tensors ()."""
-
-    value: Tensor
-    loss: Tensor
-    accuracy: Tensor
 
 
 class BilevelObjective:
@@ -84,6 +73,7 @@ class BilevelObjective:
         candidates_per_batch: candidates evaluated at once; None chooses, see
             ``CandidateBatches``. It changes losses only by rounding.
         single_path: whether a candidate is scored as its discrete cell, along that cell's path.
+        stops_early: whether, after ``hold_still``, poor cells are stopped; see ``KnownCells``.
         fixed: draws that calls see in turn in place of the streams', each with at least as many
             training batches as inner steps.
 
@@ -91,7 +81,6 @@ class BilevelObjective:
         inner: as given.
         single_path: as given.
         n_evaluations: number of candidates evaluated so far.
-        known: what all paths so far have reached, after ``hold_still``; None for mixtures.
 
     Raises:
         InvalidValueError: ``inner``, ``score`` or a count is out of range.
@@ -116,6 +105,7 @@ class BilevelObjective:
         score: str = "loss",
         execution: Execution | None = None,
         candidates_per_batch: int | None = None,
+        stops_early: bool = False,
         fixed: Sequence[Draw] = (),
         single_path: bool = False,
     ) -> None:
@@ -135,13 +125,13 @@ class BilevelObjective:
         self.supernet = supernet
         self.inner = inner
         self.n_evaluations = 0
-        self.known: dict[Path, Measured] | None = None
+        self._cells: KnownCells | None = None
         self._train_stream = train_stream
         self._val_stream = val_stream
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
         self._n_val = val_batches
         self.single_path = single_path
-        self._score = score
+        self._score, self._stops_early = score, stops_early
         self._fixed, self._turn = fixed, 0
         self._seeds = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(next(supernet.parameters()).device)
@@ -198,6 +188,7 @@ class BilevelObjective:
             score=config.score,
             execution=execution,
             candidates_per_batch=config.candidates_per_batch,
+            stops_early=config.median_stopping,
             fixed=fixed,
             single_path=config.paths != MIXED,
         )
@@ -259,24 +250,30 @@ class BilevelObjective:
         The values of all calls are comparable as long as the supernet's weights do not change.
         Values that were known before are forgotten.
         """
-        self._n_train, self.known = len(train), {} if self.single_path else None
-        self._fixed = (Draw(train, val, noise_seed=0),)
+        self._n_train, self._fixed = len(train), (Draw(train, val, noise_seed=0),)
+        if self.single_path:
+            self._cells = KnownCells(
+                self._training,
+                self.supernet.space,
+                train,
+                val,
+                score=self._score,
+                noise=self._noise,
+                stops_early=self._stops_early,
+            )
+
+    @property
+    def known(self) -> dict[Path, Measured] | None:
+        """What all cells have reached since ``hold_still``; None without it, and for mixtures."""
+        return None if self._cells is None else self._cells.found
 
     def measure(self, path: Path) -> Measured:
         """Return what is known of a path after ``hold_still``, or evaluate it."""
-        assert self.known is not None
-        if path not in self.known:
-            draw = self.draw()
-            network = self.fit(path, draw)
-            self._noise.manual_seed(draw.noise_seed + 1)
-            with torch.no_grad():
-                scored = _scored(network, path, draw.val)
-            n_right = sum((one.logits.argmax(-1) == one.labels).sum() for one in scored)
-            accuracy = torch.as_tensor(n_right) / sum(len(one.labels) for one in scored)
-            loss = value_of("loss", scored)
-            self.known[path] = Measured(value_of(self._score, scored), loss, accuracy)
-            self.n_evaluations += 1
-        return self.known[path]
+        assert self._cells is not None
+        n_known = len(self._cells.found)
+        measured = self._cells.measure(path)
+        self.n_evaluations += len(self._cells.found) - n_known
+        return measured
 
     def start(self) -> Supernet:
         """Return the scratch network with the supernet's weights; the next call reuses it."""
@@ -296,12 +293,12 @@ class BilevelObjective:
     def val_loss(self, network: Supernet, alpha: Tensor | Path, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the validation batches."""
         self._noise.manual_seed(draw.noise_seed + 1)
-        return value_of("loss", _scored(network, alpha, draw.val))
+        return value_of("loss", score_batches(network, alpha, draw.val))
 
     def train_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the training batches."""
         self._noise.manual_seed(draw.noise_seed)
-        return value_of("loss", _scored(network, alpha, draw.train))
+        return value_of("loss", score_batches(network, alpha, draw.train))
 
     def path_loss(self, path: Path, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () along a path with the supernet's weights."""
@@ -325,23 +322,19 @@ class BilevelObjective:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counter, generator and known values; streams and supernet save theirs."""
-        known = [[list(path), *(x.cpu() for x in m)] for path, m in (self.known or {}).items()]
         return {
             "n_evaluations": self.n_evaluations,
             "seeds": self._seeds.get_state(),
-            "known": known,
+            "known": [] if self._cells is None else self._cells.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
         self.n_evaluations = int(state["n_evaluations"])
         self._seeds.set_state(state["seeds"].cpu())  # a checkpoint may be loaded onto a GPU
-        if self.known is not None:
+        if self._cells is not None:
             device = next(self.supernet.parameters()).device
-            self.known = {
-                tuple(path): Measured(*(x.to(device) for x in found))
-                for path, *found in state["known"]
-            }
+            self._cells.load_state_dict(state["known"], device)
 
     def _values(self, alphas: Points, draw: Draw, by_batch: bool = False) -> Tensor:
         """Return the values of candidates that are evaluated at once, as the callers do."""
@@ -377,15 +370,9 @@ class BilevelObjective:
         network = self.fit(alpha, draw)
         self._noise.manual_seed(draw.noise_seed + 1)
         with torch.no_grad():
-            return self._over_batches(_scored(network, alpha, draw.val), by_batch)
+            return self._over_batches(score_batches(network, alpha, draw.val), by_batch)
 
     def _over_batches(self, scored: Sequence[Scored], by_batch: bool) -> Tensor:
         if by_batch:
             return torch.stack([value_of(self._score, [one]) for one in scored], -1)
         return value_of(self._score, scored)
-
-
-def _scored(network: Supernet, alpha: Tensor | Path, batches: Sequence[Batch]) -> list[Scored]:
-    """Return loss and logits of one candidate on each batch."""
-    logits = ((network(images, alpha), labels) for images, labels in batches)
-    return [Scored(F.cross_entropy(x, labels), x, labels) for x, labels in logits]

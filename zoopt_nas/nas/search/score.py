@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from zoopt_nas._arrays import value_dtype
+from zoopt_nas.nas.networks.space import Path
+from zoopt_nas.nas.networks.supernet import Supernet
 
 # Losses above about a million tie, so that a loss never counts as much as one image.
 MAX_TIE_BREAK = 1 - 2**-20
@@ -48,3 +51,11 @@ def error_then_loss(n_errors: Tensor, loss: Tensor, n_images: int) -> Tensor:
     loss = loss.to(dtype)
     squash = (loss / (1 + loss)).clamp(max=MAX_TIE_BREAK)
     return (n_errors.to(dtype) + squash) / n_images
+
+
+def score_batches(
+    network: Supernet, alpha: Tensor | Path, batches: Sequence[tuple[Tensor, Tensor]]
+) -> list[Scored]:
+    """Return losses and logits of one candidate on each batch of images and labels."""
+    logits = ((network(images, alpha), labels) for images, labels in batches)
+    return [Scored(F.cross_entropy(x, labels), x, labels) for x, labels in logits]

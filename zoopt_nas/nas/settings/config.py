@@ -45,7 +45,7 @@ INNER_MODES = ("first", "second", "sgd")
 MIXED, UNIFORM, FAIR = PATHS = ("mixed", "uniform", "fair")
 # What single paths need: all channels, no weights of edges and no gradient in alpha.
 _OF_PATHS = {"partial_channels": 1, "edge_normalization": False, "track_eigenvalue": False}
-_OF_FRESH_PATHS = ("inner_doublings", "finalists")
+_OF_FRESH_PATHS = ("inner_doublings", "finalists", "median_stopping")
 SHARED, FRESH = WEIGHTS_OF = ("shared", "fresh")
 SCORES = ("loss", "accuracy")
 _SWITCH = ("auto", "off", "on")
@@ -181,6 +181,9 @@ class SearchConfig(RunConfig):
         0, ALPHA, "Cells that compete at the end for up to 3, 9, ... times the inner steps.",
         "With fresh weights on paths, by successive halving; 0: the last alpha decides (paper).",
         rule=AT_LEAST_0)
+    median_stopping: bool = setting(
+        False, ALPHA, "Stop cells that are worse than the median after M/4 or M/2 steps.",
+        "With fresh weights on paths (Golovin et al., 2017).")
     start: str | None = setting(
         None, ALPHA, "Cell at which alpha begins: its published string, or a file with it.",
         "Alpha is 1 for its operations and 0 for all others. None: near 0 (DARTS), and with fresh "
@@ -263,9 +266,8 @@ class SearchConfig(RunConfig):
             )
         for name in _OF_FRESH_PATHS if self.weights != FRESH or self.paths == MIXED else ():
             if value := getattr(self, name):
-                raise InvalidValueError(
-                    f"{name} must be 0 without fresh weights on paths, got {value}"
-                )
+                message = f"{name} must be {type(value)()} without fresh weights on paths"
+                raise InvalidValueError(f"{message}, got {value}")
         for key, needed in _OF_PATHS.items() if self.paths != MIXED else ():
             if (value := getattr(self, key)) != needed:
                 raise InvalidValueError(f"paths must be mixed with {key} {value}, got {self.paths}")
@@ -285,9 +287,8 @@ class SearchConfig(RunConfig):
             values["lr_min"] = min(values["lr_min"], values["lr"])
         is_fresh, on_paths = values["weights"] == FRESH, values["paths"] != MIXED
         if "warmup_epochs" not in given:
-            # With fresh weights there is nothing to warm up.
-            n = 0 if is_fresh else warmup_epochs(algo, values["epochs"], dataset)
-            values["warmup_epochs"] = n
+            n_epochs = 0 if is_fresh else values["epochs"]  # fresh weights need no warm-up
+            values["warmup_epochs"] = warmup_epochs(algo, n_epochs, dataset)
         options = solver_options(
             algo, space, given=values["solver"], on_paths=on_paths, is_fresh=is_fresh
         )

@@ -76,10 +76,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
     # zoopt-nas: cells are trained from the initial weights and compared on one draw, and the best
     # compete with more steps (docs/single-path.md). Use it with gld.
     "robust": {
-        "paths": "fair", "weights": "fresh", "epochs": 24, "update_period": None, "lr": 0.1,
-        "lr_min": 0.1, "augment": False, "inner": "sgd", "inner_steps": 250, "inner_doublings": 2,
-        "inner_momentum": False, "inner_average": 0.98, "finalists": 3, "score": "accuracy",
-        "val_batches": 80, "noise_aware": False,
+        "paths": "fair", "weights": "fresh", "epochs": 70, "update_period": None, "lr": 0.1,
+        "lr_min": 0.1, "augment": False, "inner": "sgd", "inner_steps": 1000, "inner_doublings": 0,
+        "inner_momentum": False, "inner_average": 0.98, "median_stopping": True, "finalists": 3,
+        "score": "accuracy", "val_batches": 80, "noise_aware": False,
     },
 }  # fmt: skip
 _PRESET_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
