@@ -254,14 +254,15 @@ def test_auto_needs_shared_weights():
         run_search(config(algo="auto", finalists=0))
 
 
-@pytest.mark.parametrize("name", ["inner_doublings", "finalists"])
+@pytest.mark.parametrize("name", ["inner_doublings", "finalists", "median_stopping"])
 def test_a_run_keeps_its_levels_and_finals(name, tmp_path):
     settings = config(inner_doublings=1)
     with pytest.raises(RunInterrupted):
         run_search(settings, run_dir=tmp_path / "run", observer=StopAt(1))
-    changed = settings.replace(**{name: getattr(settings, name) + 1})
+    value = getattr(settings, name)
+    changed = settings.replace(**{name: not value if isinstance(value, bool) else value + 1})
     (tmp_path / "run" / "config.toml").write_text(changed.to_toml())
-    with pytest.raises(RunError, match=f"{name} must stay {getattr(settings, name)}, got"):
+    with pytest.raises(RunError, match=f"{name} must stay {value}, got"):
         resume_search(tmp_path / "run")
 
 

@@ -309,9 +309,20 @@ class CountingStream(OneBatch):
         return super().next_batch()
 
 
-@pytest.mark.parametrize("algo", ["gld", "adaptive_gld"])
-def test_a_search_with_fresh_weights_resumes_bit_for_bit(algo, tmp_path, without_seconds):
-    settings = fresh(algo=algo, epochs=4, warmup_epochs=0)
+@pytest.mark.parametrize(
+    ("algo", "more"),
+    [
+        ("gld", {}),
+        ("adaptive_gld", {}),
+        (
+            "gld",
+            {"inner_average": 0.9, "median_stopping": True, "inner_steps": 4, "augment": False},
+        ),
+    ],
+    ids=["gld", "adaptive_gld", "stopping"],
+)
+def test_a_search_with_fresh_weights_resumes_bit_for_bit(algo, more, tmp_path, without_seconds):
+    settings = fresh(algo=algo, epochs=4, warmup_epochs=0, update_period=2, **more)
     whole = run_search(settings)
     with pytest.raises(RunInterrupted):
         run_search(settings, run_dir=tmp_path / "run", observer=StopAt(3))

@@ -1,0 +1,178 @@
+"""Cells measured once on the same batches: equivalent ones, checks on the way, early stops."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_supernets import NOISY, FakeStream, alpha_of, setup
+
+from zoopt_nas.nas.networks.nasbench201 import NasBench201Space
+from zoopt_nas.nas.networks.nasbench201_cell import EDGES
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.search.known_cells import KnownCells
+from zoopt_nas.nas.search.objective import BilevelObjective
+
+NB201 = SPACES["nasbench201"]
+NONE = 0
+# All ways from the input to the output of a cell, as edges.
+ROUTES = [
+    [EDGES.index(edge) for edge in itertools.pairwise((0, *inner, 3))]
+    for inner in ((), (1,), (2,), (1, 2))
+]
+PATHS = st.tuples(*[st.integers(0, 4)] * 6)
+
+
+# --- Equivalent cells ----------------------------------------------------------------------------
+
+
+@given(PATHS)
+def test_only_edges_on_a_route_without_none_keep_their_operation(path):
+    live = {edge for route in ROUTES if all(path[e] != NONE for e in route) for edge in route}
+    expected = tuple(op if edge in live else NONE for edge, op in enumerate(path))
+    assert NB201.canonical(path) == expected
+
+
+def test_without_none_every_cell_is_its_own():
+    space = NasBench201Space("no_none", ("skip_connect", "nor_conv_1x1"))
+    for path in itertools.product(range(2), repeat=6):
+        assert space.canonical(path) == path
+    assert SPACES["s3"].canonical((0, None)) == (0, None)
+
+
+@pytest.mark.parametrize("path", [(3, 2, 3, 1, 0, 0), (0, 3, 4, 2, 3, 0), (0, 3, 4, 2, 3, 1)])
+def test_the_supernet_computes_the_same_along_both(path):
+    made = setup(NB201, trained=False)
+    images, _ = FakeStream(5).next_batch()
+    canonical = NB201.canonical(path)
+    assert canonical != path
+    with torch.no_grad():
+        out, same = (made.net.follow(images, one) for one in (path, canonical))
+    torch.testing.assert_close(out, same, rtol=1e-12, atol=1e-12)
+    assert float(out.std()) > 1e-3
+
+
+def objective_on(made, n_steps: int, **options) -> BilevelObjective:
+    objective = made.objective(single_path=True, inner_steps=n_steps, **options)
+    stream = FakeStream(3)
+    batches = [stream.next_batch() for _ in range(n_steps + 2)]
+    objective.hold_still(batches[:n_steps], batches[n_steps:])
+    return objective
+
+
+def test_equivalent_cells_are_trained_once():
+    objective = objective_on(setup(NB201, trained=False), 3)
+    one, other = objective.measure((3, 2, 3, 1, 0, 0)), objective.measure((0, 4, 1, 1, 0, 0))
+    assert one is other
+    assert objective.n_evaluations == 1
+    assert list(objective.known) == [(0, 0, 0, 1, 0, 0)]
+
+
+# --- Checks on the way ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("space", [NB201, NOISY], ids=lambda space: space.name)
+def test_a_stage_is_what_a_training_of_so_many_steps_gives(space, average):
+    made = setup(space, trained=False)
+    objective = made.objective(single_path=True, inner_steps=8, inner_average=average)
+    path = space.path(space.discretize(alpha_of(space, seed=2)))
+    draw = objective.draw()
+    training = objective._training
+    expected = {
+        n: [w.detach().clone() for w in training.fit(path, draw.train[:n], 4).parameters()]
+        for n in (2, 4, 8)
+    }
+    seen = []
+    for n, network in zip((2, 4, 8), training.stages(path, draw.train, 4, (2, 4, 8)), strict=True):
+        for weight, other in zip(network.parameters(), expected[n], strict=True):
+            assert weight.equal(other)
+        torch.rand(3, generator=made.noise)  # a score may use the generator
+        seen.append(n)
+    assert seen == [2, 4, 8]
+
+
+# --- Early stops ---------------------------------------------------------------------------------
+
+
+class Curves:
+    """Stands for the training of cells whose loss after some steps is known."""
+
+    def __init__(self, curves):
+        self.curves, self.n_steps = curves, 0
+
+    def stages(self, path, batches, noise_seed, ends):
+        at = 0
+        for n in ends:
+            self.n_steps, at = self.n_steps + n - at, n
+            loss = self.curves[path][n]
+            # The cross-entropy of logits (0, x) for the first class is log(1 + exp(x)).
+            logits = torch.tensor([[0.0, math.log(math.expm1(loss))]], dtype=torch.float64)
+            yield lambda images, path, logits=logits: logits
+
+
+def cells_of(curves, **options) -> tuple[KnownCells, Curves]:
+    training = Curves(curves)
+    batch = (torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
+    cells = KnownCells(
+        training, SPACES["s3"], [batch] * 16, [batch],
+        score="loss", noise=torch.Generator(), **options,
+    )  # fmt: skip
+    return cells, training
+
+
+def curve(at4: float, at8: float, at16: float) -> dict[int, float]:
+    return {4: at4, 8: at8, 16: at16}
+
+
+def test_a_cell_below_the_median_of_the_others_is_stopped():
+    full = {(k,): curve(5.0 + k, 3.0 + k, 1.0 + k) for k in range(5)}  # medians 7 and 5
+    late = {
+        (10,): curve(7.1, 0.1, 0.1),  # stopped after 4 of 16 steps, and now six cells: median 7.05
+        (11,): curve(7.0, 5.1, 0.1),  # stopped after 8; medians 7 and 5.05
+        (12,): curve(6.9, 5.02, 4.0),
+    }
+    cells, training = cells_of(full | late, stops_early=True)
+    for path in full:
+        assert not cells.measure(path).is_stopped  # one of them is worse than the others
+    assert training.n_steps == 5 * 16
+    found = {path: cells.measure(path) for path in late}
+    assert [cell.is_stopped for cell in found.values()] == [True, True, False]
+    assert [float(cell.value) for cell in found.values()] == pytest.approx([7.1, 5.1, 4.0])
+    assert training.n_steps == 5 * 16 + 4 + 8 + 16
+    assert found[11,].checks == pytest.approx((7.0, 5.1))
+    assert found[12,].checks == pytest.approx((6.9, 5.02))
+
+
+def test_no_cell_is_stopped_unless_it_is_asked_for():
+    curves = {(k,): curve(5.0 + k, 3.0 + k, 1.0 + k) for k in range(9)}
+    cells, training = cells_of(curves)
+    assert not any(cells.measure(path).is_stopped for path in curves)
+    assert training.n_steps == 9 * 16
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_cell_that_diverges_is_stopped_and_does_not_count_as_good(bad):
+    curves = {(k,): curve(5.0, 3.0, 1.0) for k in range(5)} | {
+        (k,): curve(bad, bad, bad) for k in range(9, 12)
+    }
+    curves[20,] = curve(5.0, 3.0, 0.5)
+    cells, _ = cells_of(curves, stops_early=True)
+    stopped = [cells.measure(path).is_stopped for path in curves]
+    assert stopped == [False] * 5 + [True] * 3 + [False]
+
+
+def test_what_is_known_survives_a_checkpoint():
+    curves = {(k,): curve(5.0 + k, 3.0 + k, 1.0 + k) for k in range(7)}
+    cells, _ = cells_of(curves, stops_early=True)
+    for path in curves:
+        cells.measure(path)
+    again, training = cells_of(curves, stops_early=True)
+    again.load_state_dict(cells.state_dict(), torch.device("cpu"))
+    assert again.found == cells.found
+    assert [again.measure(path).is_stopped for path in curves] == [False] * 5 + [True] * 2
+    assert training.n_steps == 0
