@@ -92,7 +92,8 @@ static void image_forward(const Stage *s, const Layout *l, const REAL *depthwise
         multiply(s->depthwise ? d : from, l->channels, 1, pointwise, wide, y, wide, n_pixels, wide,
                  l->channels, 0);
         for (int64_t p = 0; y != to && p < n_pixels; p++)
-            memcpy(to + p * n, y + p * wide, (size_t)n * sizeof(REAL));
+            for (int64_t c = 0; c < n; c += LANES)
+                store(to + p * n + c, *(const vec *)(y + p * wide + c), n - c);
         if (s->takes_batch)
             add_statistics(y, wide, n_pixels, (double)(n_before * l->n_out + first), statistics,
                            statistics + wide);

@@ -26,8 +26,11 @@ static REAL *buffer(int64_t n) {
     return kept;
 }
 
+/* The first n numbers of a vector. Four by their places: the compiler makes it one move, while a
+   copy goes through memory and waits for it. */
 ALWAYS_INLINE vec load(const REAL *p, int64_t n) {
     if (n >= LANES) return *(const vec *)p;
+    if (n == 4) return (vec){p[0], p[1], p[2], p[3]};
     vec v = {0};
     memcpy(&v, p, (size_t)n * sizeof(REAL));
     return v;
@@ -35,6 +38,8 @@ ALWAYS_INLINE vec load(const REAL *p, int64_t n) {
 
 ALWAYS_INLINE void store(REAL *p, vec v, int64_t n) {
     if (n >= LANES) *(vec *)p = v;
+    else if (n == 4)
+        for (int64_t k = 0; k < 4; k++) p[k] = v[k];
     else memcpy(p, &v, (size_t)n * sizeof(REAL));
 }
 
