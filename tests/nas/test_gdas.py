@@ -84,6 +84,20 @@ def test_the_gradient_flows_through_the_sampled_operations_only(name, progress):
     torch.testing.assert_close(gradient, torch.cat(expected), rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("live", [(), (0,), (4, 5)])  # edges with an operation; none reaches an end
+def test_a_path_that_connects_nothing_has_no_gradient(live):
+    space, _, objective, updater = built("nasbench201")
+    none, conv = (space.operations.index(name) for name in ("none", "nor_conv_3x3"))
+    path = tuple(conv if edge in live else none for edge in range(6))
+    updater.move_to(100 * space.one_hot(path, updater.alpha))  # certain, whatever the noise
+    assert updater.training_paths(space, 0.5) == [path]
+    gradient = updater.gradient(objective)
+    assert gradient.equal(torch.zeros(space.dim, dtype=torch.float64))
+    objective.single_path = True
+    trained = objective.fit(path, objective.draw()._replace(train=[OneBatch().batch] * 2))
+    assert all(torch.isfinite(weight).all() for weight in trained.parameters())
+
+
 def test_a_step_is_adam_on_the_gradient():
     _, _, objective, updater = built("nasbench201")
     twin = copy.deepcopy(updater._generator.get_state())

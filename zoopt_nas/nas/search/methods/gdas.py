@@ -54,7 +54,8 @@ class GumbelPaths(GradientUpdater):
         path, weights = self._sample(space, alpha, self._progress)
         network = objective.start()
         losses = [F.cross_entropy(network.follow(x, path, weights), y) for x, y in draw.val]
-        return torch.autograd.grad(torch.stack(losses).mean(), alpha)[0]
+        # A path of which no operation is connected does not depend on alpha.
+        return torch.autograd.grad(torch.stack(losses).mean(), alpha, materialize_grads=True)[0]
 
     def training_paths(self, space: SearchSpace, progress: float) -> list[Path]:
         """Return a sampled path."""
