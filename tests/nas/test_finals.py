@@ -133,53 +133,56 @@ def test_rounds():
     ]  # fmt: skip
 
 
-def finals(curves, n: int, score: str = "loss") -> Finals:
-    """Finals of cells whose loss after some steps is known."""
+def finals(losses, n: int, score: str = "loss") -> Finals:
+    """Finals of cells whose loss on every draw is known; the search saw draw 0."""
+    draws = [0]
 
-    def trained(path, n_steps):
+    def measured(path, draw):
+        loss = losses[path](draw)
+        return torch.tensor(loss), torch.tensor(1.0 - loss)
+
+    def trained(path):
         meter = Meter(torch.device("cpu"))
-        loss = curves[path](n_steps)
-        meter.sums[:] = torch.tensor([loss, (1.0 - loss), 1.0])
+        loss, accuracy = measured(path, draws[-1])
+        meter.sums[:] = torch.stack([loss, accuracy, torch.ones(())])
         return meter
 
-    rounds = Finals(n, 10, score, trained)
-    zero = torch.zeros(())
-    rounds.begin(
-        {path: Measured(torch.tensor(curve(10)), zero, zero) for path, curve in curves.items()}
-    )
+    rounds = Finals(n, score, trained, lambda: draws.append(len(draws)))
+    known = {path: measured(path, 0) for path in losses}
+    rounds.begin({path: Measured(loss, loss, accuracy) for path, (loss, accuracy) in known.items()})
     return rounds
 
 
 @pytest.mark.parametrize("score", ["loss", "accuracy"])
-def test_a_slow_learner_wins_if_it_ends_lower(score):
-    # After 10 steps the fast cells are ahead of the slow one, after 90 steps behind.
-    curves = {(k,): (lambda n, k=k: 0.5 + 0.01 * k + 1.0 / n) for k in range(8)}
-    curves[9,] = lambda n: 0.05 + 6.0 / n
-    rounds = finals(curves, 9, score)
-    for round_index, (n_cells, n_steps) in enumerate([(9, 30), (3, 90)]):
-        assert (rounds.n_paths, rounds.n_inner_steps(round_index)) == (n_cells, n_steps)
-        for _ in range(n_cells):
-            rounds.step(round_index)
-        best, loss, _ = rounds.end_round()
+def test_the_best_mean_over_all_draws_wins(score):
+    # The first cells were lucky in the search; the later, the more.
+    losses = {(k,): (lambda draw, k=k: 0.5 - 0.01 * k * (draw == 0)) for k in range(8)}
+    losses[9,] = lambda draw: [0.44, 0.4, 0.5, 0.4, 0.46][draw]
+    rounds = finals(losses, 9, score)
+    for round_index, (n_cells, n_trainings) in enumerate([(9, 9), (3, 9)]):
+        assert (rounds.n_paths, rounds.n_trainings(round_index)) == (n_cells, n_trainings)
+        for _ in range(n_trainings):
+            rounds.step()
+        best, loss, accuracy = rounds.end_round()
     assert best == (9,)
-    assert loss == pytest.approx(0.05 + 6.0 / 90)
+    assert (loss, accuracy) == pytest.approx((0.44, 0.56))  # one draw, one more, and three
 
 
 def test_the_finals_take_the_best_and_leave_failures_out():
-    curves = {(k,): (lambda n, k=k: float(k)) for k in range(5)}
-    curves[7,] = lambda n: math.nan
-    rounds = finals(curves, 3)
+    losses = {(k,): (lambda draw, k=k: float(k)) for k in range(5)}
+    losses[7,] = lambda draw: math.nan
+    rounds = finals(losses, 3)
     assert rounds.state_dict()["paths"] == [[0], [1], [2]]
-    only_failures = finals({(0,): lambda n: math.inf, (1,): lambda n: 1.0}, 2)
+    only_failures = finals({(0,): lambda draw: math.inf, (1,): lambda draw: 1.0}, 2)
     assert only_failures.state_dict()["paths"] == [[1]]
 
 
 def test_a_cell_that_fails_in_the_finals_is_last():
-    curves = {(0,): lambda n: 0.1 if n == 10 else math.nan, (1,): lambda n: 0.2}
+    losses = {(0,): lambda draw: math.nan if draw else 0.1, (1,): lambda draw: 0.2}
     for score in ("loss", "accuracy"):
-        rounds = finals(curves, 2, score)
-        rounds.step(0)
-        rounds.step(0)
+        rounds = finals(losses, 2, score)
+        rounds.step()
+        rounds.step()
         assert rounds.end_round()[0] == (1,)
 
 
@@ -190,12 +193,12 @@ def config(**settings) -> SearchConfig:
     return SearchConfig(**{**fields, **sizes, **kind, **settings})
 
 
-@pytest.mark.parametrize("n_steps", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 5, 7, 11])
 def test_a_search_resumes_bit_for_bit_in_any_round(n_steps, tmp_path, without_seconds):
     whole = run_search(config())
     assert [row.get("finalists") for row in whole.metrics] == [None, None, 4, 2]
-    assert [row.get("inner_steps") for row in whole.metrics] == [2, 2, 6, 18]
-    assert [row["evaluations"] for row in whole.metrics[1:]] == [12, 16, 18]
+    assert [row["inner_steps"] for row in whole.metrics] == [2, 2, 2, 2]
+    assert [row["evaluations"] for row in whole.metrics[1:]] == [12, 16, 22]
     with pytest.raises(RunInterrupted):
         run_search(config(), run_dir=tmp_path / "run", observer=StopAt(n_steps))
     rest = resume_search(tmp_path / "run")
@@ -230,10 +233,10 @@ def test_nesterov_needs_momentum():
 
 @pytest.mark.parametrize("n_steps", [1, 3, 4, 6, 9])
 def test_a_search_whose_inner_steps_double_resumes_bit_for_bit(n_steps, tmp_path, without_seconds):
-    """Four epochs of two updates: M = 2, 2, 4, 4, then finals with 12 and 36 steps."""
+    """Four epochs of two updates: M = 2, 2, 4, 4, then finals with 4 steps."""
     settings = config(epochs=4, inner_doublings=1, finalists=4, update_period=1)
     whole = run_search(settings)
-    assert [row["inner_steps"] for row in whole.metrics] == [2, 2, 4, 4, 12, 36]
+    assert [row["inner_steps"] for row in whole.metrics] == [2, 2, 4, 4, 4, 4]
     # The current cell is evaluated again at the new M, and then a new one for each update.
     evaluations = [row["evaluations"] for row in whole.metrics]
     assert evaluations[2] - evaluations[1] == 1 + whole.metrics[2]["updates"]

@@ -141,7 +141,7 @@ def test_the_fast_schedule_of_gld_drops_what_belongs_to_the_other(search_config)
 def test_the_robust_search_trains_each_cell_on_its_own(npz):
     config = preset("robust", "gld", space="nasbench201")
     assert (config.paths, config.weights, config.score) == ("fair", "fresh", "accuracy")
-    assert (config.inner_steps, config.inner_doublings, config.finalists) == (1000, 0, 3)
+    assert (config.inner_steps, config.inner_doublings, config.finalists) == (1000, 0, 9)
     assert config.warmup_epochs == 0
     assert config.solver == {}  # its steps follow from the space
     assert (config.lr, config.lr_min, config.inner_average) == (0.1, 0.1, 0.98)
@@ -152,8 +152,9 @@ def test_the_robust_search_trains_each_cell_on_its_own(npz):
         str(npz), "gld", preset="robust", space="nasbench201", **sizes, **shape
     )
     rows = nas.run_search(small).metrics
-    assert [row.get("inner_steps") for row in rows] == [2, 2, 6]
-    assert rows[-1]["evaluations"] == rows[-2]["evaluations"] + 3
+    assert [row.get("finalists") for row in rows] == [None, None, 9, 3]
+    assert [row["inner_steps"] for row in rows] == [2] * 4
+    assert rows[3]["evaluations"] == rows[2]["evaluations"] + 9 == rows[1]["evaluations"] + 18
 
 
 def test_presets_leave_the_steps_along_paths_to_the_space():

@@ -101,8 +101,9 @@ class Search(EpochLoop):
         )
         self.trains_weights = config.weights == SHARED
         self._hold_level(0)
-        finalists, steps = config.finalists, config.inner_steps * 2**config.inner_doublings
-        self._finals = Finals(finalists, steps, config.score, self._evaluate_trained)
+        self._finals = Finals(
+            config.finalists, config.score, self._evaluate_trained, self._renew_batches
+        )
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         if config.start is not None:
             path = self.supernet.space.path(load_architecture(config.start))
@@ -149,10 +150,10 @@ class Search(EpochLoop):
     def n_steps(self) -> int:
         """Number of batches in a pass over the training part.
 
-        With fresh weights it is the number of updates, and in the finals of cells.
+        With fresh weights it is the number of updates, and in the finals of trainings.
         """
         if self._final_round is not None:
-            return self._finals.n_paths
+            return self._finals.n_trainings(self._final_round)
         n_batches = self._streams["train"].n_batches
         return n_batches if self.trains_weights else max(n_batches // self._period, 1)
 
@@ -177,12 +178,21 @@ class Search(EpochLoop):
         """How often M has doubled in this epoch, with fresh weights."""
         return self.epoch * (self.config.inner_doublings + 1) // self.config.epochs
 
+    @property
+    def _n_inner_steps(self) -> int:
+        """M, doubled as often as in the last epoch with an update."""
+        return int(self.config.inner_steps * 2**self._level)
+
+    def _renew_batches(self) -> None:
+        """Let the trainings of the finals see other batches than those before."""
+        for _ in range(self._n_inner_steps):
+            self._streams["inner"].next_batch()
+
     def _hold_level(self, level: int) -> None:
         """Hold the objective still, with M doubled ``level`` times, if weights are fresh."""
         self._level = level
         if not self.trains_weights:
-            n_steps = self.config.inner_steps * 2**level
-            train = Replayed(self._streams["inner"], n_steps)
+            train = Replayed(self._streams["inner"], self._n_inner_steps)
             val = list(Replayed(self._streams["val"], self.config.val_batches))
             self._objective.hold_still(train, val)
 
@@ -190,7 +200,7 @@ class Search(EpochLoop):
         """Update alpha if it is time, then take one weight step unless weights are fresh."""
         config = self.config
         if self._final_round is not None:
-            self._finals.step(self._final_round)
+            self._finals.step()
             self._objective.n_evaluations += 1
             return None
         is_due = not self.trains_weights or self.step % self._period == 0
@@ -215,8 +225,7 @@ class Search(EpochLoop):
         judged: dict[str, Any] = {}
         measured: tuple[float, float] | None = None
         if self._final_round is not None:
-            n_steps = self._finals.n_inner_steps(self._final_round)
-            judged = {"finalists": self._finals.n_paths, "inner_steps": n_steps}
+            judged = {"finalists": self._finals.n_paths}
             path, *found = self._finals.end_round()
             self._updater.move_to(self.supernet.space.one_hot(path, self.alpha))
             measured = (found[0], found[1])
@@ -227,8 +236,8 @@ class Search(EpochLoop):
         val_loss, val_accuracy = measured or self._evaluate()
         if not math.isfinite(val_loss):
             raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
-        if not self.trains_weights and self._final_round is None:
-            judged["inner_steps"] = self.config.inner_steps * 2**self._level
+        if not self.trains_weights:
+            judged["inner_steps"] = self._n_inner_steps
         row = {
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
@@ -259,7 +268,7 @@ class Search(EpochLoop):
                 known = self._objective.measure(alpha)
                 return float(known.loss), float(known.accuracy)
         if not self.trains_weights:
-            found = self._evaluate_trained(alpha, self.config.inner_steps)
+            found = self._evaluate_trained(alpha)
             return found.loss, found.accuracy
         # Running statistics mix all paths, so along a path each batch has its own.
         is_mixed = isinstance(alpha, Tensor)
@@ -267,9 +276,9 @@ class Search(EpochLoop):
         val = evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
         return val.loss, val.accuracy
 
-    def _evaluate_trained(self, alpha: Tensor | Path, n_steps: int) -> Meter:
-        """Evaluate a candidate after some inner steps on the validation part."""
-        batches = Replayed(self._streams["inner"], n_steps)
+    def _evaluate_trained(self, alpha: Tensor | Path) -> Meter:
+        """Evaluate a candidate after its inner steps on the validation part."""
+        batches = Replayed(self._streams["inner"], self._n_inner_steps)
         draw = self._objective.draw()._replace(train=batches)
         network = self._objective.fit(alpha, draw)
         return evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)

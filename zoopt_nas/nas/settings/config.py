@@ -178,7 +178,7 @@ class SearchConfig(RunConfig):
         "After equal numbers of epochs; cells that learn fast are found first (zoopt-nas).",
         rule=AT_LEAST_0)
     finalists: int = setting(
-        0, ALPHA, "Cells that compete at the end for up to 3, 9, ... times the inner steps.",
+        0, ALPHA, "Cells that compete at the end, trained again on other batches.",
         "With fresh weights on paths, by successive halving; 0: the last alpha decides (paper).",
         rule=AT_LEAST_0)
     median_stopping: bool = setting(

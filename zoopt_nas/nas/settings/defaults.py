@@ -78,7 +78,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "robust": {
         "paths": "fair", "weights": "fresh", "epochs": 70, "update_period": None, "lr": 0.1,
         "lr_min": 0.1, "augment": False, "inner": "sgd", "inner_steps": 1000, "inner_doublings": 0,
-        "inner_momentum": False, "inner_average": 0.98, "median_stopping": True, "finalists": 3,
+        "inner_momentum": False, "inner_average": 0.98, "median_stopping": True, "finalists": 9,
         "score": "accuracy", "val_batches": 80, "noise_aware": False,
     },
 }  # fmt: skip
