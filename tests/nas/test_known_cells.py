@@ -44,6 +44,12 @@ def test_without_none_every_cell_is_its_own():
     assert SPACES["s3"].canonical((0, None)) == (0, None)
 
 
+def test_an_operation_that_ignores_its_input_counts_behind_a_node_without_input():
+    space = NasBench201Space("noisy", ("none", "nor_conv_1x1", "noise"))
+    path = (0, 1, 0, 0, 2, 0)  # noise from node 1, which has no input; node 2 leads nowhere
+    assert space.canonical(path) == (0, 0, 0, 0, 2, 0)
+
+
 @pytest.mark.parametrize("path", [(3, 2, 3, 1, 0, 0), (0, 3, 4, 2, 3, 0), (0, 3, 4, 2, 3, 1)])
 def test_the_supernet_computes_the_same_along_both(path):
     made = setup(NB201, trained=False)

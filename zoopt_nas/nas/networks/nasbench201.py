@@ -176,13 +176,16 @@ class NasBench201Space(SearchSpace):
     def canonical(self, path: Path) -> Path:
         """Return the path with ``none`` on edges that do not lead from the input to the output.
 
-        Without affine BatchNorm every operation maps zeros to zeros, so they contribute nothing.
+        Without affine BatchNorm the published operations map zeros to zeros, so an edge from a node
+        that nothing reaches contributes nothing. Other operations, such as ``noise``, may.
         """
         if _NONE not in self.operations:
             return path
         none = self.operations.index(_NONE)
         used = [edge for edge, choice in zip(EDGES, path, strict=True) if choice != none]
-        reached, useful = {0}, {N_NODES - 1}
+        is_published = set(self.operations) <= set(CELL_OPERATIONS)
+        reached = {0} if is_published else set(range(N_NODES))
+        useful = {N_NODES - 1}
         for source, node in used:  # in the order of their nodes
             reached |= {node} if source in reached else set()
         for source, node in reversed(used):

@@ -33,7 +33,8 @@ class KnownCells:
     """Measures cells on the same batches, each once. Equivalent cells are one cell.
 
     With ``stops_early`` a cell is stopped after a quarter or half of its steps if its value is then
-    above the median of the other cells' (median stopping, Golovin et al., KDD 2017, section 3.2).
+    above the median of the other cells' at the same step. This is median stopping (Golovin et al.,
+    KDD 2017) with values in place of running averages.
 
     Attributes:
         found: What is known, by canonical path.
