@@ -6,6 +6,7 @@ spent. A new start is uniform in [-4, 4]^D, as the first one is.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,99 @@ def scipy_powell(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator
 def scipy_bfgs(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
     """SciPy, with gradients by forward differences, which count as evaluations."""
     restarted(fun, x0, rng, "BFGS")
+
+
+def scipy_slsqp(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """SciPy, with gradients by forward differences, until values no longer change."""
+    restarted(fun, x0, rng, "SLSQP", ftol=1e-14, maxiter=maxfev)
+
+
+def scipy_lbfgsb(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """SciPy, with gradients by forward differences, until values no longer change."""
+    restarted(fun, x0, rng, "L-BFGS-B", ftol=1e-14, gtol=1e-10, maxfun=maxfev)
+
+
+def scipy_cobyqa(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """SciPy's COBYQA, a trust-region method with quadratic models."""
+    restarted(fun, x0, rng, "COBYQA", maxfev=maxfev, final_tr_radius=1e-10)
+
+
+def nlopt_restarted(fun: Fun, x0: np.ndarray, rng: np.random.Generator, name: str) -> None:
+    """Runs a local method of NLopt with first steps of 1 until its steps vanish, again and again.
+
+    It gets no bounds, and tolerances at which it has nothing left to gain.
+    """
+    import nlopt
+
+    ended: list[Exception] = []
+
+    def value(x: np.ndarray, _: np.ndarray) -> float:
+        try:
+            return fun(x)
+        except Exception as error:  # noqa: BLE001 - NLopt must stop first; it is raised below
+            ended.append(error)
+            optimizer.force_stop()
+            return np.inf
+
+    while not ended:
+        optimizer = nlopt.opt(getattr(nlopt, name), len(x0))
+        optimizer.set_min_objective(value)
+        optimizer.set_initial_step(1.0)
+        optimizer.set_xtol_abs(1e-10)
+        # Rounding stops some methods before their tolerance.
+        with contextlib.suppress(nlopt.ForcedStop, nlopt.RoundoffLimited, RuntimeError):
+            optimizer.optimize(x0)
+        x0 = rng.uniform(-4, 4, len(x0))
+    raise ended[0]
+
+
+def nlopt_newuoa(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """Powell's NEWUOA by NLopt."""
+    nlopt_restarted(fun, x0, rng, "LN_NEWUOA")
+
+
+def nlopt_bobyqa(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """Powell's BOBYQA by NLopt."""
+    nlopt_restarted(fun, x0, rng, "LN_BOBYQA")
+
+
+def nlopt_praxis(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """Brent's principal axes by NLopt."""
+    nlopt_restarted(fun, x0, rng, "LN_PRAXIS")
+
+
+def nlopt_sbplx(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """Rowan's Subplex by NLopt."""
+    nlopt_restarted(fun, x0, rng, "LN_SBPLX")
+
+
+def nlopt_cobyla(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """Powell's COBYLA by NLopt."""
+    nlopt_restarted(fun, x0, rng, "LN_COBYLA")
+
+
+def py_bobyqa(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """The package Py-BOBYQA, with its own restarts."""
+    import pybobyqa
+
+    while True:
+        pybobyqa.solve(fun, x0, maxfun=maxfev, rhobeg=1.0, rhoend=1e-10, seek_global_minimum=False)
+        x0 = rng.uniform(-4, 4, len(x0))
+
+
+def pycma_bipop(fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator) -> None:
+    """The package cma, sigma 2, with BIPOP restarts (Hansen 2009)."""
+    import cma
+
+    seed = int(rng.integers(1, 2**31))
+    options = {"verbose": -9, "seed": seed, "maxfevals": maxfev}
+
+    def start() -> np.ndarray:
+        return rng.uniform(-4, 4, len(x0))
+
+    cma.fmin2(fun, x0, 2.0, options, restarts=100, bipop=True)
+    while True:
+        cma.fmin2(fun, start, 2.0, options, restarts=100, bipop=True)
 
 
 def scipy_differential_evolution(
@@ -88,6 +182,16 @@ PEERS = {
         scipy_nelder_mead,
         scipy_powell,
         scipy_bfgs,
+        scipy_slsqp,
+        scipy_lbfgsb,
+        scipy_cobyqa,
+        nlopt_newuoa,
+        nlopt_bobyqa,
+        nlopt_praxis,
+        nlopt_sbplx,
+        nlopt_cobyla,
+        py_bobyqa,
+        pycma_bipop,
         scipy_differential_evolution,
         cmaes_ipop,
         nevergrad_one_plus_one,

@@ -24,6 +24,7 @@ ORDER = [
     "solvers.engines.box_steps",
     "solvers.engines.differences",
     "solvers.engines.first_look",
+    "solvers.engines.second_differences",
     "solvers.engines.descent",
     "solvers.engines.subspace",
     "solvers.engines.comparison_state",

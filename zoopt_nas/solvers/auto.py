@@ -19,8 +19,8 @@ from zoopt_nas.solvers.quasi_newton import QuasiNewton
 class Plan(NamedTuple):
     """The solvers of a run, and the reason for them as it reads in a message.
 
-    The first solver begins. When it has converged or is stuck, the next one starts at the best
-    point, and so on. When a solver restarts, the turn goes to the one with the fewest evaluations.
+    The first solver begins. When it restarts or crawls, the race begins: the second one starts at
+    the best point, and they take turns.
     """
 
     reason: str
@@ -48,15 +48,17 @@ MIN_SUBSPACE = 30
 # Noise below this fraction of the range of values at the start does not prevent differences.
 LITTLE_NOISE = 1e-6
 
-# A solver is checked every EVALUATIONS_PER_CHECK (dim + 2) evaluations. It is slow if it gained at
-# most the fraction SLOW of all it has gained in this turn, and the gain is at least SHRINKING times
-# the last one (gains of a run that converges shrink faster). It is stuck if it was slow N_SLOW
-# times in a row. In N_SLOW checks, the next solver must gain more per check than the stuck one did
-# last. Otherwise the turn goes back, and being stuck takes twice as many slow checks.
+# The first solver is checked every EVALUATIONS_PER_CHECK (dim + 2) evaluations. A check is slow if
+# the gain is at most the fraction SLOW of all gains so far, and at least SHRINKING times the last
+# one (gains of a run that converges shrink faster). After N_SLOW slow checks in a row it crawls.
 EVALUATIONS_PER_CHECK = 15
 SLOW = 0.05
 SHRINKING = 0.5
 N_SLOW = 3
+# In a race, a turn lasts EVALUATIONS_PER_TURN (dim + 2) evaluations or until the solver restarts.
+# The solver that has found the best point gets LEAD times as many evaluations as the other one.
+EVALUATIONS_PER_TURN = 15
+LEAD = 3.0
 
 # cmaes cannot start farther out, where a run gets to if the objective has no minimum.
 FARTHEST = 1e30
@@ -68,6 +70,7 @@ class Arm:
 
     inner: Any = None  # the ``inner`` of its state
     n_told: int = 0  # the number of finite values it was told
+    n_spent: int = 0  # the number of all values it was told
     x: Array = None  # the iterate where it last gave up the turn, (dim,); None before
     value: Any = math.nan  # the value of ``x``, as in ``SolverState``
 
@@ -82,16 +85,14 @@ class AutoState:
     n_before: int = 0  # the evaluations before this plan, which detected the noise
     best: Array = None  # the best point told, (dim,)
     best_value: float = math.inf  # the value of ``best``
-    best_before: float = math.inf  # ``best_value`` when the last arm was stuck
-    challenged: float = math.nan  # the gain per check that the arm in turn must exceed, or NaN
-    patience: int = N_SLOW  # the number of slow checks in a row that make an arm stuck
-    first: float = math.inf  # the first value of this turn
-    low: float = math.inf  # the least value of this turn
-    mark: float = math.inf  # the least value at the last check
+    leader: int = 0  # the index of the arm that found ``best``
+    is_race: bool = False  # whether the first solver has restarted or crawled
+    n_turn: int = 0  # the number of values of this turn
+    first: float = math.inf  # the first value told
+    mark: float = math.inf  # the least value at the last check of the first solver
     gain: float = 0.0  # the gain at the last check
     n_unmarked: int = 0  # the number of values since the last check
     n_slow: int = 0  # the number of slow checks in a row
-    n_checks: int = 0  # the number of checks in this turn
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Auto(Solver):
        values around, ``quasi_newton`` goes on, and ``adaptive_mgs`` takes over from it.
     2. The budget is below 2.5 evaluations per dimension, or 1.5 above 100 dimensions:
        ``adaptive_gld`` below 30 dimensions, ``quasi_newton`` with 8 directions a step from there.
-    3. There are at most 100 dimensions: ``quasi_newton``, and ``cma`` from where it converges or is
-       stuck. From then on, whenever the solver in turn restarts or is stuck, the turn passes.
+    3. There are at most 100 dimensions: ``quasi_newton`` until it has converged or crawls, then a
+       race of it and ``cma``: the one that found the best point gets three quarters of the turns.
     4. Otherwise: ``quasi_newton``.
 
     The run does not depend on the number of workers, and the choice not on bounds. The message of
@@ -173,8 +174,9 @@ class Auto(Solver):
         inner: AutoState = state.inner
         told: list[float] = values.tolist()
         arm, n_arms = inner.arms[inner.turn], len(inner.arms)
-        # Failed evaluations do not count; they look like those that the budget cut off.
+        # Failed evaluations do not count as told; they look like those that the budget cut off.
         arm.n_told += sum(map(math.isfinite, told))
+        arm.n_spent += len(told)
         if n_arms == 1:
             state.x = _with_turn(state, "_tell", candidates, values)
             return state.x
@@ -184,12 +186,18 @@ class Auto(Solver):
         is_descent = isinstance(arm.inner, DescentState)
         if inner.plan == FEW and self.noisy is None and is_descent and arm.inner.noise > 0:
             self._meet_noise(state, told, arm.inner.noise)
-        elif arm.inner.n_restarts > n_restarts:
-            inner.challenged = math.nan
-            _forget_progress(inner)
-            self._give_turn(state, min(range(n_arms), key=lambda k: inner.arms[k].n_told))
-        elif self._is_stuck(inner, told, state.x.shape[0]):
-            self._give_turn(state, (inner.turn + 1) % n_arms)
+            return state.x
+        inner.n_turn += len(told)
+        has_restarted = arm.inner.n_restarts > n_restarts
+        dim = state.x.shape[0]
+        inner.is_race = inner.is_race or has_restarted or self._crawls(inner, told, dim)
+        ends_turn = has_restarted or inner.n_turn >= EVALUATIONS_PER_TURN * (dim + 2)
+        if inner.is_race and ends_turn:
+            inner.n_turn = 0
+            leads = [LEAD if k == inner.leader else 1.0 for k in range(n_arms)]
+            self._give_turn(
+                state, min(range(n_arms), key=lambda k: inner.arms[k].n_spent / leads[k])
+            )
         return state.x
 
     def _meet_noise(self, state: SolverState, told: list[float], noise: float) -> None:
@@ -205,34 +213,19 @@ class Auto(Solver):
         state.inner.n_before = inner.arms[0].n_told
         state.metrics["is_noisy"] = True
 
-    def _is_stuck(self, inner: AutoState, told: list[float], dim: int) -> bool:
-        """Take in the values of a batch; return whether the solver in turn is stuck."""
-        low = min(told)
+    def _crawls(self, inner: AutoState, told: list[float], dim: int) -> bool:
+        """Take in the values of a batch; return whether the first solver crawls."""
         if not math.isfinite(inner.first):
-            inner.first = inner.mark = low
-        inner.low = low = min(low, inner.low)
+            inner.first = inner.mark = min(told)
         inner.n_unmarked += len(told)
         if inner.n_unmarked < EVALUATIONS_PER_CHECK * (dim + 2):
             return False
+        low = inner.best_value
         gain = inner.mark - low
-        total = inner.first - low
-        is_slow = gain <= SLOW * total and gain >= SHRINKING * inner.gain
+        is_slow = gain <= SLOW * (inner.first - low) and gain >= SHRINKING * inner.gain
         inner.mark, inner.gain, inner.n_unmarked = low, gain, 0
         inner.n_slow = inner.n_slow + 1 if is_slow or gain <= 0 else 0
-        inner.n_checks += 1
-        challenged = inner.challenged
-        if inner.n_checks == N_SLOW and not math.isnan(challenged):
-            inner.challenged = math.nan
-            gained = inner.best_before - inner.best_value
-            if gained <= N_SLOW * challenged:
-                inner.patience = 2 * inner.patience
-                return True
-            inner.patience = N_SLOW
-        if inner.n_slow < inner.patience:
-            return False
-        inner.challenged = max(gain, 0.0)
-        inner.best_before = inner.best_value
-        return True
+        return inner.n_slow >= N_SLOW
 
     def _plan(self, dim: int) -> int:
         if self.noisy:
@@ -251,6 +244,7 @@ class Auto(Solver):
         best = min(range(len(told)), key=told.__getitem__)
         if told[best] < inner.best_value:
             inner.best_value, inner.best = told[best], copy(candidates[best])
+            inner.leader = inner.turn
 
     def _give_turn(self, state: SolverState, following: int) -> None:
         """Give the turn to an arm."""
@@ -262,7 +256,6 @@ class Auto(Solver):
         before, arm = inner.arms[inner.turn], inner.arms[following]
         before.x, before.value = state.x, state.value
         inner.turn = following
-        _forget_progress(inner)
         if arm.x is not None:
             state.x, state.value = arm.x, arm.value
         else:  # its first turn
@@ -279,9 +272,3 @@ def _with_turn(state: SolverState, method: str, *args: Any) -> Any:
         return getattr(solver, method)(state, *args)
     finally:
         arm.inner, state.inner = state.inner, inner
-
-
-def _forget_progress(inner: AutoState) -> None:
-    inner.first = inner.mark = inner.low = math.inf
-    inner.gain = 0.0
-    inner.n_unmarked = inner.n_slow = inner.n_checks = 0

@@ -64,5 +64,5 @@ class QuasiNewton(Solver):
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         if self._has_basis(state.x.shape[0]):
-            return descent.tell(state, candidates, values)
+            return descent.tell(state, candidates, values, smoothing=self.smoothing)
         return subspace.tell(state, candidates, values)

@@ -1,8 +1,9 @@
 """Quasi-Newton descent along gradients by finite differences, up to 100 dimensions.
 
-A run is a sequence of batches of four kinds: START takes a central difference along every
+A run is a sequence of batches of five kinds: START takes a central difference along every
 coordinate of a new origin; PROBE measures the slopes at the iterate; SEARCH tries one step length;
-EXPAND tries a longer step after a full step that fell as far as its slope predicted.
+EXPAND tries a longer step after a full step that fell as far as its slope predicted; HESSIAN
+measures all second derivatives if gradients alone are slow.
 
 The steps are BFGS in product form (Powell, "Updating conjugate directions by the BFGS formula",
 Math. Programming 38, 1987): the columns of a basis Z, with Z Zᵀ the inverse Hessian estimate, are
@@ -19,7 +20,7 @@ import math
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.engines import differences, first_look
+from zoopt_nas.solvers.engines import differences, first_look, second_differences
 from zoopt_nas.solvers.engines.box_steps import box_step
 from zoopt_nas.solvers.engines.descent_state import DescentState, Phase
 from zoopt_nas.solvers.state import within_bounds
@@ -64,20 +65,26 @@ def ask(state: SolverState, *, smoothing: float | None) -> Array:
         return first_look.ask(state)
     if phase == Phase.PROBE:
         return differences.probe_basis(state, smoothing)
+    if phase == Phase.HESSIAN:
+        return second_differences.ask(state)
     length = inner.length
     if phase == Phase.EXPAND:  # x has already moved by one length
         length *= EXPANSION - 1
     return within_bounds(state, state.x + length * inner.direction)[None, :]
 
 
-def tell(state: SolverState, candidates: Array, values: Array) -> Array:
+def tell(state: SolverState, candidates: Array, values: Array, *, smoothing: float | None) -> Array:
     """Return the new iterate."""
     inner: DescentState = state.inner
     phase = inner.phase
+    inner.n_spent += values.shape[0]
     if phase == Phase.START:
         return _tell_start(state, candidates, values)
     if phase == Phase.PROBE:
-        return _tell_probe(state, candidates, values)
+        return _tell_probe(state, candidates, values, may_measure_hessian=smoothing is None)
+    if phase == Phase.HESSIAN:
+        second_differences.tell(state, candidates, values)
+        return _begin_search(state, state.x)
     value = float(values[0])
     if phase == Phase.SEARCH:
         return _tell_search(state, candidates[0], value)
@@ -133,6 +140,7 @@ def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
     inner.slopes = xp.astype(slopes, candidates.dtype)
     inner.is_central = inner.has_pair = False
     inner.n_stalls = inner.n_poor = 0
+    inner.has_hessian = False
     return _begin_search(state, inner.look.origin)
 
 
@@ -149,7 +157,9 @@ def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Ar
     return inner.look.origin
 
 
-def _tell_probe(state: SolverState, candidates: Array, values: Array) -> Array:
+def _tell_probe(
+    state: SolverState, candidates: Array, values: Array, *, may_measure_hessian: bool
+) -> Array:
     inner: DescentState = state.inner
     xp = array_namespace(candidates)
     if differences.measures_iterate(state) and math.isfinite(again := float(values[0])):
@@ -162,14 +172,21 @@ def _tell_probe(state: SolverState, candidates: Array, values: Array) -> Array:
     if not (math.isfinite(inner.fallback_value) and bool(xp.all(xp.isfinite(slopes)))):
         return _search_failed(state, state.x)
     # A failed probe has the slope 0, which is no measured change.
-    if inner.has_pair and bool(xp.all(xp.isfinite(values))):
+    before, inner.slopes = inner.slopes, slopes
+    has_pair = inner.has_pair and bool(xp.all(xp.isfinite(values)))
+    inner.has_pair = False
+    if has_pair:
         step = inner.step
-        update = bfgs_update(inner.basis, step, slopes - inner.slopes)
+        update = bfgs_update(inner.basis, step, slopes - before)
         if update is not None:
             inner.basis, u = update
-            slopes = slopes - u * (step @ slopes)
-    inner.slopes = slopes
-    inner.has_pair = False
+            inner.slopes = slopes - u * (step @ slopes)
+        may_measure_hessian = may_measure_hessian and not differences.was_repaired(
+            state, candidates
+        )
+        if may_measure_hessian and second_differences.is_due(state, before):
+            inner.phase = Phase.HESSIAN
+            return state.x
     return _begin_search(state, state.x)
 
 
@@ -284,6 +301,7 @@ def _renew(state: SolverState, x: Array) -> Array:
     inner: DescentState = state.inner
     inner.phase = Phase.START
     inner.n_renewals += 1
+    inner.n_spent = 0
     inner.look = first_look.begin(x, inner.look.scales / CLOSER)
     return x
 
@@ -296,6 +314,7 @@ def _restart(state: SolverState, x: Array) -> Array:
         inner.best, inner.best_value = copy(x), state.value
     n_restarts = inner.n_restarts + 1
     inner.phase, inner.n_restarts, inner.n_renewals = Phase.START, n_restarts, 0
+    inner.n_spent = 0
     scales = _first_scales(state, inner.start)
     if differences.measures_iterate(state):  # noise looks like convergence: stay and measure again
         inner.look = first_look.begin(x, scales)

@@ -16,6 +16,7 @@ class Phase(IntEnum):
     PROBE = 1
     SEARCH = 2
     EXPAND = 3
+    HESSIAN = 4
 
 
 @dataclass(eq=False)
@@ -66,6 +67,8 @@ class DescentState:
     has_pair: bool = False  # whether ``slopes`` precede ``step``, so the next ones give a curvature
     n_stalls: int = 0  # the number of steps in a row whose gain was within rounding
     n_poor: int = 0  # the number of searches in a row that failed or were short
+    n_spent: int = 0  # the number of values told since the last START, with its own
+    has_hessian: bool = False  # whether second differences were told since the last START
 
 
 DESCENT_STATES = (DescentState, Look, Phase)
