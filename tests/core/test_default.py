@@ -239,16 +239,24 @@ def test_a_solver_that_gains_little_crawls_and_one_that_converges_does_not():
     assert checks_until_it_crawls([50.0] * 19) is None  # small parts, but of what is left
 
 
-def test_a_first_solver_that_crawls_does_not_keep_the_second_from_its_turn():
-    """A maximum of kinks: a descent from differences follows them in ever shorter steps."""
-    rng = np.random.default_rng(3)
-    normals = rng.standard_normal((40, 10))
+@pytest.mark.parametrize("crawls", [False, True])
+def test_a_first_solver_that_crawls_gives_up_the_turn(crawls, monkeypatch):
+    monkeypatch.setattr(Auto, "_crawls", lambda *_: crawls)
 
-    def fun(x):
-        return float(np.abs(normals @ x).max())
+    def rosenbrock(points):  # takes more than 90 evaluations from here
+        a, b = points[:, :-1], points[:, 1:]
+        return (100 * (b - a**2) ** 2 + (1 - a) ** 2).sum(axis=1)
 
-    result = minimize(fun, np.full(10, 3.0), maxfev=6000, rng=0)
-    assert "quasi_newton and cma" in result.message
+    solver = Auto()
+    state = solver.init(np.full(4, -2.0), rng=0)
+    turns = []
+    while state.inner is None or sum(arm.n_spent for arm in state.inner.arms) < 15 * (4 + 2):
+        rows = solver.ask(state)
+        turns.append(state.inner.turn)
+        solver.tell(state, rows, rosenbrock(rows))
+    assert state.inner.arms[0].inner.n_restarts == 0
+    assert set(turns) == {0}
+    assert state.inner.turn == int(crawls)
 
 
 def test_a_long_valley_is_followed_to_its_end():

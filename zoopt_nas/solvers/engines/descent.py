@@ -81,7 +81,8 @@ def tell(state: SolverState, candidates: Array, values: Array, *, smoothing: flo
     if phase == Phase.START:
         return _tell_start(state, candidates, values)
     if phase == Phase.PROBE:
-        return _tell_probe(state, candidates, values, may_measure_hessian=smoothing is None)
+        is_free = smoothing is None and not differences.was_repaired(state, candidates)
+        return _tell_probe(state, candidates, values, may_measure_hessian=is_free)
     if phase == Phase.HESSIAN:
         second_differences.tell(state, candidates, values)
         return _begin_search(state, state.x)
@@ -181,9 +182,6 @@ def _tell_probe(
         if update is not None:
             inner.basis, u = update
             inner.slopes = slopes - u * (step @ slopes)
-        may_measure_hessian = may_measure_hessian and not differences.was_repaired(
-            state, candidates
-        )
         if may_measure_hessian and second_differences.is_due(state, before):
             inner.phase = Phase.HESSIAN
             return state.x

@@ -1,9 +1,10 @@
 """The whole Hessian of a descent from second differences, once, when gradients alone are slow.
 
 With the values at x ± h z_i and x + h (z_i + z_j), i < j, of the columns z of a basis, the slopes
-and the second derivatives along all columns are known. n (n + 3) / 2 evaluations measure as many
-numbers as (n + 3) / 2 gradients, while BFGS needs about 2 n gradients to learn a Hessian. The basis
-becomes Z V Λ^(-1/2) of the eigenvalues Λ and eigenvectors V.
+and the second derivatives along all columns are known. These n (n + 3) / 2 evaluations cost as much
+as (n + 3) / 2 gradients, while BFGS takes n steps to learn the Hessian of a quadratic, and with
+exact line searches only (Nocedal and Wright, "Numerical Optimization", 2006, theorem 6.4). The
+basis becomes Z V |Λ|^(-1/2) of the eigenvalues Λ and eigenvectors V.
 """
 
 from __future__ import annotations
