@@ -83,7 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in args.methods:
         method: Method = PEERS.get(name, name)
         start = time.perf_counter()
-        results = [run(method, suite, seed=seed, workers=args.workers) for seed in args.seeds]
+        try:
+            results = [run(method, suite, seed=seed, workers=args.workers) for seed in args.seeds]
+        except ModuleNotFoundError as error:
+            parser.error(f"{name} needs {error.name}; install it with: pip install -e '.[bench]'")
         seconds = (time.perf_counter() - start) / len(args.seeds)
         if not every:
             parts = [*(f"{dim}-D" for dim in suite.dims), *results[0].by_group(), "seconds"]

@@ -1,5 +1,7 @@
 """The script of the BBOB benchmark: its options, its files, and its mistakes."""
 
+import sys
+
 import bbob
 import numpy as np
 import pytest
@@ -67,3 +69,11 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, line, tmp_path, cap
     assert exit_.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {line}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "nlopt", None)
+    with pytest.raises(SystemExit):
+        bbob.main(["nlopt_newuoa", *TINY])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("nlopt_newuoa needs nlopt; install it with: pip install -e '.[bench]'")
