@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/cell_ranking.py TABLE RUN [RUN ...] [--cells 200]
 
 RUN is the folder of a search on paths. With fresh weights the cells are those that the search has
-trained in full. With shared weights they are random cells, scored with the weights of the last
+evaluated. With shared weights they are random cells, scored with the weights of the last
 checkpoint on the validation images. The script prints Spearman's rank correlation with the true
 CIFAR-10 accuracy over all cells and over those above 92 %, and the true accuracy of the cell that
 ranks first, of the ten that do, and of the best one there is.
@@ -28,9 +28,9 @@ GOOD = 92.0
 
 
 def trained_cells(run: Snapshot) -> dict[Path, float]:
-    """Return the values of the cells that a search with fresh weights has trained in full."""
+    """Return the values of the cells that a search with fresh weights has evaluated."""
     cells = run.own_state()["objective"]["known"]
-    return {tuple(path): float(value) for path, value, *_, is_stopped in cells if not is_stopped}
+    return {tuple(path): float(value) for path, value, *_ in cells}
 
 
 def random_cells(run: Snapshot, n: int) -> dict[Path, float]:

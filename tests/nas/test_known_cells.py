@@ -102,7 +102,7 @@ def test_a_stage_is_what_a_training_of_so_many_steps_gives(space, average):
     assert seen == [2, 4, 8]
 
 
-# --- Early stops ---------------------------------------------------------------------------------
+# --- Extrapolation -------------------------------------------------------------------------------
 
 
 class Curves:
@@ -112,73 +112,64 @@ class Curves:
         self.curves, self.n_steps = curves, 0
 
     def stages(self, path, batches, noise_seed, ends):
-        at = 0
+        self.n_steps += len(batches)
         for n in ends:
-            self.n_steps, at = self.n_steps + n - at, n
-            loss = self.curves[path][n]
+            loss = self.curves[path](n)
             # The cross-entropy of logits (0, x) for the first class is log(1 + exp(x)).
             logits = torch.tensor([[0.0, math.log(math.expm1(loss))]], dtype=torch.float64)
             yield lambda images, path, logits=logits: logits
 
 
-def cells_of(curves, **options) -> tuple[KnownCells, Curves]:
+def cells_of(curves, *, n_steps=16, **options) -> tuple[KnownCells, Curves]:
     training = Curves(curves)
     batch = (torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
     cells = KnownCells(
-        training, SPACES["s3"], [batch] * 16, [batch],
+        training, SPACES["s3"], [batch] * n_steps, [batch],
         score="loss", noise=torch.Generator(), **options,
     )  # fmt: skip
     return cells, training
 
 
-def curve(at4: float, at8: float, at16: float) -> dict[int, float]:
-    return {4: at4, 8: at8, 16: at16}
+@given(
+    start=st.floats(2.0, 3.0), slope=st.floats(0.05, 0.2), n_steps=st.sampled_from([2, 16, 1024])
+)
+def test_a_curve_that_is_straight_in_log_steps_is_extrapolated_exactly(start, slope, n_steps):
+    def loss(n):
+        return start - slope * math.log2(n)
+
+    cells, training = cells_of({(0,): loss}, n_steps=n_steps, extrapolates=True)
+    found = cells.measure((0,))
+    assert float(found.value) == pytest.approx(loss(2 * n_steps))
+    assert float(found.loss) == pytest.approx(loss(n_steps))
+    assert training.n_steps == n_steps
 
 
-def test_a_cell_below_the_median_of_the_others_is_stopped():
-    full = {(k,): curve(5.0 + k, 3.0 + k, 1.0 + k) for k in range(5)}  # medians 7 and 5
-    late = {
-        (10,): curve(7.1, 0.1, 0.1),  # stopped after 4 of 16 steps, and now six cells: median 7.05
-        (11,): curve(7.0, 5.1, 0.1),  # stopped after 8; medians 7 and 5.05
-        (12,): curve(6.9, 5.02, 4.0),
-    }
-    cells, training = cells_of(full | late, stops_early=True)
-    for path in full:
-        assert not cells.measure(path).is_stopped  # one of them is worse than the others
-    assert training.n_steps == 5 * 16
-    found = {path: cells.measure(path) for path in late}
-    assert [cell.is_stopped for cell in found.values()] == [True, True, False]
-    assert [float(cell.value) for cell in found.values()] == pytest.approx([7.1, 5.1, 4.0])
-    assert training.n_steps == 5 * 16 + 4 + 8 + 16
-    assert found[11,].checks == pytest.approx((7.0, 5.1))
-    assert found[12,].checks == pytest.approx((6.9, 5.02))
+def test_a_slow_learner_may_win():
+    """It is worse after all steps, and improves more in the second half of them."""
+    curves = {(0,): {8: 1.0, 16: 0.9}.get, (1,): {8: 1.5, 16: 1.0}.get}
+    values = {}
+    for extrapolates in (False, True):
+        cells, _ = cells_of(curves, extrapolates=extrapolates)
+        values[extrapolates] = [float(cells.measure(path).value) for path in curves]
+    assert values == {False: pytest.approx([0.9, 1.0]), True: pytest.approx([0.8, 0.5])}
 
 
-def test_no_cell_is_stopped_unless_it_is_asked_for():
-    curves = {(k,): curve(5.0 + k, 3.0 + k, 1.0 + k) for k in range(9)}
-    cells, training = cells_of(curves)
-    assert not any(cells.measure(path).is_stopped for path in curves)
-    assert training.n_steps == 9 * 16
-
-
+@pytest.mark.parametrize("at", [8, 16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_cell_that_diverges_is_stopped_and_does_not_count_as_good(bad):
-    curves = {(k,): curve(5.0, 3.0, 1.0) for k in range(5)} | {
-        (k,): curve(bad, bad, bad) for k in range(9, 12)
-    }
-    curves[20,] = curve(5.0, 3.0, 0.5)
-    cells, _ = cells_of(curves, stops_early=True)
-    stopped = [cells.measure(path).is_stopped for path in curves]
-    assert stopped == [False] * 5 + [True] * 3 + [False]
+def test_a_cell_that_diverges_has_no_finite_value(at, bad):
+    cells, _ = cells_of({(0,): lambda n: bad if n >= at else 1.0}, extrapolates=True)
+    assert not math.isfinite(float(cells.measure((0,)).value))
 
 
 def test_what_is_known_survives_a_checkpoint():
-    curves = {(k,): curve(5.0 + k, 3.0 + k, 1.0 + k) for k in range(7)}
-    cells, _ = cells_of(curves, stops_early=True)
+    curves = {(k,): {8: 3.0 + k, 16: 1.0 + k * k}.get for k in range(7)}
+    cells, _ = cells_of(curves, extrapolates=True)
     for path in curves:
         cells.measure(path)
-    again, training = cells_of(curves, stops_early=True)
+    again, training = cells_of(curves, extrapolates=True)
     again.load_state_dict(cells.state_dict(), torch.device("cpu"))
     assert again.found == cells.found
-    assert [again.measure(path).is_stopped for path in curves] == [False] * 5 + [True] * 2
+    assert [float(again.measure((k,)).value) for k in range(7)] == pytest.approx(
+        [2 * (1 + k * k) - 3 - k for k in range(7)]
+    )
     assert training.n_steps == 0

@@ -316,7 +316,7 @@ class CountingStream(OneBatch):
         ("adaptive_gld", {}),
         (
             "gld",
-            {"inner_average": 0.9, "median_stopping": True, "inner_steps": 4, "augment": False},
+            {"inner_average": 0.9, "extrapolate": True, "inner_steps": 4, "augment": False},
         ),
     ],
     ids=["gld", "adaptive_gld", "stopping"],

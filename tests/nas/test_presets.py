@@ -140,21 +140,19 @@ def test_the_fast_schedule_of_gld_drops_what_belongs_to_the_other(search_config)
 
 def test_the_robust_search_trains_each_cell_on_its_own(npz):
     config = preset("robust", "gld", space="nasbench201")
-    assert (config.paths, config.weights, config.score) == ("fair", "fresh", "accuracy")
-    assert (config.inner_steps, config.inner_doublings, config.finalists) == (1000, 0, 9)
+    assert (config.paths, config.weights, config.score) == ("fair", "fresh", "loss")
+    assert (config.inner_steps, config.extrapolate, config.surrogate) == (2000, True, True)
     assert config.warmup_epochs == 0
     assert config.solver == {}  # its steps follow from the space
     assert (config.lr, config.lr_min, config.inner_average) == (0.1, 0.1, 0.98)
-    assert (config.augment, config.median_stopping) == (False, True)
     sizes = {"epochs": 2, "inner_steps": 2, "val_batches": 2}
     shape = {"batch_size": 4, "init_channels": 2, "n_cells": 3, "device": "cpu"}
     small = SearchConfig.for_dataset(
         str(npz), "gld", preset="robust", space="nasbench201", **sizes, **shape
     )
     rows = nas.run_search(small).metrics
-    assert [row.get("finalists") for row in rows] == [None, None, 9, 3]
-    assert [row["inner_steps"] for row in rows] == [2] * 4
-    assert rows[3]["evaluations"] == rows[2]["evaluations"] + 9 == rows[1]["evaluations"] + 18
+    n_new = [row["updates"] for row in rows]
+    assert [row["evaluations"] for row in rows] == [10 + n_new[0], 10 + sum(n_new)]
 
 
 def test_presets_leave_the_steps_along_paths_to_the_space():

@@ -22,7 +22,6 @@ from zoopt_nas.nas.runs.loop import EpochLoop, Observer
 from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.runs.snapshots import Snapshots
-from zoopt_nas.nas.search.finals import Finals
 from zoopt_nas.nas.search.hessian import dominant_eigenvalue
 from zoopt_nas.nas.search.memory import N_COPIES, memory_of
 from zoopt_nas.nas.search.methods import METHODS
@@ -100,10 +99,8 @@ class Search(EpochLoop):
             execution=execution,
         )
         self.trains_weights = config.weights == SHARED
-        self._hold_level(0)
-        self._finals = Finals(
-            config.finalists, config.score, self._evaluate_trained, self._renew_batches
-        )
+        if not self.trains_weights:
+            self._hold_still()
         alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
         if config.start is not None:
             path = self.supernet.space.path(load_architecture(config.start))
@@ -138,33 +135,20 @@ class Search(EpochLoop):
             return 0
         if self._is_stopped:
             return self.epoch
-        return self.config.epochs + len(self._finals.sizes)
-
-    @property
-    def _final_round(self) -> int | None:
-        """The round of the finals, from 0, after the other epochs."""
-        passed = self.epoch - self.config.epochs
-        return passed if self._finals.sizes and passed >= 0 else None
+        return self.config.epochs
 
     @property
     def n_steps(self) -> int:
         """Number of batches in a pass over the training part.
 
-        With fresh weights it is the number of updates, and in the finals of trainings.
+        With fresh weights it is the number of updates.
         """
-        if self._final_round is not None:
-            return self._finals.n_trainings(self._final_round)
         n_batches = self._streams["train"].n_batches
         return n_batches if self.trains_weights else max(n_batches // self._period, 1)
 
     def begin_epoch(self) -> None:
         """Set the learning rate, drop path and training mode."""
         config = self.config
-        if self._final_round == 0 and self.step == 0:
-            self._finals.begin(self._objective.known or {})
-        if self._final_round is None and self._level_now != self._level:
-            self._hold_level(self._level_now)
-            self._updater.begin_again()
         set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
         probability = config.drop_path * self.epoch / max(config.epochs - 1, 1)
         if probability != self.supernet.drop_path_probability:
@@ -173,36 +157,15 @@ class Search(EpochLoop):
         self._objective.set_drop_path(probability)
         self.supernet.train()
 
-    @property
-    def _level_now(self) -> int:
-        """How often M has doubled in this epoch, with fresh weights."""
-        return self.epoch * (self.config.inner_doublings + 1) // self.config.epochs
-
-    @property
-    def _n_inner_steps(self) -> int:
-        """M, doubled as often as in the last epoch with an update."""
-        return int(self.config.inner_steps * 2**self._level)
-
-    def _renew_batches(self) -> None:
-        """Let the trainings of the finals see other batches than those before."""
-        for _ in range(self._n_inner_steps):
-            self._streams["inner"].next_batch()
-
-    def _hold_level(self, level: int) -> None:
-        """Hold the objective still, with M doubled ``level`` times, if weights are fresh."""
-        self._level = level
-        if not self.trains_weights:
-            train = Replayed(self._streams["inner"], self._n_inner_steps)
-            val = list(Replayed(self._streams["val"], self.config.val_batches))
-            self._objective.hold_still(train, val)
+    def _hold_still(self) -> None:
+        """Give all candidates the same batches, so that the value of a cell does not change."""
+        train = Replayed(self._streams["inner"], self.config.inner_steps)
+        val = list(Replayed(self._streams["val"], self.config.val_batches))
+        self._objective.hold_still(train, val)
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Update alpha if it is time, then take one weight step unless weights are fresh."""
         config = self.config
-        if self._final_round is not None:
-            self._finals.step()
-            self._objective.n_evaluations += 1
-            return None
         is_due = not self.trains_weights or self.step % self._period == 0
         if self.epoch >= config.warmup_epochs and is_due:
             passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
@@ -222,22 +185,12 @@ class Search(EpochLoop):
 
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Let the method judge the epoch, and evaluate the supernet on the validation part."""
-        judged: dict[str, Any] = {}
-        measured: tuple[float, float] | None = None
-        if self._final_round is not None:
-            judged = {"finalists": self._finals.n_paths}
-            path, *found = self._finals.end_round()
-            self._updater.move_to(self.supernet.space.one_hot(path, self.alpha))
-            measured = (found[0], found[1])
-        else:
-            judged = self._judge_epoch()
+        judged = self._judge_epoch()
         n_failed = self._count_failures()
         genotype = self.genotype
-        val_loss, val_accuracy = measured or self._evaluate()
+        val_loss, val_accuracy = self._evaluate()
         if not math.isfinite(val_loss):
             raise DivergedError(f"the validation loss is not finite in epoch {self.epoch + 1}")
-        if not self.trains_weights:
-            judged["inner_steps"] = self._n_inner_steps
         row = {
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
@@ -278,7 +231,7 @@ class Search(EpochLoop):
 
     def _evaluate_trained(self, alpha: Tensor | Path) -> Meter:
         """Evaluate a candidate after its inner steps on the validation part."""
-        batches = Replayed(self._streams["inner"], self._n_inner_steps)
+        batches = Replayed(self._streams["inner"], self.config.inner_steps)
         draw = self._objective.draw()._replace(train=batches)
         network = self._objective.fit(alpha, draw)
         return evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
@@ -358,9 +311,7 @@ class Search(EpochLoop):
             "paths": None if self._sampler is None else self._sampler.state_dict(),
             "noise": self._noise.get_state(),
             "is_stopped": self._is_stopped,
-            "level": self._level,
             "snapshots": self._snapshots.state_dict(),
-            "finals": self._finals.state_dict(),
             "updates": [
                 {name: float(value) for name, value in update.items()} for update in self._updates
             ],
@@ -371,7 +322,8 @@ class Search(EpochLoop):
         self._load_trained_state(state)
         for name, stream in self._streams.items():
             stream.load_state_dict(state["streams"][name])
-        self._hold_level(int(state["level"]))
+        if not self.trains_weights:
+            self._hold_still()
         self._objective.load_state_dict(state["objective"])
         if self._sampler is not None:
             self._sampler.load_state_dict(state["paths"])
@@ -379,4 +331,3 @@ class Search(EpochLoop):
         self._updates = state["updates"]
         self._is_stopped = bool(state["is_stopped"])
         self._snapshots.load_state_dict(state["snapshots"])
-        self._finals.load_state_dict(state["finals"])

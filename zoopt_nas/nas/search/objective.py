@@ -73,7 +73,7 @@ class BilevelObjective:
         candidates_per_batch: candidates evaluated at once; None chooses, see
             ``CandidateBatches``. It changes losses only by rounding.
         single_path: whether a candidate is scored as its discrete cell, along that cell's path.
-        stops_early: whether, after ``hold_still``, poor cells are stopped; see ``KnownCells``.
+        extrapolates: whether, after ``hold_still``, values are extrapolated; see ``KnownCells``.
         fixed: draws that calls see in turn in place of the streams', each with at least as many
             training batches as inner steps.
 
@@ -105,7 +105,7 @@ class BilevelObjective:
         score: str = "loss",
         execution: Execution | None = None,
         candidates_per_batch: int | None = None,
-        stops_early: bool = False,
+        extrapolates: bool = False,
         fixed: Sequence[Draw] = (),
         single_path: bool = False,
     ) -> None:
@@ -131,7 +131,7 @@ class BilevelObjective:
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
         self._n_val = val_batches
         self.single_path = single_path
-        self._score, self._stops_early = score, stops_early
+        self._score, self._extrapolates = score, extrapolates
         self._fixed, self._turn = fixed, 0
         self._seeds = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(next(supernet.parameters()).device)
@@ -188,7 +188,7 @@ class BilevelObjective:
             score=config.score,
             execution=execution,
             candidates_per_batch=config.candidates_per_batch,
-            stops_early=config.median_stopping,
+            extrapolates=config.extrapolate,
             fixed=fixed,
             single_path=config.paths != MIXED,
         )
@@ -259,7 +259,7 @@ class BilevelObjective:
                 val,
                 score=self._score,
                 noise=self._noise,
-                stops_early=self._stops_early,
+                extrapolates=self._extrapolates,
             )
 
     @property

@@ -178,9 +178,6 @@ class AlphaUpdater(ABC):
         ``progress`` is the elapsed fraction of the epochs with updates, in [0, 1).
         """
 
-    def begin_again(self) -> None:  # noqa: B027 - most methods keep no values
-        """Forget the values of earlier updates, because the objective has changed."""
-
     def training_weights(
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zoopt_nas import Solver, SolverState
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.networks.space import SearchSpace
+from zoopt_nas.nas.networks.space import Path, SearchSpace
+from zoopt_nas.nas.search.cell_model import CellModel
 from zoopt_nas.nas.search.noise import N_PROBES, NoiseGauge
 from zoopt_nas.nas.search.objective import BilevelObjective, Draw
 from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, AlphaUpdater, EpochEnd, Metrics, Verdict
@@ -23,7 +24,8 @@ from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.steps.schedules import cosine
 from zoopt_nas.solvers import SOLVERS, make_solver
 
-MAX_ASKS = 100  # of an update in which all cells are known
+N_MODELLED = 10  # cells that are known before there is a model of them
+MAX_ASKS = 100  # of an update in which all cells are known, or on a model of the cells
 
 
 def config_solver(config: SearchConfig, space: SearchSpace | None = None) -> Solver:
@@ -74,6 +76,8 @@ class ZeroOrderUpdater(AlphaUpdater):
             released scripts: sigma of MGS); ``"constant"`` keeps them.
         gauge: measures the noise before the first update of each epoch, and fits the solver; None
             leaves the solver as it is.
+        uses_model: whether the solver runs on a ``CellModel`` of the cells that are known, and an
+            update evaluates the best new cell of this run.
     """
 
     kind = ZERO_ORDER
@@ -87,13 +91,14 @@ class ZeroOrderUpdater(AlphaUpdater):
         seed: int,
         schedule: str,
         gauge: NoiseGauge | None = None,
+        uses_model: bool = False,
     ) -> None:
         self._solver = solver
         self._schedule = schedule
         self._gauge = gauge
+        self._uses_model = uses_model
         self._starts: Tensor | None = None  # points of which the first update takes the best
-        self._seed = seed
-        self._state = self._init(alpha)
+        self._state = self._init(alpha, seed)
 
     @classmethod
     def build(
@@ -107,7 +112,9 @@ class ZeroOrderUpdater(AlphaUpdater):
             return cls(solver, alpha, seed=seed, schedule=schedule, gauge=gauge)
         # Shorter steps along paths would lead to the same cell.
         at = vertex(space, alpha)
-        updater = cls(solver, at, seed=seed, schedule="constant", gauge=gauge)
+        updater = cls(
+            solver, at, seed=seed, schedule="constant", gauge=gauge, uses_model=config.surrogate
+        )
         if config.weights == FRESH:
             is_given = config.start is not None
             updater._starts = at[None] if is_given else random_vertices(space, N_STARTS, at, seed)
@@ -141,10 +148,6 @@ class ZeroOrderUpdater(AlphaUpdater):
         """Set the iterate of the solver."""
         self._state.x = alpha.to(self._state.x, copy=True)
 
-    def begin_again(self) -> None:
-        """Begin a new run of the solver at the current alpha."""
-        self._starts = self.alpha[None].clone()
-
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         """Ask for candidates, evaluate them, tell their values."""
         return self.update(objective, self.draw(objective, progress), progress)
@@ -166,8 +169,13 @@ class ZeroOrderUpdater(AlphaUpdater):
         if self._starts is not None:
             self._begin(self._starts, objective, draw)
         n_known = len(objective.known or ())
-        values = self._ask_and_tell(solver, objective, draw)
-        if objective.known is not None:
+        measured = {} if gauge is None else gauge.metrics()
+        is_modelled = self._uses_model and n_known >= N_MODELLED
+        if is_modelled:
+            values, measured["model_error"] = self._follow_model(solver, objective, draw)
+        else:
+            values = self._ask_and_tell(solver, objective, draw)
+        if objective.known is not None and not is_modelled:
             # Known cells cost nothing, so an update goes on until a new one is evaluated.
             for _ in range(MAX_ASKS):
                 if len(objective.known) > n_known:
@@ -178,11 +186,10 @@ class ZeroOrderUpdater(AlphaUpdater):
         # The solver adapts and reports a field that is None.
         fields = {name: value for name, value in fields.items() if value is not None}
         counts = {N_TRIED: len(values), N_FAILED: (~torch.isfinite(values)).sum()}
-        measured = {} if gauge is None else gauge.metrics()
         return {**self._state.metrics, **fields, **measured, **counts}
 
-    def _init(self, alpha: Tensor) -> SolverState:
-        state = self._solver.init(alpha, rng=self._seed)
+    def _init(self, alpha: Tensor, rng: int | torch.Generator) -> SolverState:
+        state = self._solver.init(alpha, rng=rng)
         # Looking farther away until two values differ would compare values of different updates.
         state.has_contrast = self._solver.adapts_steps
         return state
@@ -201,10 +208,42 @@ class ZeroOrderUpdater(AlphaUpdater):
         """Begin the run of the solver at the best of some points ``(n, dim)``."""
         values = objective(starts, draw)
         best = int(torch.where(torch.isfinite(values), values, torch.inf).argmin())
-        self._state = self._init(starts[best])
+        self._state = self._init(starts[best], self._state.rng)
         # Every solver takes in a point of another batch, so that it need not ask for it.
         self._solver.tell(self._state, starts[best : best + 1], values[best : best + 1])
         self._starts = None
+
+    def _follow_model(
+        self, solver: Solver, objective: BilevelObjective, draw: Draw
+    ) -> tuple[Tensor, float]:
+        """Run the solver on a model of the known cells; evaluate the best new cell of the run.
+
+        Then alpha is the known cell that is best by the model, which has seen the new one. Return
+        the value ``(1,)`` of the new cell, and the error of the model.
+        """
+        space, known = objective.supernet.space, objective.known
+        assert known is not None
+        model = CellModel(known)
+        start = space.one_hot(model.best, self.alpha)
+        self._state = self._init(start, self._state.rng)
+        solver.tell(self._state, start[None], model([model.best]).to(start))
+        visited: dict[Path, float] = {}
+        for _ in range(MAX_ASKS):
+            asked = [space.path(space.discretize(one)) for one in solver.ask(self._state).cpu()]
+            paths = [space.canonical(path) for path in asked]
+            means = model(paths)
+            at = torch.stack([space.one_hot(path, start) for path in asked])
+            solver.tell(self._state, at, means.to(start), repaired=True)
+            visited |= dict(zip(paths, means.tolist(), strict=True))
+        new = {path: mean for path, mean in visited.items() if path not in known}
+        if new:
+            chosen = space.one_hot(min(new, key=new.__getitem__), start)
+        else:
+            seed = int(torch.randint(2**31, (), generator=self._state.rng, device=start.device))
+            chosen = random_vertices(space, 1, start, seed)[0]
+        values = objective(chosen[None], draw)
+        self.move_to(space.one_hot(CellModel(known).best, start))
+        return values, model.error
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
         """Let the noise be measured again in the next epoch."""

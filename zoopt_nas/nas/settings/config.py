@@ -45,7 +45,7 @@ INNER_MODES = ("first", "second", "sgd")
 MIXED, UNIFORM, FAIR = PATHS = ("mixed", "uniform", "fair")
 # What single paths need: all channels, no weights of edges and no gradient in alpha.
 _OF_PATHS = {"partial_channels": 1, "edge_normalization": False, "track_eigenvalue": False}
-_OF_FRESH_PATHS = ("inner_doublings", "finalists", "median_stopping")
+_OF_FRESH_PATHS = ("surrogate", "extrapolate")
 SHARED, FRESH = WEIGHTS_OF = ("shared", "fresh")
 SCORES = ("loss", "accuracy")
 _SWITCH = ("auto", "off", "on")
@@ -173,17 +173,13 @@ class SearchConfig(RunConfig):
         SHARED, ALPHA, "Where candidates start: shared, trained weights; fresh, initial ones.",
         "shared: paper. With fresh weights nothing but candidates is trained (zoopt-nas).",
         choices=WEIGHTS_OF)
-    inner_doublings: int = setting(
-        0, ALPHA, "How often M doubles during the search, with fresh weights.",
-        "After equal numbers of epochs; cells that learn fast are found first (zoopt-nas).",
-        rule=AT_LEAST_0)
-    finalists: int = setting(
-        0, ALPHA, "Cells that compete at the end, trained again on other batches.",
-        "With fresh weights on paths, by successive halving; 0: the last alpha decides (paper).",
-        rule=AT_LEAST_0)
-    median_stopping: bool = setting(
-        False, ALPHA, "Stop cells that are worse than the median after M/4 or M/2 steps.",
-        "With fresh weights on paths (Golovin et al., 2017).")
+    surrogate: bool = setting(
+        False, ALPHA, "Let a model of the measured cells choose the next one.",
+        "A Gaussian process, with fresh weights on paths ([surrogate](single-path.md#surrogate); "
+        "zoopt-nas).")
+    extrapolate: bool = setting(
+        False, ALPHA, "Compare cells by their values after 2M steps, extrapolated from M/2 and M.",
+        "With fresh weights on paths ([extrapolation](single-path.md#fresh-weights); zoopt-nas).")
     start: str | None = setting(
         None, ALPHA, "Cell at which alpha begins: its published string, or a file with it.",
         "Alpha is 1 for its operations and 0 for all others. None: near 0 (DARTS), and with fresh "
@@ -263,6 +259,10 @@ class SearchConfig(RunConfig):
             raise InvalidValueError(
                 "inner must be sgd with at least 1 inner_steps with fresh weights, "
                 f"got {self.inner} with {self.inner_steps}"
+            )
+        if self.extrapolate and self.inner_steps < 2:
+            raise InvalidValueError(
+                f"inner_steps must be at least 2 with extrapolate, got {self.inner_steps}"
             )
         for name in _OF_FRESH_PATHS if self.weights != FRESH or self.paths == MIXED else ():
             if value := getattr(self, name):

@@ -73,13 +73,13 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "update_period": None, "sigma_schedule": "cosine", "inner": "sgd", "inner_steps": 10,
         "inner_lr": 0.001, "inner_momentum": False, "score": "loss", "noise_aware": False,
     },
-    # zoopt-nas: cells are trained from the initial weights and compared on one draw, and the best
-    # compete with more steps (docs/single-path.md). Use it with gld.
+    # zoopt-nas: cells are trained from the initial weights and compared on one draw, and a model of
+    # all cells chooses the next one (docs/single-path.md). Use it with gld.
     "robust": {
-        "paths": "fair", "weights": "fresh", "epochs": 70, "update_period": None, "lr": 0.1,
-        "lr_min": 0.1, "augment": False, "inner": "sgd", "inner_steps": 1000, "inner_doublings": 0,
-        "inner_momentum": False, "inner_average": 0.98, "median_stopping": True, "finalists": 9,
-        "score": "accuracy", "val_batches": 80, "noise_aware": False,
+        "paths": "fair", "weights": "fresh", "epochs": 90, "update_period": None, "lr": 0.1,
+        "lr_min": 0.1, "inner": "sgd", "inner_steps": 2000, "inner_momentum": False,
+        "inner_average": 0.98, "extrapolate": True, "surrogate": True, "score": "loss",
+        "val_batches": 80, "noise_aware": False,
     },
 }  # fmt: skip
 _PRESET_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {

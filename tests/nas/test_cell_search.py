@@ -1,4 +1,4 @@
-"""Searches over discrete cells: the vertices that solvers see, and the finals."""
+"""Searches over discrete cells: the vertices that solvers see, and the model of the cells."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from zoopt_nas.nas.networks.space import UNUSED
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
-from zoopt_nas.nas.search.finals import Finals, round_sizes
+from zoopt_nas.nas.search.cell_model import ERRORS
 from zoopt_nas.nas.search.known_cells import Measured
 from zoopt_nas.nas.search.vertices import path_options, random_vertices, vertex
 from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
-from zoopt_nas.nas.steps.meter import Meter
 
 NAMES = ["nasbench201", "s1", "s2", "s3", "s4", "darts", "darts_none"]
 
@@ -127,91 +126,35 @@ def test_every_update_with_known_values_evaluates_a_new_cell():
     assert all(later == earlier + 1 for earlier, later in pairwise(counts))
 
 
-def test_rounds():
-    assert [round_sizes(n) for n in (0, 1, 2, 3, 9, 10, 12)] == [
-        [], [], [2], [3], [9, 3], [10, 4, 2], [12, 4, 2],
-    ]  # fmt: skip
-
-
-def finals(losses, n: int, score: str = "loss") -> Finals:
-    """Finals of cells whose loss on every draw is known; the search saw draw 0."""
-    draws = [0]
-
-    def measured(path, draw):
-        loss = losses[path](draw)
-        return torch.tensor(loss), torch.tensor(1.0 - loss)
-
-    def trained(path):
-        meter = Meter(torch.device("cpu"))
-        loss, accuracy = measured(path, draws[-1])
-        meter.sums[:] = torch.stack([loss, accuracy, torch.ones(())])
-        return meter
-
-    rounds = Finals(n, score, trained, lambda: draws.append(len(draws)))
-    known = {path: measured(path, 0) for path in losses}
-    rounds.begin({path: Measured(loss, loss, accuracy) for path, (loss, accuracy) in known.items()})
-    return rounds
-
-
-@pytest.mark.parametrize("score", ["loss", "accuracy"])
-def test_the_best_mean_over_all_draws_wins(score):
-    # The first cells were lucky in the search; the later, the more.
-    losses = {(k,): (lambda draw, k=k: 0.5 - 0.01 * k * (draw == 0)) for k in range(8)}
-    losses[9,] = lambda draw: [0.44, 0.4, 0.5, 0.4, 0.46][draw]
-    rounds = finals(losses, 9, score)
-    for round_index, (n_cells, n_trainings) in enumerate([(9, 9), (3, 9)]):
-        assert (rounds.n_paths, rounds.n_trainings(round_index)) == (n_cells, n_trainings)
-        for _ in range(n_trainings):
-            rounds.step()
-        best, loss, accuracy = rounds.end_round()
-    assert best == (9,)
-    assert (loss, accuracy) == pytest.approx((0.44, 0.56))  # one draw, one more, and three
-
-
-def test_the_finals_take_the_best_and_leave_failures_out():
-    losses = {(k,): (lambda draw, k=k: float(k)) for k in range(5)}
-    losses[7,] = lambda draw: math.nan
-    rounds = finals(losses, 3)
-    assert rounds.state_dict()["paths"] == [[0], [1], [2]]
-    only_failures = finals({(0,): lambda draw: math.inf, (1,): lambda draw: 1.0}, 2)
-    assert only_failures.state_dict()["paths"] == [[1]]
-
-
-def test_a_cell_that_fails_in_the_finals_is_last():
-    losses = {(0,): lambda draw: math.nan if draw else 0.1, (1,): lambda draw: 0.2}
-    for score in ("loss", "accuracy"):
-        rounds = finals(losses, 2, score)
-        rounds.step()
-        rounds.step()
-        assert rounds.end_round()[0] == (1,)
-
-
 def config(**settings) -> SearchConfig:
     fields = {"dataset": "digits", "space": "nasbench201", "epochs": 2, "warmup_epochs": 0}
     sizes = {"init_channels": 2, "n_train": 64, "batch_size": 16, "n_cells": 3, "threads": 1}
-    kind = {"paths": "fair", "weights": "fresh", "algo": "gld", "inner_steps": 2, "finalists": 4}
+    kind = {"paths": "fair", "weights": "fresh", "algo": "gld", "inner_steps": 2}
     return SearchConfig(**{**fields, **sizes, **kind, **settings})
 
 
-@pytest.mark.parametrize("n_steps", [1, 2, 3, 5, 7, 11])
-def test_a_search_resumes_bit_for_bit_in_any_round(n_steps, tmp_path, without_seconds):
-    whole = run_search(config())
-    assert [row.get("finalists") for row in whole.metrics] == [None, None, 4, 2]
-    assert [row["inner_steps"] for row in whole.metrics] == [2, 2, 2, 2]
-    assert [row["evaluations"] for row in whole.metrics[1:]] == [12, 16, 22]
+@pytest.mark.parametrize("algo", ["gld", "mgs", "adaptive_gld"])
+@pytest.mark.parametrize("n_steps", [1, 2, 5])
+def test_a_search_on_a_model_resumes_bit_for_bit(algo, n_steps, tmp_path, without_seconds):
+    settings = config(algo=algo, surrogate=True, epochs=3, update_period=1)
+    whole = run_search(settings)
+    evaluations = [row["evaluations"] for row in whole.metrics]
+    assert evaluations == [12, 14, 16]  # ten random cells, then one for each of two updates
+    assert all(ERRORS[0] <= row["model_error"] <= ERRORS[-1] for row in whole.metrics)
     with pytest.raises(RunInterrupted):
-        run_search(config(), run_dir=tmp_path / "run", observer=StopAt(n_steps))
+        run_search(settings, run_dir=tmp_path / "run", observer=StopAt(n_steps))
     rest = resume_search(tmp_path / "run")
     assert rest.alpha.equal(whole.alpha)
     assert without_seconds(rest.metrics) == without_seconds(whole.metrics)
 
 
-def test_finalists_need_cells_with_fresh_weights():
-    message = "finalists must be 0 without fresh weights on paths, got 3"
+@pytest.mark.parametrize("name", ["surrogate", "extrapolate"])
+def test_some_settings_need_cells_with_fresh_weights(name):
+    message = f"{name} must be False without fresh weights on paths, got True"
     with pytest.raises(InvalidValueError, match=message):
-        config(weights="shared", finalists=3)
+        config(weights="shared", **{name: True})
     with pytest.raises(InvalidValueError, match=message):
-        config(paths="mixed", finalists=3)
+        config(paths="mixed", **{name: True})
 
 
 def test_a_path_needs_an_architecture_of_its_space():
@@ -231,41 +174,19 @@ def test_nesterov_needs_momentum():
         SearchConfig(space="nasbench201", momentum=0.0)
 
 
-@pytest.mark.parametrize("n_steps", [1, 3, 4, 6, 9])
-def test_a_search_whose_inner_steps_double_resumes_bit_for_bit(n_steps, tmp_path, without_seconds):
-    """Four epochs of two updates: M = 2, 2, 4, 4, then finals with 4 steps."""
-    settings = config(epochs=4, inner_doublings=1, finalists=4, update_period=1)
-    whole = run_search(settings)
-    assert [row["inner_steps"] for row in whole.metrics] == [2, 2, 4, 4, 4, 4]
-    # The current cell is evaluated again at the new M, and then a new one for each update.
-    evaluations = [row["evaluations"] for row in whole.metrics]
-    assert evaluations[2] - evaluations[1] == 1 + whole.metrics[2]["updates"]
-    with pytest.raises(RunInterrupted):
-        run_search(settings, run_dir=tmp_path / "run", observer=StopAt(n_steps))
-    rest = resume_search(tmp_path / "run")
-    assert rest.alpha.equal(whole.alpha)
-    assert without_seconds(rest.metrics) == without_seconds(whole.metrics)
-
-
-def test_doubling_needs_cells_with_fresh_weights():
-    with pytest.raises(InvalidValueError, match="inner_doublings must be 0 without fresh weights"):
-        config(weights="shared", finalists=0, inner_doublings=1)
-
-
 def test_auto_needs_shared_weights():
     with pytest.raises(InvalidValueError, match="weights must be shared with auto"):
-        run_search(config(algo="auto", finalists=0))
+        run_search(config(algo="auto"))
 
 
-@pytest.mark.parametrize("name", ["inner_doublings", "finalists", "median_stopping"])
-def test_a_run_keeps_its_levels_and_finals(name, tmp_path):
-    settings = config(inner_doublings=1)
+@pytest.mark.parametrize("name", ["surrogate", "extrapolate"])
+def test_a_run_keeps_its_rules_for_cells(name, tmp_path):
+    settings = config()
     with pytest.raises(RunInterrupted):
         run_search(settings, run_dir=tmp_path / "run", observer=StopAt(1))
-    value = getattr(settings, name)
-    changed = settings.replace(**{name: not value if isinstance(value, bool) else value + 1})
+    changed = settings.replace(**{name: True})
     (tmp_path / "run" / "config.toml").write_text(changed.to_toml())
-    with pytest.raises(RunError, match=f"{name} must stay {value}, got"):
+    with pytest.raises(RunError, match=f"{name} must stay False, got True"):
         resume_search(tmp_path / "run")
 
 
@@ -274,13 +195,13 @@ START = "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|avg_pool_3x3~1
 
 def test_a_search_begins_at_a_given_cell():
     """With fresh weights it is the first cell to be evaluated, instead of ten random ones."""
-    row = run_search(config(start=START, epochs=1, finalists=0, update_period=10)).metrics[0]
+    row = run_search(config(start=START, epochs=1, update_period=10)).metrics[0]
     assert row["evaluations"] == 2  # the start and a new cell
 
 
 @pytest.mark.parametrize("as_file", [False, True])
 @pytest.mark.parametrize("space", ["nasbench201", "s3"])
-@pytest.mark.parametrize("kind", [{}, {"paths": "mixed", "weights": "shared", "finalists": 0}])
+@pytest.mark.parametrize("kind", [{}, {"paths": "mixed", "weights": "shared"}])
 def test_alpha_begins_at_the_vertex_of_a_given_cell(space, as_file, kind, tmp_path):
     found = SPACES[space].discretize(torch.arange(float(SPACES[space].dim)).sin())
     start = str(found)
