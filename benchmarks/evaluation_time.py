@@ -1,13 +1,13 @@
 """What an evaluation costs in `minimize` and in other packages: µs of CPU time, function included.
 
-    python benchmarks/evaluation_time.py [METHOD ...] [--dims 10 30 100 300 1000] [--repeats 3]
-        [--evaluations 1000]
+    python benchmarks/evaluation_time.py [METHOD ...] [--bbob-dims 10] [--dims 10 30 100 300 1000]
+        [--repeats 3] [--evaluations 1000]
 
 METHOD is a name from ``SOLVERS`` or from the ``PEERS`` of ``peers.py``; default: all solvers,
 ``cmaes_ipop`` and, if NLopt is installed, ``nlopt_bobyqa`` and ``nlopt_sbplx``. Two tables, each
 entry the least of the repeats:
 
-* the 24 BBOB functions in 10 dimensions (instance 1): the mean over the functions, and the largest;
+* the 24 BBOB functions, instance 1: the mean over the functions, and the largest;
 * a quadratic function by dimension. A run ends after two seconds of CPU time, also if it has spent
   fewer evaluations.
 
@@ -31,7 +31,6 @@ from zoopt_nas import SOLVERS, minimize
 
 Fun = Callable[[np.ndarray], float]
 
-DIM_BBOB = 10
 MAX_SECONDS = 2.0
 
 
@@ -103,7 +102,8 @@ def main() -> None:
     if importlib.util.find_spec("nlopt"):
         default += ["nlopt_bobyqa", "nlopt_sbplx"]
     parser.add_argument("methods", nargs="*", metavar="METHOD", default=default)
-    parser.add_argument("--dims", nargs="+", type=int, default=[10, 30, 100, 300, 1000])
+    parser.add_argument("--bbob-dims", nargs="*", type=int, default=[10])
+    parser.add_argument("--dims", nargs="*", type=int, default=[10, 30, 100, 300, 1000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--evaluations", type=int, default=1000)
     args = parser.parse_args()
@@ -111,15 +111,18 @@ def main() -> None:
         microseconds(name, quadratic(2), 2, 20)
     print(
         f"µs of CPU time per evaluation, the least of {args.repeats} repeats of "
-        f"{args.evaluations} evaluations\n\nBBOB, {DIM_BBOB} dimensions:"
+        f"{args.evaluations} evaluations"
     )
-    bbob = [ioh.get_problem(number, 1, DIM_BBOB, ioh.ProblemClass.BBOB) for number in range(1, 25)]
-    for name, times in least_times(args.methods, bbob, DIM_BBOB, args).items():
-        print(f"{name:<14} mean {statistics.mean(times):6.1f}  largest {max(times):6.1f}")
-    print(f"\nquadratic:\n{'dim':<14}" + "".join(f"{dim:>9}" for dim in args.dims))
+    for dim in args.bbob_dims:
+        print(f"\nBBOB, {dim} dimensions:")
+        problems = [ioh.get_problem(f, 1, dim, ioh.ProblemClass.BBOB) for f in range(1, 25)]
+        for name, times in least_times(args.methods, problems, dim, args).items():
+            print(f"{name:<14} mean {statistics.mean(times):6.1f}  largest {max(times):6.1f}")
     rows = [least_times(args.methods, [quadratic(dim)], dim, args) for dim in args.dims]
-    for name in rows[0]:
-        print(f"{name:<14}" + "".join(f"{row[name][0]:>9.1f}" for row in rows))
+    if rows:
+        print(f"\nquadratic:\n{'dim':<14}" + "".join(f"{dim:>9}" for dim in args.dims))
+        for name in rows[0]:
+            print(f"{name:<14}" + "".join(f"{row[name][0]:>9.1f}" for row in rows))
 
 
 if __name__ == "__main__":
