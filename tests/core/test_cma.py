@@ -1,5 +1,6 @@
 """CMA-ES: the runs of the package cmaes, restarted and resumed."""
 
+import copy
 import math
 
 import cmaes
@@ -63,13 +64,31 @@ def test_the_covariance_follows_the_dimension():
     def is_full(solver, dim):
         state = solver.init(np.zeros(dim), rng=0)
         solver.ask(state)
-        return "_c_1d" in state.inner.optimizer
+        return "_B" in state.inner.optimizer
 
     assert is_full(CMA(), 200)
     assert not is_full(CMA(), 201)
     assert is_full(CMA(covariance="full"), 201)
     assert not is_full(CMA(covariance="diagonal"), 2)
     assert is_full(CMA(covariance="diagonal"), 1)  # the same thing there
+
+
+@pytest.mark.parametrize("kind", [cmaes.CMA, cmaes.SepCMA])
+def test_the_state_holds_what_a_copy_by_the_package_holds(kind):
+    optimizer = kind(mean=np.ones(7), sigma=1.0, seed=3)
+    for _ in range(20):
+        rows = [optimizer.ask() for _ in range(optimizer.population_size)]
+        optimizer.tell([(x, float(rosenbrock(7)(x))) for x in rows])
+    assert not optimizer.should_stop()
+    if kind is cmaes.CMA:  # rounding makes the triangles differ
+        optimizer._C[0, 1] = np.nextafter(optimizer._C[0, 1], 1.0)
+        assert np.any(optimizer._C != optimizer._C.T)
+    state = cma.CMAState(np.ones(7))
+    cma._save(state, optimizer)
+    loaded, expected = vars(cma._loaded(state)), vars(copy.copy(optimizer))
+    assert set(loaded) == set(expected) - {"_rng"}
+    for name, value in loaded.items():
+        np.testing.assert_array_equal(value, expected[name])
 
 
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
@@ -170,10 +189,10 @@ def test_the_worse_half_counts_as_drawn():
         told = CMA().ask(state).copy()
         told[k] /= 100
         CMA().tell(state, told, range(6), repaired=True)
-        matrices.append(state.inner.optimizer["_c_1d"])
+        matrices.append(state.inner.optimizer["_C"])
     as_drawn = CMA().init(np.zeros(2), rng=0)
     CMA().tell(as_drawn, CMA().ask(as_drawn), range(6))
-    np.testing.assert_array_equal(matrices[0], as_drawn.inner.optimizer["_c_1d"])
+    np.testing.assert_array_equal(matrices[0], as_drawn.inner.optimizer["_C"])
     assert np.max(np.abs(matrices[1] - matrices[0])) > 0.01
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import as_generator, to_numpy
+from zoopt_nas._arrays import as_generator, scale_rows, to_numpy
 from zoopt_nas.testing import BACKENDS
 
 SAMPLERS = {
@@ -38,6 +38,15 @@ def test_shape_and_kind(name, backend, n, dim):
     backend.check(rows)
     assert tuple(rows.shape) == (n, dim)
     assert np.all(np.isfinite(to_numpy(rows)))
+
+
+def test_rows_are_scaled_in_place(backend):
+    rows = draw("gaussian", backend, 4, 3)
+    factors = [2.0, 0.5, -0.25, 0.0]  # exact in every dtype
+    expected = to_numpy(rows) * np.array(factors)[:, None]
+    scale_rows(rows, factors)
+    backend.check(rows)
+    np.testing.assert_array_equal(to_numpy(rows), expected)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -95,8 +95,8 @@ class CMA(Solver):
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         if state.inner is None:  # not in `_init`, because a warm start moves x
             self._start(state)
-        optimizer = self._load(state)
-        optimizer.reseed_rng(_seed(state.rng))
+        optimizer = _loaded(state.inner)
+        optimizer._rng = np.random.RandomState(_seed(state.rng))
         drawn = np.array([optimizer.ask() for _ in range(optimizer.population_size)])
         limit = float(array_namespace(state.x).finfo(state.x.dtype).max)
         return as_like(
@@ -107,7 +107,7 @@ class CMA(Solver):
         host = np.asarray(to_numpy(values), dtype=np.float64)
         if np.all(np.isinf(host)):  # nothing to rank
             return state.x
-        optimizer = self._load(state)
+        optimizer = _loaded(state.inner)
         # The worse half counts as drawn and the better half as evaluated: cmaes scales rows with
         # negative weights to full length, so one that a box has moved next to the mean would make
         # the matrix collapse in its direction.
@@ -122,7 +122,7 @@ class CMA(Solver):
             if _has_ended(optimizer, self.restart):
                 self._restart(state, 2 * optimizer.population_size)
             else:
-                self._save(state, optimizer)
+                _save(state.inner, optimizer)
         state.metrics["sigma"] = self._sigma * float(state.inner.optimizer["_sigma"])
         state.metrics["n_restarts"] = state.inner.n_restarts
         return as_like("x", x, state.x, x.shape)
@@ -132,13 +132,13 @@ class CMA(Solver):
         if np.max(np.abs(origin)) / self._sigma >= _LARGEST_COORDINATE:
             raise InvalidValueError(f"x0 must be below 1e32 * sigma for cma, got {origin!r}")
         state.inner = CMAState(origin)
-        self._save(state, self._optimizer(origin, self.n_samples))
+        _save(state.inner, self._optimizer(origin, self.n_samples))
 
     def _restart(self, state: SolverState, n_samples: int) -> None:
         inner: CMAState = state.inner
         step = np.array(to_numpy(sampling.gaussian(state.rng, 1, state.x)[0]), dtype=np.float64)
         inner.n_restarts += 1
-        self._save(state, self._optimizer(inner.origin + self._sigma * step, n_samples))
+        _save(inner, self._optimizer(inner.origin + self._sigma * step, n_samples))
 
     def _optimizer(self, mean: np.ndarray, n_samples: int | None) -> Any:
         """Return an optimizer of cmaes in units of sigma, in which its tolerances are."""
@@ -150,34 +150,36 @@ class CMA(Solver):
         )
         kind = cmaes.CMA if is_full or dim == 1 else cmaes.SepCMA
         mean = np.clip(mean / self._sigma, -_LARGEST_COORDINATE, _LARGEST_COORDINATE)
-        return kind(mean=mean, sigma=1.0, population_size=n_samples)
-
-    def _save(self, state: SolverState, optimizer: Any) -> None:
-        """Move the optimizer into the state.
-
-        Every step starts from ``_load``, also in a run that was never saved: cmaes symmetrizes its
-        matrix when it is saved, so a resumed run would differ in the last bit otherwise.
-        """
-        optimizer.should_stop()  # decomposes the matrix, which leaves only `_bounds` at None
-        parts = optimizer.__getstate__()
-        state.inner.optimizer |= {name: v for name, v in parts.items() if v is not None}
-
-    def _load(self, state: SolverState) -> Any:
-        import cmaes
-
-        inner: CMAState = state.inner
-        saved = {name: _copied(part) for name, part in inner.optimizer.items()}
-        kind = cmaes.CMA if "_c_1d" in saved else cmaes.SepCMA
-        optimizer: Any = object.__new__(kind)
-        optimizer.__setstate__(saved)
-        optimizer.set_bounds(None)
+        optimizer = kind(mean=mean, sigma=1.0, population_size=n_samples)
+        optimizer.should_stop()  # decomposes the matrix, as after every `tell`
         return optimizer
 
 
-def _copied(value: Any) -> Any:
-    """Return a Python number, or a copy of an array, because cmaes writes into its arrays."""
-    array = np.array(value)
-    return array.item() if array.ndim == 0 else array
+def _save(inner: CMAState, optimizer: Any) -> None:
+    """Move the attributes of the optimizer into the state.
+
+    Rounding makes the triangles of a full matrix differ. As in a pickle of cmaes, the upper one
+    replaces the lower one.
+    """
+    parts = {name: v for name, v in vars(optimizer).items() if name not in ("_rng", "_bounds")}
+    if "_B" in parts:  # the matrix is full
+        C = parts["_C"]
+        parts["_C"] = np.where(np.tri(len(C), dtype=bool), C.T, C)
+    inner.optimizer = parts
+
+
+def _loaded(inner: CMAState) -> Any:
+    """Return an optimizer with the attributes in the state, which it writes into.
+
+    It has no generator: creating one takes as long as drawing twenty candidates.
+    """
+    import cmaes
+
+    kind = cmaes.CMA if "_B" in inner.optimizer else cmaes.SepCMA
+    optimizer: Any = object.__new__(kind)
+    vars(optimizer).update(inner.optimizer)
+    optimizer.set_bounds(None)
+    return optimizer
 
 
 def _has_ended(optimizer: Any, restart: bool) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, array_namespace
+from zoopt_nas._arrays import Array, array_namespace, scale_rows
 from zoopt_nas._checks import (
     check_at_least,
     check_bool,
@@ -132,8 +132,7 @@ class GLD(Solver):
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         radii = self.radii(state.x.shape[0], state.n_steps)
         steps = self._directions(state, len(radii))
-        for k, radius in enumerate(radii):  # an array of radii would be copied to the device
-            steps[k, :] *= radius
+        scale_rows(steps, radii)
         candidates = state.x + steps
         if self.deterministic and state.has_value:
             return candidates
@@ -149,7 +148,7 @@ class GLD(Solver):
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         xp = array_namespace(state.x)
         # Row 0 is x, and argmin returns the first minimum, so x moves to lower values only.
-        best = xp.argmin(values)[None]  # (Eq. 12)
+        best = values.argmin()[None]  # (Eq. 12)
         value = xp.take(values, best, axis=0)[0]
         x = xp.take(candidates, best, axis=0)[0]
         is_better = value < math.inf

@@ -110,15 +110,15 @@ class MGS(Solver):
         xp = array_namespace(state.x)
         steps = candidates - state.x
         weights = self._weights(steps, values, state.inner.guide)
-        squares = xp.sum(weights * weights)
-        n_effective = xp.sum(weights) / xp.where(squares > 0, squares, 1.0)  # N_e of A.3; or 0
+        squares = (weights * weights).sum()
+        n_effective = weights.sum() / (squares + (squares == 0))  # N_e of A.3; or 0
         state.metrics["n_effective"] = n_effective
         state.metrics["effective_ratio"] = n_effective / values.shape[0]  # (Eq. 27)
         weights = xp.astype(weights, steps.dtype)
         guide = state.inner.guide
         if guide is not None:
             # Equal weights would move x by the guide and by noise, whatever the values are.
-            selected = (weights - xp.sum(weights) / values.shape[0]) @ steps
+            selected = (weights - weights.sum() / values.shape[0]) @ steps
             square = guide @ guide
             ratio = (selected @ guide) / xp.where(square > 0, square, 1.0)
             state.metrics["selection_ratio"] = ratio
@@ -128,16 +128,16 @@ class MGS(Solver):
         """Return (n,) weights that sum to 1, or all 0 if every value is +inf (Eq. 10)."""
         xp = array_namespace(values)
         # f(x) of Eq. 10 cancels; the least value in its place prevents overflow.
-        best = xp.min(values)
-        best = xp.where(xp.isfinite(best), best, 0.0)
-        log_c = -(values - best) / self.temperature  # (Eq. 7)
+        log_c = (values.min() - values) / self.temperature  # (Eq. 7)
+        log_c = xp.where(xp.isfinite(values), log_c, -xp.inf)  # inf - inf if all have failed
         if self.weighting != "density_free":
             log_q = log_mixture(steps, guide, self.sigma, self.mixing)
             log_c = log_c - xp.astype(log_q, log_c.dtype)
-        top = xp.max(log_c)
-        c = xp.exp(log_c - xp.where(xp.isfinite(top), top, 0.0))  # (Eq. 10)
-        total = xp.sum(c)
-        return c / xp.where(total > 0, total, 1.0)
+            top = log_c.max()
+            log_c = log_c - xp.where(xp.isfinite(top), top, 0.0)
+        c = xp.exp(log_c)  # (Eq. 10)
+        total = c.sum()
+        return c / (total + (total == 0))
 
 
 def log_mixture(steps: Array, guide: Array | None, sigma: float, mixing: float) -> Array:

@@ -97,9 +97,8 @@ class RS(Solver):
             directions = (candidates[::2] - candidates[1::2]) / (2 * self.smoothing)
             slopes = phi / (2 * self.smoothing) * (values[::2] - values[1::2])  # (Eq. 5)
         survived = xp.isfinite(slopes)  # a failure gives +inf, or +inf - +inf = NaN
-        slopes = xp.where(survived, slopes, 0.0)
-        n_survived = xp.astype(xp.sum(xp.astype(survived, slopes.dtype)), slopes.dtype)
-        mean = xp.astype(slopes / xp.where(n_survived > 0, n_survived, 1.0), directions.dtype)
-        gradient = mean @ directions  # (Eq. 6)
-        state.metrics["gradient_norm"] = xp.sqrt(xp.sum(gradient * gradient))
+        n_survived = survived.sum()
+        mean = xp.where(survived, slopes, 0.0) / (n_survived + (n_survived == 0))
+        gradient = xp.astype(mean, directions.dtype) @ directions  # (Eq. 6)
+        state.metrics["gradient_norm"] = xp.sqrt((gradient * gradient).sum())
         return state.x - self.learning_rate * gradient
