@@ -21,6 +21,7 @@ ORDER = [
     "solvers.base",
     "solvers.engines.__init__",
     "solvers.engines.descent_state",
+    "solvers.engines.resolution",
     "solvers.engines.box_steps",
     "solvers.engines.differences",
     "solvers.engines.first_look",

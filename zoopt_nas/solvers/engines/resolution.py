@@ -1,0 +1,105 @@
+"""Rounded values and coordinates: what a descent sees if the objective has only a few digits.
+
+Values with few digits, or of a count, are multiples of a grain: their differences have a common
+divisor. An objective of rounded coordinates has the same value at points that are close together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from zoopt_nas._arrays import Array, array_namespace
+from zoopt_nas.solvers.engines.descent_state import DescentState
+from zoopt_nas.solvers.engines.differences import value_error
+from zoopt_nas.solvers.state import SolverState, within_bounds
+
+# The number of values that are remembered, and how many distinct ones a grain needs: the divisor of
+# fewer is often a multiple of the grain, or chance.
+N_RECENT = 8
+MIN_DISTINCT = 4
+# The errors of a common divisor, in roundings of the largest value, and the least grain, in these
+# errors.
+ROUNDINGS = 64.0
+CERTAIN = 16.0
+# Where most probes tell nothing, the next ones are farther by this factor.
+FARTHER = 8.0
+CLOSE = 1e-5
+VISIBLE = 16.0
+
+
+def common_divisor(values: Sequence[float], eps: float) -> float:
+    """Return the largest number of which all differences are multiples; 0 if there is none.
+
+    Args:
+        values: finite.
+        eps: the relative error of a value.
+    """
+    error = ROUNDINGS * eps * max(map(abs, values))
+    divisor = 0.0
+    for value in values[1:]:
+        a, b = divisor, abs(value - values[0])
+        while b > error:  # Euclid's algorithm, with the remainder of least size
+            a, b = b, abs(math.remainder(a, b))
+        divisor = a
+    return divisor if divisor > CERTAIN * error else 0.0
+
+
+def remember(state: SolverState, values: Array) -> None:
+    """Take in the values of a batch, and find their grain."""
+    inner: DescentState = state.inner
+    told = [value for value in values[-N_RECENT:].tolist() if math.isfinite(value)]
+    inner.recent = [*inner.recent, *told][-N_RECENT:]
+    distinct = sorted(set(inner.recent))
+    if len(distinct) >= MIN_DISTINCT and inner.noise == 0:
+        eps = float(array_namespace(state.x).finfo(state.x.dtype).eps)
+        inner.grain = common_divisor(distinct, eps)
+
+
+def begin_close(state: SolverState) -> None:
+    """Begin to look for the distance at which values differ."""
+    inner: DescentState = state.inner
+    inner.closeness, inner.hidden = CLOSE, 0.0
+
+
+def ask_close(state: SolverState) -> Array:
+    """Return a point close to the iterate, down the slope."""
+    xp = array_namespace(state.x)
+    inner: DescentState = state.inner
+    way = inner.basis @ (inner.slopes / xp.linalg.vector_norm(inner.slopes))
+    return within_bounds(state, state.x - inner.closeness * way)[None, :]
+
+
+def sees_nothing(state: SolverState, candidate: Array, value: float) -> bool:
+    """Learn from the value of `ask_close`; return whether to ask again, farther away."""
+    xp = array_namespace(state.x)
+    inner: DescentState = state.inner
+    change = inner.closeness * float(xp.linalg.vector_norm(inner.slopes))
+    if value != state.value or inner.closeness > 1 :
+        return False
+    if change > VISIBLE * value_error(state):
+        inner.hidden = FARTHER * change
+        inner.reach = max(inner.reach, FARTHER * float(xp.linalg.vector_norm(candidate - state.x)))
+    inner.closeness *= FARTHER
+    return True
+
+
+def is_blind(state: SolverState, candidates: Array, values: Array) -> bool:
+    """Return whether probes must go farther, because one has the value of the iterate.
+
+    The slopes before must predict a change: along a coordinate that does not matter there is none.
+    """
+    xp = array_namespace(candidates)
+    inner: DescentState = state.inner
+    if inner.near is not None:
+        return False
+    expected = xp.abs(inner.slopes * inner.steps)
+    if inner.is_central:
+        expected = xp.reshape(xp.stack([expected, expected], axis=1), (-1,))
+    is_tied = (values == state.value) & (expected > VISIBLE * value_error(state))
+    lengths = xp.linalg.vector_norm(candidates - state.x, axis=1)
+    reach = FARTHER * float(xp.max(xp.where(is_tied, lengths, 0.0)))
+    if not inner.reach < reach <= float(xp.max(inner.look.scales)):
+        return False
+    inner.reach = reach
+    return True
