@@ -46,7 +46,7 @@ ENOUGH_MANY = 1.5
 # The least dim for subspaces with a small budget; comparisons are better below.
 MIN_SUBSPACE = 30
 # Noise below this fraction of the range of values at the start does not prevent differences.
-LITTLE_NOISE = 1e-6
+LITTLE_NOISE = 0.02
 
 # The first solver is checked every EVALUATIONS_PER_CHECK (dim + 2) evaluations. A check is slow if
 # the gain is at most the fraction SLOW of all gains so far, and at least SHRINKING times the last
@@ -184,7 +184,7 @@ class Auto(Solver):
         n_restarts = arm.inner.n_restarts
         state.x = _with_turn(state, "_tell", candidates, values)
         is_descent = isinstance(arm.inner, DescentState)
-        if inner.plan == FEW and self.noisy is None and is_descent and arm.inner.noise > 0:
+        if inner.plan == FEW and self.noisy is not False and is_descent and arm.inner.noise > 0:
             self._meet_noise(state, told, arm.inner.noise)
             return state.x
         inner.n_turn += len(told)
@@ -228,11 +228,12 @@ class Auto(Solver):
         return inner.n_slow >= N_SLOW
 
     def _plan(self, dim: int) -> int:
-        if self.noisy:
-            return NOISY
         is_few = dim <= MAX_FEW
         enough = ENOUGH_FEW if is_few else ENOUGH_MANY
-        if self.maxfev is not None and self.maxfev < enough * dim:
+        is_small = self.maxfev is not None and self.maxfev < enough * dim
+        if self.noisy and (is_small or not is_few):
+            return NOISY
+        if is_small:
             return SMALL if dim < MIN_SUBSPACE else SMALL_MANY
         return FEW if is_few else MANY
 

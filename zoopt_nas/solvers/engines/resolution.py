@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from zoopt_nas._arrays import Array, array_namespace
 from zoopt_nas.solvers.engines.descent_state import DescentState
@@ -16,12 +17,13 @@ from zoopt_nas.solvers.state import SolverState, within_bounds
 
 # The number of values that are remembered, and how many distinct ones a grain needs: the divisor of
 # fewer is often a multiple of the grain, or chance.
-N_RECENT = 8
+N_RECENT = 12
+SIMILAR = 8.0
 MIN_DISTINCT = 4
-# The errors of a common divisor, in roundings of the largest value, and the least grain, in these
-# errors.
-ROUNDINGS = 64.0
-CERTAIN = 16.0
+# Remainders below LOOSE sqrt(eps) of the largest value are errors of rounding. A divisor holds if
+# the differences are its multiples up to ROUNDINGS of this value.
+LOOSE = 1.0
+ROUNDINGS = 8.0
 # Where most probes tell nothing, the next ones are farther by this factor.
 FARTHER = 8.0
 CLOSE = 1e-5
@@ -32,17 +34,25 @@ def common_divisor(values: Sequence[float], eps: float) -> float:
     """Return the largest number of which all differences are multiples; 0 if there is none.
 
     Args:
-        values: finite.
+        values: finite, at least two of them distinct.
         eps: the relative error of a value.
     """
-    error = ROUNDINGS * eps * max(map(abs, values))
+    largest = max(map(abs, values))
+    differences = [high - low for low, high in pairwise(sorted(set(values)))]
+    error = LOOSE * eps ** (1 / 2) * largest
     divisor = 0.0
-    for value in values[1:]:
-        a, b = divisor, abs(value - values[0])
+    for difference in differences:
+        a, b = divisor, difference
         while b > error:  # Euclid's algorithm, with the remainder of least size
             a, b = b, abs(math.remainder(a, b))
         divisor = a
-    return divisor if divisor > CERTAIN * error else 0.0
+    if not divisor > error:
+        return 0.0
+    multiples = [round(difference / divisor) for difference in differences]
+    divisor = max(differences) / multiples[differences.index(max(differences))]
+    off = max(abs(d - m * divisor) for d, m in zip(differences, multiples, strict=True))
+    is_exact = off <= ROUNDINGS * eps * largest and min(multiples) > 0
+    return divisor if is_exact else 0.0
 
 
 def remember(state: SolverState, values: Array) -> None:
@@ -50,10 +60,12 @@ def remember(state: SolverState, values: Array) -> None:
     inner: DescentState = state.inner
     told = [value for value in values[-N_RECENT:].tolist() if math.isfinite(value)]
     inner.recent = [*inner.recent, *told][-N_RECENT:]
-    distinct = sorted(set(inner.recent))
+    # A number of digits makes a finer grain for smaller values.
+    least = min(map(abs, inner.recent), default=0.0)
+    distinct = {value for value in inner.recent if abs(value) <= SIMILAR * least}
     if len(distinct) >= MIN_DISTINCT and inner.noise == 0:
         eps = float(array_namespace(state.x).finfo(state.x.dtype).eps)
-        inner.grain = common_divisor(distinct, eps)
+        inner.grain = common_divisor(list(distinct), eps)
 
 
 def begin_close(state: SolverState) -> None:
