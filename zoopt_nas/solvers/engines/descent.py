@@ -1,9 +1,10 @@
 """Quasi-Newton descent along gradients by finite differences, up to 100 dimensions.
 
-A run is a sequence of batches of five kinds: START takes a central difference along every
+A run is a sequence of batches of six kinds: START takes a central difference along every
 coordinate of a new origin; PROBE measures the slopes at the iterate; SEARCH tries one step length;
 EXPAND tries a longer step after a full step that fell as far as its slope predicted; HESSIAN
-measures all second derivatives if gradients alone are slow.
+measures all second derivatives if gradients alone are slow; CLOSE asks before how close two points
+may be.
 
 The steps are BFGS in product form (Powell, "Updating conjugate directions by the BFGS formula",
 Math. Programming 38, 1987): the columns of a basis Z, with Z Zᵀ the inverse Hessian estimate, are
@@ -80,8 +81,7 @@ def tell(state: SolverState, candidates: Array, values: Array, *, smoothing: flo
     inner: DescentState = state.inner
     phase = inner.phase
     inner.n_spent += values.shape[0]
-    if phase != Phase.START:  # a start often has few digits, and so have its values
-        resolution.remember(state, values)
+    resolution.remember(state, values)
     if phase == Phase.START:
         return _tell_start(state, candidates, values)
     if phase == Phase.PROBE:
@@ -91,13 +91,7 @@ def tell(state: SolverState, candidates: Array, values: Array, *, smoothing: flo
         second_differences.tell(state, candidates, values)
         return _begin_search(state, state.x)
     if phase == Phase.CLOSE:
-        if resolution.sees_nothing(state, candidates[0], float(values[0])):
-            return state.x
-        inner.has_hessian = second_differences.distance(state) > second_differences.MAX_DISTANCE
-        if inner.has_hessian:  # as good as known: it cannot be measured
-            return _begin_search(state, state.x)
-        inner.phase = Phase.HESSIAN
-        return state.x
+        return _tell_close(state, candidates[0], float(values[0]))
     value = float(values[0])
     if phase == Phase.SEARCH:
         return _tell_search(state, candidates[0], value)
@@ -203,6 +197,17 @@ def _tell_probe(
     return _begin_search(state, state.x)
 
 
+def _tell_close(state: SolverState, candidate: Array, value: float) -> Array:
+    inner: DescentState = state.inner
+    if resolution.sees_nothing(state, candidate, value):
+        return state.x
+    if second_differences.distance(state) > second_differences.MAX_DISTANCE:
+        inner.has_hessian = True  # no other attempt
+        return _begin_search(state, state.x)
+    inner.phase = Phase.HESSIAN
+    return state.x
+
+
 def _completed(state: SolverState, slopes: Array, values: Array) -> Array:
     """Return the slopes, with the prediction of the model for failed probes."""
     xp = array_namespace(slopes)
@@ -251,7 +256,8 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
         length *= min(max(0.5 * promised / bend if bend > 0 else 0.5, 0.1), 0.5)
     inner.length = length
     too_short = length * length * square < differences.value_error(state)
-    if too_short or inner.n_trials >= MAX_TRIALS:
+    is_tied = change == 0 and promised > resolution.VISIBLE * differences.value_error(state)
+    if is_tied or too_short or inner.n_trials >= MAX_TRIALS:
         return _search_failed(state, state.x)
     return state.x
 
@@ -330,6 +336,9 @@ def _restart(state: SolverState, x: Array) -> Array:
     inner.phase, inner.n_restarts, inner.n_renewals = Phase.START, n_restarts, 0
     inner.n_spent = 0
     scales = _first_scales(state, inner.start)
+    if n_restarts % 2 and max(inner.grain, inner.reach) > 0:  # rounding looks like it, too
+        inner.look = first_look.begin(inner.best, scales)
+        return inner.look.origin
     if differences.measures_iterate(state):  # noise looks like convergence: stay and measure again
         inner.look = first_look.begin(x, scales)
         return x

@@ -19,7 +19,7 @@ def measures_iterate(state: SolverState) -> bool:
 
 
 def value_error(state: SolverState) -> float:
-    """Return ε, the error of a value near the iterate: noise, grain, or a few roundings.
+    """Return ε, the error of a value near the iterate: of noise, few digits, or rounding.
 
     If the least value is 0, rounding gives no bound: then the error is eps^1.5 of the value at the
     origin, some 24 decades below it in float64.
@@ -29,7 +29,17 @@ def value_error(state: SolverState) -> float:
     value = abs(state.value)
     rounding = 4 * eps * value if math.isfinite(value) else 0.0
     smallest = eps * math.sqrt(eps) * inner.origin_value
-    return max(rounding, smallest, 2 * inner.jitter, inner.grain / 2, inner.noise)
+    return max(rounding, smallest, 2 * inner.jitter, inner.grain / 2, inner.noise, _hidden(inner))
+
+
+def _hidden(inner: DescentState) -> float:
+    """Return the change of value over a quarter of ``reach``, on average over the columns."""
+    if inner.reach == 0 or inner.basis is None:
+        return 0.0
+    xp = array_namespace(inner.basis)
+    length = float(xp.mean(xp.linalg.vector_norm(inner.basis, axis=0)))
+    slope = float(xp.linalg.vector_norm(inner.slopes)) / length if length > 0 else 0.0
+    return slope * inner.reach / 4
 
 
 def probe_basis(state: SolverState, smoothing: float | None) -> Array:

@@ -11,23 +11,25 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from zoopt_nas._arrays import Array, array_namespace
-from zoopt_nas.solvers.engines.descent_state import DescentState
+from zoopt_nas.solvers.engines.descent_state import DescentState, Phase
 from zoopt_nas.solvers.engines.differences import value_error
 from zoopt_nas.solvers.state import SolverState, within_bounds
 
-# The number of values that are remembered, and how many distinct ones a grain needs: the divisor of
-# fewer is often a multiple of the grain, or chance.
+# The number of values that are remembered. Those up to SIMILAR times the least are compared: where
+# values have a number of digits, smaller ones have a finer grain. The divisor of fewer than
+# MIN_DISTINCT is often a multiple of the grain, or chance.
 N_RECENT = 12
 SIMILAR = 8.0
 MIN_DISTINCT = 4
-# Remainders below LOOSE sqrt(eps) of the largest value are errors of rounding. A divisor holds if
-# the differences are its multiples up to ROUNDINGS of this value.
-LOOSE = 1.0
+# A divisor is certain if it is large beside the error of a value, which is ROUNDINGS of the largest
+# one, and if all remainders are within this error.
 ROUNDINGS = 8.0
-# Where most probes tell nothing, the next ones are farther by this factor.
+CERTAIN = 100.0
+# A point that tells nothing is followed by one that is farther by the factor FARTHER, if the slope
+# predicts a change of VISIBLE errors of a value. The first one is at CLOSE, in units of the model.
 FARTHER = 8.0
-CLOSE = 1e-5
 VISIBLE = 16.0
+CLOSE = 1e-5
 
 
 def common_divisor(values: Sequence[float], eps: float) -> float:
@@ -37,33 +39,33 @@ def common_divisor(values: Sequence[float], eps: float) -> float:
         values: finite, at least two of them distinct.
         eps: the relative error of a value.
     """
-    largest = max(map(abs, values))
-    differences = [high - low for low, high in pairwise(sorted(set(values)))]
-    error = LOOSE * eps ** (1 / 2) * largest
-    divisor = 0.0
-    for difference in differences:
-        a, b = divisor, difference
-        while b > error:  # Euclid's algorithm, with the remainder of least size
-            a, b = b, abs(math.remainder(a, b))
-        divisor = a
-    if not divisor > error:
+    # Small ones first: their divisor has a small error, and each larger one makes it more exact.
+    differences = sorted(high - low for low, high in pairwise(sorted(set(values))))
+    error = ROUNDINGS * eps * max(map(abs, values))
+    if not math.isfinite(differences[-1]):
         return 0.0
-    multiples = [round(difference / divisor) for difference in differences]
-    divisor = max(differences) / multiples[differences.index(max(differences))]
-    off = max(abs(d - m * divisor) for d, m in zip(differences, multiples, strict=True))
-    is_exact = off <= ROUNDINGS * eps * largest and min(multiples) > 0
-    return divisor if is_exact else 0.0
+    divisor = differences[0]
+    for difference in differences[1:]:
+        a, b = difference, divisor
+        while b * b > error * difference:  # Euclid; smaller remainders are errors
+            a, b = b, abs(math.remainder(a, b))
+        divisor = difference / round(difference / a)
+    off = max(abs(math.remainder(difference, divisor)) for difference in differences)
+    return divisor if off <= error < divisor / CERTAIN else 0.0
 
 
 def remember(state: SolverState, values: Array) -> None:
-    """Take in the values of a batch, and find their grain."""
+    """Take in the values of a batch, and find the grain of the last ones."""
     inner: DescentState = state.inner
+    if inner.phase == Phase.START:  # a start often has few digits, and so have its values
+        return
     told = [value for value in values[-N_RECENT:].tolist() if math.isfinite(value)]
     inner.recent = [*inner.recent, *told][-N_RECENT:]
-    # A number of digits makes a finer grain for smaller values.
+    if inner.noise > 0 or inner.phase in (Phase.SEARCH, Phase.EXPAND):
+        return
     least = min(map(abs, inner.recent), default=0.0)
     distinct = {value for value in inner.recent if abs(value) <= SIMILAR * least}
-    if len(distinct) >= MIN_DISTINCT and inner.noise == 0:
+    if len(distinct) >= MIN_DISTINCT:
         eps = float(array_namespace(state.x).finfo(state.x.dtype).eps)
         inner.grain = common_divisor(list(distinct), eps)
 
@@ -87,11 +89,12 @@ def sees_nothing(state: SolverState, candidate: Array, value: float) -> bool:
     xp = array_namespace(state.x)
     inner: DescentState = state.inner
     change = inner.closeness * float(xp.linalg.vector_norm(inner.slopes))
-    if value != state.value or inner.closeness > 1 :
+    length = float(xp.linalg.vector_norm(candidate - state.x))
+    if value != state.value or length == 0 or inner.closeness > 1:
         return False
     if change > VISIBLE * value_error(state):
         inner.hidden = FARTHER * change
-        inner.reach = max(inner.reach, FARTHER * float(xp.linalg.vector_norm(candidate - state.x)))
+        inner.reach = max(inner.reach, FARTHER * length)
     inner.closeness *= FARTHER
     return True
 
