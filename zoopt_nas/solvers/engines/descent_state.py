@@ -51,9 +51,7 @@ class DescentState:
     grain: float = 0.0  # the divisor of the differences of ``recent``; 0 if there is none
     closeness: float = 0.0  # the distance of the point of CLOSE, in units of the model
     hidden: float = 0.0  # the largest change of value that CLOSE may have missed
-    reach: float = (
-        0.0  # the least distance of a probe in x, as nearer ones tell nothing; or 0
-    )
+    reach: float = 0.0  # the least distance of a probe in x, as nearer ones tell nothing; or 0
     origin_value: float = 0.0  # the absolute value of the objective at the last origin
     n_restarts: int = 0  # the number of restarts
     n_renewals: int = 0  # the number of new models since the last restart

@@ -42,7 +42,7 @@ def common_divisor(values: Sequence[float], eps: float) -> float:
     # Small ones first: their divisor has a small error, and each larger one makes it more exact.
     differences = sorted(high - low for low, high in pairwise(sorted(set(values))))
     error = ROUNDINGS * eps * max(map(abs, values))
-    if not math.isfinite(differences[-1]):
+    if not error < differences[0] <= differences[-1] < math.inf:
         return 0.0
     divisor = differences[0]
     for difference in differences[1:]:
