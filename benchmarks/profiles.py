@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from peers import PEERS
 from profiles_plot import draw_profiles
 from profiles_scores import scores, solved
@@ -156,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(shown, args.tolerance))
     if args.out is not None:
         figure = draw_profiles(shown, args.tolerance)
-        figure.savefig(args.out / "profiles.svg", metadata={"Date": None})
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "profiles"}):  # small, the same
+            figure.savefig(args.out / "profiles.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

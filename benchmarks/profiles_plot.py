@@ -14,7 +14,6 @@ from zoopt_nas import InvalidValueError
 # Okabe and Ito's colours, which the colour-blind tell apart; then the line styles change.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
-_N_POINTS = 100
 
 
 def draw_profiles(results: Sequence[Result], tolerance: float) -> Figure:
@@ -41,8 +40,9 @@ def draw_profiles(results: Sequence[Result], tolerance: float) -> Figure:
         dims = np.array([run.dim for run in runs[0]])
         kinds = (performance_ratios(needed), simplex_gradients(needed, dims))
         for axes, ratios in zip(grid[:, j], kinds, strict=True):
-            at = np.linspace(0, end(ratios), _N_POINTS)
-            for i, (result, fractions) in enumerate(zip(results, profile(ratios, at), strict=True)):
+            for i, (result, row) in enumerate(zip(results, ratios, strict=True)):
+                at = np.unique([0.0, *row[np.isfinite(row)], end(ratios)])
+                fractions = profile(row[None, :], at)[0]
                 axes.plot(
                     2**at,
                     fractions,
