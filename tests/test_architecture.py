@@ -23,6 +23,7 @@ ORDER = [
     "solvers.engines.descent_state",
     "solvers.engines.box_steps",
     "solvers.engines.differences",
+    "solvers.engines.resolution",
     "solvers.engines.first_look",
     "solvers.engines.second_differences",
     "solvers.engines.descent",

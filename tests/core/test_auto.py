@@ -116,6 +116,25 @@ def test_noise_is_told_or_found():
         assert float((result.x_iterate**2).sum()) < 0.2
 
 
+@pytest.mark.parametrize("is_told", [False, True])
+def test_little_noise_leaves_the_descent_its_turns(is_told):
+    noise = np.random.default_rng(0)
+
+    def noisy(x):
+        return float((x**2).sum() + 1e-3 * noise.standard_normal())
+
+    result = minimize(noisy, np.full(4, 3.0), maxfev=600, rng=0, noisy=is_told)
+    assert "(4 dimensions, slightly noisy)" in result.message
+    assert list(shares(result.message)) == ["quasi_newton", "adaptive_mgs"]
+    assert float((result.x**2).sum()) < 4 * 4 * 1e-3
+
+
+def test_noise_that_is_told_of_decides_where_gradients_are_dear():
+    for dim, maxfev in ((5, 12), (101, 400)):
+        result = minimize(sphere(dim), np.ones(dim), maxfev=maxfev, rng=0, noisy=True)
+        assert f"auto chose adaptive_mgs ({dim} dimensions, noisy): " in result.message
+
+
 def test_an_objective_without_a_minimum_is_no_error():
     result = minimize(lambda x: x[0], np.ones(10), maxfev=3000, rng=0)
     assert result.nfev == 3000

@@ -45,8 +45,10 @@ ENOUGH_FEW = 2.5
 ENOUGH_MANY = 1.5
 # The least dim for subspaces with a small budget; comparisons are better below.
 MIN_SUBSPACE = 30
-# Noise below this fraction of the range of values at the start does not prevent differences.
-LITTLE_NOISE = 1e-6
+# Noise as a fraction of the range of values at the start. Below LITTLE_NOISE, differences over some
+# distance still are good slopes. From TINY_NOISE on, `minimize` measures its result again.
+LITTLE_NOISE = 0.02
+TINY_NOISE = 1e-6
 
 # The first solver is checked every EVALUATIONS_PER_CHECK (dim + 2) evaluations. A check is slow if
 # the gain is at most the fraction SLOW of all gains so far, and at least SHRINKING times the last
@@ -101,22 +103,25 @@ class Auto(Solver):
 
     The first rule that applies decides:
 
-    1. The objective is noisy, because the caller says so or because two values of the start differ
-       by more than rounding: ``adaptive_mgs``. If they differ by less than 1e-6 of the range of
-       values around, ``quasi_newton`` goes on, and ``adaptive_mgs`` takes over from it.
-    2. The budget is below 2.5 evaluations per dimension, or 1.5 above 100 dimensions:
+    1. The budget is below 2.5 evaluations per dimension, or 1.5 above 100 dimensions:
        ``adaptive_gld`` below 30 dimensions, ``quasi_newton`` with 8 directions a step from there.
-    3. There are at most 100 dimensions: ``quasi_newton`` until it has converged or crawls, then a
-       race of it and ``cma``: the one that found the best point gets three quarters of the turns.
-    4. Otherwise: ``quasi_newton``.
+       If the caller says that the objective is noisy: ``adaptive_mgs``.
+    2. There are more than 100 dimensions: ``quasi_newton``, or ``adaptive_mgs`` if the caller says
+       that the objective is noisy.
+    3. Otherwise: ``quasi_newton`` until it has converged or crawls, then a race of it and ``cma``:
+       the one that found the best point gets three quarters of the turns.
+
+    If two values of the start differ by more than rounding, under rule 3, there is noise. Below 2 %
+    of the range of values around, the race is with ``adaptive_mgs``; otherwise ``adaptive_mgs``
+    takes over at once.
 
     The run does not depend on the number of workers, and the choice not on bounds. The message of
     `minimize` names the solvers that ran, and their evaluations.
 
     Attributes:
-        maxfev: the budget, for rule 2. None: the budget of `minimize`.
-        noisy: whether the objective is noisy, for rule 1. None: what `minimize` was told, or find
-            out.
+        maxfev: the budget, for rule 1. None: the budget of `minimize`.
+        noisy: whether the objective is noisy. None: what `minimize` was told, or find out. False:
+            it is not, even if values of a point differ.
     """
 
     name: ClassVar[str] = "auto"
@@ -184,7 +189,7 @@ class Auto(Solver):
         n_restarts = arm.inner.n_restarts
         state.x = _with_turn(state, "_tell", candidates, values)
         is_descent = isinstance(arm.inner, DescentState)
-        if inner.plan == FEW and self.noisy is None and is_descent and arm.inner.noise > 0:
+        if inner.plan == FEW and self.noisy is not False and is_descent and arm.inner.noise > 0:
             self._meet_noise(state, told, arm.inner.noise)
             return state.x
         inner.n_turn += len(told)
@@ -204,14 +209,16 @@ class Auto(Solver):
         """Change to a plan for noise, which the first batch has shown."""
         inner: AutoState = state.inner
         finite = [value for value in told if math.isfinite(value)]
-        if noise < LITTLE_NOISE * (max(finite) - min(finite)):
+        share = noise / (max(finite) - min(finite))
+        if share >= TINY_NOISE:
+            state.metrics["is_noisy"] = True
+        if share < LITTLE_NOISE:
             inner.plan = QUIET
             inner.arms[1] = Arm()  # for another solver
             return
         state.value = math.nan
         self._begin(state, NOISY)
         state.inner.n_before = inner.arms[0].n_told
-        state.metrics["is_noisy"] = True
 
     def _crawls(self, inner: AutoState, told: list[float], dim: int) -> bool:
         """Take in the values of a batch; return whether the first solver crawls."""
@@ -228,11 +235,12 @@ class Auto(Solver):
         return inner.n_slow >= N_SLOW
 
     def _plan(self, dim: int) -> int:
-        if self.noisy:
-            return NOISY
         is_few = dim <= MAX_FEW
         enough = ENOUGH_FEW if is_few else ENOUGH_MANY
-        if self.maxfev is not None and self.maxfev < enough * dim:
+        is_small = self.maxfev is not None and self.maxfev < enough * dim
+        if self.noisy and (is_small or not is_few):
+            return NOISY
+        if is_small:
             return SMALL if dim < MIN_SUBSPACE else SMALL_MANY
         return FEW if is_few else MANY
 

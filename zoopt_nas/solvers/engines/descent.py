@@ -1,9 +1,10 @@
 """Quasi-Newton descent along gradients by finite differences, up to 100 dimensions.
 
-A run is a sequence of batches of five kinds: START takes a central difference along every
+A run is a sequence of batches of six kinds: START takes a central difference along every
 coordinate of a new origin; PROBE measures the slopes at the iterate; SEARCH tries one step length;
 EXPAND tries a longer step after a full step that fell as far as its slope predicted; HESSIAN
-measures all second derivatives if gradients alone are slow.
+measures all second derivatives if gradients alone are slow; CLOSE asks before how close two points
+may be.
 
 The steps are BFGS in product form (Powell, "Updating conjugate directions by the BFGS formula",
 Math. Programming 38, 1987): the columns of a basis Z, with Z Zᵀ the inverse Hessian estimate, are
@@ -20,7 +21,7 @@ import math
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.engines import differences, first_look, second_differences
+from zoopt_nas.solvers.engines import differences, first_look, resolution, second_differences
 from zoopt_nas.solvers.engines.box_steps import box_step
 from zoopt_nas.solvers.engines.descent_state import DescentState, Phase
 from zoopt_nas.solvers.state import within_bounds
@@ -67,6 +68,8 @@ def ask(state: SolverState, *, smoothing: float | None) -> Array:
         return differences.probe_basis(state, smoothing)
     if phase == Phase.HESSIAN:
         return second_differences.ask(state)
+    if phase == Phase.CLOSE:
+        return resolution.ask_close(state)
     length = inner.length
     if phase == Phase.EXPAND:  # x has already moved by one length
         length *= EXPANSION - 1
@@ -78,6 +81,7 @@ def tell(state: SolverState, candidates: Array, values: Array, *, smoothing: flo
     inner: DescentState = state.inner
     phase = inner.phase
     inner.n_spent += values.shape[0]
+    resolution.remember(state, values)
     if phase == Phase.START:
         return _tell_start(state, candidates, values)
     if phase == Phase.PROBE:
@@ -86,6 +90,8 @@ def tell(state: SolverState, candidates: Array, values: Array, *, smoothing: flo
     if phase == Phase.HESSIAN:
         second_differences.tell(state, candidates, values)
         return _begin_search(state, state.x)
+    if phase == Phase.CLOSE:
+        return _tell_close(state, candidates[0], float(values[0]))
     value = float(values[0])
     if phase == Phase.SEARCH:
         return _tell_search(state, candidates[0], value)
@@ -168,6 +174,8 @@ def _tell_probe(
         change = again - state.value
         inner.noise = averaged_noise(inner.noise, change)
         state.value = state.value + change / 2
+    elif may_measure_hessian and resolution.is_blind(state, candidates, values):
+        return state.x
     first_look.remember_best(state, candidates, values, is_first=True)
     slopes = _completed(state, differences.basis_slopes(state, candidates, values), values)
     if not (math.isfinite(inner.fallback_value) and bool(xp.all(xp.isfinite(slopes)))):
@@ -183,9 +191,21 @@ def _tell_probe(
             inner.basis, u = update
             inner.slopes = slopes - u * (step @ slopes)
         if may_measure_hessian and second_differences.is_due(state, before):
-            inner.phase = Phase.HESSIAN
+            inner.phase = Phase.CLOSE
+            resolution.begin_close(state)
             return state.x
     return _begin_search(state, state.x)
+
+
+def _tell_close(state: SolverState, candidate: Array, value: float) -> Array:
+    inner: DescentState = state.inner
+    if resolution.sees_nothing(state, candidate, value):
+        return state.x
+    if second_differences.distance(state) > second_differences.MAX_DISTANCE:
+        inner.has_hessian = True  # no other attempt
+        return _begin_search(state, state.x)
+    inner.phase = Phase.HESSIAN
+    return state.x
 
 
 def _completed(state: SolverState, slopes: Array, values: Array) -> Array:
@@ -236,7 +256,8 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
         length *= min(max(0.5 * promised / bend if bend > 0 else 0.5, 0.1), 0.5)
     inner.length = length
     too_short = length * length * square < differences.value_error(state)
-    if too_short or inner.n_trials >= MAX_TRIALS:
+    is_tied = change == 0 and promised > resolution.VISIBLE * differences.value_error(state)
+    if is_tied or too_short or inner.n_trials >= MAX_TRIALS:
         return _search_failed(state, state.x)
     return state.x
 
@@ -253,15 +274,16 @@ def _move(state: SolverState, x: Array, value: float) -> Array:
     distance = length * math.sqrt(inner.promised)
     # Over a step shorter than the probes, a change of slopes is only error.
     inner.has_pair = distance * math.sqrt(x.shape[0]) > 2 * math.sqrt(error)
-    _adapt_smoothing(inner, distance / math.sqrt(x.shape[0]), error)
+    _adapt_smoothing(state, distance / math.sqrt(x.shape[0]))
     if inner.n_stalls >= 3:
         return _restart(state, copy(x))
     return copy(x)
 
 
-def _adapt_smoothing(inner: DescentState, distance: float, error: float) -> None:
+def _adapt_smoothing(state: SolverState, distance: float) -> None:
+    inner: DescentState = state.inner
     smoothing = max(SMOOTHING_PER_STEP * distance, MAX_SHRINK * inner.smoothing)
-    inner.smoothing = max(min(smoothing, 1.0), 2 * math.sqrt(error))
+    inner.smoothing = max(min(smoothing, 1.0), differences.least_smoothing(state))
     inner.is_central = False
 
 
@@ -279,10 +301,10 @@ def _search_failed(state: SolverState, x: Array) -> Array:
         gained = state.value - fallback_value
         inner.n_stalls = inner.n_stalls + 1 if gained < 4 * error else 0
         state.value = fallback_value
-        _adapt_smoothing(inner, math.sqrt(x.shape[0]) * inner.smoothing, error)
+        _adapt_smoothing(state, math.sqrt(x.shape[0]) * inner.smoothing)
         fallback: Array = inner.fallback
         return _restart(state, fallback) if inner.n_stalls >= 3 else fallback
-    floor = 2 * math.sqrt(error)
+    floor = differences.least_smoothing(state)
     smoothing = inner.smoothing
     if not inner.is_central:
         inner.is_central = True
@@ -314,6 +336,9 @@ def _restart(state: SolverState, x: Array) -> Array:
     inner.phase, inner.n_restarts, inner.n_renewals = Phase.START, n_restarts, 0
     inner.n_spent = 0
     scales = _first_scales(state, inner.start)
+    if n_restarts % 2 and max(inner.grain, inner.reach) > 0:  # rounding looks like it, too
+        inner.look = first_look.begin(inner.best, scales)
+        return inner.look.origin
     if differences.measures_iterate(state):  # noise looks like convergence: stay and measure again
         inner.look = first_look.begin(x, scales)
         return x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from zoopt_nas._arrays import Array
@@ -17,6 +17,7 @@ class Phase(IntEnum):
     SEARCH = 2
     EXPAND = 3
     HESSIAN = 4
+    CLOSE = 5
 
 
 @dataclass(eq=False)
@@ -46,6 +47,11 @@ class DescentState:
     phase: Phase = Phase.START  # the purpose of the pending batch
     noise: float = 0.0  # the standard deviation of values; 0 if none was seen
     jitter: float = 0.0  # the largest difference of two values of one point that counts as rounding
+    recent: list[float] = field(default_factory=list)  # the last finite values
+    grain: float = 0.0  # the divisor of the differences of ``recent``; 0 if there is none
+    closeness: float = 0.0  # the distance of the point of CLOSE, in units of the model
+    hidden: float = 0.0  # the largest change of value that CLOSE may have missed
+    reach: float = 0.0  # the least distance of a probe in x, as nearer ones tell nothing; or 0
     origin_value: float = 0.0  # the absolute value of the objective at the last origin
     n_restarts: int = 0  # the number of restarts
     n_renewals: int = 0  # the number of new models since the last restart

@@ -19,7 +19,7 @@ def measures_iterate(state: SolverState) -> bool:
 
 
 def value_error(state: SolverState) -> float:
-    """Return ε, the error of a value near the iterate: the measured noise, or a few roundings.
+    """Return ε, the error of a value near the iterate: of noise, few digits, or rounding.
 
     If the least value is 0, rounding gives no bound: then the error is eps^1.5 of the value at the
     origin, some 24 decades below it in float64.
@@ -29,7 +29,17 @@ def value_error(state: SolverState) -> float:
     value = abs(state.value)
     rounding = 4 * eps * value if math.isfinite(value) else 0.0
     smallest = eps * math.sqrt(eps) * inner.origin_value
-    return max(rounding, smallest, 2 * inner.jitter, inner.noise)
+    return max(rounding, smallest, 2 * inner.jitter, inner.grain / 2, inner.noise, _hidden(inner))
+
+
+def _hidden(inner: DescentState) -> float:
+    """Return the change of value over a quarter of ``reach``, on average over the columns."""
+    if inner.reach == 0 or inner.basis is None:
+        return 0.0
+    xp = array_namespace(inner.basis)
+    length = float(xp.mean(xp.linalg.vector_norm(inner.basis, axis=0)))
+    slope = float(xp.linalg.vector_norm(inner.slopes)) / length if length > 0 else 0.0
+    return slope * inner.reach / 4
 
 
 def probe_basis(state: SolverState, smoothing: float | None) -> Array:
@@ -130,7 +140,8 @@ def probe_reach(state: SolverState, smoothing: float | None) -> Array:
     xp = array_namespace(state.x)
     if smoothing is not None:
         return xp.ones_like(state.x) * smoothing
-    return adapted_smoothing(state) * xp.linalg.vector_norm(state.inner.basis, axis=1)
+    reach = adapted_smoothing(state) * xp.linalg.vector_norm(state.inner.basis, axis=1)
+    return xp.where(reach < state.inner.reach, state.inner.reach, reach)
 
 
 def was_repaired(state: SolverState, candidates: Array) -> bool:
@@ -143,11 +154,22 @@ def was_repaired(state: SolverState, candidates: Array) -> bool:
 def probe_distances(state: SolverState, smoothing: float | None) -> Array:
     """Return the distance of the probes along each column, in units of its length; (dim,)."""
     xp = array_namespace(state.x)
-    basis = state.inner.basis
+    lengths = xp.linalg.vector_norm(state.inner.basis, axis=0)
+    lengths = xp.where(lengths > 0, lengths, 1.0)
     if smoothing is None:
-        return xp.ones_like(state.x) * adapted_smoothing(state)
-    lengths = xp.linalg.vector_norm(basis, axis=0)
-    return smoothing / xp.where(lengths > 0, lengths, 1.0)
+        distances = xp.ones_like(state.x) * adapted_smoothing(state)
+        farther = state.inner.reach / lengths
+        return xp.where(distances < farther, farther, distances)
+    return smoothing / lengths
+
+
+def least_smoothing(state: SolverState) -> float:
+    """Return the least distance that probes need, in lengths of the columns."""
+    xp = array_namespace(state.x)
+    inner: DescentState = state.inner
+    longest = float(xp.max(xp.linalg.vector_norm(inner.basis, axis=0)))
+    farther = inner.reach / longest if longest > 0 else 0.0
+    return max(2 * math.sqrt(value_error(state)), min(farther, 1.0))
 
 
 def adapted_smoothing(state: SolverState) -> float:

@@ -35,7 +35,13 @@ def n_rows(n: int) -> int:
 
 def distance(state: SolverState) -> float:
     """Return h, in lengths of the columns: the error of a second difference is 4ε/h²."""
-    return max(MIN_DISTANCE, math.sqrt(math.sqrt(value_error(state))))
+    return max(MIN_DISTANCE, math.sqrt(math.sqrt(error(state))))
+
+
+def error(state: SolverState) -> float:
+    """Return the error of a value, or of a difference that rounded coordinates hide."""
+    hidden: float = state.inner.hidden
+    return max(value_error(state), hidden)
 
 
 def is_due(state: SolverState, slopes_before: Array) -> bool:
@@ -76,7 +82,7 @@ def tell(state: SolverState, candidates: Array, values: Array) -> None:
     remember_best(state, candidates, values, is_first=False)
     k, h = _n_near(inner), distance(state)
     slopes, hessian = _derivatives(values - state.value, state.x.shape[0] - k, h)
-    turn = _whitening(hessian, 4 * value_error(state) / h**2)
+    turn = _whitening(hessian, 4 * error(state) / h**2)
     turn, slopes = (xp.astype(array, inner.basis.dtype) for array in (turn, slopes))
     inner.basis = xp.concat([inner.basis[:, :k], inner.basis[:, k:] @ turn], axis=1)
     inner.slopes = xp.concat([inner.slopes[:k], slopes @ turn])
