@@ -97,10 +97,12 @@ def test_the_other_solvers_as_released():
 def test_baselines_are_as_their_own_papers_have_them():
     for name in ("paper", "released"):
         for algo in METHODS:
-            if METHODS[algo].inner is not None and algo != "pc":
+            if METHODS[algo].inner is not None and algo not in ("pc", "fair_darts"):
                 assert preset(name, algo) == SearchConfig.for_dataset("cifar10", algo)
         pc = preset(name, "pc")
         assert (pc.batch_size, pc.lr, pc.lr_min, pc.alpha_lr) == (256, 0.1, 0.0, 6e-4)
+        fair = preset(name, "fair_darts")
+        assert (fair.batch_size, fair.lr, fair.lr_min, fair.alpha_lr) == (128, 0.005, 0.001, 3e-3)
         assert (pc.warmup_epochs, pc.partial_channels, pc.edge_normalization) == (15, 4, True)
 
 

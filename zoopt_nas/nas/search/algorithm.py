@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -75,7 +77,7 @@ class Search(EpochLoop):
             self.supernet,
             self._optimizer,
             config.grad_clip,
-            execution=execution,
+            execution=replace(execution, compile=execution.compile and not method.is_joint),
             generators=(self._noise,),
         )
         self._path_step = PathStep(self.supernet, self._optimizer, config.grad_clip, execution)
@@ -159,7 +161,7 @@ class Search(EpochLoop):
 
     def begin_epoch(self) -> None:
         """Set the learning rate, drop path and training mode."""
-        config = self.config
+        config, progress = self.config, self._progress
         if self._final_round == 0 and self.step == 0:
             self._finals.begin(self._objective.known or {})
         if self._final_round is None and self._level_now != self._level:
@@ -170,8 +172,14 @@ class Search(EpochLoop):
         if probability != self.supernet.drop_path_probability:
             self.supernet.drop_path_probability = probability
             self._step.reset()
-        self._objective.set_drop_path(probability)
+        self._objective.set_schedules(probability, config.auxiliary_skip * (1 - progress))
+        self._updater.begin_epoch(progress)
         self.supernet.train()
+
+    @property
+    def _progress(self) -> float:
+        """The elapsed fraction of all epochs."""
+        return self.epoch / self.config.epochs
 
     @property
     def _level_now(self) -> int:
@@ -198,27 +206,33 @@ class Search(EpochLoop):
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Update alpha if it is time, then take one weight step unless weights are fresh."""
-        config = self.config
         if self._final_round is not None:
             self._finals.step()
             self._objective.n_evaluations += 1
             return None
-        is_due = not self.trains_weights or self.step % self._period == 0
-        if self.epoch >= config.warmup_epochs and is_due:
-            passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-            self._updates.append(self._updater.step(self._objective, passed))
+        if not self._method.is_joint:
+            self._update_alpha()
         if not self.trains_weights:
             return None
-        images, labels = self._streams["train"].next_batch()
-        progress = self.epoch / config.epochs
+        (images, labels), progress = self._streams["train"].next_batch(), self._progress
         if self._sampler is not None:
             return self._path_step(images, labels, self._sampler.next_paths())
         if self._method.trains_paths:
             paths = self._updater.training_paths(self.supernet.space, progress)
             return self._path_step(images, labels, paths)
         weights = self._updater.training_weights(self.supernet, images, labels, progress)
-        loss, logits = self._step(images, labels, weights)
-        return loss, logits, labels
+        measured = *self._step(images, labels, weights), labels
+        if self._method.is_joint:
+            self._update_alpha()
+        return measured
+
+    def _update_alpha(self) -> None:
+        """Update alpha if it is time."""
+        first, n_epochs = self.config.warmup_epochs, self.config.epochs
+        is_due = not self.trains_weights or self.step % self._period == 0
+        if self.epoch >= first and is_due:
+            progress = (self.epoch - first) / (n_epochs - first)
+            self._updates.append(self._updater.step(self._objective, progress))
 
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Let the method judge the epoch, and evaluate the supernet on the validation part."""
@@ -270,10 +284,13 @@ class Search(EpochLoop):
         if not self.trains_weights:
             found = self._evaluate_trained(alpha)
             return found.loss, found.accuracy
-        # Running statistics mix all paths, so along a path each batch has its own.
-        is_mixed = isinstance(alpha, Tensor)
-        network = self.supernet.eval() if is_mixed else self._objective.start()
-        val = evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
+        model: Callable[[Tensor], Tensor]
+        if isinstance(alpha, Tensor):
+            weights = self._updater.weights(self.supernet, alpha)
+            model = partial(self.supernet.eval().mix, weights=weights)
+        else:  # running statistics mix all paths, so along a path each batch has its own
+            model = partial(self._objective.start(), alpha=alpha)
+        val = evaluate(model, self._val_batches(), self.device)
         return val.loss, val.accuracy
 
     def _evaluate_trained(self, alpha: Tensor | Path) -> Meter:
@@ -317,7 +334,8 @@ class Search(EpochLoop):
         network = objective.start()
         for item, state in zip(consumed, states, strict=True):
             item.load_state_dict(state)
-        losses = [partial(objective.val_loss, network, draw=draw) for draw in draws]
+        val_loss = partial(objective.val_loss, network, weigh=self._updater.weights)
+        losses = [partial(val_loss, draw=draw) for draw in draws]
         return statistics.fmean(dominant_eigenvalue(loss, self.alpha) for loss in losses)
 
     def after_epoch(self) -> None:

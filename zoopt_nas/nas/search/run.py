@@ -112,6 +112,8 @@ def _named(
     fields: dict[str, Any] = {key: of.name for key, of in names.items() if of is not None}
     if space is not None and space.edge_normalization:
         fields["edge_normalization"] = True
+    if space is not None and space.relaxation != "softmax":
+        fields["relaxation"] = space.relaxation
     return config.replace(**fields)
 
 
