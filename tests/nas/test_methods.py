@@ -165,7 +165,7 @@ def test_stopping_and_going_back_resume_bit_for_bit(
     assert without_seconds(again.metrics) == without_seconds(whole.metrics)
 
 
-COMPARATORS = ["fair_darts", "darts_minus", "beta_darts", "drnas", "snas"]
+COMPARATORS = ["fair_darts", "darts_minus", "beta_darts", "drnas", "snas", "amended_darts", "sgas2"]
 
 
 @pytest.mark.parametrize(
