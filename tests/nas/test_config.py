@@ -73,6 +73,7 @@ SEARCH = COMMON | {
     "alpha_weight_decay": 0.0,
     "table": "a table.csv",
     "start": "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+    "supernet": "runs/a run",
     "paths": "mixed",
     "weights": "shared",
     "finalists": 0,

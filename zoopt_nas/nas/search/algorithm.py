@@ -86,10 +86,8 @@ class Search(EpochLoop):
         n_images, rng = len(dataset.train), generator(seeds["split"])
         train, val = split_indices(n_images, config.train_portion, rng)
         self._streams = make_streams(config, dataset, train, val, seeds)
-        transform = dataset.transform(augment=False)
-        self._val_batches = partial(
-            sequential_batches, dataset.train, val, EVAL_BATCH_SIZE, transform
-        )
+        batches = partial(sequential_batches, dataset.train, val)
+        self._val_batches = partial(batches, EVAL_BATCH_SIZE, dataset.transform(augment=False))
         is_unrolled = (method.inner or config.inner) == "second"  # the next weight step (DARTS)
         self._objective = BilevelObjective.from_config(
             self.supernet,
@@ -331,10 +329,9 @@ class Search(EpochLoop):
         consumed: list[Any] = [objective, *self._streams.values()]
         states = [item.state_dict() for item in consumed]
         draws = [objective.draw() for _ in range(self.config.eigenvalue_batches)]
-        network = objective.start()
         for item, state in zip(consumed, states, strict=True):
             item.load_state_dict(state)
-        val_loss = partial(objective.val_loss, network, weigh=self._updater.weights)
+        val_loss = partial(objective.val_loss, objective.start(), weigh=self._updater.weights)
         losses = [partial(val_loss, draw=draw) for draw in draws]
         return statistics.fmean(dominant_eigenvalue(loss, self.alpha) for loss in losses)
 
@@ -367,6 +364,11 @@ class Search(EpochLoop):
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._updater.load_state_dict(state["updater"])
 
+    def start_from(self, supernet: dict[str, Any], alpha: Tensor) -> None:
+        """Continue with the weights and alpha of another search."""
+        self.supernet.load_state_dict(supernet)
+        self._updater.move_to(alpha)
+
     def own_state(self) -> dict[str, Any]:
         """Return supernet, optimizer, method, streams, generators and snapshots."""
         return {
@@ -379,9 +381,7 @@ class Search(EpochLoop):
             "level": self._level,
             "snapshots": self._snapshots.state_dict(),
             "finals": self._finals.state_dict(),
-            "updates": [
-                {name: float(value) for name, value in update.items()} for update in self._updates
-            ],
+            "updates": [{name: float(x) for name, x in row.items()} for row in self._updates],
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:

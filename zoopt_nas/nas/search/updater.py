@@ -81,6 +81,7 @@ class AlphaUpdater(ABC):
         is_joint: whether alpha moves on the loss of the weight step: ``step`` follows it, and its
             gradient flows to alpha through ``training_weights``. Such steps are not compiled, since
             no gradient flows through a CUDA graph.
+        continues: whether the method continues the supernet of a finished search.
         has_penalty: whether the method has a penalty on alpha.
         tries: what ``N_TRIED`` counts, for messages.
     """
@@ -94,6 +95,7 @@ class AlphaUpdater(ABC):
     trains_paths: ClassVar[bool] = False
     relaxations: ClassVar[tuple[str, ...]] = RELAXATIONS
     is_joint: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
     has_penalty: ClassVar[bool] = False
     tries: ClassVar[str] = "candidates"
 
@@ -130,7 +132,7 @@ class AlphaUpdater(ABC):
                 f"noise_aware must be false with {config.algo}, which does not measure noise, "
                 "got true"
             )
-        cls.check_penalty(config)
+        cls.check_own_settings(config)
         if config.solver:
             raise InvalidValueError(
                 f"solver must have no options with {config.algo}, which uses none of them, "
@@ -138,8 +140,13 @@ class AlphaUpdater(ABC):
             )
 
     @classmethod
-    def check_penalty(cls, config: SearchConfig) -> None:
-        """Refuse a penalty on alpha unless the method has one."""
+    def check_own_settings(cls, config: SearchConfig) -> None:
+        """Refuse settings that only other methods have."""
+        if config.supernet is not None and not cls.continues:
+            raise InvalidValueError(
+                f"supernet must be left out with {config.algo}, which trains its own, "
+                f"got {config.supernet}"
+            )
         if config.alpha_penalty and not cls.has_penalty:
             raise InvalidValueError(
                 f"alpha_penalty must be 0 with {config.algo}, which has none, "

@@ -120,6 +120,9 @@ class SearchConfig(RunConfig):
         None, ALPHA, "Cell at which alpha begins: its published string, or a file with it.",
         "Alpha is 1 for its operations and 0 for all others. None: near 0 (DARTS), and with fresh "
         "weights the best of ten random cells.")
+    supernet: str | None = setting(
+        None, ALPHA, "Run folder of a finished search whose supernet darts_pt continues.",
+        "Weights and alpha are taken from it; data set, space and sizes must agree.")
     inner: str = setting(
         "sgd", ALPHA, "Weights of a candidate: sgd, M steps; second; first, none.",
         "Paper 4, Eq. 2 and Eq. 3. Gradient methods have fixed modes.", choices=INNER_MODES)

@@ -41,6 +41,9 @@ _SEARCH_BY_ALGO: dict[str, dict[str, Any]] = {
     "darts_minus": {"auxiliary_skip": 1.0},
     # Beta-DARTS (Ye et al., 2022), released code.
     "beta_darts": {"alpha_penalty": 50.0},
+    # DARTS-PT (Wang et al., 2021), released code: five epochs for each of 17 decisions, and a tenth
+    # of the learning rate.
+    "darts_pt": {"epochs": 85, "lr": 0.0025},
     # DrNAS (Chen et al., 2021), released code: the penalty is the weight decay of alpha.
     "drnas": {"relaxation": "dirichlet"},
 }  # fmt: skip
@@ -48,6 +51,7 @@ _SEARCH_BY_ALGO: dict[str, dict[str, Any]] = {
 _DIGITS_BY_ALGO: dict[str, dict[str, Any]] = {
     "dp": {"cutout": 4},
     "pc": {"partial_channels": 2},
+    "darts_pt": {"epochs": 17},
 }
 _PC_WARMUP = 0.3  # 15 of 50 epochs
 # Options of the zero-order solvers. N = 4: paper B.2.
