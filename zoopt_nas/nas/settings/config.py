@@ -267,7 +267,8 @@ class SearchConfig(RunConfig):
             **overrides: Other settings, which take precedence over the preset.
         """
         preset = typed("preset", preset, str | None)
-        fields = preset_fields(preset, algo) | cls.known(overrides)
+        space = overrides.get("space", cls.usual()["space"])
+        fields = preset_fields(preset, algo, space) | cls.known(overrides)
         config = cls(dataset=dataset, algo=algo, **fields)
         if preset is None:
             return config

@@ -111,6 +111,11 @@ _PRESET_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "pc": {"batch_size": 256, "lr": 0.1, "lr_min": 0.0, "alpha_lr": 6e-4},
     "fair_darts": {"batch_size": 128, "lr": 0.005},
+    "snas": {"drop_path": 0.3},
+}
+# The same in the spaces of two cells.
+_PUBLISHED_FOR_TWO_CELLS: dict[str, dict[str, Any]] = {
+    "drnas": {"lr": 0.1, "lr_min": 0.0, "alpha_lr": 6e-4},
 }
 # Released: 10 of 50 epochs, 20 on ImageNet.
 _RELEASED_WARMUP = {"imagenet": 0.4}
@@ -166,12 +171,13 @@ def search_defaults(dataset: str, algo: str, space: str) -> dict[str, Any]:
     return defaults | (_DIGITS_BY_ALGO.get(algo, {}) if dataset == "digits" else {})
 
 
-def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
+def preset_fields(preset: str | None, algo: str, space: str) -> dict[str, Any]:
     """Return the settings that a preset fixes for a method, without the warm-up.
 
     Args:
         preset: ``paper``, ``released`` or ``robust``; None fixes nothing.
         algo: The method. Baselines follow their papers.
+        space: The search space.
 
     Raises:
         UnknownNameError: There is no such preset.
@@ -181,7 +187,8 @@ def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
     if preset not in _PRESETS:
         raise UnknownNameError("preset", preset, _PRESETS)
     if kind_of(algo) != ZERO_ORDER:
-        return dict(_PUBLISHED.get(algo, {}))
+        of_space = {} if space == "nasbench201" else _PUBLISHED_FOR_TWO_CELLS.get(algo, {})
+        return _PUBLISHED.get(algo, {}) | of_space
     return dict(_PRESETS[preset])
 
 
