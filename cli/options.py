@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from zoopt_nas.errors import InvalidValueError, RunError
-from zoopt_nas.nas.settings.config import RunConfig
+from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.nas.settings.setting import GROUPS, NETWORK, WHAT, settings_of
 
 RUN, SUPERNET = "Run folder", "Supernet"

@@ -19,7 +19,6 @@ from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.cell_model import ERRORS
-from zoopt_nas.nas.search.known_cells import Measured
 from zoopt_nas.nas.search.vertices import path_options, random_vertices, vertex
 from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
 

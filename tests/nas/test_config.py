@@ -61,6 +61,9 @@ SEARCH = COMMON | {
     "solver": {"schedule": "adaptive", "max_radius": 3.0, "min_radius": 0.5, "direction": "ball"},
     "candidates_per_batch": 3,
     "edge_normalization": True,
+    "relaxation": "dirichlet",
+    "auxiliary_skip": 0.0,
+    "alpha_penalty": 0.75,
     "drop_path": 0.3,
     "track_eigenvalue": True,
     "eigenvalue_batches": 2,
@@ -70,6 +73,7 @@ SEARCH = COMMON | {
     "alpha_weight_decay": 0.0,
     "table": "a table.csv",
     "start": "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+    "supernet": "runs/a run",
     "paths": "mixed",
     "weights": "shared",
     "surrogate": False,
@@ -95,7 +99,13 @@ TRAIN = COMMON | {
     "warmup_epochs": 2,
     "report": "best",
 }
-CASES = [(SearchConfig, SEARCH), (SearchConfig, ON_PATHS), (TrainConfig, TRAIN)]
+WITH_SKIP = SEARCH | {"edge_normalization": False, "auxiliary_skip": 0.625}
+CASES = [
+    (SearchConfig, SEARCH),
+    (SearchConfig, WITH_SKIP),
+    (SearchConfig, ON_PATHS),
+    (TrainConfig, TRAIN),
+]
 
 
 @pytest.mark.parametrize("cls", [SearchConfig, TrainConfig])

@@ -165,7 +165,12 @@ def test_stopping_and_going_back_resume_bit_for_bit(
     assert without_seconds(again.metrics) == without_seconds(whole.metrics)
 
 
-@pytest.mark.parametrize("algo", ["dp", "l2", "pc", "sdarts_rs", "sdarts_adv", "random_ws"])
+COMPARATORS = ["fair_darts", "darts_minus", "beta_darts", "drnas", "snas", "amended_darts", "sgas2"]
+
+
+@pytest.mark.parametrize(
+    "algo", ["dp", "l2", "pc", *COMPARATORS, "sdarts_rs", "sdarts_adv", "random_ws"]
+)
 @pytest.mark.parametrize("n_steps", [1, 3])  # in the first epoch and in the second
 def test_the_others_resume_bit_for_bit(
     algo, n_steps, search_config, tmp_path, monkeypatch, without_seconds

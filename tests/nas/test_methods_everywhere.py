@@ -11,9 +11,18 @@ from zoopt_nas.nas.search.methods import METHODS, random_search
 from zoopt_nas.nas.search.zero_order import config_solver
 from zoopt_nas.nas.settings.methods import BASELINES
 
+# FairDARTS cannot tell whether `none` is good, SGAS chooses edges (tests/nas/test_sgas.py).
+UNDEFINED = {(algo, "nasbench201") for algo in ("fair_darts", "sgas", "sgas2")}
+# DARTS-PT continues another search (tests/nas/test_perturbation.py).
+DEFINED = [
+    (algo, space)
+    for algo in BASELINES
+    for space in SPACES
+    if (algo, space) not in UNDEFINED and algo != "darts_pt"
+]
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("algo", BASELINES)
+
+@pytest.mark.parametrize(("algo", "space"), DEFINED)
 def test_a_search_ends_with_a_genotype_of_the_space(algo, space, npz, monkeypatch):
     monkeypatch.setattr(random_search, "N_SAMPLES", 20)  # 1000 take a while
     config = nas.SearchConfig.for_dataset(

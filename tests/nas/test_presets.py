@@ -94,13 +94,23 @@ def test_the_other_solvers_as_released():
     assert radii[14] == pytest.approx(0.13 * 2**-14)
 
 
+OTHER_TRAINING = ("pc", "fair_darts", "drnas", "snas")
+
+
 def test_baselines_are_as_their_own_papers_have_them():
     for name in ("paper", "released"):
         for algo in METHODS:
-            if METHODS[algo].inner is not None and algo != "pc":
+            if METHODS[algo].inner is not None and algo not in OTHER_TRAINING:
                 assert preset(name, algo) == SearchConfig.for_dataset("cifar10", algo)
         pc = preset(name, "pc")
         assert (pc.batch_size, pc.lr, pc.lr_min, pc.alpha_lr) == (256, 0.1, 0.0, 6e-4)
+        fair = preset(name, "fair_darts")
+        drawn = preset(name, "drnas")
+        assert (drawn.lr, drawn.lr_min, drawn.alpha_lr) == (0.1, 0.0, 6e-4)
+        of_one_cell = preset(name, "drnas", space="nasbench201")
+        assert (of_one_cell.lr, of_one_cell.lr_min, of_one_cell.alpha_lr) == (0.025, 0.001, 3e-4)
+        assert preset(name, "snas").drop_path == 0.3
+        assert (fair.batch_size, fair.lr, fair.lr_min, fair.alpha_lr) == (128, 0.005, 0.001, 3e-3)
         assert (pc.warmup_epochs, pc.partial_channels, pc.edge_normalization) == (15, 4, True)
 
 

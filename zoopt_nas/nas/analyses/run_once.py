@@ -22,7 +22,8 @@ from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.setup import load_images
 from zoopt_nas.nas.search.run import resume_search, run_search
-from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.run_config import RunConfig
 
 # What a retraining takes over from its search. Not n_train: it trains on all images by default.
 _OF_DATA = ("dataset", "seed", "data_dir", "download", "image_size")

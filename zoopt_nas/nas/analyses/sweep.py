@@ -27,9 +27,10 @@ from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.folder import METRICS, RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 from zoopt_nas.nas.settings.paper_size import reductions_of_all
+from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.nas.tabular.table import TRUE_ACCURACIES
 
 _FILE = "sweep.toml"

@@ -142,7 +142,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def draw_alpha(
     space: SearchSpace, alpha: Tensor | Sequence[float] | Sequence[Mapping[str, Any]]
 ) -> Figure:
-    """Draw the softmax weights of every edge as a heat map; frames mark the edges of the genotype.
+    """Draw the weights of every edge as a heat map; frames mark the edges of the genotype.
 
     Rows are edges ``source→node``, numbered as in the genotype; columns are operations, hatched
     where an edge does not have them. ``alpha`` is ``(dim,)``, or the rows of
@@ -185,7 +185,8 @@ def draw_alpha(
     n_inputs = next(iter(genotype.cells.values())).n_inputs
     inputs = "nodes 0 and 1 are the inputs" if n_inputs > 1 else "node 0 is the input"
     panels[0].set_ylabel(f"edge ({inputs})")
-    figure.colorbar(mesh, ax=list(panels), label="softmax weight", fraction=0.04, pad=0.02)
+    label = f"{space.relaxation} weight"
+    figure.colorbar(mesh, ax=list(panels), label=label, fraction=0.04, pad=0.02)
     return figure
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ from zoopt_nas.nas.networks.nasbench201_modules import (
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.skeleton import plan_cells, stem_for
 from zoopt_nas.nas.networks.space import SearchSpace
-from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.spaces import space_of
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.steps.execution import Execution
@@ -53,12 +52,12 @@ def build_supernet(
     Raises:
         InvalidValueError: A setting does not suit the space.
     """
-    space = space or SPACES[config.space]
-    space = dataclasses.replace(cast(Any, space), edge_normalization=config.edge_normalization)
+    space = space_of(config, space)
     sizes = (dataset.n_classes, config.init_channels, config.n_cells)
     common: dict[str, Any] = {
         "in_channels": dataset.in_channels,
         "partial_channels": config.partial_channels,
+        "auxiliary_skip": config.auxiliary_skip > 0,
     }
     with seeded_init(seed):
         supernet: Supernet

@@ -14,6 +14,7 @@ from torch import Tensor
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Edge, Genotype
 from zoopt_nas.nas.networks.operations import OPERATIONS
+from zoopt_nas.nas.networks.relaxation import check_relaxation
 from zoopt_nas.nas.networks.space import UNUSED, EdgeGroup, Path, SearchSpace, read_edges
 
 N_NODES = 4  # intermediate nodes of a cell
@@ -34,11 +35,11 @@ class DartsSpace(SearchSpace):
         name: Key in ``SPACES``.
         normal, reduce: Names of the candidate operations of each edge of the cell.
         n_nodes: Number of intermediate nodes of a cell.
-        edge_normalization: See ``SearchSpace``.
+        edge_normalization, relaxation: See ``SearchSpace``.
 
     Raises:
         InvalidValueError: The number of edges is wrong, or an edge has only ``none``.
-        UnknownNameError: A candidate is not in ``OPERATIONS``.
+        UnknownNameError: A candidate is not in ``OPERATIONS``, or there is no such relaxation.
     """
 
     name: str
@@ -46,9 +47,11 @@ class DartsSpace(SearchSpace):
     reduce: tuple[tuple[str, ...], ...]
     n_nodes: int = N_NODES
     edge_normalization: bool = False
+    relaxation: str = "softmax"
     kinds: ClassVar[tuple[str, ...]] = CELL_KINDS
 
     def __post_init__(self) -> None:
+        check_relaxation(self.relaxation)
         n_edges = len(cell_edges(self.n_nodes))
         for kind in CELL_KINDS:
             candidates = self.candidates(kind)
@@ -72,8 +75,11 @@ class DartsSpace(SearchSpace):
             isinstance(fields["name"], str)
             and type(fields["n_nodes"]) is int
             and isinstance(fields["edge_normalization"], bool)
+            and isinstance(fields["relaxation"], str)
         ):
-            raise InvalidValueError("space must have a name, a whole n_nodes and a switch")
+            raise InvalidValueError(
+                "space must have a name, a whole n_nodes, a relaxation and a switch"
+            )
         return cls(**{**fields, **{kind: read_edges(kind, fields[kind]) for kind in CELL_KINDS}})
 
     def candidates(self, kind: str) -> tuple[tuple[str, ...], ...]:

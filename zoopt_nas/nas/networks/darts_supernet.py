@@ -65,7 +65,7 @@ class NodeOutput:
             if isinstance(operation, Separable) and operation.can_fuse(x):
                 fused.append((operation, weight))
             elif isinstance(operation, nn.Identity):
-                identity = weight
+                identity = weight if identity is None else identity + weight
             elif isinstance(operation, AfterReLU):
                 out = self._after_relu(operation, weight)
                 total = out if total is None else total + out
@@ -107,9 +107,20 @@ class MixedOp(nn.Module):
 
 
 class SearchCell(nn.Module):
-    """A cell with all its edges. A node is the sum of its edges; the output joins all nodes."""
+    """A cell with all its edges. A node is the sum of its edges; the output joins all nodes.
 
-    def __init__(self, space: DartsSpace, plan: CellPlan, n_parts: int = 1) -> None:
+    ``operations`` are the names of the operations of each edge, and ``table_width`` is the largest
+    number of them in the cells of all kinds.
+    """
+
+    def __init__(
+        self,
+        space: DartsSpace,
+        plan: CellPlan,
+        operations: Sequence[Sequence[str]],
+        table_width: int,
+        n_parts: int = 1,
+    ) -> None:
         super().__init__()
         self.kind = plan.kind
         self._edges = space.edges
@@ -121,7 +132,7 @@ class SearchCell(nn.Module):
         # A pool has no weights, so all edges from a node share one module.
         pools: dict[tuple[int, str], nn.Module] = {}
         self.edges = nn.ModuleList()
-        for (source, _), names in zip(self._edges, space.candidates(plan.kind), strict=True):
+        for (source, _), names in zip(self._edges, operations, strict=True):
             built = [OPERATIONS[name](width, plan.stride(source), True) for name in names]
             shared = [
                 pools.setdefault((source, name), op) if isinstance(op, Pool) else op
@@ -129,7 +140,7 @@ class SearchCell(nn.Module):
             ]
             self.edges.append(MixedOp(shared))
         self._joined_edges = [
-            join_edges(self._outgoing(node), (len(self._edges), max(space.sizes)))
+            join_edges(self._outgoing(node), (len(self._edges), table_width))
             for node in range(N_INPUTS + space.n_nodes)
         ]
         index = [i for joined in self._joined_edges for i in joined.scale_index]
@@ -241,6 +252,7 @@ class DartsSupernet(Supernet):
         in_channels: Channels of the images.
         stem: ``"cifar"`` or ``"imagenet"``.
         partial_channels: K: the operations use 1/K of the channels; see ``partial_channels.py``.
+        auxiliary_skip: See ``Supernet``.
     """
 
     space: DartsSpace
@@ -255,12 +267,20 @@ class DartsSupernet(Supernet):
         in_channels: int = 3,
         stem: str = "cifar",
         partial_channels: int = 1,
+        auxiliary_skip: bool = False,
     ) -> None:
-        super().__init__(space)
+        super().__init__(space, auxiliary_skip)
         plans = list(plan_cells(n_cells, init_channels, (space.n_nodes,) * 2, stem))
         self.stem = build_stem(stem, in_channels, init_channels)
         self.stem_channels = plans[0].in_channels[0]
-        self.cells = nn.ModuleList(SearchCell(space, plan, partial_channels) for plan in plans)
+        operations = {
+            kind: [self._operations(names) for names in space.candidates(kind)]
+            for kind in CELL_KINDS
+        }
+        self.cells = nn.ModuleList(
+            SearchCell(space, plan, operations[plan.kind], self.table_width, partial_channels)
+            for plan in plans
+        )
         self.head = build_head(space.n_nodes * plans[-1].channels, n_classes)
 
     def mix(self, images: Tensor, weights: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ time on a GPU and, for small images, on a CPU.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -241,6 +242,7 @@ def join_edges(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]
     """Join the candidates on the edges from one node; see `JoinedEdges`."""
     groups: dict[object, JoinedSeparables | JoinedReductions] = {}
     shared: dict[object, tuple[nn.Module, list[Place]]] = {}
+    n_identities = Counter[int]()
     for place, operation in candidates.items():
         if isinstance(operation, Separable):
             stages = operation.stages
@@ -255,8 +257,12 @@ def join_edges(candidates: dict[Place, nn.Module], weight_shape: tuple[int, int]
             reduces.operations.append(operation)
             reduces.places.append(place)
         elif isinstance(operation, Pool | nn.Identity):
-            # All edges share one module for each pool. All identities are equal.
-            same = operation if isinstance(operation, Pool) else nn.Identity
+            # All edges share one module for each pool. All identities are equal, but an edge may
+            # have two: a candidate and an auxiliary skip connection.
+            same: object = operation
+            if isinstance(operation, nn.Identity):
+                n_identities[place.edge] += 1
+                same = n_identities[place.edge]
             shared.setdefault(same, (operation, []))[1].append(place)
     operations = [operation for operation, _ in shared.values()]
     terms = SharedTerms(operations, [places for _, places in shared.values()])

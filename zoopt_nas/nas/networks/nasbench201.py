@@ -20,6 +20,7 @@ from zoopt_nas.nas.networks.nasbench201_cell import (
     last_cell,
 )
 from zoopt_nas.nas.networks.operations import OPERATIONS
+from zoopt_nas.nas.networks.relaxation import check_relaxation
 from zoopt_nas.nas.networks.space import EdgeGroup, Path, SearchSpace
 
 CELL = "cell"  # the only kind of cell
@@ -109,19 +110,22 @@ class NasBench201Space(SearchSpace):
     Attributes:
         name: Key in ``SPACES``.
         operations: Names of the candidate operations.
-        edge_normalization: See ``SearchSpace``; it does not change the discrete architecture.
+        edge_normalization, relaxation: See ``SearchSpace``; they do not change the discrete
+            architecture.
 
     Raises:
         InvalidValueError: There are no operations.
-        UnknownNameError: A candidate is not in ``OPERATIONS``.
+        UnknownNameError: A candidate is not in ``OPERATIONS``, or there is no such relaxation.
     """
 
     name: str = "nasbench201"
     operations: tuple[str, ...] = CELL_OPERATIONS
     edge_normalization: bool = False
+    relaxation: str = "softmax"
     kinds: ClassVar[tuple[str, ...]] = (CELL,)
 
     def __post_init__(self) -> None:
+        check_relaxation(self.relaxation)
         if not self.operations:
             raise InvalidValueError("operations must have a candidate, got none")
         for name in self.operations:
@@ -137,8 +141,11 @@ class NasBench201Space(SearchSpace):
             and isinstance(names, list)
             and all(isinstance(name, str) for name in names)
             and isinstance(fields["edge_normalization"], bool)
+            and isinstance(fields["relaxation"], str)
         ):
-            raise InvalidValueError("space must have a name, a list of operations and a switch")
+            raise InvalidValueError(
+                "space must have a name, a list of operations, a relaxation and a switch"
+            )
         return cls(**{**fields, "operations": tuple(names)})
 
     def candidates(self, kind: str) -> tuple[tuple[str, ...], ...]:

@@ -71,13 +71,18 @@ def _sum(terms: list[Tensor]) -> Tensor:
 class SearchCell(nn.Module):
     """The cell with all candidates on each edge."""
 
-    def __init__(self, space: NasBench201Space, channels: int, n_parts: int = 1) -> None:
+    def __init__(
+        self,
+        space: NasBench201Space,
+        channels: int,
+        operations: Sequence[Sequence[str]],
+        n_parts: int = 1,
+    ) -> None:
         super().__init__()
         self._n_parts, self._weighs_edges = n_parts, space.edge_normalization
         width = part_width(channels, n_parts)
         self.edges = nn.ModuleList(
-            nn.ModuleList(_build_candidate(name, width) for name in names)
-            for names in space.candidates(CELL)
+            nn.ModuleList(_build_candidate(name, width) for name in names) for names in operations
         )
 
     def forward(self, x: Tensor, weights: Tensor, drop: Drop | None) -> Tensor:
@@ -168,6 +173,7 @@ class NasBench201Supernet(Supernet):
         n_cells: Number of cells, a multiple of 3 (15 in the paper).
         in_channels: Channels of the images.
         partial_channels: K: the operations use 1/K of the channels; see ``partial_channels.py``.
+        auxiliary_skip: See ``Supernet``.
 
     Raises:
         InvalidValueError: A number is out of range.
@@ -184,12 +190,16 @@ class NasBench201Supernet(Supernet):
         *,
         in_channels: int = 3,
         partial_channels: int = 1,
+        auxiliary_skip: bool = False,
     ) -> None:
-        super().__init__(space)
+        super().__init__(space, auxiliary_skip)
         widths = _widths(n_cells, init_channels)
         self.stem = Stem(in_channels, init_channels)
         self.stem_channels = init_channels
-        self.cells = nn.ModuleList(SearchCell(space, width, partial_channels) for width in widths)
+        operations = [self._operations(names) for names in space.candidates(CELL)]
+        self.cells = nn.ModuleList(
+            SearchCell(space, width, operations, partial_channels) for width in widths
+        )
         self.blocks = _build_blocks(widths)
         self.head = _build_head(widths[-1], n_classes)
 

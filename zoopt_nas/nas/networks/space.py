@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.architecture import Architecture
+from zoopt_nas.nas.networks.relaxation import RELAXATIONS
 
 Path = tuple[int, ...]
 """The chosen candidate of each edge by position, ``UNUSED`` on edges that are not in the cell."""
@@ -47,11 +48,13 @@ class SearchSpace(ABC):
         name: Key in ``SPACES``.
         edge_normalization: Whether alpha also weighs the edges into each node, by a softmax over
             them (PC-DARTS, Eq. 3).
+        relaxation: Key in ``RELAXATIONS``: how alpha weighs the candidates of an edge.
         kinds: The kinds of cells, in the order of alpha.
     """
 
     name: str
     edge_normalization: bool
+    relaxation: str
     kinds: ClassVar[tuple[str, ...]]
 
     @abstractmethod
@@ -92,6 +95,16 @@ class SearchSpace(ABC):
         """Return one line of JSON, for ``space_from_json``."""
         assert is_dataclass(self)
         return json.dumps({"type": type(self).__name__, **asdict(self)})
+
+    def may_choose(self, name: str) -> bool:
+        """Return whether a discrete cell may have this operation."""
+        names = [edge for kind in self.kinds for edge in self.candidates(kind)]
+        return any(
+            names[edge][choice] == name
+            for group in self.groups
+            for edge, choices in zip(group.edges, group.choices, strict=True)
+            for choice in choices
+        )
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -146,7 +159,7 @@ class SearchSpace(ABC):
         return torch.cat([part for kind in self.kinds for part in parts[kind]])
 
     def weights(self, alpha: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """Return the softmax of alpha on each edge, times the edge's factor."""
+        """Return the weights of the candidates of each edge, times the edge's factor."""
         return {
             kind: tuple(part.exp() for part in parts)
             for kind, parts in self._log_weights(alpha).items()
@@ -201,9 +214,10 @@ class SearchSpace(ABC):
     def _log_weights(self, alpha: Tensor) -> dict[str, list[Tensor]]:
         parts = self.unflatten(alpha)
         factors = self._log_factors(alpha).chunk(len(self.kinds))
+        log_weights = RELAXATIONS[self.relaxation].log_weights
         return {
             kind: [
-                torch.log_softmax(part, dim=0) + factor
+                log_weights(part) + factor
                 for part, factor in zip(parts[kind], of_kind, strict=True)
             ]
             for kind, of_kind in zip(self.kinds, factors, strict=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.darts_space import DartsSpace, cell_edges
 from zoopt_nas.nas.networks.nasbench201 import NasBench201Space
 from zoopt_nas.nas.networks.space import SearchSpace
+from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.registry import Registry
 
 
@@ -65,6 +66,17 @@ SPACES: Registry[SearchSpace] = Registry(
     check=lambda entry: isinstance(entry, SearchSpace),
 )
 
+
+def space_of(config: SearchConfig, space: SearchSpace | None = None) -> SearchSpace:
+    """Return the space that a config names, or ``space``, with the config's meaning of alpha."""
+    meaning = {
+        "edge_normalization": config.edge_normalization,
+        "relaxation": config.relaxation,
+    }
+    named: Any = space or SPACES[config.space]
+    return cast(SearchSpace, dataclasses.replace(named, **meaning))
+
+
 _TYPES: tuple[type[DartsSpace] | type[NasBench201Space], ...] = (DartsSpace, NasBench201Space)
 
 
@@ -85,7 +97,7 @@ def space_from_json(text: str) -> SearchSpace:
         raise InvalidValueError(f"space must be of type {' or '.join(known)}, got {kind!r}")
     cls = known[kind]
     given: dict[str, Any] = {name: value for name, value in found.items() if name != "type"}
-    names = [spec.name for spec in fields(cls)]
+    names = [spec.name for spec in dataclasses.fields(cls)]
     if set(given) != set(names):
         raise InvalidValueError(f"space must have the fields type, {', '.join(names)}")
     return cls.from_fields(given)

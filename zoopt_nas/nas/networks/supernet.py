@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels.channels_last import channels_last
 from zoopt_nas.nas.networks.operations import Stochastic
+from zoopt_nas.nas.networks.relaxation import RELAXATIONS
 from zoopt_nas.nas.networks.skeleton import drop_path
 from zoopt_nas.nas.networks.space import Path, SearchSpace
 
@@ -23,15 +24,18 @@ class Supernet(Stochastic, ABC):
     """The supernet of a search space. Alpha is an argument of ``forward``, never an attribute.
 
     Two forms share the weights: the mixed supernet computes every candidate and weighs it by the
-    softmax of alpha (DARTS); along a path only one candidate of each edge is computed, as in the
+    relaxation of alpha (DARTS); along a path only one candidate of each edge is computed, as in the
     discrete cell of the path, in the time and memory of that cell.
 
     Args:
         space: The search space.
+        auxiliary_skip: Whether each edge has one more skip connection, whose weight does not depend
+            on alpha (DARTS-: Chu et al., 2021).
 
     Attributes:
         drop_path_probability: Probability in [0, 1) to drop a sample on an edge in training mode
             (Zela et al., 2020).
+        auxiliary_weight: Weight () of the auxiliary skip connections; 0 at first.
         stem_channels: Output channels of the stem.
         channels_last: Whether to compute in the channels-last memory format.
     """
@@ -41,18 +45,25 @@ class Supernet(Stochastic, ABC):
     head: nn.Module
     stem_channels: int
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, auxiliary_skip: bool = False) -> None:
         super().__init__()
         self.space = space
         self.channels_last = True
         self.drop_path_probability = 0.0
         # Positions of alpha's entries in a table with a row per edge, padded to the longest edge.
         sizes = torch.tensor(space.sizes)
-        columns = torch.arange(max(space.sizes))
+        self.table_width = max(space.sizes) + auxiliary_skip
+        columns = torch.arange(self.table_width)
         self._mask: Tensor
         self._places: Tensor
+        self._auxiliary: Tensor | None
+        self.auxiliary_weight: Tensor
         self.register_buffer("_mask", columns < sizes[:, None], persistent=False)
         self.register_buffer("_places", torch.tensor(space.places).T, persistent=False)
+        # A buffer, so that a CUDA graph follows its changes.
+        self.register_buffer("auxiliary_weight", torch.zeros(()), persistent=False)
+        is_auxiliary = (columns == sizes[:, None]) if auxiliary_skip else None
+        self.register_buffer("_auxiliary", is_auxiliary, persistent=False)
 
     def forward(self, images: Tensor, alpha: Tensor | Path) -> Tensor:
         """Return the logits ``(batch, n_classes)``.
@@ -71,7 +82,7 @@ class Supernet(Stochastic, ABC):
 
     @abstractmethod
     def mix(self, images: Tensor, weights: Tensor) -> Tensor:
-        """Return the logits for architecture weights ``(n_edges, max candidates)``.
+        """Return the logits for architecture weights ``(n_edges, table_width)``.
 
         A row need not sum to 1. With edge normalization its sum is the edge's factor.
         """
@@ -84,25 +95,38 @@ class Supernet(Stochastic, ABC):
         """
 
     def edge_weights(self, alpha: Tensor) -> Tensor:
-        """Return the architecture weights at alpha ``(dim,)``: ``(n_edges, max candidates)``.
+        """Return the architecture weights at alpha ``(dim,)``: ``(n_edges, table_width)``.
 
-        Edges are those of all kinds of cells. Rows are padded with 0.
+        Edges are those of all kinds of cells. A row has the weights of the candidates, then of the
+        auxiliary skip connection, if there are any, and is padded with 0.
 
         Raises:
             InvalidValueError: Alpha has another shape.
         """
-        weights = self.operation_weights(alpha)
+        return self.with_edges(self.operation_weights(alpha), alpha)
+
+    def with_edges(self, weights: Tensor, alpha: Tensor) -> Tensor:
+        """Return ``edge_weights`` for other operation weights than those of alpha."""
         if self.space.edge_normalization:
             weights = weights * self.space.edge_factors(alpha)[:, None]
+        if self._auxiliary is not None:
+            weights = weights + self.auxiliary_weight * self._auxiliary
         return weights
 
     def operation_weights(self, alpha: Tensor) -> Tensor:
-        """Return ``edge_weights`` without edge normalization: each row is a softmax."""
+        """Return the weights of the candidates alone, by the space's relaxation."""
+        return RELAXATIONS[self.space.relaxation].weights(self.alpha_table(alpha))
+
+    def alpha_table(self, alpha: Tensor) -> Tensor:
+        """Return alpha as a table ``(n_edges, table_width)``, -inf where there is no candidate."""
         self.space.check_shape(alpha)
         table = alpha.new_full(self._mask.shape, -torch.inf)
         # torch.vmap has no masked_scatter.
-        table = table.index_put(tuple(self._places), alpha[: self._places.shape[1]])
-        return torch.softmax(table, dim=1)
+        return table.index_put(tuple(self._places), alpha[: self._places.shape[1]])
+
+    def _operations(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the operations of an edge with these candidates, with its auxiliary one."""
+        return (*names, "skip_connect") if self._auxiliary is not None else tuple(names)
 
     def _check_path(self, path: Path) -> None:
         if len(path) != len(self.space.sizes):

@@ -39,8 +39,9 @@ from zoopt_nas.nas.networks.architectures import (
     load_architecture,
 )
 from zoopt_nas.nas.networks.space import SearchSpace
-from zoopt_nas.nas.networks.spaces import SPACES, space_from_json
-from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.networks.spaces import space_from_json, space_of
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.nas.steps.execution import silenced
 
 CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
@@ -150,9 +151,9 @@ class RunFolder:
         """Return the space of a search: from the folder, or by the name in its config."""
         path = self.path / SPACE
         if not path.is_file():
-            return SPACES[self.config(SearchConfig).space]
+            return space_of(self.config(SearchConfig))
         try:
-            return space_from_json(self._read(SPACE))
+            return space_of(self.config(SearchConfig), space_from_json(self._read(SPACE)))
         except ZooptNasError as error:
             raise RunError(f"{path}: {error}") from error
 

@@ -18,7 +18,7 @@ from zoopt_nas._files import as_json
 from zoopt_nas.errors import DivergedError, RunError, RunInterrupted
 from zoopt_nas.nas.runs.folder import ARCHITECTURES, DISCARDED, METRICS, RunFolder
 from zoopt_nas.nas.runs.memory import MemoryEstimate, check_free, explain_out_of_memory, in_words
-from zoopt_nas.nas.settings.config import RunConfig
+from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.nas.steps.meter import Meter
 
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoopt_nas.errors import NotEnoughMemoryError, ZooptNasError
 from zoopt_nas.nas.data.image_sets import Dataset
-from zoopt_nas.nas.settings.config import RunConfig
+from zoopt_nas.nas.settings.run_config import RunConfig
 
 TRAINING_FACTOR = 4  # weights, gradients, momentum and the temporaries of SGD
 N_IMAGES = 2  # BatchNorm needs two values for each channel

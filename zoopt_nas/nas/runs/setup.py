@@ -12,7 +12,7 @@ from zoopt_nas.nas.data.datasets import DatasetSpec
 from zoopt_nas.nas.data.image_sets import Dataset
 from zoopt_nas.nas.data.loading import load_dataset, with_fingerprints
 from zoopt_nas.nas.data.record import DataRecord
-from zoopt_nas.nas.settings.config import RunConfig
+from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.nas.steps.devices import free_memory, pick_device
 from zoopt_nas.nas.steps.execution import Execution
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,7 +76,7 @@ class Search(EpochLoop):
             self.supernet,
             self._optimizer,
             config.grad_clip,
-            execution=execution,
+            execution=replace(execution, compile=execution.compile and not method.is_joint),
             generators=(self._noise,),
         )
         self._path_step = PathStep(self.supernet, self._optimizer, config.grad_clip, execution)
@@ -83,10 +85,8 @@ class Search(EpochLoop):
         n_images, rng = len(dataset.train), generator(seeds["split"])
         train, val = split_indices(n_images, config.train_portion, rng)
         self._streams = make_streams(config, dataset, train, val, seeds)
-        transform = dataset.transform(augment=False)
-        self._val_batches = partial(
-            sequential_batches, dataset.train, val, EVAL_BATCH_SIZE, transform
-        )
+        batches = partial(sequential_batches, dataset.train, val)
+        self._val_batches = partial(batches, EVAL_BATCH_SIZE, dataset.transform(augment=False))
         is_unrolled = (method.inner or config.inner) == "second"  # the next weight step (DARTS)
         self._objective = BilevelObjective.from_config(
             self.supernet,
@@ -148,14 +148,20 @@ class Search(EpochLoop):
 
     def begin_epoch(self) -> None:
         """Set the learning rate, drop path and training mode."""
-        config = self.config
+        config, progress = self.config, self._progress
         set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
         probability = config.drop_path * self.epoch / max(config.epochs - 1, 1)
         if probability != self.supernet.drop_path_probability:
             self.supernet.drop_path_probability = probability
             self._step.reset()
-        self._objective.set_drop_path(probability)
+        self._objective.set_schedules(probability, config.auxiliary_skip * (1 - progress))
+        self._updater.begin_epoch(progress)
         self.supernet.train()
+
+    @property
+    def _progress(self) -> float:
+        """The elapsed fraction of all epochs."""
+        return self.epoch / self.config.epochs
 
     def _hold_still(self) -> None:
         """Give all candidates the same batches, so that the value of a cell does not change."""
@@ -165,23 +171,29 @@ class Search(EpochLoop):
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Update alpha if it is time, then take one weight step unless weights are fresh."""
-        config = self.config
-        is_due = not self.trains_weights or self.step % self._period == 0
-        if self.epoch >= config.warmup_epochs and is_due:
-            passed = (self.epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-            self._updates.append(self._updater.step(self._objective, passed))
+        if not self._method.is_joint:
+            self._update_alpha()
         if not self.trains_weights:
             return None
-        images, labels = self._streams["train"].next_batch()
-        progress = self.epoch / config.epochs
+        (images, labels), progress = self._streams["train"].next_batch(), self._progress
         if self._sampler is not None:
             return self._path_step(images, labels, self._sampler.next_paths())
         if self._method.trains_paths:
             paths = self._updater.training_paths(self.supernet.space, progress)
             return self._path_step(images, labels, paths)
         weights = self._updater.training_weights(self.supernet, images, labels, progress)
-        loss, logits = self._step(images, labels, weights)
-        return loss, logits, labels
+        measured = *self._step(images, labels, weights), labels
+        if self._method.is_joint:
+            self._update_alpha()
+        return measured
+
+    def _update_alpha(self) -> None:
+        """Update alpha if it is time."""
+        first, n_epochs = self.config.warmup_epochs, self.config.epochs
+        is_due = not self.trains_weights or self.step % self._period == 0
+        if self.epoch >= first and is_due:
+            progress = (self.epoch - first) / (n_epochs - first)
+            self._updates.append(self._updater.step(self._objective, progress))
 
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Let the method judge the epoch, and evaluate the supernet on the validation part."""
@@ -223,10 +235,13 @@ class Search(EpochLoop):
         if not self.trains_weights:
             found = self._evaluate_trained(alpha)
             return found.loss, found.accuracy
-        # Running statistics mix all paths, so along a path each batch has its own.
-        is_mixed = isinstance(alpha, Tensor)
-        network = self.supernet.eval() if is_mixed else self._objective.start()
-        val = evaluate(lambda images: network(images, alpha), self._val_batches(), self.device)
+        model: Callable[[Tensor], Tensor]
+        if isinstance(alpha, Tensor):
+            weights = self._updater.weights(self.supernet, alpha)
+            model = partial(self.supernet.eval().mix, weights=weights)
+        else:  # running statistics mix all paths, so along a path each batch has its own
+            model = partial(self._objective.start(), alpha=alpha)
+        val = evaluate(model, self._val_batches(), self.device)
         return val.loss, val.accuracy
 
     def _evaluate_trained(self, alpha: Tensor | Path) -> Meter:
@@ -267,10 +282,10 @@ class Search(EpochLoop):
         consumed: list[Any] = [objective, *self._streams.values()]
         states = [item.state_dict() for item in consumed]
         draws = [objective.draw() for _ in range(self.config.eigenvalue_batches)]
-        network = objective.start()
         for item, state in zip(consumed, states, strict=True):
             item.load_state_dict(state)
-        losses = [partial(objective.val_loss, network, draw=draw) for draw in draws]
+        val_loss = partial(objective.val_loss, objective.start(), weigh=self._updater.weights)
+        losses = [partial(val_loss, draw=draw) for draw in draws]
         return statistics.fmean(dominant_eigenvalue(loss, self.alpha) for loss in losses)
 
     def after_epoch(self) -> None:
@@ -302,6 +317,11 @@ class Search(EpochLoop):
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._updater.load_state_dict(state["updater"])
 
+    def start_from(self, supernet: dict[str, Any], alpha: Tensor) -> None:
+        """Continue with the weights and alpha of another search."""
+        self.supernet.load_state_dict(supernet)
+        self._updater.move_to(alpha)
+
     def own_state(self) -> dict[str, Any]:
         """Return supernet, optimizer, method, streams, generators and snapshots."""
         return {
@@ -312,9 +332,7 @@ class Search(EpochLoop):
             "noise": self._noise.get_state(),
             "is_stopped": self._is_stopped,
             "snapshots": self._snapshots.state_dict(),
-            "updates": [
-                {name: float(value) for name, value in update.items()} for update in self._updates
-            ],
+            "updates": [{name: float(x) for name, x in row.items()} for row in self._updates],
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:

@@ -60,7 +60,8 @@ class CellModel:
     def __call__(self, paths: Sequence[Path]) -> Tensor:
         """Return the posterior mean of the score of canonical paths, ``(n,)`` in float64."""
         distances = _distances(_table(paths), self._cells)
-        return torch.exp(-distances / self._length) @ self._weights
+        means: Tensor = torch.exp(-distances / self._length) @ self._weights
+        return means
 
 
 def normal_scores(n: int) -> Tensor:

@@ -33,6 +33,9 @@ from zoopt_nas.nas.steps.execution import Execution
 Points = Tensor | Sequence[Path]
 """Candidates: alphas ``(n, dim)``, or the paths of discrete cells."""
 
+Weigh = Callable[[Supernet, Tensor], Tensor]
+"""Maps alpha ``(dim,)`` to architecture weights, as ``Supernet.edge_weights`` does."""
+
 
 class Stream(Protocol):
     """An endless source of batches, such as ``data.BatchStream``."""
@@ -290,9 +293,21 @@ class BilevelObjective:
         """
         return self._training.fit_together(alphas, draw.train, draw.noise_seed)
 
-    def val_loss(self, network: Supernet, alpha: Tensor | Path, draw: Draw) -> Tensor:
-        """Return the mean cross-entropy () of ``network`` over the validation batches."""
+    def val_loss(
+        self,
+        network: Supernet,
+        alpha: Tensor | Path,
+        draw: Draw,
+        weigh: Weigh = Supernet.edge_weights,
+    ) -> Tensor:
+        """Return the mean cross-entropy () of ``network`` over the validation batches.
+
+        ``weigh`` gives the architecture weights at alpha.
+        """
         self._noise.manual_seed(draw.noise_seed + 1)
+        if isinstance(alpha, Tensor):
+            weights = weigh(network, alpha)
+            return value_of("loss", score_batches(network.mix, weights, draw.val))
         return value_of("loss", score_batches(network, alpha, draw.val))
 
     def train_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
@@ -305,14 +320,18 @@ class BilevelObjective:
         with torch.no_grad():
             return self.val_loss(self.start(), path, draw)
 
-    def set_drop_path(self, probability: float) -> None:
-        """Set the probability with which paths are dropped in inner steps."""
-        self._training.set_drop_path(probability)
+    def set_schedules(self, drop_path: float, auxiliary_weight: float) -> None:
+        """Set the probability to drop paths in inner steps, and the weight of auxiliary skips."""
+        self._training.set_drop_path(drop_path)
+        for network in (self.supernet, self._training.scratch):
+            network.auxiliary_weight.fill_(auxiliary_weight)
 
-    def alpha_gradient(self, alpha: Tensor, draw: Draw) -> Tensor:
+    def alpha_gradient(
+        self, alpha: Tensor, draw: Draw, weigh: Weigh = Supernet.edge_weights
+    ) -> Tensor:
         """Return the gradient ``(dim,)`` of L_val(omega, alpha) in alpha alone (Eq. 3)."""
         alpha = alpha.detach().requires_grad_()
-        loss = self.val_loss(self.start(), alpha, draw)
+        loss = self.val_loss(self.start(), alpha, draw, weigh)
         return torch.autograd.grad(loss, alpha)[0]
 
     @property

@@ -21,6 +21,7 @@ from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.memory import MemoryEstimate
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
+from zoopt_nas.nas.search.finished import continue_finished
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.execution import cpu_threads
@@ -72,6 +73,8 @@ def run_search(
     with cpu_threads(config.threads):
         # Built before the folder: a wrong setting leaves no folder behind.
         search = _build(_named(config, space, dataset), observer, space=space, dataset=dataset)
+        if METHODS[config.algo].continues:
+            continue_finished(search)
         if run_dir is not None:
             record = DataRecord.of(search.setup.dataset)
             search.folder = RunFolder.create(run_dir, search.config, record, space)
@@ -112,6 +115,8 @@ def _named(
     fields: dict[str, Any] = {key: of.name for key, of in names.items() if of is not None}
     if space is not None and space.edge_normalization:
         fields["edge_normalization"] = True
+    if space is not None and space.relaxation != "softmax":
+        fields["relaxation"] = space.relaxation
     return config.replace(**fields)
 
 

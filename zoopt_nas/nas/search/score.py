@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from zoopt_nas._arrays import value_dtype
-from zoopt_nas.nas.networks.space import Path
-from zoopt_nas.nas.networks.supernet import Supernet
 
 # Losses above about a million tie, so that a loss never counts as much as one image.
 MAX_TIE_BREAK = 1 - 2**-20
@@ -54,8 +52,11 @@ def error_then_loss(n_errors: Tensor, loss: Tensor, n_images: int) -> Tensor:
 
 
 def score_batches(
-    network: Supernet, alpha: Tensor | Path, batches: Sequence[tuple[Tensor, Tensor]]
+    network: Callable[[Tensor, Any], Tensor], alpha: Any, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> list[Scored]:
-    """Return losses and logits of one candidate on each batch of images and labels."""
+    """Return losses and logits of one candidate on each batch of images and labels.
+
+    ``network`` maps images and ``alpha`` to logits: a supernet, or its ``mix``.
+    """
     logits = ((network(images, alpha), labels) for images, labels in batches)
     return [Scored(F.cross_entropy(x, labels), x, labels) for x, labels in logits]

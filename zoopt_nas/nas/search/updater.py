@@ -13,7 +13,7 @@ from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import Batch
 from zoopt_nas.nas.search.objective import BilevelObjective
-from zoopt_nas.nas.settings.config import FRESH, MIXED, SearchConfig
+from zoopt_nas.nas.settings.config import FRESH, MIXED, RELAXATIONS, SearchConfig
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 
 Metrics = dict[str, Any]
@@ -77,6 +77,12 @@ class AlphaUpdater(ABC):
         goes_back: whether a verdict may send the search back to an earlier epoch.
         follows_paths: whether the method works on the paths of the setting ``paths``.
         trains_paths: whether the method trains single paths of its own, by ``training_paths``.
+        relaxations: the settings of ``relaxation`` with which the method works.
+        is_joint: whether alpha moves on the loss of the weight step: ``step`` follows it, and its
+            gradient flows to alpha through ``training_weights``. Such steps are not compiled, since
+            no gradient flows through a CUDA graph.
+        continues: whether the method continues the supernet of a finished search.
+        has_penalty: whether the method has a penalty on alpha.
         tries: what ``N_TRIED`` counts, for messages.
     """
 
@@ -87,6 +93,10 @@ class AlphaUpdater(ABC):
     goes_back: ClassVar[bool] = False
     follows_paths: ClassVar[bool] = False
     trains_paths: ClassVar[bool] = False
+    relaxations: ClassVar[tuple[str, ...]] = RELAXATIONS
+    is_joint: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
+    has_penalty: ClassVar[bool] = False
     tries: ClassVar[str] = "candidates"
 
     @abstractmethod
@@ -99,14 +109,16 @@ class AlphaUpdater(ABC):
         """Check the settings, and return the updater of a search in ``space``."""
         cls.check(config)
         cls.check_supernet(config)
+        if space is not None:
+            cls.check_space(config, space)
         return cls(config, alpha, seed)
 
     @classmethod
     def check(cls, config: SearchConfig) -> None:
         """Refuse settings that the method cannot use.
 
-        By default these are solver options, ``noise_aware``, and, unless the method is zero-order,
-        another ``score`` than the loss.
+        By default these are solver options, ``noise_aware``, a penalty, and, unless the method is
+        zero-order, another ``score`` than the loss.
 
         Raises:
             InvalidValueError: there is one.
@@ -120,10 +132,25 @@ class AlphaUpdater(ABC):
                 f"noise_aware must be false with {config.algo}, which does not measure noise, "
                 "got true"
             )
+        cls.check_own_settings(config)
         if config.solver:
             raise InvalidValueError(
                 f"solver must have no options with {config.algo}, which uses none of them, "
                 f"got {', '.join(config.solver)}"
+            )
+
+    @classmethod
+    def check_own_settings(cls, config: SearchConfig) -> None:
+        """Refuse settings that only other methods have."""
+        if config.supernet is not None and not cls.continues:
+            raise InvalidValueError(
+                f"supernet must be left out with {config.algo}, which trains its own, "
+                f"got {config.supernet}"
+            )
+        if config.alpha_penalty and not cls.has_penalty:
+            raise InvalidValueError(
+                f"alpha_penalty must be 0 with {config.algo}, which has none, "
+                f"got {config.alpha_penalty:g}"
             )
 
     @classmethod
@@ -134,16 +161,26 @@ class AlphaUpdater(ABC):
                 f"weights must be shared with {config.algo}, which needs a trained supernet, "
                 f"got {config.weights}"
             )
-        if cls.trains_paths and config.partial_channels > 1:
+        for name, needed in (("partial_channels", 1), ("auxiliary_skip", 0.0)):
+            if cls.trains_paths and (value := getattr(config, name)) != needed:
+                raise InvalidValueError(
+                    f"{name} must be {needed:g} with {config.algo}, which trains single paths, "
+                    f"got {value:g}"
+                )
+        if config.relaxation not in cls.relaxations:
             raise InvalidValueError(
-                f"partial_channels must be 1 with {config.algo}, which trains single paths, "
-                f"got {config.partial_channels}"
+                f"relaxation must be {' or '.join(cls.relaxations)} with {config.algo}, "
+                f"got {config.relaxation}"
             )
         if config.paths != MIXED and not cls.follows_paths:
             raise InvalidValueError(
                 f"paths must be mixed with {config.algo}, which needs the mixed supernet, "
                 f"got {config.paths}"
             )
+
+    @classmethod  # noqa: B027 - most methods are defined in every space
+    def check_space(cls, config: SearchConfig, space: SearchSpace) -> None:
+        """Refuse a space in which the method is not defined."""
 
     @property
     @abstractmethod
@@ -167,6 +204,9 @@ class AlphaUpdater(ABC):
         """
         raise NotImplementedError
 
+    def begin_epoch(self, progress: float) -> None:  # noqa: B027 - few methods have a schedule
+        """Set what depends on the elapsed fraction of all epochs only."""
+
     @abstractmethod
     def move_to(self, alpha: Tensor) -> None:
         """Set alpha ``(dim,)`` and keep the rest of the state."""
@@ -185,7 +225,11 @@ class AlphaUpdater(ABC):
 
         ``supernet`` is unchanged on return; ``progress`` is the elapsed fraction of all epochs.
         """
-        return supernet.edge_weights(self.alpha)
+        return self.weights(supernet, self.alpha)
+
+    def weights(self, supernet: Supernet, alpha: Tensor) -> Tensor:
+        """Return the architecture weights at alpha, by default ``Supernet.edge_weights``."""
+        return supernet.edge_weights(alpha)
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
         """Judge an epoch that has ended; may change alpha."""

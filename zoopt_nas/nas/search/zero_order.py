@@ -105,6 +105,7 @@ class ZeroOrderUpdater(AlphaUpdater):
         cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
     ) -> Self:
         """Return the updater with the solver that the config names."""
+        cls.check_own_settings(config)
         solver, schedule = config_solver(config, space), config.sigma_schedule
         _check_drift(config, solver)
         gauge = NoiseGauge(config.val_batches) if config.noise_aware else None
@@ -123,6 +124,7 @@ class ZeroOrderUpdater(AlphaUpdater):
     @classmethod
     def check(cls, config: SearchConfig) -> None:
         """Refuse unknown options, and a solver that compares values of different updates."""
+        cls.check_own_settings(config)
         _check_drift(config, config_solver(config))
 
     @property

@@ -22,6 +22,7 @@ from zoopt_nas.nas.settings.defaults import (
     train_defaults,
     warmup_epochs,
 )
+from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.nas.settings.setting import (
     ALPHA,
     AT_LEAST_0,
@@ -31,12 +32,10 @@ from zoopt_nas.nas.settings.setting import (
     MACHINE,
     NETWORK,
     POSITIVE,
-    POSITIVE_FINITE,
     POSITIVE_INTEGER,
     UNSET,
     WEIGHTS,
     WHAT,
-    Settings,
     setting,
     typed,
 )
@@ -44,90 +43,15 @@ from zoopt_nas.nas.settings.setting import (
 INNER_MODES = ("first", "second", "sgd")
 MIXED, UNIFORM, FAIR = PATHS = ("mixed", "uniform", "fair")
 # What single paths need: all channels, no weights of edges and no gradient in alpha.
-_OF_PATHS = {"partial_channels": 1, "edge_normalization": False, "track_eigenvalue": False}
+_OF_PATHS = {
+    "partial_channels": 1, "edge_normalization": False, "auxiliary_skip": 0.0,
+    "track_eigenvalue": False,
+}  # fmt: skip
 _OF_FRESH_PATHS = ("surrogate", "extrapolate")
 SHARED, FRESH = WEIGHTS_OF = ("shared", "fresh")
 SCORES = ("loss", "accuracy")
-_SWITCH = ("auto", "off", "on")
-
-
-@dataclass(frozen=True)
-class RunConfig(Settings):
-    """The common settings of a search and a retraining."""
-
-    kind: ClassVar[str] = "run"
-
-    # fmt: off
-    dataset: str = setting(
-        "digits", WHAT, "Data set: a name, an .npz file or a folder of class folders.")
-    seed: int = setting(
-        0, WHAT, "Seeds everything.", "Each use of randomness has a separate stream.",
-        rule=AT_LEAST_0)
-    init_channels: int = setting(
-        UNSET, NETWORK, "Width of the first cell.", "DARTS; paper B.2.", rule=POSITIVE_INTEGER)
-    n_cells: int = setting(
-        UNSET, NETWORK, "Number of cells; a multiple of 3 in nasbench201.",
-        "DARTS; paper B.2. NAS-Bench-201: 15.", rule=POSITIVE_INTEGER)
-    epochs: int = setting(UNSET, WEIGHTS, "Epochs.", "DARTS; paper B.2.", rule=POSITIVE_INTEGER)
-    batch_size: int = setting(
-        UNSET, WEIGHTS, "Images in a batch.", "DARTS; paper B.2.", rule=POSITIVE_INTEGER)
-    lr: float = setting(
-        0.025, WEIGHTS, "Learning rate at the start.",
-        "SGD, decayed over the epochs (DARTS; paper B.2).", rule=POSITIVE_FINITE)
-    lr_min: float = setting(
-        UNSET, WEIGHTS, "Learning rate at the end.", "DARTS; paper B.2. At most lr.",
-        has_option=False)
-    momentum: float = setting(
-        0.9, WEIGHTS, "Momentum of SGD.", "DARTS; paper B.2.", rule=AT_LEAST_0, has_option=False)
-    nesterov: bool = setting(
-        False, WEIGHTS, "Nesterov's momentum.", "Off: DARTS. On in the space nasbench201.",
-        has_option=False, shown="no; nasbench201: yes")
-    weight_decay: float = setting(
-        3e-4, WEIGHTS, "Weight decay.", "DARTS; paper B.2. NAS-Bench-201: 5e-4.", rule=AT_LEAST_0,
-        shown="0.0003; nasbench201: 0.0005")
-    grad_clip: float = setting(
-        5.0, WEIGHTS, "Largest norm of the gradient.", "DARTS.", rule=POSITIVE, has_option=False)
-    augment: bool = setting(
-        True, DATA, "Change training images at random.",
-        "Crops, mirror images and cutout, by data set (DARTS). Few steps learn more without.")
-    cutout: int = setting(
-        UNSET, DATA, "Side of the square cut out of images.", "In training images only (DARTS).",
-        rule=AT_LEAST_0)
-    data_dir: str = setting("data", DATA, "Folder of the data sets' files.")
-    download: bool = setting(False, DATA, "Fetch missing files into it.")
-    n_train: int | None = setting(
-        None, DATA, "Number of training images to use.", "None: all.", rule=POSITIVE_INTEGER)
-    image_size: int | None = setting(
-        None, DATA, "Resize images to this side.", "None: keep their size.", rule=POSITIVE_INTEGER)
-    device: str = setting(
-        "auto", MACHINE, "auto, cpu, cuda, mps.",
-        "Or another device of torch. auto: CUDA if available, else MPS, else the CPU.")
-    threads: int | None = setting(
-        None, MACHINE, "CPU threads; none: torch's choice.", "For the thread of the run.",
-        rule=POSITIVE_INTEGER)
-    amp: str = setting(
-        "auto", MACHINE, "Precision of weight steps: bf16, off; auto: bf16 on CUDA.",
-        "off is float32. zoopt-nas: bf16 has the range of float32 and needs no loss scaling.",
-        choices=("auto", "off", "bf16"))
-    compile: str = setting(
-        "auto", MACHINE, "Weight steps as CUDA graphs, or compiled: on, off; auto: CUDA.",
-        "Other devices use torch.compile. zoopt-nas: on a CPU it takes minutes and gains nothing.",
-        choices=_SWITCH)
-    channels_last: str = setting(
-        "auto", MACHINE, "Memory format: on, off; auto: CPU and CUDA.", "zoopt-nas.",
-        choices=_SWITCH)
-    cpu_kernels: str = setting(
-        "auto", MACHINE, "CPU kernels in C: on, off; auto: with a C compiler.",
-        "Compiled when a run begins; they need channels_last and float32 (zoopt-nas).",
-        choices=_SWITCH)
-    # fmt: on
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.lr_min <= self.lr:
-            raise InvalidValueError(f"lr_min must lie in [0, lr], got {self.lr_min}")
-        if self.nesterov and self.momentum == 0:
-            raise InvalidValueError("momentum must be positive with nesterov, got 0")
+# How alpha weighs candidates, see ``networks.relaxation``.
+RELAXATIONS = SOFTMAX, SIGMOID, DIRICHLET = ("softmax", "sigmoid", "dirichlet")
 
 
 @dataclass(frozen=True)
@@ -156,6 +80,14 @@ class SearchConfig(RunConfig):
     edge_normalization: bool = setting(
         False, NETWORK, "Alpha also weighs edges.",
         "The edges into each node (PC-DARTS; off: DARTS).")
+    relaxation: str = setting(
+        "softmax", NETWORK, "Weights of candidates: softmax, sigmoid or dirichlet of alpha.",
+        "softmax: DARTS; sigmoid: FairDARTS; dirichlet: DrNAS, the mean of the distribution.",
+        choices=RELAXATIONS, shown="softmax; fair_darts: sigmoid; drnas: dirichlet")
+    auxiliary_skip: float = setting(
+        0.0, NETWORK, "First weight of an auxiliary skip connection on each edge; 0: none.",
+        "It falls linearly to 0 over the epochs (DARTS-: 1). It is not in the result.",
+        rule=AT_LEAST_0, shown="0; darts_minus: 1")
     drop_path: float = setting(
         0.0, WEIGHTS, "Probability to lose an edge at the end.",
         "For each sample; it grows linearly from 0 (R-DARTS; off: DARTS).", rule=BELOW_1)
@@ -184,6 +116,9 @@ class SearchConfig(RunConfig):
         None, ALPHA, "Cell at which alpha begins: its published string, or a file with it.",
         "Alpha is 1 for its operations and 0 for all others. None: near 0 (DARTS), and with fresh "
         "weights the best of ten random cells.")
+    supernet: str | None = setting(
+        None, ALPHA, "Run folder of a finished search whose supernet darts_pt continues.",
+        "Weights and alpha are taken from it; data set, space and sizes must agree.")
     inner: str = setting(
         "sgd", ALPHA, "Weights of a candidate: sgd, M steps; second; first, none.",
         "Paper 4, Eq. 2 and Eq. 3. Gradient methods have fixed modes.", choices=INNER_MODES)
@@ -230,6 +165,11 @@ class SearchConfig(RunConfig):
         option="--solver-option", shown="by method and space")
     alpha_lr: float = setting(
         3e-4, ALPHA, "Adam's learning rate of gradient methods.", "DARTS.", rule=POSITIVE)
+    alpha_penalty: float = setting(
+        UNSET, ALPHA, "Weight of the method's penalty on alpha.",
+        "fair_darts: the zero-one loss. beta_darts: the last weight of the logsumexp, from 0. "
+        "drnas: the divergence from the uniform distribution. Others have none.",
+        rule=AT_LEAST_0, shown="fair_darts: 10; beta_darts: 50; others: 0")
     alpha_betas: tuple[float, float] = setting(
         (0.5, 0.999), ALPHA, "Adam's betas.", "DARTS.", rule=BELOW_1, has_option=False)
     alpha_weight_decay: float = setting(
@@ -268,9 +208,23 @@ class SearchConfig(RunConfig):
             if value := getattr(self, name):
                 message = f"{name} must be {type(value)()} without fresh weights on paths"
                 raise InvalidValueError(f"{message}, got {value}")
+        if self.edge_normalization:
+            self._check_edge_normalization()
         for key, needed in _OF_PATHS.items() if self.paths != MIXED else ():
             if (value := getattr(self, key)) != needed:
                 raise InvalidValueError(f"paths must be mixed with {key} {value}, got {self.paths}")
+
+    def _check_edge_normalization(self) -> None:
+        """Refuse what changes the sum of an edge's weights, which is its factor."""
+        if self.relaxation == SIGMOID:
+            raise InvalidValueError(
+                "relaxation must be softmax or dirichlet with edge_normalization, "
+                f"got {self.relaxation}"
+            )
+        if self.auxiliary_skip:
+            raise InvalidValueError(
+                f"auxiliary_skip must be 0 with edge_normalization, got {self.auxiliary_skip}"
+            )
 
     @classmethod
     def defaults_for(cls, dataset: str, algo: str = "mgs", space: str = "s3") -> dict[str, Any]:
@@ -313,7 +267,8 @@ class SearchConfig(RunConfig):
             **overrides: Other settings, which take precedence over the preset.
         """
         preset = typed("preset", preset, str | None)
-        fields = preset_fields(preset, algo) | cls.known(overrides)
+        space = overrides.get("space", cls.usual()["space"])
+        fields = preset_fields(preset, algo, space) | cls.known(overrides)
         config = cls(dataset=dataset, algo=algo, **fields)
         if preset is None:
             return config

@@ -11,6 +11,7 @@ from zoopt_nas.nas.settings.methods import ZERO_ORDER, kind_of
 # DARTS; paper B.2.
 _SEARCH: dict[str, Any] = {
     "epochs": 50, "batch_size": 64, "init_channels": 16, "n_cells": 8, "lr_min": 0.001, "cutout": 0,
+    "alpha_penalty": 0.0,
 }  # fmt: skip
 _SEARCH_BY_DATASET: dict[str, dict[str, Any]] = {
     # zoopt-nas: three minutes on two CPU cores (`make demo`).
@@ -31,11 +32,26 @@ _SEARCH_BY_ALGO: dict[str, dict[str, Any]] = {
     # PC-DARTS (Xu et al., 2020), but with the batch size and learning rates of the other methods,
     # so that all methods train the supernet in the same way (zoopt-nas).
     "pc": {"partial_channels": 4, "edge_normalization": True},
-}
+    # FairDARTS (Chu et al., 2020), released code.
+    "fair_darts": {
+        "relaxation": "sigmoid", "alpha_lr": 3e-3, "alpha_betas": (0.9, 0.999),
+        "alpha_penalty": 10.0,
+    },
+    # DARTS- (Chu et al., 2021), released script.
+    "darts_minus": {"auxiliary_skip": 1.0},
+    # Beta-DARTS (Ye et al., 2022), released code.
+    "beta_darts": {"alpha_penalty": 50.0},
+    # DARTS-PT (Wang et al., 2021), released code: five epochs for each of 17 decisions, and a tenth
+    # of the learning rate.
+    "darts_pt": {"epochs": 85, "lr": 0.0025},
+    # DrNAS (Chen et al., 2021), released code: the penalty is the weight decay of alpha.
+    "drnas": {"relaxation": "dirichlet"},
+}  # fmt: skip
 # The same at the size of the digits: half the side, and two channels of four.
 _DIGITS_BY_ALGO: dict[str, dict[str, Any]] = {
     "dp": {"cutout": 4},
     "pc": {"partial_channels": 2},
+    "darts_pt": {"epochs": 17},
 }
 _PC_WARMUP = 0.3  # 15 of 50 epochs
 # Options of the zero-order solvers. N = 4: paper B.2.
@@ -91,8 +107,16 @@ _PRESET_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "gld": {"max_radius": 0.13, "min_radius": 4.69e-6},
     },
 }
-# PC-DARTS as published.
-_PC_PUBLISHED: dict[str, Any] = {"batch_size": 256, "lr": 0.1, "lr_min": 0.0, "alpha_lr": 6e-4}
+# How baselines train the supernet in their released code, where it differs from DARTS.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "pc": {"batch_size": 256, "lr": 0.1, "lr_min": 0.0, "alpha_lr": 6e-4},
+    "fair_darts": {"batch_size": 128, "lr": 0.005},
+    "snas": {"drop_path": 0.3},
+}
+# The same in the spaces of two cells.
+_PUBLISHED_FOR_TWO_CELLS: dict[str, dict[str, Any]] = {
+    "drnas": {"lr": 0.1, "lr_min": 0.0, "alpha_lr": 6e-4},
+}
 # Released: 10 of 50 epochs, 20 on ImageNet.
 _RELEASED_WARMUP = {"imagenet": 0.4}
 # Retraining on small images (DARTS; paper B.2).
@@ -147,12 +171,13 @@ def search_defaults(dataset: str, algo: str, space: str) -> dict[str, Any]:
     return defaults | (_DIGITS_BY_ALGO.get(algo, {}) if dataset == "digits" else {})
 
 
-def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
+def preset_fields(preset: str | None, algo: str, space: str) -> dict[str, Any]:
     """Return the settings that a preset fixes for a method, without the warm-up.
 
     Args:
         preset: ``paper``, ``released`` or ``robust``; None fixes nothing.
-        algo: The method. Baselines follow their papers, which only changes ``pc``.
+        algo: The method. Baselines follow their papers.
+        space: The search space.
 
     Raises:
         UnknownNameError: There is no such preset.
@@ -162,7 +187,8 @@ def preset_fields(preset: str | None, algo: str) -> dict[str, Any]:
     if preset not in _PRESETS:
         raise UnknownNameError("preset", preset, _PRESETS)
     if kind_of(algo) != ZERO_ORDER:
-        return dict(_PC_PUBLISHED) if algo == "pc" else {}
+        of_space = {} if space == "nasbench201" else _PUBLISHED_FOR_TWO_CELLS.get(algo, {})
+        return _PUBLISHED.get(algo, {}) | of_space
     return dict(_PRESETS[preset])
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from zoopt_nas.nas.settings.config import RunConfig, SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.settings.defaults import RDARTS_SIZES
 from zoopt_nas.nas.settings.methods import GRADIENT, RANDOM, ZERO_ORDER, kind_of
+from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.registry import installed
 from zoopt_nas.solvers import GLD, SOLVERS, make_solver
 

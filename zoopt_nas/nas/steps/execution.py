@@ -13,7 +13,7 @@ import torch
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels.library import KernelError, compiled
-from zoopt_nas.nas.settings.config import RunConfig
+from zoopt_nas.nas.settings.run_config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoopt_nas.nas.settings.config import RunConfig
+from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.nas.steps.cuda_graph import CudaGraphStep, CudaRecorder, warn_not_compiled
 from zoopt_nas.nas.steps.execution import Execution
 

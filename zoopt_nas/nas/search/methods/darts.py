@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError
-from zoopt_nas.nas.search.objective import BilevelObjective
+from zoopt_nas.nas.networks.supernet import Supernet
+from zoopt_nas.nas.search.objective import BilevelObjective, Draw, Weigh
 from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, AlphaUpdater, Metrics
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
@@ -19,9 +21,11 @@ from zoopt_nas.nas.settings.methods import GRADIENT
 DIFFERENCE_RADIUS = 0.01
 
 
-def first_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
+def first_order_gradient(
+    objective: BilevelObjective, alpha: Tensor, weigh: Weigh = Supernet.edge_weights
+) -> Tensor:
     """Return the gradient ``(dim,)`` of L_val(omega, alpha), with omega* = omega (Eq. 3)."""
-    return objective.alpha_gradient(alpha, objective.draw())
+    return objective.alpha_gradient(alpha, objective.draw(), weigh)
 
 
 def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
@@ -41,20 +45,37 @@ def second_order_gradient(objective: BilevelObjective, alpha: Tensor) -> Tensor:
     weights: list[Tensor] = list(network.parameters())
     loss = objective.val_loss(network, alpha, draw)
     direct, *v = torch.autograd.grad(loss, [alpha, *weights], materialize_grads=True)
+    (mixed,) = slope_along(objective, alpha, draw, v, by_alpha=True)
+    gradient: Tensor = direct - objective.lr * mixed
+    return gradient
 
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v)))
+
+def slope_along(
+    objective: BilevelObjective,
+    alpha: Tensor,
+    draw: Draw,
+    direction: Sequence[Tensor],
+    *,
+    by_alpha: bool,
+) -> list[Tensor]:
+    """Return the derivative along a direction in weight space of the gradient of L_train.
+
+    It is a central difference (Eq. 20) around the supernet's weights. The gradient is that in
+    alpha, which requires one, or, unless ``by_alpha``, in the weights.
+    """
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(direction))))
     epsilon = DIFFERENCE_RADIUS / norm.clamp_min(1e-12)
-    offset = torch._foreach_mul(v, epsilon)
+    offset = torch._foreach_mul(list(direction), epsilon)
     sides = []
     for sign in (1.0, -1.0):
         network = objective.start()
+        weights: list[Tensor] = list(network.parameters())
         with torch.no_grad():
             torch._foreach_add_(weights, offset, alpha=sign)
-        train_loss = objective.train_loss(network, alpha, draw)
-        sides.append(torch.autograd.grad(train_loss, alpha)[0])
-    mixed = (sides[0] - sides[1]) / (2.0 * epsilon)
-    gradient: Tensor = direct - objective.lr * mixed
-    return gradient
+        loss = objective.train_loss(network, alpha, draw)
+        inputs = [alpha] if by_alpha else weights
+        sides.append(torch.autograd.grad(loss, inputs, materialize_grads=True))
+    return [(up - down) / (2.0 * epsilon) for up, down in zip(*sides, strict=True)]
 
 
 class GradientUpdater(AlphaUpdater):
@@ -143,3 +164,11 @@ class SecondOrder(GradientUpdater):
 
 class PartialChannels(FirstOrder):
     """PC-DARTS: darts1 on partial channels, edges normalized."""
+
+
+class AuxiliarySkip(FirstOrder):
+    """DARTS-: darts1 with a skip connection beside each edge, which fades out.
+
+    The output of an edge is ``beta x + sum_o softmax(alpha)_o o(x)`` (Chu et al., 2021). The weight
+    beta falls linearly from 1 to 0; see the setting ``auxiliary_skip``.
+    """

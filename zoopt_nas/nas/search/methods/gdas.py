@@ -13,7 +13,7 @@ from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.search.methods.darts import GradientUpdater
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import Metrics
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import SOFTMAX, SearchConfig
 
 # As published.
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 10.0, 0.1
@@ -36,6 +36,7 @@ class GumbelPaths(GradientUpdater):
 
     inner = "first"
     trains_paths = True
+    relaxations = (SOFTMAX,)
 
     def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None:
         super().__init__(config, alpha, seed)

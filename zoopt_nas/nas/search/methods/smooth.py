@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.methods.darts import FirstOrder
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import SOFTMAX, SearchConfig
 
 # As in the paper and the released code.
 FIRST_RADIUS, LAST_RADIUS = 0.03, 0.3
@@ -45,6 +45,8 @@ class RandomSmoothing(FirstOrder):
     Every weight step sees uniform noise on the architecture weights.
     """
 
+    relaxations = (SOFTMAX,)
+
     def __init__(self, config: SearchConfig, alpha: Tensor, seed: int) -> None:
         super().__init__(config, alpha, seed)
         self._generator = torch.Generator(alpha.device).manual_seed(seed)
@@ -54,15 +56,12 @@ class RandomSmoothing(FirstOrder):
     ) -> Tensor:
         """Return randomly perturbed architecture weights."""
         clean = supernet.operation_weights(self.alpha)
-        return self._drawn(clean, perturbation_radius(progress)) * self._edge_weights(supernet)
+        drawn = self._drawn(clean, perturbation_radius(progress))
+        return supernet.with_edges(drawn, self.alpha)
 
     def _drawn(self, clean: Tensor, radius: float) -> Tensor:
         noise = torch.empty_like(clean).uniform_(-radius, radius, generator=self._generator)
         return to_simplex(clean + noise, clean)
-
-    def _edge_weights(self, supernet: Supernet) -> Tensor:
-        """Return the weight of each edge, ``(n_edges, 1)``, which is not perturbed."""
-        return supernet.space.edge_factors(self.alpha)[:, None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the gradient method and the generator."""
@@ -85,14 +84,15 @@ class AdversarialSmoothing(RandomSmoothing):
         self, supernet: Supernet, images: Tensor, labels: Tensor, progress: float
     ) -> Tensor:
         """Return the architecture weights with the largest loss found."""
-        clean, shares = supernet.operation_weights(self.alpha), self._edge_weights(supernet)
+        clean = supernet.operation_weights(self.alpha)
         radius = perturbation_radius(progress)
         weights = self._drawn(clean, radius)
         was_training = supernet.training
         supernet.eval()
 
         def loss(weights: Tensor) -> Tensor:
-            return F.cross_entropy(supernet.mix(images, weights * shares), labels)
+            mixed = supernet.mix(images, supernet.with_edges(weights, self.alpha))
+            return F.cross_entropy(mixed, labels)
 
         for _ in range(N_ASCENTS):
             weights = weights.detach().requires_grad_()
@@ -102,4 +102,4 @@ class AdversarialSmoothing(RandomSmoothing):
         with torch.no_grad():
             is_worse = loss(weights) > loss(clean)  # a tensor: no synchronization
         supernet.train(was_training)
-        return torch.where(is_worse, weights, clean) * shares
+        return supernet.with_edges(torch.where(is_worse, weights, clean), self.alpha)
