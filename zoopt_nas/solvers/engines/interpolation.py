@@ -21,6 +21,7 @@ conditions", Math. Programming 100, 2004 (W in equation 1.11, its update in equa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,16 +67,27 @@ class Model:
     gradient: np.ndarray = None  # type: ignore[assignment]  # of q at 0, (dim,)
     n_updates: int = 0  # since the inverse was computed anew
 
-    def rebuild(self, axes: np.ndarray, hessian: np.ndarray) -> None:
+    def rebuild(self, axes: np.ndarray, hessian: np.ndarray, n_least: int, reach: float) -> None:
         """Compute the model anew around its best point, in other coordinates.
 
         Args:
             axes: (dim, dim), regular.
             hessian: (dim, dim), the Hessian of the last model in the new coordinates.
+            n_least: the least number of points to keep.
+            reach: other points farther away than this are dropped.
         """
         self.base, self.axes = self.rows[self.centre].copy(), axes
         self.to_y = np.linalg.inv(axes).T
-        self.points = y = (self.rows - self.base) @ self.to_y
+        self.points = (self.rows - self.base) @ self.to_y
+        squares = np.add.reduce(self.points * self.points, 1)
+        if len(squares) > n_least and float(squares.max()) > reach * reach:
+            nearest = np.argsort(squares, kind="stable")
+            keep = nearest[: max(n_least, int((squares <= reach * reach).sum()))]
+            self.rows, self.points, self.values = (
+                part[keep] for part in (self.rows, self.points, self.values)
+            )
+            self.centre = 0
+        y = self.points
         self.level = float(self.values[self.centre])
         m, dim = y.shape
         matrix = np.zeros((1 + dim + m, 1 + dim + m))
@@ -90,12 +102,27 @@ class Model:
             self.inverse = np.linalg.pinv(matrix, rcond=1e-14)
         self.hessian, self.gradient, self.constant = hessian, np.zeros(dim), 0.0
         self.n_updates = 0
-        self._fit()
+        self._fit(matrix)
 
     def to_points(self, rows: np.ndarray) -> np.ndarray:
         """Return the coordinates y of points x, (..., dim)."""
         points: np.ndarray = (rows - self.base) @ self.to_y
         return points
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the coefficients of q are finite."""
+        return math.isfinite(
+            self.constant + float(self.gradient.sum()) + float(self.hessian.sum())
+        )
+
+    @property
+    def error(self) -> float:
+        """The largest error by rounding of q at a point, relative to the range of values."""
+        if self.damping > 0:
+            return 0.0
+        spread = float(self.values.max() - self.values.min())
+        return float(np.abs(self.values - self.fitted()).max()) / (spread or 1.0)
 
     def predict(self, y: np.ndarray) -> float:
         """Return q(y)."""
@@ -150,7 +177,7 @@ class Model:
         column, beta = place.column, place.beta
         alpha, tau = float(self.inverse[index, index]), float(column[index])
         sigma = alpha * beta + tau * tau
-        if not abs(sigma) > LEAST_PIVOT:
+        if not abs(sigma) > LEAST_PIVOT * min(1.0, alpha):
             return False
         rest = -column
         rest[index] += 1
@@ -161,6 +188,20 @@ class Model:
         residual = value - self.level - self.predict(place.y)
         self.rows[t], self.values[t], self.points[t] = row, value, place.y
         self._adjust(t, residual)
+        return True
+
+    def remove(self, t: int) -> bool:
+        """Drop point t, which does not change q; return whether the others determine a model."""
+        index = 1 + len(self.base) + t
+        alpha, y = float(self.inverse[index, index]), self.points[t] - self.points[self.centre]
+        if not alpha * float(y @ y) ** 2 > LEAST_PIVOT:
+            return False
+        keep = np.arange(len(self.inverse)) != index
+        column = self.inverse[keep, index]
+        self.inverse = self.inverse[np.ix_(keep, keep)] - (column / alpha)[:, None] * column
+        rest = keep[1 + len(self.base) :]
+        self.rows, self.points, self.values = self.rows[rest], self.points[rest], self.values[rest]
+        self.centre -= int(t < self.centre)
         return True
 
     def fitted(self) -> np.ndarray:
@@ -181,14 +222,22 @@ class Model:
         self.gradient = self.gradient + residual * gradient
         self.hessian = self.hessian + residual * hessian
 
-    def _fit(self) -> None:
-        """Fit q to all values: from the last model or, with noise, from 0."""
+    def _fit(self, matrix: np.ndarray | None = None) -> None:
+        """Fit q to all values: from the last model or, with noise, from 0.
+
+        ``matrix`` is W if it is known; then the solution is refined.
+        """
         dim = len(self.base)
         y = self.points
         if self.damping > 0:
             self.hessian, self.gradient = np.zeros((dim, dim)), np.zeros(dim)
             self.constant = 0.0
-        v = self.inverse[:, 1 + dim :] @ (self.values - self.fitted())
+        changes = self.values - self.fitted()
+        v = self.inverse[:, 1 + dim :] @ changes
+        if matrix is not None:
+            rest = -(matrix @ v)
+            rest[1 + dim :] += changes
+            v = v + self.inverse @ rest
         self.constant += float(v[0])
         self.gradient = self.gradient + v[1 : 1 + dim]
         self.hessian = self.hessian + (y.T * v[1 + dim :]) @ y

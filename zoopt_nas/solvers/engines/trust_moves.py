@@ -15,6 +15,7 @@ Source: Powell, "The NEWUOA software for unconstrained optimization without deri
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from zoopt_nas.solvers.engines.trust_state import (
     ends_of,
     value_error,
 )
-from zoopt_nas.solvers.engines.trust_step import Region, region_step
+from zoopt_nas.solvers.engines.trust_step import Region, largest_change, region_step
 from zoopt_nas.solvers.state import SolverState
 
 # A step is successful if it achieves this fraction of the predicted decrease, and very successful
@@ -46,11 +47,16 @@ NOISY_POINTS = 3
 # The model is rebuilt in new coordinates when the radius has changed by this factor, when the best
 # point is so many radii away from the base, or after so many updates.
 MAX_DRIFT = 4.0
-MAX_UPDATES = 60
+MAX_ERROR = 1e-6
+REACH = float(os.environ.get("REACH", "50"))
+# A model is proven if the ratio of a step differs from 1 by at most this number.
+ACCURACY = float(os.environ.get('ACC','0.1'))
 # A run restarts if a decrease by this multiple of what the model expects leaves it above the best.
 GIVE_UP_RATIO = 10.0
 
 
+import os
+L2=float(os.environ.get('L2','2')); L10=float(os.environ.get('L10','10'))
 def max_points(inner: TrustState) -> int:
     """Return the largest number of points of the model."""
     k = len(inner.block)
@@ -58,6 +64,11 @@ def max_points(inner: TrustState) -> int:
     if inner.noise > 0:
         return max(min(NOISY_POINTS * full, MAX_POINTS), 3 * k)
     return max(min(full, MAX_POINTS), 2 * k + 1)
+
+
+def min_points(inner: TrustState) -> int:
+    k = len(inner.block)
+    return 2 * k + 1
 
 
 def learn(state: SolverState, rows: np.ndarray, values: np.ndarray) -> float | None:
@@ -84,6 +95,7 @@ def learn(state: SolverState, rows: np.ndarray, values: np.ndarray) -> float | N
         if math.isfinite(value):
             _take(inner, row, y, value, STEP)
     if ratio is not None:
+        inner.is_proven = abs(ratio - 1) <= ACCURACY
         _adapt_radius(inner, ratio, length)
     return ratio
 
@@ -127,7 +139,10 @@ def _take(inner: TrustState, row: np.ndarray, y: np.ndarray, value: float, targe
                 losses[model.centre] = -1.0
             t = int(np.argmax(losses))
         if not model.replace(t, row, value, place):
-            return
+            if target < 0:
+                return
+            model.rows[t], model.values[t] = row, value
+            inner.is_stale = True
     if inner.noise > 0:
         model.centre = int(np.argmin(model.fitted()))
     elif is_better:
@@ -141,10 +156,12 @@ def plan(state: SolverState, ratio: float | None, n_samples: int) -> bool:
     assert model is not None
     inner.phase = Phase.MOVE
     _keep_model_fresh(inner)
+    if not model.is_finite:
+        return False
     lower, upper = ends_of(state)
     did_step = ratio is not None
     ratio = 1.0 if ratio is None else ratio
-    for _ in range(100):
+    for _ in range(1000):
         centre = model.points[model.centre]
         offsets = model.points - centre
         distances = np.sqrt(np.add.reduce(offsets * offsets, 1))
@@ -157,7 +174,11 @@ def plan(state: SolverState, ratio: float | None, n_samples: int) -> bool:
                 _set_batch(inner, rows, targets, gains)
                 return True
             did_step = False
-        limit = max(2 * inner.radius, (10 if did_step else 2) * inner.resolution)
+            if inner.is_proven:
+                if not _refine(state):
+                    return False
+                continue
+        limit = max(L2 * inner.radius, (L10 if did_step else L2) * inner.resolution)
         far = int(np.argmax(distances))
         if distances[far] > limit:
             d = _geometry_step(inner, far, float(distances[far]), lower, upper)
@@ -216,9 +237,7 @@ def _geometry_step(
     constant, gradient, hessian = model.lagrange(far)
     centre = model.points[model.centre]
     slope = gradient + hessian @ centre
-    steps = [region_step(sign * slope, sign * hessian, region) for sign in (1.0, -1.0)]
-    sizes = [abs(float(d @ (slope + 0.5 * (hessian @ d)))) for d in steps]
-    return steps[int(np.argmax(sizes))]
+    return largest_change(slope, hessian, region)
 
 
 def _row(
@@ -242,7 +261,7 @@ def _keep_model_fresh(inner: TrustState) -> None:
     centre = model.points[model.centre]
     is_far = float(centre @ centre) > (MAX_DRIFT * max(inner.radius, 1.0)) ** 2
     has_changed = not 1 / MAX_DRIFT <= inner.radius <= MAX_DRIFT
-    if is_far or has_changed or model.n_updates >= MAX_UPDATES:
+    if inner.is_stale or is_far or has_changed or model.n_updates > 0 and model.error > MAX_ERROR:
         _rebuild(inner, np.eye(len(centre)))
 
 
@@ -253,9 +272,10 @@ def _rebuild(inner: TrustState, directions: np.ndarray) -> None:
     change = inner.radius * directions
     hessian = change.T @ model.hessian @ change
     inner.resolution /= inner.radius
-    inner.radius = 1.0
+    inner.radius, inner.is_stale = 1.0, False
     model.damping = _damping(inner, float(np.abs(hessian).max()))
-    model.rebuild(model.axes @ change, 0.5 * (hessian + hessian.T))
+    hessian = 0.5 * (hessian + hessian.T)
+    model.rebuild(model.axes @ change, hessian, min_points(inner), REACH)
 
 
 def _damping(inner: TrustState, bend: float) -> float:
@@ -289,6 +309,7 @@ def _refine(state: SolverState) -> bool:
         stretches = np.sqrt(top / np.maximum(bends, top * SHRINK**2))
         if np.linalg.cond(model.axes @ (vectors * stretches)) > MAX_CONDITION:
             stretches = np.ones(len(bends))
+    inner.is_proven = False
     inner.resolution = SHRINK * rho
     inner.radius = max(0.5 * rho, inner.resolution)
     _rebuild(inner, vectors * stretches)
@@ -299,8 +320,9 @@ def start_moves(inner: TrustState, model: Model) -> None:
     """Begin with the first model of a run."""
     inner.model = model
     inner.radius = inner.resolution = 1.0
+    inner.is_proven = False
     model.damping = _damping(inner, float(np.ptp(model.values)))
-    model.rebuild(model.axes, model.hessian)
+    model.rebuild(model.axes, model.hessian, min_points(inner), REACH)
 
 
 def float_rows(state: SolverState, candidates: np.ndarray) -> np.ndarray:

@@ -52,6 +52,8 @@ class TrustState:
     resolution: float = 1.0  # ρ: no step is shorter than ρ / 2
     noise: float = 0.0  # the standard deviation of values; 0 if none was seen
     first_size: float = 0.0  # the absolute value of the objective at the first point of the run
+    is_proven: bool = False  # whether the model predicted the last step well
+    is_stale: bool = False  # whether the model has points that its inverse does not know
     n_averaged: int = 0  # the number of batches in a row that only averaged noise
 
 

@@ -34,6 +34,13 @@ class Region(NamedTuple):
     lower: np.ndarray | None
     upper: np.ndarray | None
 
+    def contains(self, d: np.ndarray) -> bool:
+        """Return whether a step of at most ``radius`` keeps the bounds."""
+        if self.lower is None or self.upper is None:
+            return True
+        s = self.axes @ d
+        return bool(((self.lower <= s) & (s <= self.upper)).all())
+
 
 def ball_step(gradient: np.ndarray, hessian: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
     """Return the minimum of g·d + d·H d / 2 with |d| <= radius, and its multiplier λ.
@@ -41,50 +48,74 @@ def ball_step(gradient: np.ndarray, hessian: np.ndarray, radius: float) -> tuple
     (H + λ) d = -g, where H + λ has no negative eigenvalue.
     """
     eigenvalues, vectors = np.linalg.eigh(hessian)
-    slopes = gradient @ vectors
-    least, largest = float(eigenvalues[0]), float(np.abs(eigenvalues).max())
+    d, multiplier = _diagonal_step(gradient @ vectors, eigenvalues, radius)
+    return vectors @ d, multiplier
+
+
+def _diagonal_step(
+    slopes: np.ndarray, curvatures: np.ndarray, radius: float
+) -> tuple[np.ndarray, float]:
+    """Return what `ball_step` does for a diagonal Hessian."""
+    ends = curvatures[0], curvatures[-1]  # of an ordered array
+    least, largest = float(min(ends)), float(max(abs(ends[0]), abs(ends[1])))
     if least > 1e-15 * largest:
-        d = -slopes / eigenvalues
-        if math.sqrt(d @ d) <= radius:
-            return vectors @ d, 0.0
+        d = -slopes / curvatures
+        if d @ d <= radius * radius:
+            return d, 0.0
     low = max(0.0, -least)
     size = math.sqrt(slopes @ slopes)
-    gaps = eigenvalues + low
+    gaps = curvatures + low
     is_least = gaps <= 1e-14 * largest
-    if np.abs(slopes[is_least]).max(initial=0.0) <= LEAST_SLOPE * size and is_least.any():
+    if is_least.any() and np.abs(slopes[is_least]).max() <= LEAST_SLOPE * size:
         # The hard case: g does not tell which way to go along the least eigenvalue.
         d = np.where(is_least, 0.0, -slopes / np.where(is_least, 1.0, gaps))
         square = float(d @ d)
         if square < radius * radius:
             if low > 0:
-                d[0] = math.sqrt(radius * radius - square)
-            return vectors @ d, low
-    # Newton's method for 1/|d| as a function of λ, kept between the ends of an interval.
+                d[np.argmin(curvatures)] = math.sqrt(radius * radius - square)
+            return d, low
+    # Newton's method for 1/|d| as a function of λ, kept between the ends of an interval. The first
+    # value has an error only of the slopes along other eigenvectors.
     high = low + size / radius
-    multiplier = high
+    multiplier = max(low, float(np.max(np.abs(slopes) / radius - curvatures)))
     for _ in range(MAX_ITERATIONS):
-        d = slopes / (eigenvalues + multiplier)
+        shifted = curvatures + multiplier
+        d = slopes / shifted
         square = float(d @ d)
         length = math.sqrt(square)
         if abs(length - radius) <= LENGTH_ERROR * radius or not high > low:
             break
-        low, high = (multiplier, high) if length > radius else (low, multiplier)
-        bend = float(d @ (d / (eigenvalues + multiplier)))
+        if length > radius:
+            low = multiplier
+        else:
+            high = multiplier
+        bend = float(d @ (d / shifted))
         newton = multiplier + (length / radius - 1) * square / bend if bend > 0 else high
         multiplier = newton if low < newton < high else 0.5 * (low + high)
-    if length > 0:
-        d = d * min(1.0, radius / length)
-    return vectors @ -d, multiplier
+    return d * (-min(1.0, radius / length) if length > 0 else 0.0), multiplier
+
+
+def largest_change(gradient: np.ndarray, hessian: np.ndarray, region: Region) -> np.ndarray:
+    """Return a step d, (dim,), in a region with a large |g·d + d·H d / 2|."""
+    eigenvalues, vectors = np.linalg.eigh(hessian)
+    slopes = gradient @ vectors
+    best, most = np.zeros_like(gradient), -1.0
+    for sign in (1.0, -1.0):
+        d, _ = _diagonal_step(sign * slopes, sign * eigenvalues, region.radius)
+        d = vectors @ d
+        if not region.contains(d):
+            d = region_step(sign * gradient, sign * hessian, region)
+        change = abs(float(d @ (gradient + 0.5 * (hessian @ d))))
+        if change > most:
+            best, most = d, change
+    return best
 
 
 def region_step(gradient: np.ndarray, hessian: np.ndarray, region: Region) -> np.ndarray:
     """Return a minimum d, (dim,), of g·d + d·H d / 2 in a region, local if H is indefinite."""
     d, _ = ball_step(gradient, hessian, region.radius)
     lower, upper = region.lower, region.upper
-    if lower is None or upper is None:
-        return d
-    s = region.axes @ d
-    if ((lower <= s) & (s <= upper)).all():
+    if lower is None or upper is None or region.contains(d):
         return d
     inverse = np.linalg.inv(region.axes)
     quadratic = _Quadratic(inverse.T @ gradient, inverse.T @ hessian @ inverse, inverse.T @ inverse)
