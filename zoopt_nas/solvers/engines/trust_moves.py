@@ -1,28 +1,26 @@
-"""The moves of a trust-region method: steps, points for the geometry, radius and resolution.
+"""The moves of a trust-region method: steps, and points that improve the model.
 
 A step minimizes the model in the trust region, an ellipsoid around the best point within the
 bounds. If it fails and some point is far away, that point is replaced by one where its Lagrange
 function is large, which makes the model reliable. If all points are near, the resolution shrinks.
+It also shrinks, without a look at the points, if steps have become short and the model predicted
+the last one well.
 
-The resolution shrinks along the axes on which the model bends most. Along the others the trust
-region keeps up to ten times more of its length, so that all axes bend alike: the ellipsoid takes
-the shape of the level sets.
-
-Source: Powell, "The NEWUOA software for unconstrained optimization without derivatives", 2006
-(radius, resolution and geometry; the ellipsoid is not from there).
+Source: Powell, "The NEWUOA software for unconstrained optimization without derivatives", 2006.
 """
 
 from __future__ import annotations
 
 import math
-import os
 
 import numpy as np
 
-from zoopt_nas.solvers.engines.interpolation import Model
+from zoopt_nas import sampling
+from zoopt_nas.solvers.engines import trust_shape
+from zoopt_nas.solvers.engines.interpolation import Model, Place
 from zoopt_nas.solvers.engines.trust_start import without_failures
 from zoopt_nas.solvers.engines.trust_state import (
-    AGAIN,
+    SAMPLE,
     STEP,
     Phase,
     TrustState,
@@ -36,39 +34,18 @@ from zoopt_nas.solvers.state import SolverState
 # A step is successful if it achieves this fraction of the predicted decrease, and very successful
 # with the second one.
 SUCCESS, GREAT_SUCCESS = 0.1, 0.7
-# The factor by which the resolution shrinks.
-SHRINK = 0.1
-# The largest condition number of the axes.
-MAX_CONDITION = 1e8
-# The model keeps up to MAX_POINTS points, and with noise NOISY_POINTS times as many as a quadratic
-# has coefficients.
-MAX_POINTS = 250
-NOISY_POINTS = 3
-# The model is rebuilt in new coordinates when the radius has changed by this factor, when the best
-# point is so many radii away from the base, or after so many updates.
-MAX_DRIFT = 4.0
-MAX_ERROR = 1e-6
-REACH = float(os.environ.get("REACH", "50"))
-# A model is proven if the ratio of a step differs from 1 by at most this number.
-ACCURACY = float(os.environ.get('ACC','0.1'))
-# A run restarts if a decrease by this multiple of what the model expects leaves it above the best.
-GIVE_UP_RATIO = 10.0
-
-
-import os
-L2=float(os.environ.get('L2','2')); L10=float(os.environ.get('L10','10'))
-def max_points(inner: TrustState) -> int:
-    """Return the largest number of points of the model."""
-    k = len(inner.block)
-    full = (k + 1) * (k + 2) // 2
-    if inner.noise > 0:
-        return max(min(NOISY_POINTS * full, MAX_POINTS), 3 * k)
-    return max(min(full, MAX_POINTS), 2 * k + 1)
-
-
-def min_points(inner: TrustState) -> int:
-    k = len(inner.block)
-    return 2 * k + 1
+# The model has proven itself if the ratio of the last step differs from 1 by at most this number.
+ACCURACY = 0.1
+# A point is far away beyond this multiple of the radius or of the resolution; after a step that
+# failed, beyond the second multiple of the resolution.
+FAR, VERY_FAR = 4.0, 10.0
+# With noise, a step is tried if it promises more than this multiple of it.
+LEAST_GAIN = 0.5
+# The growth of the radius while its values differ by less than the noise, and its largest length in
+# units of the first one.
+NOISY_GROWTH, MAX_NOISY_LENGTH = 1.5, 10.0
+# A plan shrinks the resolution at most so many times.
+MAX_TRIALS = 200
 
 
 def learn(state: SolverState, rows: np.ndarray, values: np.ndarray) -> float | None:
@@ -77,27 +54,62 @@ def learn(state: SolverState, rows: np.ndarray, values: np.ndarray) -> float | N
     None if no row was a step.
     """
     inner: TrustState = state.inner
-    model = inner.model
-    assert model is not None
+    model: Model = inner.model
     centre, before = model.points[model.centre].copy(), float(model.values[model.centre])
-    ratio, tried = None, math.inf
+    if inner.noise > 0:
+        before = model.level + model.predict(centre)
+    ratio, tried, length = None, math.inf, 0.0
     for k in np.argsort(inner.targets == STEP, kind="stable").tolist():
         row, value, target = rows[k], float(values[k]), int(inner.targets[k])
         y = model.to_points(row)
-        if target != STEP:
-            if math.isfinite(value) or target >= 0:
-                _take(inner, row, y, value, target)
-            continue
-        if ratio is None or value < tried:
+        if target == STEP and (ratio is None or value < tried):
             tried = value
             length = math.sqrt(float((y - centre) @ (y - centre)))
             ratio = _ratio(inner, before - value, float(inner.gains[k]))
-        if math.isfinite(value):
-            _take(inner, row, y, value, STEP)
+        if math.isfinite(value) or target >= 0:
+            _take(inner, row, y, value, target)
     if ratio is not None:
         inner.is_proven = abs(ratio - 1) <= ACCURACY
         _adapt_radius(inner, ratio, length)
     return ratio
+
+
+def plan(state: SolverState, ratio: float | None, n_samples: int) -> bool:
+    """Plan the next batch; return False if the run has converged.
+
+    ``ratio`` is what `learn` returned.
+    """
+    inner: TrustState = state.inner
+    model: Model = inner.model
+    inner.phase = Phase.MOVE
+    if not model.is_finite:
+        return False
+    trust_shape.refresh(inner)
+    lower, upper = ends_of(state)
+    tries_step = ratio is None or ratio > SUCCESS
+    has_failed = not tries_step
+    for _ in range(MAX_TRIALS):
+        region = _region(inner, inner.radius, lower, upper)
+        if tries_step:
+            d, gain = _step(model, region)
+            if _is_worth_trying(state, d, gain):
+                _set_batch(state, [d], [STEP], [gain], n_samples)
+                return True
+            has_failed = False
+        is_done = tries_step and inner.is_proven
+        far = -1 if is_done else _far_point(inner, VERY_FAR if has_failed else FAR)
+        if far >= 0:
+            d = _geometry_step(inner, far, region)
+            _set_batch(state, [d], [far], [0.0], n_samples)
+            return True
+        may_retry = has_failed and (inner.radius > inner.resolution or (ratio or 0.0) > 0)
+        if not may_retry and not trust_shape.refine(state):
+            if inner.noise > 0 and model.is_finite:
+                _plan_average(state, region, n_samples)
+                return True
+            return False
+        tries_step = True
+    return False
 
 
 def _ratio(inner: TrustState, decrease: float, gain: float) -> float:
@@ -120,24 +132,16 @@ def _adapt_radius(inner: TrustState, ratio: float, length: float) -> None:
 
 def _take(inner: TrustState, row: np.ndarray, y: np.ndarray, value: float, target: int) -> None:
     """Add a point to the model, or let it replace another."""
-    model = inner.model
-    assert model is not None
+    model: Model = inner.model
     if not math.isfinite(value):
         value = float(without_failures(np.append(model.values, math.inf))[-1])
     place = model.place(y)
     is_better = value < model.values[model.centre]
-    if target < 0 and len(model.values) < max_points(inner) and model.append(row, value, place):
+    is_full = len(model.values) >= trust_shape.max_points(inner)
+    if target < 0 and not is_full and model.append(row, value, place):
         t = len(model.values) - 1
     else:
-        t = target
-        if t < 0:
-            around = y if is_better else model.points[model.centre]
-            offsets = (model.points - around) / inner.radius
-            weights = np.maximum(1.0, np.add.reduce(offsets * offsets, 1)) ** 2
-            losses = np.abs(model.pivots(place)) * weights
-            if not is_better:
-                losses[model.centre] = -1.0
-            t = int(np.argmax(losses))
+        t = target if target >= 0 else _dispensable_point(inner, place, is_better)
         if not model.replace(t, row, value, place):
             if target < 0:
                 return
@@ -149,185 +153,131 @@ def _take(inner: TrustState, row: np.ndarray, y: np.ndarray, value: float, targe
         model.centre = t
 
 
-def plan(state: SolverState, ratio: float | None, n_samples: int) -> bool:
-    """Plan the next batch; return False if the run has converged."""
-    inner: TrustState = state.inner
-    model = inner.model
-    assert model is not None
-    inner.phase = Phase.MOVE
-    _keep_model_fresh(inner)
-    if not model.is_finite:
-        return False
-    lower, upper = ends_of(state)
-    did_step = ratio is not None
-    ratio = 1.0 if ratio is None else ratio
-    for _ in range(1000):
-        centre = model.points[model.centre]
-        offsets = model.points - centre
-        distances = np.sqrt(np.add.reduce(offsets * offsets, 1))
-        if not did_step or ratio > SUCCESS:
-            d, gain = _step(inner, inner.radius, lower, upper)
-            floor = value_error(state, float(model.values[model.centre]))
-            is_long = math.sqrt(float(d @ d)) >= 0.5 * inner.resolution
-            if is_long and gain > max(floor, 0.0):
-                rows, targets, gains = [_row(inner, d, lower, upper)], [STEP], [gain]
-                _set_batch(inner, rows, targets, gains)
-                return True
-            did_step = False
-            if inner.is_proven:
-                if not _refine(state):
-                    return False
-                continue
-        limit = max(L2 * inner.radius, (L10 if did_step else L2) * inner.resolution)
-        far = int(np.argmax(distances))
-        if distances[far] > limit:
-            d = _geometry_step(inner, far, float(distances[far]), lower, upper)
-            _set_batch(inner, [_row(inner, d, lower, upper)], [far], [0.0])
-            return True
-        if did_step and (inner.radius > inner.resolution or ratio > 0):
-            did_step = False
-            continue
-        if not _refine(state):
-            return False
-        did_step = False
-    return False
-
-
-def _set_batch(
-    inner: TrustState, rows: list[np.ndarray], targets: list[int], gains: list[float]
-) -> None:
-    inner.planned, inner.targets = np.stack(rows), np.array(targets)
-    inner.gains = np.array(gains)
+def _dispensable_point(inner: TrustState, place: Place, is_better: bool) -> int:
+    """Return the index of the point that a place replaces: a far one that it can stand in for."""
+    model: Model = inner.model
+    centre = place.y if is_better else model.points[model.centre]
+    offsets = (model.points - centre) / inner.radius
+    weights = np.maximum(1.0, np.add.reduce(offsets * offsets, 1)) ** 2
+    scores = np.abs(model.pivots(place)) * weights
+    if not is_better:
+        scores[model.centre] = -1.0
+    return int(np.argmax(scores))
 
 
 def _region(
     inner: TrustState, radius: float, lower: np.ndarray | None, upper: np.ndarray | None
 ) -> Region:
-    model = inner.model
-    assert model is not None
+    model: Model = inner.model
     if lower is None or upper is None:
         return Region(radius, model.axes, None, None)
     x = model.rows[model.centre]
     return Region(radius, model.axes, lower - x, upper - x)
 
 
-def _step(
-    inner: TrustState, radius: float, lower: np.ndarray | None, upper: np.ndarray | None
-) -> tuple[np.ndarray, float]:
+def _step(model: Model, region: Region) -> tuple[np.ndarray, float]:
     """Return the step from the best point, (k,), and the decrease that the model predicts."""
-    model = inner.model
-    assert model is not None
     slope = model.slope(model.points[model.centre])
-    d = region_step(slope, model.hessian, _region(inner, radius, lower, upper))
+    d = region_step(slope, model.hessian, region)
     return d, -float(d @ (slope + 0.5 * (model.hessian @ d)))
 
 
-def _geometry_step(
-    inner: TrustState,
-    far: int,
-    distance: float,
-    lower: np.ndarray | None,
-    upper: np.ndarray | None,
-) -> np.ndarray:
-    """Return a step from the best point to where the Lagrange function of a far point is large."""
-    model = inner.model
-    assert model is not None
-    radius = max(min(0.1 * distance, 0.5 * inner.radius), inner.resolution)
-    region = _region(inner, radius, lower, upper)
-    constant, gradient, hessian = model.lagrange(far)
-    centre = model.points[model.centre]
-    slope = gradient + hessian @ centre
-    return largest_change(slope, hessian, region)
-
-
-def _row(
-    inner: TrustState, d: np.ndarray, lower: np.ndarray | None, upper: np.ndarray | None
-) -> np.ndarray:
-    """Return the point at a step from the best one, exactly on a bound if it is near by rounding."""
-    model = inner.model
-    assert model is not None
-    row: np.ndarray = model.rows[model.centre] + model.axes @ d
-    if lower is None or upper is None:
-        return row
-    reach = 1e-9 * inner.radius * np.sqrt(np.add.reduce(model.axes * model.axes, 1))
-    row = np.where(row - lower <= reach, lower, row)
-    return np.where(upper - row <= reach, upper, row)
-
-
-def _keep_model_fresh(inner: TrustState) -> None:
-    """Rebuild the model if its coordinates do not fit any more, or rounding has added up."""
-    model = inner.model
-    assert model is not None
-    centre = model.points[model.centre]
-    is_far = float(centre @ centre) > (MAX_DRIFT * max(inner.radius, 1.0)) ** 2
-    has_changed = not 1 / MAX_DRIFT <= inner.radius <= MAX_DRIFT
-    if inner.is_stale or is_far or has_changed or model.n_updates > 0 and model.error > MAX_ERROR:
-        _rebuild(inner, np.eye(len(centre)))
-
-
-def _rebuild(inner: TrustState, directions: np.ndarray) -> None:
-    """Rebuild the model; the columns of ``directions`` times the radius become the unit vectors."""
-    model = inner.model
-    assert model is not None
-    change = inner.radius * directions
-    hessian = change.T @ model.hessian @ change
-    inner.resolution /= inner.radius
-    inner.radius, inner.is_stale = 1.0, False
-    model.damping = _damping(inner, float(np.abs(hessian).max()))
-    hessian = 0.5 * (hessian + hessian.T)
-    model.rebuild(model.axes @ change, hessian, min_points(inner), REACH)
-
-
-def _damping(inner: TrustState, bend: float) -> float:
-    """Return μ for the noise and second derivatives of the size ``bend``."""
-    if not inner.noise > 0:
-        return 0.0
-    return (inner.noise / max(4 * inner.noise, bend)) ** 2
-
-
-def _refine(state: SolverState) -> bool:
-    """Shrink the resolution; return False if the run has converged."""
+def _is_worth_trying(state: SolverState, d: np.ndarray, gain: float) -> bool:
     inner: TrustState = state.inner
-    model = inner.model
-    assert model is not None
-    eigenvalues, vectors = np.linalg.eigh(model.hessian)
-    bends = np.abs(eigenvalues)
-    top = float(bends.max())
-    slope = model.slope(model.points[model.centre])
-    rho = inner.resolution
-    change = math.sqrt(float(slope @ slope)) * rho + 0.5 * top * rho * rho
-    value = float(model.values[model.centre])
-    if not (math.isfinite(change) and change > value_error(state, value)):
-        return False
-    if value - GIVE_UP_RATIO * change > inner.best_value:
-        return False
-    longest = float(np.abs(model.axes).max()) * rho
-    if longest <= 4 * inner.eps * float(np.abs(model.rows[model.centre]).max()):
-        return False
-    stretches = np.ones(len(bends))
-    if top > 0:
-        stretches = np.sqrt(top / np.maximum(bends, top * SHRINK**2))
-        if np.linalg.cond(model.axes @ (vectors * stretches)) > MAX_CONDITION:
-            stretches = np.ones(len(bends))
-    inner.is_proven = False
-    inner.resolution = SHRINK * rho
-    inner.radius = max(0.5 * rho, inner.resolution)
-    _rebuild(inner, vectors * stretches)
-    return True
+    value = float(inner.model.values[inner.model.centre])
+    least = max(value_error(state, value), LEAST_GAIN * inner.noise)
+    return gain > least and float(d @ d) >= (0.5 * inner.resolution) ** 2
 
 
-def start_moves(inner: TrustState, model: Model) -> None:
-    """Begin with the first model of a run."""
-    inner.model = model
-    inner.radius = inner.resolution = 1.0
-    inner.is_proven = False
-    model.damping = _damping(inner, float(np.ptp(model.values)))
-    model.rebuild(model.axes, model.hessian, min_points(inner), REACH)
+def _far_point(inner: TrustState, limit: float) -> int:
+    """Return the index of the farthest point, or -1 if it is not far away."""
+    model: Model = inner.model
+    offsets = model.points - model.points[model.centre]
+    squares = np.add.reduce(offsets * offsets, 1)
+    far = int(np.argmax(squares))
+    reach = max(FAR * inner.radius, limit * inner.resolution)
+    return far if squares[far] > reach * reach else -1
 
 
-def float_rows(state: SolverState, candidates: np.ndarray) -> np.ndarray:
-    """Return the coordinates of the block of whole points, (n, k)."""
-    return as_float64(candidates)[:, state.inner.block]
+def _geometry_step(inner: TrustState, t: int, region: Region) -> np.ndarray:
+    """Return a step from the best point to where the Lagrange function of point t is large."""
+    model: Model = inner.model
+    centre = model.points[model.centre]
+    offset = model.points[t] - centre
+    distance = math.sqrt(float(offset @ offset))
+    radius = max(min(0.1 * distance, 0.5 * inner.radius), inner.resolution)
+    _, gradient, hessian = model.lagrange(t)
+    return largest_change(gradient + hessian @ centre, hessian, region._replace(radius=radius))
 
 
-__all__ = ["AGAIN"]
+def _plan_average(state: SolverState, region: Region, n_samples: int) -> None:
+    """Plan points that reduce the error of the model by noise.
+
+    Every second one is at the minimum of the model, and the others are on the surface of the
+    region. If the values in it hardly differ, it grows.
+    """
+    inner: TrustState = state.inner
+    model: Model = inner.model
+    inner.n_averaged += 1
+    signal = trust_shape.change_within(model, inner.radius)
+    length = inner.radius * float(np.abs(model.axes).max())
+    if signal < trust_shape.SIGNAL * inner.noise and length < MAX_NOISY_LENGTH * inner.scales.max():
+        inner.radius *= NOISY_GROWTH
+    d = _step(model, region)[0] if inner.n_averaged % 2 else _random_step(state, inner.radius)
+    _set_batch(state, [d], [SAMPLE], [0.0], n_samples)
+
+
+def _random_step(state: SolverState, radius: float) -> np.ndarray:
+    d = as_float64(sampling.gaussian(state.rng, 1, state.x)[0])[: len(state.inner.block)]
+    step: np.ndarray = radius / (math.sqrt(float(d @ d)) or 1.0) * d
+    return step
+
+
+def _set_batch(
+    state: SolverState,
+    steps: list[np.ndarray],
+    targets: list[int],
+    gains: list[float],
+    n_samples: int,
+) -> None:
+    """Plan a batch of steps, (k,) each, and fill it up to ``n_samples``.
+
+    Beside the first step come the steps in a region of twice and half the radius, then points that
+    replace far ones, then random points on the surface of the region.
+    """
+    inner: TrustState = state.inner
+    model: Model = inner.model
+    lower, upper = ends_of(state)
+    steps, targets, gains = list(steps), list(targets), list(gains)
+    for factor in (2.0, 0.5) if targets[0] == STEP else ():
+        if len(steps) < n_samples:
+            d, gain = _step(model, _region(inner, factor * inner.radius, lower, upper))
+            if _is_worth_trying(state, d, gain) and not np.array_equal(d, steps[0]):
+                steps, targets, gains = [*steps, d], [*targets, STEP], [*gains, gain]
+    if len(steps) < n_samples:
+        offsets = model.points - model.points[model.centre]
+        squares = np.add.reduce(offsets * offsets, 1)
+        for t in np.argsort(-squares, kind="stable").tolist():
+            if len(steps) == n_samples or squares[t] <= (FAR * inner.radius) ** 2:
+                break
+            if t not in targets:
+                region = _region(inner, inner.radius, lower, upper)
+                steps, targets = [*steps, _geometry_step(inner, t, region)], [*targets, t]
+    while len(steps) < n_samples:
+        steps, targets = [*steps, _random_step(state, inner.radius)], [*targets, SAMPLE]
+    inner.planned = _rows(inner, np.stack(steps), lower, upper)
+    inner.targets = np.array(targets)
+    inner.gains = np.array([*gains, *[0.0] * (len(steps) - len(gains))])
+
+
+def _rows(
+    inner: TrustState, steps: np.ndarray, lower: np.ndarray | None, upper: np.ndarray | None
+) -> np.ndarray:
+    """Return the points at steps from the best one, exactly on a bound if near it by rounding."""
+    model: Model = inner.model
+    rows: np.ndarray = model.rows[model.centre] + steps @ model.axes.T
+    if lower is None or upper is None:
+        return rows
+    slack = 1e-9 * inner.radius * np.sqrt(np.add.reduce(model.axes * model.axes, 1))
+    rows = np.where(rows - lower <= slack, lower, rows)
+    return np.where(upper - rows <= slack, upper, rows)

@@ -16,7 +16,7 @@ from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, copy
 from zoopt_nas.solvers.engines.interpolation import Model
 from zoopt_nas.solvers.engines.trust_state import (
-    STEP,
+    SAMPLE,
     Phase,
     TrustState,
     as_float64,
@@ -25,11 +25,18 @@ from zoopt_nas.solvers.engines.trust_state import (
 from zoopt_nas.solvers.state import SolverState
 from zoopt_nas.solvers.widening import natural_size
 
-# The largest number of coordinates in one model.
-MAX_BLOCK = 50
+# The largest number of coordinates in one model, the largest number of coordinates in its first
+# batch, and the least number that this may leave.
+MAX_BLOCK = 100
+MAX_BATCH_SIZE = 5_000_000
+MIN_BLOCK = 4
+# A block ends when the resolution has shrunk to this fraction of its first length.
+BLOCK_SHRINK = 0.05
 # Values of one point that differ by less than this, relative to the values around, are rounded and
 # not noisy.
 JITTER = 1e-10
+# With noise, the second batch measures the origin so many times again.
+N_AGAIN = 2
 # A second point shorter than this part of the first one is placed elsewhere.
 LEAST_REACH = 0.3
 # The growth of the spread of restarts at every second restart, and the spreads of one cycle.
@@ -41,9 +48,8 @@ def begin(state: SolverState, radius: float | None) -> None:
     """Plan the first batch of a run from ``state.x``."""
     inner: TrustState = state.inner
     inner.start = copy(state.x)
-    scale = radius or (1.0 if state.is_scaled else natural_size(state.x))
-    _choose_block(state)
-    inner.scales = np.full(len(inner.block), scale)
+    inner.scale = radius or (1.0 if state.is_scaled else natural_size(state.x))
+    _choose_block(state, inner.scale)
     inner.origin = as_float64(state.x)[inner.block]
     plan_first(state)
 
@@ -53,32 +59,38 @@ def plan_first(state: SolverState) -> None:
     inner: TrustState = state.inner
     lower, upper = ends_of(state)
     k = len(inner.block)
-    signs = as_float64(sampling.rademacher(state.rng, 1, state.x[: max(k, 1)])[0])[:k]
+    signs = as_float64(sampling.rademacher(state.rng, 1, state.x)[0])[:k]
     steps = inner.scales * signs
     if lower is not None and upper is not None:
         down, up = inner.origin - lower, upper - inner.origin
         far = np.minimum(inner.scales, np.maximum(down, up))
         has_room = np.where(signs > 0, up, down) >= inner.scales
         steps = np.where(has_room, steps, np.where(up >= down, far, -far))
-    again = int(inner.n_restarts == 0)
-    rows = np.repeat(inner.origin[None, :], 1 + again + k, axis=0)
-    rows[1 + again :] += np.diag(steps)
+    n_origins = _n_origins(inner)
+    rows = np.repeat(inner.origin[None, :], n_origins + k, axis=0)
+    rows[n_origins:] += np.diag(steps)
     _plan(inner, Phase.FIRST, rows)
+
+
+def _n_origins(inner: TrustState) -> int:
+    """Return how often the first batch measures the origin: a second value shows noise."""
+    return 2 if inner.n_restarts == 0 or inner.noise > 0 else 1
 
 
 def tell_first(state: SolverState, rows: np.ndarray, values: np.ndarray) -> bool:
     """Learn from the first batch, and plan the second; return False if no point has a value."""
     inner: TrustState = state.inner
-    again = int(inner.n_restarts == 0)
     finite = values[np.isfinite(values)]
     if len(finite) == 0:
         return False
-    if again and np.isfinite(values[:2]).all():
-        change = abs(float(values[1] - values[0]))
-        size = max(abs(float(values[0])), float(np.ptp(finite)))
-        inner.noise = change / math.sqrt(2) if change > JITTER * size else 0.0
-    if again and not inner.noise > 0:  # two equal points would make the model singular
-        rows, values = np.delete(rows, 1, axis=0), np.delete(values, 1)
+    if _n_origins(inner) == 2:
+        if np.isfinite(values[:2]).all():
+            change = abs(float(values[1] - values[0]))
+            size = max(abs(float(values[0])), float(np.ptp(finite)))
+            if change > JITTER * size:
+                inner.noise = max(change / math.sqrt(2), inner.noise / 2)
+        if not inner.noise > 0:  # two equal points would make the model singular
+            rows, values = np.delete(rows, 1, axis=0), np.delete(values, 1)
     inner.first_rows, inner.first_values = rows, values
     inner.first_size = abs(float(values[0])) if np.isfinite(values[0]) else 0.0
     k = len(inner.block)
@@ -91,16 +103,22 @@ def tell_first(state: SolverState, rows: np.ndarray, values: np.ndarray) -> bool
         inside = np.clip(origin + ways, lower, upper) - origin
         is_short = np.abs(inside - np.where(is_better, steps, 0.0)) < LEAST_REACH * np.abs(steps)
         ways = np.where(is_short, steps / 2, inside)
-    _plan(inner, Phase.SECOND, origin + np.diag(ways))
+    n_again = N_AGAIN if inner.noise > 0 else 0
+    rows = np.repeat(origin[None, :], k + n_again, axis=0)
+    rows[:k] += np.diag(ways)
+    _plan(inner, Phase.SECOND, rows)
     return True
 
 
 def first_model(inner: TrustState, rows: np.ndarray, values: np.ndarray) -> Model:
     """Return the points of both batches as a model, which is not fitted yet."""
+    k = len(inner.block)
+    origins = np.concatenate([inner.first_values[:2], values[k:]])
+    if inner.noise > 0 and np.isfinite(origins).all():
+        inner.noise = float(np.std(origins, ddof=1))
     rows = np.concatenate([inner.first_rows, rows])
     values = np.concatenate([inner.first_values, values])
     inner.first_rows = inner.first_values = None
-    k = len(inner.block)
     return Model(
         base=inner.origin,
         axes=np.diag(inner.scales),
@@ -120,26 +138,31 @@ def without_failures(values: np.ndarray) -> np.ndarray:
 
 
 def restart(state: SolverState) -> None:
-    """Draw the origin of the next run, alternately around the best point and the start."""
+    """Plan the next run: of other coordinates, or from another origin.
+
+    Origins are drawn alternately around the best point and the start.
+    """
     inner: TrustState = state.inner
     remember_best(state)
-    inner.n_restarts += 1
     inner.model = None
-    n_restarts = inner.n_restarts
-    _choose_block(state)
+    n_restarts = inner.n_restarts = inner.n_restarts + 1
+    if inner.n_free > len(inner.block):
+        _next_block(state)
+        return
+    _choose_block(state, inner.scale)
     block, scales = inner.block, inner.scales
+    k = len(block)
     centre = as_float64(inner.best if n_restarts % 2 else inner.start)[block]
     spread = RESTART_GROWTH ** ((n_restarts - 1) // 2 % N_SPREADS)
-    k = len(block)
     origin = centre + spread * scales * as_float64(sampling.gaussian(state.rng, 1, state.x)[0])[:k]
     lower, upper = ends_of(state)
     if lower is not None and upper is not None:
         # Coordinates outside are drawn uniformly, because clipping would favour corners.
-        width = upper - lower
-        leaves = ((origin < lower) | (origin > upper)) & np.isfinite(width)
+        width = np.where(np.isfinite(upper - lower), upper - lower, 0.0)
+        leaves = ((origin < lower) | (origin > upper)) & (width > 0)
         if leaves.any():
             fractions = as_float64(sampling.uniform(state.rng, k, state.x))
-            origin = np.where(leaves, lower + np.where(leaves, width, 0.0) * fractions, origin)
+            origin = np.where(leaves, np.where(leaves, lower, 0.0) + width * fractions, origin)
         origin = np.clip(origin, lower, upper)
     limit = float(np.finfo(np.float32).max)
     inner.origin = np.clip(origin, -limit, limit)
@@ -154,19 +177,37 @@ def remember_best(state: SolverState) -> None:
         inner.best, inner.best_value = copy(state.x), value
 
 
-def _choose_block(state: SolverState) -> None:
+def _next_block(state: SolverState) -> None:
+    """Plan a run of other coordinates from x, with steps that follow those of the last run."""
+    inner: TrustState = state.inner
+    scale = float(inner.scales.max())
+    inner.end_length = inner.end_length or scale
+    scale = min(max(inner.end_length, scale / 2), 2 * scale)
+    size = float(np.abs(as_float64(state.x)).max())
+    if scale <= 100 * inner.eps * max(size, inner.scale):
+        scale = inner.scale
+    _choose_block(state, scale)
+    inner.origin = as_float64(state.x)[inner.block]
+    plan_first(state)
+
+
+def _choose_block(state: SolverState, scale: float) -> None:
     """Choose the coordinates of the model: all free ones, or some at random."""
     inner: TrustState = state.inner
-    free = np.arange(state.x.shape[0])
+    dim = state.x.shape[0]
+    free = np.arange(dim)
     if state.lower is not None and state.upper is not None:
         free = np.flatnonzero(as_float64(state.lower) < as_float64(state.upper))
-    if len(free) > MAX_BLOCK:
-        order = np.argsort(as_float64(sampling.uniform(state.rng, len(free), state.x)))
-        free = np.sort(free[order[:MAX_BLOCK]])
-    inner.block = free
+    inner.n_free = len(free)
+    largest = min(MAX_BLOCK, max(MIN_BLOCK, MAX_BATCH_SIZE // dim))
+    if len(free) > largest:
+        order = np.argsort(as_float64(sampling.uniform(state.rng, dim, state.x))[: len(free)])
+        free = np.sort(free[order[:largest]])
+        inner.least_length = BLOCK_SHRINK * scale
+    inner.block, inner.scales = free, np.full(len(free), scale)
 
 
 def _plan(inner: TrustState, phase: Phase, rows: np.ndarray) -> None:
     inner.phase, inner.planned = phase, rows
-    inner.targets = np.full(len(rows), STEP)
+    inner.targets = np.full(len(rows), SAMPLE)
     inner.gains = np.zeros(len(rows))

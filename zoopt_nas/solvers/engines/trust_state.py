@@ -13,8 +13,8 @@ from zoopt_nas._arrays import Array, to_numpy
 from zoopt_nas.solvers.engines.interpolation import Model
 from zoopt_nas.solvers.state import SolverState
 
-# The target of a row that tries a step, or measures the centre again, instead of replacing a point.
-STEP, AGAIN = -1, -2
+# The target of a row that tries a step, or is to improve the model, but replaces no certain point.
+STEP, SAMPLE = -1, -2
 
 
 class Phase(IntEnum):
@@ -38,16 +38,20 @@ class TrustState:
     best: Array = None  # the best end of a run, (dim,) like x
     best_value: float = math.inf  # the value of ``best``; +inf before the first end
     n_restarts: int = 0  # the number of restarts
+    scale: float = 1.0  # the first radius of the first run
+    n_free: int = 0  # the number of coordinates that bounds leave free
+    end_length: float = 0.0  # the longest axis of the last region of a block
     origin: Any = None  # the start of this run, (k,)
     block: Any = None  # the indices of the coordinates of the model, (k,) int64
     scales: Any = None  # the first radius along each coordinate, (k,)
     phase: Phase = Phase.FIRST  # the purpose of the pending or next batch
     planned: Any = None  # the rows of that batch in the coordinates of the block, (n, k)
-    targets: Any = None  # the point that each row is to replace, STEP or AGAIN; (n,) int64
+    targets: Any = None  # the point that each row is to replace, STEP or SAMPLE; (n,) int64
     gains: Any = None  # the decrease that the model predicts for each row, (n,)
     first_rows: Any = None  # the points of FIRST, (n, k)
     first_values: Any = None  # their values, (n,)
-    model: Model | None = None
+    model: Any = None  # the Model of the run; None before the second batch is told
+    least_length: float = 0.0  # the least length of the longest axis of the resolution
     radius: float = 1.0  # of the trust region, in coordinates of the model
     resolution: float = 1.0  # ρ: no step is shorter than ρ / 2
     noise: float = 0.0  # the standard deviation of values; 0 if none was seen
