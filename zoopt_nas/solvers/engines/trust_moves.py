@@ -1,10 +1,10 @@
 """The moves of a trust-region method: steps, and points that improve the model.
 
 A step minimizes the model in the trust region, an ellipsoid around the best point within the
-bounds. If it fails and some point is far away, that point is replaced by one where its Lagrange
-function is large, which makes the model reliable. If all points are near, the resolution shrinks.
-It also shrinks, without a look at the points, if steps have become short and the model predicted
-the last one well.
+bounds. If it fails and some point is far away, the next point is where the Lagrange function of that
+point is large, which makes the model reliable. It is added, or replaces the far point if the model
+is full. If enough points are near, the resolution shrinks. It also shrinks, without a look at the
+points, if steps have become short and the model predicted the last one well.
 
 Source: Powell, "The NEWUOA software for unconstrained optimization without derivatives", 2006.
 """
@@ -97,7 +97,7 @@ def plan(state: SolverState, ratio: float | None, n_samples: int) -> bool:
                 return True
             has_failed = False
         is_done = tries_step and inner.is_proven
-        far = -1 if is_done else _far_point(inner, VERY_FAR if has_failed else FAR)
+        far = -1 if is_done else _far_point(inner, has_failed=has_failed)
         if far >= 0:
             d = _geometry_step(inner, far, region)
             _set_batch(state, [d], [far], [0.0], n_samples)
@@ -138,7 +138,7 @@ def _take(inner: TrustState, row: np.ndarray, y: np.ndarray, value: float, targe
     place = model.place(y)
     is_better = value < model.values[model.centre]
     is_full = len(model.values) >= trust_shape.max_points(inner)
-    if target < 0 and not is_full and model.append(row, value, place):
+    if not is_full and model.append(row, value, place):
         t = len(model.values) - 1
     else:
         t = target if target >= 0 else _dispensable_point(inner, place, is_better)
@@ -189,13 +189,20 @@ def _is_worth_trying(state: SolverState, d: np.ndarray, gain: float) -> bool:
     return gain > least and float(d @ d) >= (0.5 * inner.resolution) ** 2
 
 
-def _far_point(inner: TrustState, limit: float) -> int:
-    """Return the index of the farthest point, or -1 if it is not far away."""
+def _far_point(inner: TrustState, *, has_failed: bool) -> int:
+    """Return the index of the farthest point, or -1 if it is not far away.
+
+    Unless a step has failed, the model counts as reliable if enough points are near.
+    """
+    limit = VERY_FAR if has_failed else FAR
     model: Model = inner.model
     offsets = model.points - model.points[model.centre]
     squares = np.add.reduce(offsets * offsets, 1)
     far = int(np.argmax(squares))
     reach = max(FAR * inner.radius, limit * inner.resolution)
+    n_near = int(np.add.reduce(squares <= reach * reach))
+    if not has_failed and n_near >= trust_shape.min_points(inner):
+        return -1
     return far if squares[far] > reach * reach else -1
 
 
