@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,13 +59,12 @@ class Model:
     hessian: np.ndarray  # of q, (dim, dim)
     damping: float = 0.0  # μ
     centre: int = 0  # the index of the best point
-    points: np.ndarray = None  # type: ignore[assignment]  # the points y, (m, dim)
-    inverse: np.ndarray = None  # type: ignore[assignment]  # of W, (1 + dim + m, 1 + dim + m)
-    to_y: np.ndarray = None  # type: ignore[assignment]  # the transposed inverse of ``axes``
+    points: Any = None  # the points y, (m, dim)
+    inverse: Any = None  # of W, (1 + dim + m, 1 + dim + m)
+    to_y: Any = None  # the transposed inverse of ``axes``
     level: float = 0.0  # q models values minus ``level``
     constant: float = 0.0  # q(0)
-    gradient: np.ndarray = None  # type: ignore[assignment]  # of q at 0, (dim,)
-    n_updates: int = 0  # since the inverse was computed anew
+    gradient: Any = None  # of q at 0, (dim,)
 
     def rebuild(self, axes: np.ndarray, hessian: np.ndarray, n_least: int, reach: float) -> None:
         """Compute the model anew around its best point, in other coordinates.
@@ -101,7 +100,6 @@ class Model:
         except np.linalg.LinAlgError:  # two equal points, or all in a plane
             self.inverse = np.linalg.pinv(matrix, rcond=1e-14)
         self.hessian, self.gradient, self.constant = hessian, np.zeros(dim), 0.0
-        self.n_updates = 0
         self._fit(matrix)
 
     def to_points(self, rows: np.ndarray) -> np.ndarray:
@@ -112,9 +110,7 @@ class Model:
     @property
     def is_finite(self) -> bool:
         """Whether the coefficients of q are finite."""
-        return math.isfinite(
-            self.constant + float(self.gradient.sum()) + float(self.hessian.sum())
-        )
+        return math.isfinite(self.constant + float(self.gradient.sum()) + float(self.hessian.sum()))
 
     @property
     def error(self) -> float:
@@ -190,20 +186,6 @@ class Model:
         self._adjust(t, residual)
         return True
 
-    def remove(self, t: int) -> bool:
-        """Drop point t, which does not change q; return whether the others determine a model."""
-        index = 1 + len(self.base) + t
-        alpha, y = float(self.inverse[index, index]), self.points[t] - self.points[self.centre]
-        if not alpha * float(y @ y) ** 2 > LEAST_PIVOT:
-            return False
-        keep = np.arange(len(self.inverse)) != index
-        column = self.inverse[keep, index]
-        self.inverse = self.inverse[np.ix_(keep, keep)] - (column / alpha)[:, None] * column
-        rest = keep[1 + len(self.base) :]
-        self.rows, self.points, self.values = self.rows[rest], self.points[rest], self.values[rest]
-        self.centre -= int(t < self.centre)
-        return True
-
     def fitted(self) -> np.ndarray:
         """Return q at the points plus ``level``, (m,)."""
         y = self.points
@@ -213,7 +195,6 @@ class Model:
 
     def _adjust(self, t: int, residual: float) -> None:
         """Move q to the value of point t, which it misses by ``residual``."""
-        self.n_updates += 1
         if self.damping > 0:
             self._fit()
             return

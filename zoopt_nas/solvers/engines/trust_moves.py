@@ -1,10 +1,10 @@
 """The moves of a trust-region method: steps, and points that improve the model.
 
 A step minimizes the model in the trust region, an ellipsoid around the best point within the
-bounds. If it fails and some point is far away, the next point is where the Lagrange function of that
-point is large, which makes the model reliable. It is added, or replaces the far point if the model
-is full. If enough points are near, the resolution shrinks. It also shrinks, without a look at the
-points, if steps have become short and the model predicted the last one well.
+bounds. If it fails and some point is far away, the next point is where the Lagrange function of
+that one is large, which makes the model reliable. It is added, or replaces the far point if the
+model is full. If enough points are near, the resolution shrinks. It also shrinks, without a look at
+the points, if steps have become short and the model predicted the last one well.
 
 Source: Powell, "The NEWUOA software for unconstrained optimization without derivatives", 2006.
 """

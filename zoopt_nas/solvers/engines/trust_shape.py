@@ -24,6 +24,9 @@ from zoopt_nas.solvers.state import SolverState
 
 # The factors by which the resolution shrinks, without and with noise.
 SHRINK, NOISY_SHRINK = 0.1, 0.5
+# The longest first step along a coordinate, in units of its radius: where the model bends less, its
+# curvature does not set the length of the axis.
+MAX_FIRST_STEP = 10.0
 # The largest condition number of the axes, and the least curvature relative to the largest.
 MAX_CONDITION = 1e8
 LEAST_BEND = 1e-8
@@ -64,7 +67,7 @@ def start(inner: TrustState, model: Model) -> None:
     inner.is_proven, inner.n_averaged = False, 0
     model.damping = _damping(inner, float(np.ptp(model.values)))
     model.rebuild(model.axes, model.hessian, min_points(inner), REACH)
-    bends = np.abs(np.diagonal(model.hessian))
+    bends = np.maximum(np.abs(np.diagonal(model.hessian)), np.abs(model.gradient) / MAX_FIRST_STEP)
     top = float(bends.max(initial=0.0))
     if inner.noise == 0 and 0 < top < math.inf:
         bends = np.maximum(bends, LEAST_BEND * top)

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from zoopt_nas import sampling
-from zoopt_nas._arrays import Array, copy
+from zoopt_nas._arrays import copy
 from zoopt_nas.solvers.engines.interpolation import Model
 from zoopt_nas.solvers.engines.trust_state import (
     SAMPLE,

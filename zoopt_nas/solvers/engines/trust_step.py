@@ -119,7 +119,8 @@ def region_step(gradient: np.ndarray, hessian: np.ndarray, region: Region) -> np
         return d
     inverse = np.linalg.inv(region.axes)
     quadratic = _Quadratic(inverse.T @ gradient, inverse.T @ hessian @ inverse, inverse.T @ inverse)
-    return inverse @ _box_step(quadratic, region.radius, lower, upper)
+    step: np.ndarray = inverse @ _box_step(quadratic, region.radius, lower, upper)
+    return step
 
 
 class _Quadratic(NamedTuple):
