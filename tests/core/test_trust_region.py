@@ -363,6 +363,18 @@ def test_noise_is_averaged_and_the_run_does_not_restart():
     assert trust_shape.change_within(best, state.inner.radius) > sigma
 
 
+def test_noise_that_the_start_does_not_show_is_met_later():
+    rng = np.random.default_rng(0)
+    solver = TrustRegion()
+    state = solver.init(np.full(3, 2.0), rng=0, is_scaled=True)
+    for k in range(150):
+        rows = solver.ask(state)
+        noise = 0.01 * rng.standard_normal(len(rows)) * (k > 0)
+        solver.tell(state, rows, (rows**2).sum(1) + noise)
+    assert state.inner.noise > 0
+    assert state.inner.n_restarts == 0
+
+
 def test_it_restarts_after_convergence_and_leaves_a_local_minimum():
     def wells(x):
         return float(min(((x - 3) ** 2).sum(), 0.5 + ((x + 1) ** 2).sum()))
@@ -375,9 +387,10 @@ def test_it_restarts_after_convergence_and_leaves_a_local_minimum():
 def test_a_batch_has_n_samples_different_points(n):
     solver, fun = TrustRegion(n_samples=n), quadratic(4, 10)
     state = solver.init(np.ones(4), rng=0)
-    for k in range(25):
+    for _ in range(25):
         rows = solver.ask(state)
-        assert k < 2 or len(np.unique(rows, axis=0)) == len(rows) == n
+        if state.inner.phase == Phase.MOVE:
+            assert len(np.unique(rows, axis=0)) == len(rows) == n
         solver.tell(state, rows, [fun(x) for x in rows])
     assert state.value < 1e-8 or state.inner.n_restarts > 0
 
@@ -427,7 +440,7 @@ def test_a_singular_model_is_rebuilt():
     state.inner.is_stale = True
     assert state.inner.phase == Phase.MOVE
     trust_shape.refresh(state.inner)
-    assert trust_moves.plan(state, None, 1) in (True, False)
+    trust_moves.plan(state, None, 1)
     assert np.isfinite(state.inner.planned).all()
 
 

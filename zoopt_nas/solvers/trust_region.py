@@ -27,7 +27,7 @@ class TrustRegion(Solver):
     of them, its Hessian changes as little as possible. With noise it is a ridge regression of up to
     three times as many. Above 100 dimensions it covers 100 random coordinates in turn, fewer above
     50 000. It computes in float64 on the CPU. The run restarts after convergence but, with noise,
-    goes on to average it.
+    goes on to average it. It requires an objective that does not change over time.
 
     Attributes:
         radius: > 0, the first radius of the trust region, in units of x. None: 1.
@@ -69,8 +69,12 @@ class TrustRegion(Solver):
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         inner: TrustState = state.inner
         rows, told = as_float64(candidates)[:, inner.block], as_float64(values)
-        goes_on, ratio = True, None
-        if inner.phase == Phase.MOVE:
+        ratio = None
+        if inner.phase == Phase.CHECK:
+            if not trust_moves.check(state, float(told[0])):
+                trust_start.restart(state)
+                return state.x
+        elif inner.phase == Phase.MOVE:
             ratio = trust_moves.learn(state, rows, told)
             _follow_centre(state)
         else:
@@ -80,11 +84,9 @@ class TrustRegion(Solver):
                     trust_start.restart(state)
                 return state.x
             trust_shape.start(inner, trust_start.first_model(inner, rows, told))
-        goes_on = trust_moves.plan(state, ratio, self.n_samples)
-        state.metrics["radius"] = inner.radius * float(np.abs(inner.model.axes).max())
-        if not goes_on:
-            inner.end_length = state.metrics["radius"]
-            trust_start.restart(state)
+        trust_moves.plan(state, ratio, self.n_samples)
+        inner.end_length = inner.radius * float(np.abs(inner.model.axes).max())
+        state.metrics["radius"] = inner.end_length
         return state.x
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from zoopt_nas import sampling
 from zoopt_nas.solvers.engines import trust_shape
 from zoopt_nas.solvers.engines.interpolation import Model, Place
-from zoopt_nas.solvers.engines.trust_start import without_failures
+from zoopt_nas.solvers.engines.trust_start import JITTER, without_failures
 from zoopt_nas.solvers.engines.trust_state import (
     SAMPLE,
     STEP,
@@ -44,6 +44,8 @@ LEAST_GAIN = 0.5
 # The growth of the radius while its values differ by less than the noise, and its largest length in
 # units of the first one.
 NOISY_GROWTH, MAX_NOISY_LENGTH = 1.5, 10.0
+# After shrinking so many times without a better point, the best one is measured again.
+MAX_FRUITLESS = 2
 # A plan shrinks the resolution at most so many times.
 MAX_TRIALS = 200
 
@@ -74,11 +76,21 @@ def learn(state: SolverState, rows: np.ndarray, values: np.ndarray) -> float | N
     return ratio
 
 
-def plan(state: SolverState, ratio: float | None, n_samples: int) -> bool:
-    """Plan the next batch; return False if the run has converged.
+def plan(state: SolverState, ratio: float | None, n_samples: int) -> None:
+    """Plan the next batch, after `learn` has returned ``ratio``.
 
-    ``ratio`` is what `learn` returned.
+    If the run has converged, or the resolution has shrunk in vain, the best point is measured
+    again, which may show noise.
     """
+    inner: TrustState = state.inner
+    goes_on = _plan_move(state, ratio, n_samples)
+    inner.has_converged = not goes_on
+    if not goes_on or (inner.noise == 0 and inner.n_fruitless >= MAX_FRUITLESS):
+        _plan_check(inner)
+
+
+def _plan_move(state: SolverState, ratio: float | None, n_samples: int) -> bool:
+    """Plan a step or a point for the geometry; return False if the run has converged."""
     inner: TrustState = state.inner
     model: Model = inner.model
     inner.phase = Phase.MOVE
@@ -110,6 +122,28 @@ def plan(state: SolverState, ratio: float | None, n_samples: int) -> bool:
             return False
         tries_step = True
     return False
+
+
+def _plan_check(inner: TrustState) -> None:
+    """Plan to measure the best point again, before a restart."""
+    model: Model = inner.model
+    inner.phase, inner.planned = Phase.CHECK, model.rows[model.centre][None, :].copy()
+    inner.targets, inner.gains = np.array([SAMPLE]), np.zeros(1)
+
+
+def check(state: SolverState, again: float) -> bool:
+    """Take in another value of the best point; return whether the run goes on."""
+    inner: TrustState = state.inner
+    model: Model = inner.model
+    change = abs(again - float(model.values[model.centre]))
+    size = max(abs(again), float(np.ptp(model.values)))
+    inner.n_fruitless = 0
+    if not (math.isfinite(change) and model.is_finite and change > JITTER * size):
+        return not inner.has_converged
+    inner.noise = change / math.sqrt(2)
+    model.values[model.centre] = again
+    trust_shape.rebuild(inner)
+    return True
 
 
 def _ratio(inner: TrustState, decrease: float, gain: float) -> float:
@@ -150,7 +184,7 @@ def _take(inner: TrustState, row: np.ndarray, y: np.ndarray, value: float, targe
     if inner.noise > 0:
         model.centre = int(np.argmin(model.fitted()))
     elif is_better:
-        model.centre = t
+        model.centre, inner.n_fruitless = t, 0
 
 
 def _dispensable_point(inner: TrustState, place: Place, is_better: bool) -> int:

@@ -64,7 +64,8 @@ def start(inner: TrustState, model: Model) -> None:
     """Begin with the first model of a run, on axes on which it bends alike."""
     inner.model = model
     inner.radius = inner.resolution = 1.0
-    inner.is_proven, inner.n_averaged = False, 0
+    inner.is_proven, inner.n_averaged, inner.n_fruitless = False, 0, 0
+    inner.has_converged = False
     model.damping = _damping(inner, float(np.ptp(model.values)))
     model.rebuild(model.axes, model.hessian, min_points(inner), REACH)
     bends = np.maximum(np.abs(np.diagonal(model.hessian)), np.abs(model.gradient) / MAX_FIRST_STEP)
@@ -123,6 +124,7 @@ def refine(state: SolverState) -> bool:
     if longest <= max(4 * inner.eps * size, inner.least_length):
         return False
     inner.is_proven = False
+    inner.n_fruitless += 1
     inner.resolution = shrink * rho
     inner.radius = max(0.5 * rho, inner.resolution)
     rebuild(inner, _directions(model, shrink))

@@ -23,6 +23,7 @@ class Phase(IntEnum):
     FIRST = 0
     SECOND = 1
     MOVE = 2
+    CHECK = 3
 
 
 @dataclass(eq=False)
@@ -40,7 +41,7 @@ class TrustState:
     n_restarts: int = 0  # the number of restarts
     scale: float = 1.0  # the first radius of the first run
     n_free: int = 0  # the number of coordinates that bounds leave free
-    end_length: float = 0.0  # the longest axis of the last region of a block
+    end_length: float = 0.0  # the length of the longest axis of the region
     origin: Any = None  # the start of this run, (k,)
     block: Any = None  # the indices of the coordinates of the model, (k,) int64
     scales: Any = None  # the first radius along each coordinate, (k,)
@@ -58,6 +59,8 @@ class TrustState:
     first_size: float = 0.0  # the absolute value of the objective at the first point of the run
     is_proven: bool = False  # whether the model predicted the last step well
     is_stale: bool = False  # whether the model has points that its inverse does not know
+    n_fruitless: int = 0  # how often in a row the resolution shrank without a better point
+    has_converged: bool = False  # whether a restart follows, after a check
     n_averaged: int = 0  # the number of batches in a row that only averaged noise
 
 
