@@ -44,8 +44,8 @@ LEAST_GAIN = 0.5
 # The growth of the radius while its values differ by less than the noise, and its largest length in
 # units of the first one.
 NOISY_GROWTH, MAX_NOISY_LENGTH = 1.5, 10.0
-# After shrinking so many times without a better point, the best one is measured again.
-MAX_FRUITLESS = 2
+# After so many steps in a row without a better point, the best one is measured again.
+MAX_FRUITLESS = 5
 # A plan shrinks the resolution at most so many times.
 MAX_TRIALS = 200
 
@@ -71,6 +71,8 @@ def learn(state: SolverState, rows: np.ndarray, values: np.ndarray) -> float | N
         if math.isfinite(value) or target >= 0:
             _take(inner, row, y, value, target)
     if ratio is not None:
+        is_better = model.values[model.centre] < before
+        inner.n_fruitless = 0 if is_better else inner.n_fruitless + 1
         inner.is_proven = abs(ratio - 1) <= ACCURACY
         _adapt_radius(inner, ratio, length)
     return ratio
@@ -79,8 +81,8 @@ def learn(state: SolverState, rows: np.ndarray, values: np.ndarray) -> float | N
 def plan(state: SolverState, ratio: float | None, n_samples: int) -> None:
     """Plan the next batch, after `learn` has returned ``ratio``.
 
-    If the run has converged, or the resolution has shrunk in vain, the best point is measured
-    again, which may show noise.
+    If the run has converged, or many steps have failed, the best point is measured again, which
+    may show noise.
     """
     inner: TrustState = state.inner
     goes_on = _plan_move(state, ratio, n_samples)
@@ -184,7 +186,7 @@ def _take(inner: TrustState, row: np.ndarray, y: np.ndarray, value: float, targe
     if inner.noise > 0:
         model.centre = int(np.argmin(model.fitted()))
     elif is_better:
-        model.centre, inner.n_fruitless = t, 0
+        model.centre = t
 
 
 def _dispensable_point(inner: TrustState, place: Place, is_better: bool) -> int:

@@ -124,7 +124,6 @@ def refine(state: SolverState) -> bool:
     if longest <= max(4 * inner.eps * size, inner.least_length):
         return False
     inner.is_proven = False
-    inner.n_fruitless += 1
     inner.resolution = shrink * rho
     inner.radius = max(0.5 * rho, inner.resolution)
     rebuild(inner, _directions(model, shrink))

@@ -59,7 +59,7 @@ class TrustState:
     first_size: float = 0.0  # the absolute value of the objective at the first point of the run
     is_proven: bool = False  # whether the model predicted the last step well
     is_stale: bool = False  # whether the model has points that its inverse does not know
-    n_fruitless: int = 0  # how often in a row the resolution shrank without a better point
+    n_fruitless: int = 0  # the number of steps in a row without a better point
     has_converged: bool = False  # whether a restart follows, after a check
     n_averaged: int = 0  # the number of batches in a row that only averaged noise
 
