@@ -150,6 +150,16 @@ def test_a_point_that_depends_on_the_others_is_not_added():
     assert len(model.values) == 6
 
 
+def test_a_point_of_a_singular_model_is_not_replaced():
+    model, _ = random_model(np.random.default_rng(0), 2, 5)
+    model.inverse[:] = 0.0
+    y = np.zeros(2)
+    before = model.rows.copy()
+    place = model.place(y)._replace(beta=0.0)
+    assert not model.replace(1, model.base, 1.0, place)
+    np.testing.assert_array_equal(model.rows, before)
+
+
 def test_a_rebuilt_model_drops_far_points_and_keeps_the_best():
     rng = np.random.default_rng(1)
     model, _ = random_model(rng, 2, 6)

@@ -173,7 +173,7 @@ class Model:
         column, beta = place.column, place.beta
         alpha, tau = float(self.inverse[index, index]), float(column[index])
         sigma = alpha * beta + tau * tau
-        if not abs(sigma) > LEAST_PIVOT * min(1.0, alpha):
+        if not abs(sigma) > LEAST_PIVOT * min(1.0, abs(alpha)):
             return False
         rest = -column
         rest[index] += 1
