@@ -454,6 +454,17 @@ def test_a_singular_model_is_rebuilt():
     assert np.isfinite(state.inner.planned).all()
 
 
+def test_values_near_overflow_do_not_break_the_run():
+    solver = TrustRegion()
+    state = solver.init(np.ones(3), rng=0)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        rows = solver.ask(state)
+        assert np.isfinite(rows).all()
+        solver.tell(state, rows, 10 ** rng.uniform(150, 308, len(rows)))
+    assert np.isfinite(state.x).all()
+
+
 def test_options():
     assert TrustRegion().compares_batches
     assert SOLVERS["trust_region"] is TrustRegion

@@ -85,7 +85,10 @@ def plan(state: SolverState, ratio: float | None, n_samples: int) -> None:
     may show noise.
     """
     inner: TrustState = state.inner
-    goes_on = _plan_move(state, ratio, n_samples)
+    try:
+        goes_on = _plan_move(state, ratio, n_samples)
+    except np.linalg.LinAlgError:  # numbers near overflow have no eigenvalues
+        goes_on = False
     inner.has_converged = not goes_on
     if not goes_on or (inner.noise == 0 and inner.n_fruitless >= MAX_FRUITLESS):
         _plan_check(inner)
