@@ -19,11 +19,12 @@ from zoopt_nas.solvers.mgs import MGS
 from zoopt_nas.solvers.nelder_mead import NelderMead
 from zoopt_nas.solvers.quasi_newton import QuasiNewton
 from zoopt_nas.solvers.rs import RS
+from zoopt_nas.solvers.trust_region import TrustRegion
 
 # The order in which solvers are listed; ``zoopt_nas`` exports these names too.
 __all__ = [  # noqa: RUF022
     "RS", "MGS", "GLD", "LIZO",
-    "QuasiNewton", "AdaptiveGLD", "AdaptiveMGS", "CMA", "NelderMead", "Auto",
+    "QuasiNewton", "TrustRegion", "AdaptiveGLD", "AdaptiveMGS", "CMA", "NelderMead", "Auto",
 ]  # fmt: skip
 KINDS: list[type[Solver]] = [globals()[name] for name in __all__]
 SOLVERS: Registry[type[Solver]] = Registry(

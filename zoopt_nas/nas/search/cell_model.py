@@ -71,7 +71,8 @@ def normal_scores(n: int) -> Tensor:
     dominate the fit.
     """
     quantiles = torch.arange(1, n + 1, dtype=torch.float64) / (n + 1)
-    return torch.special.ndtri(quantiles)
+    scores: Tensor = torch.special.ndtri(quantiles)
+    return scores
 
 
 def _rank(cell: Measured) -> float:

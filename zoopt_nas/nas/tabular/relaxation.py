@@ -56,6 +56,7 @@ def step_options(name: str, dim: int, sigma: float, *, keeps_values: bool) -> di
         "gld": {**steady, "direction": "gaussian"},
         "lizo": {"smoothing": radius},
         "quasi_newton": {"smoothing": AXIS_STEP},
+        "trust_region": {"radius": AXIS_STEP},
         "adaptive_gld": {**steady, "restart": False},
         "adaptive_mgs": {"sigma": sigma},
         "cma": {"sigma": sigma},
