@@ -111,7 +111,7 @@ class Quadratic:
         self.n_draws += 1
         return f"draw {self.n_draws}"
 
-    def alpha_gradient(self, alpha: Tensor, draw: object) -> Tensor:
+    def alpha_gradient(self, alpha: Tensor, draw: object, weigh: object = None) -> Tensor:
         self.n_gradients += 1
         assert draw == f"draw {self.n_draws}"
         return 2 * (alpha - self.target)

@@ -112,13 +112,10 @@ def _update_sizes(config: SearchConfig) -> list[tuple[str, int, int]]:
 
 
 def _n_samples(config: SearchConfig) -> int | None:
-    """Return N, the number of samples, pairs or radii; None if the solver has no such number."""
+    """Return N, the number of samples, pairs or radii; None if a search leaves it to the solver."""
     if "n_samples" in config.solver:
         return int(config.solver["n_samples"])
     if config.algo not in SOLVERS:
         return None
     solver = make_solver(config.algo, dict(config.solver))
-    if isinstance(solver, GLD):
-        return len(solver.radii(1))
-    n: int | None = getattr(solver, "n_samples", None)
-    return n
+    return len(solver.radii(1)) if isinstance(solver, GLD) else None
