@@ -117,39 +117,16 @@ def nlopt_restarted(
     raise ended[0]
 
 
-def nlopt_newuoa(
-    fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator, bounds: Box = None
-) -> None:
-    """Powell's NEWUOA by NLopt."""
-    nlopt_restarted(fun, x0, rng, None, "LN_NEWUOA")
+class NLoptMethod:
+    """A method of NLopt. Unlike a closure, it can be sent to the processes of `bbob.py`."""
 
+    def __init__(self, name: str, constant: str, *, keeps_bounds: bool = True) -> None:
+        self.__name__, self.constant, self.keeps_bounds = name, constant, keeps_bounds
 
-def nlopt_bobyqa(
-    fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator, bounds: Box = None
-) -> None:
-    """Powell's BOBYQA by NLopt."""
-    nlopt_restarted(fun, x0, rng, bounds, "LN_BOBYQA")
-
-
-def nlopt_praxis(
-    fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator, bounds: Box = None
-) -> None:
-    """Brent's principal axes by NLopt."""
-    nlopt_restarted(fun, x0, rng, bounds, "LN_PRAXIS")
-
-
-def nlopt_sbplx(
-    fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator, bounds: Box = None
-) -> None:
-    """Rowan's Subplex by NLopt."""
-    nlopt_restarted(fun, x0, rng, bounds, "LN_SBPLX")
-
-
-def nlopt_cobyla(
-    fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator, bounds: Box = None
-) -> None:
-    """Powell's COBYLA by NLopt."""
-    nlopt_restarted(fun, x0, rng, bounds, "LN_COBYLA")
+    def __call__(
+        self, fun: Fun, x0: np.ndarray, maxfev: int, rng: np.random.Generator, bounds: Box = None
+    ) -> None:
+        nlopt_restarted(fun, x0, rng, bounds if self.keeps_bounds else None, self.constant)
 
 
 def py_bobyqa(
@@ -248,11 +225,11 @@ PEERS = {
         scipy_slsqp,
         scipy_lbfgsb,
         scipy_cobyqa,
-        nlopt_newuoa,
-        nlopt_bobyqa,
-        nlopt_praxis,
-        nlopt_sbplx,
-        nlopt_cobyla,
+        NLoptMethod("nlopt_newuoa", "LN_NEWUOA", keeps_bounds=False),
+        NLoptMethod("nlopt_bobyqa", "LN_BOBYQA"),
+        NLoptMethod("nlopt_praxis", "LN_PRAXIS"),
+        NLoptMethod("nlopt_sbplx", "LN_SBPLX"),
+        NLoptMethod("nlopt_cobyla", "LN_COBYLA"),
         py_bobyqa,
         pycma_bipop,
         scipy_differential_evolution,
