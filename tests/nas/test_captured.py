@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.operations import seed_noise
+from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.search import inner
+from zoopt_nas.nas.search.inner import InnerTraining
 from zoopt_nas.nas.steps.cuda_graph import WARM_UP_STEPS, CudaGraphStep, CudaRecorder
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, cross_entropy_of
@@ -74,7 +77,7 @@ class Twins:
 
 
 def capture(step: WeightStep, optimizer: torch.optim.SGD, recorder) -> CudaGraphStep:
-    step._graph = CudaGraphStep(step._eager, optimizer, CPU, recorder)
+    step._graph = CudaGraphStep(step.eager, optimizer, CPU, recorder)
     return step._graph
 
 
@@ -253,6 +256,61 @@ def test_candidates_share_one_recording_of_the_inner_steps(inner_momentum: bool,
     assert (recorder.n_warm, recorder.n_recorded, recorder.n_replayed) == (3, 1, 21)
     for plain, recorded in zip(*values, strict=True):
         torch.testing.assert_close(recorded, plain, rtol=1e-10, atol=0)
+
+
+PATHS = ((3, 2, 3, 1, 0, 0), (3, 4, 2, 1, 3, 3), (0, 0, 0, 0, 2, 0))
+
+
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_each_path_with_enough_inner_steps_is_recorded(average: float, monkeypatch):
+    monkeypatch.setattr(inner, "MIN_RECORDED_STEPS", 8)
+    values = []
+    for recorder in (None, TapeRecorder()):
+        made = setup(SPACES["nasbench201"], trained=False, lr=0.0625)
+        objective = made.objective(single_path=True, inner_steps=8, inner_average=average)
+        if recorder is not None:
+            recorder.generators = [objective._noise]
+            capture(objective._training._step, objective._training._inner_optimizer, recorder)
+        draw = objective.draw()
+        short = draw._replace(train=draw.train[:7])
+        losses = [
+            objective.val_loss(objective.fit(path, on), path, draw)
+            for path, on in [*((path, draw) for path in PATHS), (PATHS[0], short)]
+        ]
+        values.append([loss.detach() for loss in losses])
+    plain, recorded = values
+    assert len({round(float(value), 6) for value in plain}) == 4
+    torch.testing.assert_close(recorded, plain, rtol=1e-10, atol=0)
+    # Three warm-up steps and five replays for each path; seven steps are not worth a recording.
+    assert (recorder.n_warm, recorder.n_recorded, recorder.n_replayed) == (9, 3, 15)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_path_trains_in_a_cuda_graph_as_in_plain_steps():
+    device = torch.device("cuda")
+    weights = []
+    for is_captured in (False, True):
+        made = setup(SPACES["nasbench201"], trained=False, lr=0.0625)
+        net = made.net.to(device)
+        training = InnerTraining(
+            net,
+            torch.optim.SGD(net.parameters(), lr=0.0625, momentum=0.9),
+            torch.Generator(device),
+            lr=None,
+            average=0.5,
+            execution=Execution(device, compile=is_captured),
+            single_path=True,
+        )
+        stream = FakeStream(1)
+        batches = [[x.to(device) for x in stream.next_batch()] for _ in range(60)]
+        for path in PATHS:
+            network = training.fit(path, batches, 0)
+            weights.append([parameter.detach().clone() for parameter in network.parameters()])
+        graph = training._step._graph
+        assert (graph is not None and graph._replay is not None) == is_captured
+    for plain, recorded in zip(weights[:3], weights[3:], strict=True):
+        torch.testing.assert_close(recorded, plain, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.gpu

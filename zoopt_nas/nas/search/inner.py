@@ -20,9 +20,13 @@ from zoopt_nas.nas.search.candidates import (
     flat,
     scratch_copy,
 )
+from zoopt_nas.nas.steps.cuda_graph import Step
 from zoopt_nas.nas.steps.execution import Execution
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, start_momentum
+
+# Each path needs a CUDA graph of its own, which costs about as much as some ten eager steps.
+MIN_RECORDED_STEPS = 50
 
 
 class InnerTraining:
@@ -64,10 +68,11 @@ class InnerTraining:
         seed_noise(self.scratch, generator)
         # The released code steps other parameters than it trains (docs/deviations.md, B1).
         self._inner_optimizer = torch.optim.SGD(self.scratch.parameters(), lr=1.0)
-        if single_path and execution is not None:
-            execution = replace(execution, compile=False)  # paths differ from call to call
+        self._path: Path | None = None  # the one that the step was last recorded along
+        if single_path and execution is not None and execution.device.type != "cuda":
+            execution = replace(execution, compile=False)  # compiling a path takes minutes
         self._step = WeightStep(
-            cross_entropy_of(self.scratch),
+            cross_entropy_of(self._logits),
             self.scratch,
             self._inner_optimizer,
             grad_clip,
@@ -123,11 +128,27 @@ class InnerTraining:
         start_momentum(self._inner_optimizer, self._momenta())
         self._generator.manual_seed(noise_seed)
         average = WeightAverage(network.parameters(), self._average)
+        step, more = self._step_at(alpha, len(batches))
         for lr, (images, labels) in zip(self._lrs(len(batches)), batches, strict=True):
             set_lr(self._inner_optimizer, lr)
-            self._step(images, labels, alpha)
+            step(images, labels, *more)
             average.update()
             yield average
+
+    def _step_at(self, alpha: Tensor | Path, n_steps: int) -> tuple[Step, tuple[Tensor, ...]]:
+        """Return the weight step at alpha or along a path, and its arguments after the batch."""
+        if isinstance(alpha, Tensor):
+            self._path = None
+            return self._step, (alpha,)
+        if alpha != self._path:
+            self._path = alpha
+            self._step.reset()
+        return self._step if n_steps >= MIN_RECORDED_STEPS else self._step.eager, ()
+
+    def _logits(self, images: Tensor, *alpha: Tensor) -> Tensor:
+        """Return the logits of the scratch network at alpha, or along the current path."""
+        logits: Tensor = self.scratch(images, *(alpha or (self._path,)))
+        return logits
 
     def fit_together(self, alphas: Tensor, batches: Sequence[Batch], noise_seed: int) -> Tensor:
         """Return the weights ``(n, n_weights)`` of alphas ``(n, dim)`` after the same steps.

@@ -78,7 +78,7 @@ class WeightStep:
             return
         if device.type == "cuda":
             recorder = CudaRecorder(device, generators)
-            self._graph = CudaGraphStep(self._eager, optimizer, device, recorder)
+            self._graph = CudaGraphStep(self.eager, optimizer, device, recorder)
         else:
             self._compile()
 
@@ -95,7 +95,7 @@ class WeightStep:
         if self._graph is not None:
             return self._graph(images, labels, *more)
         if self._compiled is None:
-            return self._eager(images, labels, *more)
+            return self.eager(images, labels, *more)
         if self._is_tried:
             return self._step(self._compiled, images, labels, *more)
         return self._try(self._compiled, images, labels, *more)
@@ -105,7 +105,8 @@ class WeightStep:
         if self._graph is not None:
             self._graph.reset()
 
-    def _eager(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def eager(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """Take a step as a call does, but neither recorded nor compiled."""
         return self._step(self._compute, *inputs)
 
     def _step(self, compute: Compute, *inputs: Any) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,7 @@ class WeightStep:
             buffer.copy_(value)
         for generator, state in states:
             generator.set_state(state)
-        return self._eager(*inputs)
+        return self.eager(*inputs)
 
 
 def make_sgd(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
@@ -156,24 +157,31 @@ def start_momentum(optimizer: torch.optim.SGD, momenta: Sequence[Tensor | None])
     """
     group = optimizer.param_groups[0]
     parameters = group["params"]
-    pairs = [
-        (parameter, momentum)
-        for parameter, momentum in zip(parameters, momenta, strict=True)
+    missing = [p for p, momentum in zip(parameters, momenta, strict=True) if momentum is None]
+    if missing and group["dampening"]:
+        # SGD initializes a missing buffer with the undampened gradient.
+        optimizer.state.clear()
+    elif missing and group["momentum"]:
+        # Without dampening a buffer of zeros is the same as none. The fused SGD takes all buffers
+        # or none, and the next path may share some parameters with the last one.
+        torch._foreach_zero_([_momentum_buffer(optimizer, p) for p in missing])
+    given = [
+        (p, momentum)
+        for p, momentum in zip(parameters, momenta, strict=True)
         if momentum is not None
     ]
-    if len(pairs) < len(parameters):
-        if group["dampening"]:  # SGD initializes a missing buffer with the undampened gradient
-            optimizer.state.clear()
-        # Without dampening a buffer of zeros is the same as none.
-        for state in optimizer.state.values():
-            if state.get("momentum_buffer") is not None:
-                state["momentum_buffer"].zero_()
-    for parameter, _ in pairs:
-        if optimizer.state[parameter].get("momentum_buffer") is None:
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
-    if pairs:
-        buffers = [optimizer.state[parameter]["momentum_buffer"] for parameter, _ in pairs]
-        torch._foreach_copy_(buffers, [momentum for _, momentum in pairs])
+    if given:
+        buffers = [_momentum_buffer(optimizer, p) for p, _ in given]
+        torch._foreach_copy_(buffers, [momentum for _, momentum in given])
+
+
+def _momentum_buffer(optimizer: torch.optim.SGD, parameter: Tensor) -> Tensor:
+    """Return the momentum of a parameter, uninitialized if there was none."""
+    state = optimizer.state[parameter]
+    if state.get("momentum_buffer") is None:
+        state["momentum_buffer"] = torch.empty_like(parameter)
+    buffer: Tensor = state["momentum_buffer"]
+    return buffer
 
 
 def weight_step(
