@@ -6,6 +6,7 @@ functions, and only if the input is a torch tensor.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Mapping
@@ -250,12 +251,12 @@ def encode_array(value: Array) -> tuple[np.ndarray, dict[str, str]]:
     return array, {"namespace": "numpy", "dtype": array.dtype.str}
 
 
-def decode_array(array: np.ndarray, spec: Mapping[str, str]) -> Array:
-    """Return a copy of the array that ``encode_array`` encoded."""
+def decode_array(array: np.ndarray, spec: Mapping[str, str], device: Any = None) -> Array:
+    """Return a copy of the array that ``encode_array`` encoded, if of torch on ``device``."""
     if spec["namespace"] == "torch":
         torch = import_torch()
         dtype = getattr(torch, spec["dtype"])
-        return torch.from_numpy(np.array(array)).to(dtype=dtype, device=spec["device"])
+        return torch.from_numpy(np.array(array)).to(dtype=dtype, device=device or spec["device"])
     return np.array(array, dtype=spec["dtype"])
 
 
@@ -267,13 +268,12 @@ def encode_generator(rng: Generator) -> dict[str, Any]:
     return {"kind": "torch", "device": str(rng.device), "state": state}
 
 
-def decode_generator(data: Mapping[str, Any]) -> Generator:
-    """Return the generator that ``encode_generator`` encoded."""
+def decode_generator(data: Mapping[str, Any], device: Any = None) -> Generator:
+    """Return the generator that ``encode_generator`` encoded, if of torch on ``device``."""
     if data["kind"] == "torch":
         torch = import_torch()
-        generator = torch.Generator(device=data["device"])
-        state = np.frombuffer(bytes.fromhex(data["state"]), dtype=np.uint8)
-        generator.set_state(torch.from_numpy(state.copy()))
+        generator = torch.Generator(device=device or data["device"])
+        restore_generator(generator, bytes.fromhex(data["state"]))
         return generator
     name = data["state"]["bit_generator"]
     kind = getattr(np.random, name, None)
@@ -282,6 +282,16 @@ def decode_generator(data: Mapping[str, Any]) -> Generator:
     bits: Any = kind()
     bits.state = _unjsonable(data["state"])
     return np.random.Generator(bits)
+
+
+def restore_generator(generator: Any, state: bytes) -> None:
+    """Set the state of a torch generator, or seed it with a state of another kind of device."""
+    torch = import_torch()
+    if len(state) == generator.get_state().numel():
+        generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    else:  # the generators of a CPU and of a GPU have nothing in common
+        digest = hashlib.sha256(state).digest()
+        generator.manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 def _jsonable(state: Any) -> Any:

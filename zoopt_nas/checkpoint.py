@@ -54,13 +54,18 @@ def save_state(path: str | os.PathLike[str], solver: Solver, state: SolverState)
 
 
 def load_state(
-    path: str | os.PathLike[str], *, solvers: Mapping[str, type[Solver]] = SOLVERS
+    path: str | os.PathLike[str],
+    *,
+    solvers: Mapping[str, type[Solver]] = SOLVERS,
+    device: Any = None,
 ) -> tuple[Solver, SolverState]:
     """Read what ``save_state`` wrote; the run continues bitwise as if it had not stopped.
 
     Args:
         path: the file.
         solvers: the classes of solvers by name.
+        device: the device of torch tensors; None is the one that they were on. On another kind of
+            device the run continues with other random numbers.
 
     Raises:
         RunError: the file is missing, truncated, or not a saved state.
@@ -71,7 +76,7 @@ def load_state(
             raise RunError(f"{path} was saved by an unknown solver, {meta['solver']!r}")
         solver = solvers[meta["solver"]](**meta["fields"])
         data = {"arrays": arrays, "meta": meta["state"]}
-        return solver, SolverState.from_dict(data, solver.inner_states)
+        return solver, SolverState.from_dict(data, solver.inner_states, device=device)
 
 
 class Checkpoint:

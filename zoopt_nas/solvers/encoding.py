@@ -44,12 +44,13 @@ def encode(value: object) -> dict[str, Any]:
     return {"arrays": encoder.arrays, "meta": {"tree": tree, "generators": generators}}
 
 
-def decode(data: Mapping[str, Any], classes: Iterable[type]) -> Any:
+def decode(data: Mapping[str, Any], classes: Iterable[type], device: Any = None) -> Any:
     """Return the object that ``encode`` was given.
 
     Args:
         data: the result of ``encode``, or an equal dict after a JSON round trip.
         classes: the dataclasses and IntEnums that may occur.
+        device: the device of torch tensors and generators; None is the one that they were on.
 
     Raises:
         KeyError: a part is missing, or of a class that is not in ``classes``.
@@ -57,7 +58,7 @@ def decode(data: Mapping[str, Any], classes: Iterable[type]) -> Any:
         RunError: a generator is of a kind that NumPy does not provide.
     """
     meta, by_name = data["meta"], {kind.__name__: kind for kind in classes}
-    generators = [decode_generator(state) for state in meta["generators"]]
+    generators = [decode_generator(state, device) for state in meta["generators"]]
 
     def build(node: Any) -> Any:
         if isinstance(node, list):
@@ -68,7 +69,7 @@ def decode(data: Mapping[str, Any], classes: Iterable[type]) -> Any:
         if key == "float":
             return float(content)
         if key == "array":
-            return decode_array(data["arrays"][content["name"]], content)
+            return decode_array(data["arrays"][content["name"]], content, device)
         if key == "scalar":
             return data["arrays"][content][()]
         if key == "generator":

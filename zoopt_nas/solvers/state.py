@@ -62,19 +62,23 @@ class SolverState:
         return encode(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], inner_states: Iterable[type] = ()) -> Self:
+    def from_dict(
+        cls, data: Mapping[str, Any], inner_states: Iterable[type] = (), *, device: Any = None
+    ) -> Self:
         """Restore a state from ``to_dict``; it continues bit for bit as the saved one.
 
         Args:
             data: the result of ``to_dict``.
             inner_states: the ``inner_states`` of the solver.
+            device: the device of torch tensors; None is the one that they were on. On another kind
+                of device the run continues with other random numbers.
 
         Raises:
             RunError: the generator is of a kind that NumPy does not provide.
             KeyError: a part is missing, or of a class not listed.
             TypeError: the data is not a state, or the fields of a class differ.
         """
-        state = decode(data, (cls, *inner_states))
+        state = decode(data, (cls, *inner_states), device)
         if not isinstance(state, cls):
             raise TypeError(f"expected a {cls.__name__}, got {type(state).__name__}")
         return state

@@ -21,7 +21,7 @@ from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.settings.config import TrainConfig
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, evaluate
 from zoopt_nas.nas.steps.schedules import scheduled_lr, set_lr
-from zoopt_nas.nas.steps.seeds import generator, seeds_for
+from zoopt_nas.nas.steps.seeds import generator, restore, seeds_for
 from zoopt_nas.nas.steps.weight_step import Losses, WeightStep, make_sgd
 
 
@@ -189,7 +189,7 @@ class Training(EpochLoop):
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._stream.load_state_dict(state["stream"])
-        self._drop_path.set_state(state["drop_path"].cpu())
+        restore(self._drop_path, state["drop_path"])
         self.best = Best(**state["best"]) if state["best"] else None
         states = state.get("processes", [])
         if max(len(states), 1) != self.processes.n:
@@ -199,7 +199,7 @@ class Training(EpochLoop):
             )
         if states:
             mine = states[self.processes.rank]
-            self._drop_path.set_state(mine["drop_path"].cpu())
+            restore(self._drop_path, mine["drop_path"])
             self._meter.sums.copy_(mine["sums"])
 
     def resume(self) -> bool:

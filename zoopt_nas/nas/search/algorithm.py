@@ -35,7 +35,7 @@ from zoopt_nas.nas.settings.config import MIXED, SHARED, SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, Meter, evaluate
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
-from zoopt_nas.nas.steps.seeds import generator, seeds_for
+from zoopt_nas.nas.steps.seeds import generator, restore, seeds_for
 from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, make_sgd
 from zoopt_nas.nas.tabular.table import CellTable
 
@@ -345,7 +345,7 @@ class Search(EpochLoop):
         self._objective.load_state_dict(state["objective"])
         if self._sampler is not None:
             self._sampler.load_state_dict(state["paths"])
-        self._noise.set_state(state["noise"].cpu())
+        restore(self._noise, state["noise"])
         self._updates = state["updates"]
         self._is_stopped = bool(state["is_stopped"])
         self._snapshots.load_state_dict(state["snapshots"])

@@ -300,7 +300,9 @@ class ZeroOrderUpdater(AlphaUpdater):
         """Restore the state that ``state_dict`` returned."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in state["arrays"].items()}
         data = {"arrays": arrays, "meta": json.loads(state["meta"])}
-        self._state = SolverState.from_dict(data, self._solver.inner_states)
+        self._state = SolverState.from_dict(
+            data, self._solver.inner_states, device=self.alpha.device
+        )
         if self._gauge is not None:
             self._gauge.load_state_dict(state["noise"])
         starts = state.get("starts")

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from zoopt_nas._arrays import restore_generator
 
 
 def seeds_for(seed: int, uses: Sequence[str]) -> dict[str, int]:
@@ -20,6 +23,11 @@ def seeds_for(seed: int, uses: Sequence[str]) -> dict[str, int]:
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a new generator on ``device``."""
     return torch.Generator(device).manual_seed(seed)
+
+
+def restore(generator: torch.Generator, state: Tensor) -> None:
+    """Set the state of a generator, or seed it with a state of another kind of device."""
+    restore_generator(generator, bytes(state.cpu().numpy()))
 
 
 @contextmanager

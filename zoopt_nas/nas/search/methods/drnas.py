@@ -12,6 +12,7 @@ from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.methods.darts import FirstOrder, first_order_gradient
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.settings.config import DIRICHLET, SearchConfig
+from zoopt_nas.nas.steps.seeds import restore
 
 
 class _Sample(torch.autograd.Function):
@@ -106,4 +107,4 @@ class DirichletSamples(FirstOrder):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
         super().load_state_dict(state)
-        self._generator.set_state(state["samples"].cpu())
+        restore(self._generator, state["samples"])

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.methods.darts import FirstOrder
 from zoopt_nas.nas.settings.config import SOFTMAX, SearchConfig
+from zoopt_nas.nas.steps.seeds import restore
 
 # As in the paper and the released code.
 FIRST_RADIUS, LAST_RADIUS = 0.03, 0.3
@@ -70,7 +71,7 @@ class RandomSmoothing(FirstOrder):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
         super().load_state_dict(state)
-        self._generator.set_state(state["noise"].cpu())
+        restore(self._generator, state["noise"])
 
 
 class AdversarialSmoothing(RandomSmoothing):

@@ -12,6 +12,7 @@ from zoopt_nas.nas.search.methods.darts import GradientUpdater
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import Metrics
 from zoopt_nas.nas.settings.config import SOFTMAX, SearchConfig
+from zoopt_nas.nas.steps.seeds import restore
 
 # Released code.
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 0.03
@@ -79,4 +80,4 @@ class ConcreteSamples(GradientUpdater):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
         super().load_state_dict(state)
-        self._generator.set_state(state["noise"].cpu())
+        restore(self._generator, state["noise"])
