@@ -228,3 +228,21 @@ def test_another_format_and_an_unknown_solver(saved, monkeypatch):
     monkeypatch.setattr(zoopt_nas.checkpoint, "_FORMAT", "zoopt_nas.state.v2")
     with pytest.raises(RunError, match=r"has format 'zoopt_nas\.state\.v1', expected"):
         load_state(saved)
+
+
+def test_a_state_of_a_gpu_goes_on_on_the_cpu(tmp_path):
+    """The numbers are kept, and the generator, which has another kind of state, is seeded."""
+    torch = pytest.importorskip("torch")
+    solver = GLD(schedule="search")
+    data = solver.init(torch.tensor([1.5, -2.0]), rng=0).to_dict()
+    text = json.dumps(data["meta"]).replace('"device": "cpu"', '"device": "cuda:0"')
+    meta = json.loads(text)
+    points = []
+    for last in "001":
+        meta["generators"][0]["state"] = "17" * 15 + "0" + last  # 16 bytes, as on a GPU
+        saved = {"arrays": data["arrays"], "meta": meta}
+        state = SolverState.from_dict(saved, solver.inner_states, device="cpu")
+        assert state.x.tolist() == [1.5, -2.0]
+        assert state.rng.device.type == "cpu"
+        points.append(run_steps(solver, state, 3).tolist())
+    assert points[0] == points[1] != points[2]
