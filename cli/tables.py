@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -42,20 +43,32 @@ def _method(name: str) -> str:
     return describe_method(name)
 
 
+def _genotype(name: str) -> str:
+    cells = []
+    for graph in nas.GENOTYPES[name].cells.values():
+        counts = Counter(operation for operation, _, _ in graph.edges)
+        cells.append(", ".join(f"{n} {operation}" for operation, n in counts.most_common()))
+    return "; ".join(cells)
+
+
 _DESCRIBE = {
     "solvers": _solver,
     "spaces": _space,
     "operations": _operation,
     "datasets": _dataset,
     "methods": _method,
+    "genotypes": _genotype,
 }
 
 
 def list_names(
-    what: Annotated[str, typer.Argument(help="solvers, spaces, operations, datasets or methods.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="solvers, spaces, operations, datasets, methods or genotypes."),
+    ],
     json: Json = False,
 ) -> None:
-    """List the solvers, spaces, operations, data sets or search methods that there are."""
+    """List the solvers, spaces, operations, data sets, methods or published genotypes."""
     if what not in _DESCRIBE:
         raise UnknownNameError("list", what, _DESCRIBE)
     rows = {}

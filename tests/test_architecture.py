@@ -42,6 +42,8 @@ ORDER = [
     "solvers.mgs",
     "solvers.gld",
     "solvers.lizo",
+    "solvers.zo_signsgd",
+    "solvers.zo_adamm",
     "solvers.quasi_newton",
     "solvers.trust_region",
     "solvers.adaptive_gld",

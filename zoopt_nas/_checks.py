@@ -40,6 +40,14 @@ def check_fraction(name: str, value: object) -> float:
     return number
 
 
+def check_decay(name: str, value: object) -> float:
+    """Return ``value`` if it is a real number in [0, 1)."""
+    number = _real(value)
+    if number is None or not 0 <= number < 1:
+        raise InvalidValueError(f"{name} must be a number in [0, 1), got {value!r}")
+    return number
+
+
 def check_positive_int(name: str, value: object) -> int:
     """Return ``value`` as an int if it is an integer above 0 and no bool."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value <= 0:

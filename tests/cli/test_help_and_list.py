@@ -10,6 +10,7 @@ import pytest
 
 import zoopt_nas
 from zoopt_nas.nas.data.datasets import DATASETS
+from zoopt_nas.nas.networks.genotype import GENOTYPES
 from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.algorithm import METHODS
@@ -149,6 +150,7 @@ LISTS = {
     "operations": list(OPERATIONS),
     "datasets": list(DATASETS),
     "methods": list(METHODS),
+    "genotypes": list(GENOTYPES),
 }
 
 
@@ -172,3 +174,7 @@ def test_lists_say_what_counts(cli):
     methods = json.loads(cli("list", "methods", "--json").out)
     assert "Eq. 2" in methods["darts2"]
     assert "gld" in methods["gld"]
+    genotypes = json.loads(cli("list", "genotypes", "--json").out)
+    assert genotypes["DARTS_V2"] == (
+        "5 sep_conv_3x3, 2 skip_connect, 1 dil_conv_3x3; 5 max_pool_3x3, 3 skip_connect"
+    )

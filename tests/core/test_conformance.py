@@ -2,7 +2,7 @@
 
 import pytest
 
-from zoopt_nas import GLD, MGS, RS, SOLVERS, QuasiNewton, Solver, TrustRegion
+from zoopt_nas import GLD, MGS, RS, SOLVERS, QuasiNewton, Solver, TrustRegion, ZOAdaMM
 from zoopt_nas.testing import SolverConformance, SolverRobustness
 
 
@@ -21,6 +21,7 @@ VARIANTS = {
     "gld-fast": GLD(schedule="fast", direction="ball"),
     "gld-deterministic": GLD(deterministic=True, direction="gaussian"),
     "quasi_newton-few_samples": QuasiNewton(n_samples=4),
+    "zo_adamm-one_point": ZOAdaMM(estimator="one_point", smoothing=0.5, beta1=0.0, beta2=0.99),
     "trust_region-batches": TrustRegion(n_samples=5),
 }
 

@@ -213,7 +213,7 @@ def test_auto_has_no_option_but_n(search_config):
 
 REFUSAL = (
     "algo must not compare values of different updates, between which the weights change "
-    "(use rs, mgs, gld, lizo, cma or auto), got "
+    "(use rs, mgs, gld, lizo, zo_signsgd, zo_adamm, cma or auto), got "
 )
 
 

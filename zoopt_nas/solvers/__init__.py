@@ -20,10 +20,12 @@ from zoopt_nas.solvers.nelder_mead import NelderMead
 from zoopt_nas.solvers.quasi_newton import QuasiNewton
 from zoopt_nas.solvers.rs import RS
 from zoopt_nas.solvers.trust_region import TrustRegion
+from zoopt_nas.solvers.zo_adamm import ZOAdaMM
+from zoopt_nas.solvers.zo_signsgd import ZOSignSGD
 
 # The order in which solvers are listed; ``zoopt_nas`` exports these names too.
 __all__ = [  # noqa: RUF022
-    "RS", "MGS", "GLD", "LIZO",
+    "RS", "MGS", "GLD", "LIZO", "ZOSignSGD", "ZOAdaMM",
     "QuasiNewton", "TrustRegion", "AdaptiveGLD", "AdaptiveMGS", "CMA", "NelderMead", "Auto",
 ]  # fmt: skip
 KINDS: list[type[Solver]] = [globals()[name] for name in __all__]

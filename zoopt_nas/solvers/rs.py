@@ -86,6 +86,13 @@ class RS(Solver):
         return draw(state.rng, n, x)
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
+        gradient, _ = self._estimate(state, candidates, values)
+        return state.x - self.learning_rate * gradient
+
+    def _estimate(
+        self, state: SolverState, candidates: Array, values: Array
+    ) -> tuple[Array, Array]:
+        """Return the gradient, (dim,), 0 if all directions failed, and whether one did not."""
         xp = array_namespace(state.x)
         phi = state.x.shape[0] if self.direction == "sphere" else 1
         # u_i is read back from the candidates, which rounding or a repair may have moved. Dividing
@@ -101,4 +108,4 @@ class RS(Solver):
         mean = xp.where(survived, slopes, 0.0) / (n_survived + (n_survived == 0))
         gradient = xp.astype(mean, directions.dtype) @ directions  # (Eq. 6)
         state.metrics["gradient_norm"] = xp.sqrt((gradient * gradient).sum())
-        return state.x - self.learning_rate * gradient
+        return gradient, n_survived > 0

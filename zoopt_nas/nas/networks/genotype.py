@@ -19,6 +19,7 @@ from zoopt_nas.nas.networks.genotype_text import (
     read_source,
 )
 from zoopt_nas.nas.networks.operations import OPERATIONS
+from zoopt_nas.nas.networks.published_cells import PUBLISHED_CELLS
 
 CELL_KINDS = ("normal", "reduce")
 N_INPUTS = 2  # nodes 0 and 1 of a cell are the outputs of the two previous cells
@@ -201,26 +202,7 @@ def _cell(*edges: str) -> tuple[Edge, ...]:
     return tuple((name, int(source)) for name, source in (edge.split() for edge in edges))
 
 
-# The two genotypes of Liu et al. (2019).
 GENOTYPES = {
-    "DARTS_V1": Genotype(
-        normal=_cell(
-            "sep_conv_3x3 1", "sep_conv_3x3 0", "skip_connect 0", "sep_conv_3x3 1",
-            "skip_connect 0", "sep_conv_3x3 1", "sep_conv_3x3 0", "skip_connect 2",
-        ),
-        reduce=_cell(
-            "max_pool_3x3 0", "max_pool_3x3 1", "skip_connect 2", "max_pool_3x3 0",
-            "max_pool_3x3 0", "skip_connect 2", "skip_connect 2", "avg_pool_3x3 0",
-        ),
-    ),
-    "DARTS_V2": Genotype(
-        normal=_cell(
-            "sep_conv_3x3 0", "sep_conv_3x3 1", "sep_conv_3x3 0", "sep_conv_3x3 1",
-            "sep_conv_3x3 1", "skip_connect 0", "skip_connect 0", "dil_conv_3x3 2",
-        ),
-        reduce=_cell(
-            "max_pool_3x3 0", "max_pool_3x3 1", "skip_connect 2", "max_pool_3x3 1",
-            "max_pool_3x3 0", "skip_connect 2", "skip_connect 2", "max_pool_3x3 1",
-        ),
-    ),
-}  # fmt: skip
+    name: Genotype(_cell(*normal), _cell(*reduce))
+    for name, (normal, reduce) in PUBLISHED_CELLS.items()
+}

@@ -61,6 +61,9 @@ _SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
     "rs": {"n_samples": 4, "learning_rate": 0.5, "smoothing": 0.1},
     # As RS (zoopt-nas).
     "lizo": {"n_samples": 4, "learning_rate": 0.5, "smoothing": 0.1},
+    # As RS, with other learning rates (zoopt-nas), because a step has the length of the rate.
+    "zo_signsgd": {"n_samples": 4, "learning_rate": 0.05, "smoothing": 0.1},
+    "zo_adamm": {"n_samples": 4, "learning_rate": 0.1, "smoothing": 0.1},
     # Released run_search_rdarts.sh: sigma 0.2, tau 0.01, lambda 1e-3; the paper gives none.
     "mgs": {"n_samples": 4, "sigma": 0.2, "temperature": 0.01, "mixing": 1e-3},
     # The paper gives no numbers for GLD, either. zoopt-nas: radii 2, 1, 1/2, 1/4.

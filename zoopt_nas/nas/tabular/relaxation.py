@@ -55,6 +55,8 @@ def step_options(name: str, dim: int, sigma: float, *, keeps_values: bool) -> di
         "mgs": {"sigma": sigma},
         "gld": {**steady, "direction": "gaussian"},
         "lizo": {"smoothing": radius},
+        "zo_signsgd": {"smoothing": radius, "learning_rate": sigma},
+        "zo_adamm": {"smoothing": radius, "learning_rate": sigma},
         "quasi_newton": {"smoothing": AXIS_STEP},
         "trust_region": {"radius": AXIS_STEP},
         "adaptive_gld": {**steady, "restart": False},
