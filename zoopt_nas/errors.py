@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+_MAX_LIST = 150  # characters of the known names in a message
+
 
 class ZooptNasError(Exception):
     """Base class of every exception of this package; the message is one line."""
@@ -23,7 +25,7 @@ class UnknownNameError(ZooptNasError, KeyError):
         self.name = name
         self.known = sorted(known)
         near = difflib.get_close_matches(name, self.known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.known)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {_short_list(self.known)}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
 
     def __str__(self) -> str:  # KeyError prints the repr of its message
@@ -32,6 +34,14 @@ class UnknownNameError(ZooptNasError, KeyError):
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the class with `args`, which holds only the message.
         return type(self), (self.kind, self.name, self.known), self.__dict__
+
+
+def _short_list(names: list[str]) -> str:
+    """Join the names; if there are too many for a line, name the first ones and the number."""
+    text = ", ".join(names)
+    if len(text) <= _MAX_LIST:
+        return text
+    return f"{text[:_MAX_LIST].rpartition(',')[0]}, ... ({len(names)} names)"
 
 
 class EntryPointError(ZooptNasError):

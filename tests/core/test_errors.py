@@ -57,6 +57,15 @@ def raise_it(kind):
     raise make(kind)
 
 
+def test_many_known_names_are_cut():
+    names = [f"name_{k:02}" for k in range(50)]
+    few = ", ".join(names[:17])  # 151 characters
+    assert str(UnknownNameError("thing", "zzz", names[:16])).endswith(", ".join(names[:16]))
+    error = UnknownNameError("thing", "zzz", names)
+    assert str(error) == f"unknown thing 'zzz'; known: {few.rpartition(',')[0]}, ... (50 names)"
+    assert error.known == names
+
+
 def test_the_list_is_complete():
     names = {kind.__name__ for kind in all_errors()}
     assert {"UnknownNameError", "RunInterrupted", "MissingDependencyError"} <= names
