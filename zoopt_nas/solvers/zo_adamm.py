@@ -52,7 +52,7 @@ class ZOAdaMM(RS):
     name: ClassVar[str] = "zo_adamm"
     inner_states: ClassVar[tuple[type, ...]] = (AdaMMState,)
 
-    learning_rate: float = 0.05
+    learning_rate: float = 0.2
     beta1: float = 0.9
     beta2: float = 0.3
 

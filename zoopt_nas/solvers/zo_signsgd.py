@@ -26,7 +26,7 @@ class ZOSignSGD(RS):
 
     name: ClassVar[str] = "zo_signsgd"
 
-    learning_rate: float = 0.01
+    learning_rate: float = 0.05
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         gradient, _ = self._estimate(state, candidates, values)
