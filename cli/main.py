@@ -18,6 +18,7 @@ from . import (
     export,
     landscape,
     minimize,
+    report,
     search,
     show,
     sweep,
@@ -42,6 +43,7 @@ app.command("landscape")(landscape.landscape)
 app.command("diagnose")(diagnose.diagnose)
 app.command("convergence")(convergence.convergence)
 app.command("sweep", context_settings=_HANDS_ON)(sweep.sweep)
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.add_typer(bench.app, name="bench")
 app.command("minimize")(minimize.minimize)

@@ -72,6 +72,7 @@ ROOMS = (
     "retraining",
     "exports",
     "analyses",
+    "reports",
 )
 FILES = sorted((ROOT / "zoopt_nas").rglob("*.py")) + sorted((ROOT / "cli").rglob("*.py"))
 CORE = [path for path in FILES if path.parts[-2] in ("zoopt_nas", "solvers")]
@@ -174,6 +175,7 @@ def test_who_imports_what():
         *("zoopt_nas.plots", "zoopt_nas.nas.drawing.plots"),
         *("zoopt_nas.nas.drawing.figures", "zoopt_nas.nas.analyses.landscape.figure"),
         *("zoopt_nas.nas.analyses.plots", "zoopt_nas.nas.tabular.plots"),
+        "zoopt_nas.nas.reports.pictures",
     }
     assert importers["sklearn"] == importers["torchvision"] == {"zoopt_nas.nas.data.datasets"}
     assert all(name.startswith("cli.") for name in importers["typer"])
@@ -226,6 +228,7 @@ def test_a_command_is_a_file():
         ("diagnose", "diagnose"),
         ("convergence", "convergence"),
         ("sweep", "sweep"),
+        ("report", "report"),
         ("export", "export"),
         ("list", "tables"),
         ("minimize", "minimize"),

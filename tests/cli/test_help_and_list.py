@@ -25,6 +25,7 @@ COMMANDS = (
     "diagnose",
     "convergence",
     "sweep",
+    "report",
     "bench",
     "minimize",
     "list",

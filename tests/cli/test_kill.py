@@ -73,14 +73,14 @@ def resume(server, command: str, cwd: Path) -> None:
 # ------------------------------------------------------------------------ at every write
 
 
-FOLDER = 7  # writes that make the folder
+FOLDER = 9  # writes that make the folder
 SHORT = ("--n-train", 32, "--batch-size", 16, "--epochs", 2, *TINY[2:], "--run-dir", "run")
 
 
 @pytest.mark.parametrize(
     ("arguments", "n_writes"),
     [
-        # The folder, with config and data; an epoch: two rows and the checkpoint; the genotype.
+        # The folder, with three files; an epoch: two rows and the checkpoint; the genotype.
         (
             (
                 "search",

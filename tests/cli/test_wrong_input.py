@@ -159,7 +159,8 @@ def test_divergence_is_one_line_and_keeps_the_run(command, cli, npz, tmp_path):
     assert result.out == ""
     assert result.err.startswith("error: the training loss is not finite in epoch 1; start again")
     assert result.err.count("\n") == 1
-    assert sorted(path.name for path in run.iterdir()) == ["config.toml", "data.json"]
+    names = ["config.toml", "data.json", "machine.json"]
+    assert sorted(path.name for path in run.iterdir()) == names
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "other run", "rows"])
@@ -183,7 +184,7 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(damage, cli, refused, npz,
 
 def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(cli, npz, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    fsync, left = os.fsync, [3]  # config.toml, data.json and the first checkpoint fit
+    fsync, left = os.fsync, [4]  # three files at the start and the first checkpoint fit
 
     def filling(descriptor):
         left[0] -= 1
@@ -195,7 +196,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(cli, npz, tmp_path
     arguments = ("--dataset", npz, *TINY, "--epochs", 3, "--algo", "darts1", "--run-dir", run)
     result = cli("search", *arguments)
     assert (result.code, result.err) == (1, "error: No space left on device\n")
-    names = {"architectures.jsonl", "checkpoint.pt", "config.toml", "data.json", "metrics.jsonl"}
+    names = {"checkpoint.pt", "config.toml", "data.json", "machine.json"}
+    names |= {"architectures.jsonl", "metrics.jsonl"}
     assert {path.name for path in run.iterdir()} == names
     monkeypatch.setattr(os, "fsync", fsync)
     resumed = cli("search", "--resume", run)

@@ -280,8 +280,8 @@ def test_torchrun_starts_the_command(npz, tmp_path):
     result = json.loads(done.stdout)
     assert result["run_dir"] == str(tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        *("checkpoint.pt", "config.toml", "data.json", "genotype.json", "metrics.jsonl"),
-        *("result.json", "weights.pt"),
+        *("checkpoint.pt", "config.toml", "data.json", "genotype.json", "machine.json"),
+        *("metrics.jsonl", "result.json", "weights.pt"),
     ]
     again = start(*train, *few, "--run-dir", str(tmp_path / "run"))
     assert again.returncode != 0

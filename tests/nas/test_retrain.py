@@ -254,8 +254,8 @@ def test_the_weights_give_the_reported_accuracy(auxiliary, npz, train_config, tm
     config = train_config(epochs=4, init_channels=4, n_cells=1, lr=0.1, auxiliary=auxiliary)
     result = run_training(config, run_dir=tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        *("checkpoint.pt", "config.toml", "data.json", "genotype.json", "metrics.jsonl"),
-        *("result.json", "weights.pt"),
+        *("checkpoint.pt", "config.toml", "data.json", "genotype.json", "machine.json"),
+        *("metrics.jsonl", "result.json", "weights.pt"),
     ]
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved == vars(result)

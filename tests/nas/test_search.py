@@ -317,7 +317,7 @@ def test_a_finished_search_gives_its_result_again(search_config, tmp_path, witho
     files = {path.name: path.read_bytes() for path in first.run_dir.iterdir()}
     assert set(files) == {
         *("config.toml", "data.json", "metrics.jsonl", "architectures.jsonl"),
-        *("genotype.json", "checkpoint.pt"),
+        *("genotype.json", "checkpoint.pt", "machine.json"),
     }
     again = resume_search(tmp_path / "run")
     assert torch.equal(again.alpha, first.alpha)

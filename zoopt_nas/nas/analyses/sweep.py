@@ -33,7 +33,7 @@ from zoopt_nas.nas.settings.paper_size import reductions_of_all
 from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.nas.tabular.table import TRUE_ACCURACIES
 
-_FILE = "sweep.toml"
+FILE = "sweep.toml"
 _KIND = "sweep"
 # The metrics of the last epoch among the numbers of a search.
 _LAST_EPOCH = ("val_accuracy", "n_effective", "effective_ratio", "evaluations")
@@ -172,9 +172,9 @@ class Sweep:
         Raises:
             RunError: there is none, or its file is damaged.
         """
-        path = Path(folder) / _FILE
+        path = Path(folder) / FILE
         if not path.is_file():
-            raise RunError(f"{folder} is not the folder of a sweep: it has no {_FILE}")
+            raise RunError(f"{folder} is not the folder of a sweep: it has no {FILE}")
         try:
             return cls.from_toml(path.read_text(encoding="utf-8"))
         except (ZooptNasError, UnicodeDecodeError) as error:
@@ -261,6 +261,6 @@ def _create(folder: Path, text: str) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with creating(folder) as temporary:
-            (temporary / _FILE).write_text(text, encoding="utf-8")
+            (temporary / FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot make the folder {folder}: {error.strerror}") from error

@@ -67,15 +67,22 @@ def save(figure: Figure, path: str | Path, formats: Sequence[str] = ("svg", "png
         raise FileNotFoundError(
             errno.ENOENT, "the folder of the figure does not exist", str(path.parent)
         )
-    contents: dict[Path, bytes] = {}
-    for name in formats:
-        if name not in FORMATS:
-            raise UnknownNameError("figure format", name, FORMATS)
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format=name, dpi=_PNG_DPI, metadata=_NO_DATE[name])
-        contents[path.with_name(f"{path.name}.{name}")] = buffer.getvalue()
+    contents = {path.with_name(f"{path.name}.{name}"): render(figure, name) for name in formats}
     for file, content in contents.items():
         with replacing(file) as stream:
             stream.write(content)
     return list(contents)
+
+
+def render(figure: Figure, name: str) -> bytes:
+    """Return the figure as a file of the format ``name``; equal figures give equal bytes.
+
+    Raises:
+        UnknownNameError: there is no such format.
+    """
+    if name not in FORMATS:
+        raise UnknownNameError("figure format", name, FORMATS)
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=name, dpi=_PNG_DPI, metadata=_NO_DATE[name])
+    return buffer.getvalue()

@@ -27,6 +27,7 @@ from zoopt_nas.nas.retraining.processes import ALONE, Processes
 from zoopt_nas.nas.retraining.training import Best, Tested, Training
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.runs.machine import describe_machine
 from zoopt_nas.nas.runs.memory import MemoryEstimate, explain_out_of_memory
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.settings.config import TrainConfig
@@ -147,7 +148,8 @@ def _started(config: TrainConfig, processes: Processes) -> Iterator[torch.device
 
 def _create_folder(training: Training, run_dir: str | Path) -> None:
     record = DataRecord.of(training.setup.dataset)
-    training.folder = RunFolder.create(run_dir, training.config, record)
+    machine = describe_machine(training.device)
+    training.folder = RunFolder.create(run_dir, training.config, record, machine=machine)
 
 
 def _build(

@@ -4,6 +4,7 @@
 
     run/config.toml           the resolved settings
     run/data.json             shape, statistics and fingerprints of the data set
+    run/machine.json          the hardware and versions that the run was started with
     run/space.json            the search space, if it was passed as an object
     run/metrics.jsonl         one row per epoch
     run/architectures.jsonl   genotype and alpha of each epoch (search)
@@ -55,6 +56,7 @@ METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"
 DISCARDED = "discarded.jsonl"
 SPACE = "space.json"
+MACHINE = "machine.json"
 
 # What torch.load raises for damaged files.
 _UNREADABLE: tuple[type[Exception], ...] = (
@@ -81,11 +83,12 @@ class RunFolder:
         config: RunConfig,
         data: DataRecord | None = None,
         space: SearchSpace | None = None,
+        machine: dict[str, Any] | None = None,
     ) -> RunFolder:
         """Create the folder with its config in one step; an existing folder is never changed.
 
         A run without ``data`` cannot be resumed or exported. ``space`` is needed if ``config`` does
-        not name it.
+        not name it, and ``machine`` is from ``describe_machine``.
 
         Raises:
             RunError: the path exists, or the folder cannot be created.
@@ -106,6 +109,8 @@ class RunFolder:
                     cls(temporary).write("data.json", data.to_json() + "\n")
                 if space is not None:
                     cls(temporary).write(SPACE, space.to_json() + "\n")
+                if machine is not None:
+                    cls(temporary).write(MACHINE, json.dumps(machine, indent=1) + "\n")
         except OSError as error:
             exists = os.path.lexists(path)
             reason = in_the_way if exists else f"cannot write {path}: {error.strerror}"
@@ -146,6 +151,19 @@ class RunFolder:
             return DataRecord.from_json(self._read("data.json"))
         except ZooptNasError as error:
             raise RunError(f"{path}: {error}") from error
+
+    def machine(self) -> dict[str, Any] | None:
+        """Return what ``describe_machine`` found when the run started; None if not recorded."""
+        path = self.path / MACHINE
+        if not path.is_file():
+            return None
+        try:
+            machine = json.loads(self._read(MACHINE))
+        except json.JSONDecodeError as error:
+            raise RunError(f"{path} is damaged") from error
+        if not isinstance(machine, dict):
+            raise RunError(f"{path} is damaged")
+        return machine
 
     def space(self) -> SearchSpace:
         """Return the space of a search: from the folder, or by the name in its config."""

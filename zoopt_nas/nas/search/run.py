@@ -18,6 +18,7 @@ from zoopt_nas.nas.networks.space import SearchSpace
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.loop import Observer
+from zoopt_nas.nas.runs.machine import describe_machine
 from zoopt_nas.nas.runs.memory import MemoryEstimate
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
@@ -77,7 +78,8 @@ def run_search(
             continue_finished(search)
         if run_dir is not None:
             record = DataRecord.of(search.setup.dataset)
-            search.folder = RunFolder.create(run_dir, search.config, record, space)
+            machine = describe_machine(search.setup.device)
+            search.folder = RunFolder.create(run_dir, search.config, record, space, machine)
         return _finish(search)
 
 

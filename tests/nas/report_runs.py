@@ -1,0 +1,62 @@
+"""Run folders with given numbers, written without training anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zoopt_nas.nas.networks.genotype import GENOTYPES
+from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+
+CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|"
+MACHINE = {"processor": "Test Chip", "cores": 2, "device": "cpu"}
+
+
+def write_search(
+    path: Path,
+    config: SearchConfig,
+    *,
+    true: tuple[float, float, float] | None = None,
+    n_epochs: int | None = None,
+    machine: dict[str, Any] | None = MACHINE,
+) -> Path:
+    """Write a search of 10 s an epoch; ``n_epochs`` leaves it unfinished."""
+    folder = RunFolder.create(path, config, machine=machine)
+    for epoch in range(config.epochs if n_epochs is None else n_epochs):
+        row = {"epoch": epoch, "train_loss": 1.0, "val_accuracy": 0.5, "skip_connections": 2}
+        if true is not None:
+            row |= dict(
+                zip(("true_cifar10", "true_cifar100", "true_imagenet16"), true, strict=True)
+            )
+        folder.append("metrics.jsonl", {**row, "seconds": 10.0})
+    if n_epochs is None:
+        found = (
+            {"nasbench201": CELL}
+            if config.space == "nasbench201"
+            else GENOTYPES["DARTS_V2"].to_dict()
+        )
+        folder.write("genotype.json", json.dumps(found))
+    return path
+
+
+def write_training(path: Path, config: TrainConfig, accuracy: float) -> Path:
+    """Write a finished retraining with 3,300,000 parameters."""
+    folder = RunFolder.create(path, config, machine=MACHINE)
+    folder.append("metrics.jsonl", {"epoch": 0, "train_loss": 1.0, "seconds": 5.0})
+    result = {"test_accuracy": accuracy, "n_parameters": 3_300_000, "n_multiply_adds": 528_000_000}
+    folder.write("result.json", json.dumps(result))
+    return path
+
+
+def write_both(
+    path: Path, config: SearchConfig, accuracy: float, protocol: str = "rdarts", **train: Any
+) -> Path:
+    """Write a search with its retraining on the same data."""
+    write_search(path, config)
+    fields = {"space": config.space, "seed": config.seed, **train}
+    genotype = str(GENOTYPES["DARTS_V2"])
+    retraining = TrainConfig.for_dataset(config.dataset, genotype, protocol=protocol, **fields)
+    write_training(path / "train", retraining, accuracy)
+    return path

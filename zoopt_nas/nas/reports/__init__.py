@@ -1,0 +1,1 @@
+"""Results of many runs as one page, beside the published figures."""
