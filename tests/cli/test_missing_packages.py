@@ -42,6 +42,7 @@ def run_without(packages: str, *arguments: str, cwd) -> subprocess.CompletedProc
         ("torch,torchvision", ["list", "spaces"], "torch"),
         ("torch,torchvision", ["export", "run", "--format", "onnx"], "torch"),
         ("matplotlib", ["show", "DARTS_V2"], "matplotlib"),
+        ("jinja2", ["report", "."], "jinja2"),
     ],
 )
 def test_a_missing_package_is_one_line(packages, arguments, named, tmp_path):

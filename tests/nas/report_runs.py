@@ -24,20 +24,16 @@ def write_search(
 ) -> Path:
     """Write a search of 10 s an epoch; ``n_epochs`` leaves it unfinished."""
     folder = RunFolder.create(path, config, machine=machine)
+    on_table = config.space == "nasbench201"
+    genotype = {"nasbench201": CELL} if on_table else GENOTYPES["DARTS_V2"].to_dict()
+    names = ("true_cifar10", "true_cifar100", "true_imagenet16")
+    known = {} if true is None else dict(zip(names, true, strict=True))
     for epoch in range(config.epochs if n_epochs is None else n_epochs):
         row = {"epoch": epoch, "train_loss": 1.0, "val_accuracy": 0.5, "skip_connections": 2}
-        if true is not None:
-            row |= dict(
-                zip(("true_cifar10", "true_cifar100", "true_imagenet16"), true, strict=True)
-            )
-        folder.append("metrics.jsonl", {**row, "seconds": 10.0})
+        folder.append("architectures.jsonl", {"epoch": epoch, "genotype": genotype})
+        folder.append("metrics.jsonl", {**row, **known, "seconds": 10.0})
     if n_epochs is None:
-        found = (
-            {"nasbench201": CELL}
-            if config.space == "nasbench201"
-            else GENOTYPES["DARTS_V2"].to_dict()
-        )
-        folder.write("genotype.json", json.dumps(found))
+        folder.write("genotype.json", json.dumps(genotype))
     return path
 
 

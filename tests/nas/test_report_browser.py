@@ -59,6 +59,8 @@ addEventListener("load", () => {
   seen.descending = shown();
   seen.sorted = heads[column].closest("th").getAttribute("aria-sort");
   document.getElementById("only").click();
+  seen.sections = [...document.querySelectorAll("main > section")]
+    .filter((one) => one.offsetParent !== null).map((one) => one.id);
   seen.visible = [...table.tBodies[0].rows].filter((row) => row.offsetParent !== null).length;
   const pre = document.createElement("pre");
   pre.id = "seen";
@@ -117,6 +119,7 @@ def test_a_browser_shows_and_sorts_everything_without_a_request(dark, page):
     assert sorted(seen["before"]) == sorted(seen["ascending"])
     assert seen["ascending"][:3] == measured
     assert seen["descending"][:3] == measured[::-1]
+    assert seen["sections"] == ["table2", "table7", "sets", "unfinished", "runs"]
     assert (seen["sorted"], seen["visible"]) == ("descending", 3)
 
 

@@ -22,6 +22,7 @@ from zoopt_nas.nas.analyses.sweep import Sweep
 from zoopt_nas.nas.runs.folder import MAY_CHANGE, METRICS, RunFolder
 from zoopt_nas.nas.runs.machine import machine_in_words
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
+from zoopt_nas.nas.settings.methods import kind_of
 from zoopt_nas.nas.settings.paper_size import reductions
 from zoopt_nas.nas.settings.run_config import RunConfig
 from zoopt_nas.nas.tabular.table import TRUE_ACCURACIES
@@ -220,6 +221,8 @@ def read_run(path: Path, sweep: Sweep | None = None) -> Run:
     if folder.kind not in _CONFIGS:
         raise RunError(f"{path / 'config.toml'} is not the config of a run")
     config = folder.config(_CONFIGS[folder.kind])
+    if isinstance(config, SearchConfig):
+        kind_of(config.algo)  # refuse the damaged method of another package
     is_training = isinstance(config, TrainConfig)
     result = _read_result(path / "result.json") if is_training else {}
     is_finished = bool(result) if is_training else (path / "genotype.json").is_file()

@@ -7,7 +7,7 @@ test accuracy after 200 epochs; ZO-* and ReLIZO from Table 2 of ReLIZO.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 _CIFAR10, _CIFAR100 = "cifar10", "cifar100"
@@ -199,7 +199,7 @@ REINFORCE          |           |93.85 ± 0.37 |71.71 ± 1.09 |45.24 ± 1.18
 NASBENCH201_DATASETS = ("cifar10", "cifar100", "imagenet16")
 
 
-def _by_method(text: str, methods: dict[str, tuple[str, ...]]) -> tuple[Line, ...]:
+def _by_method(text: str, methods: Mapping[str, tuple[str, ...]]) -> tuple[Line, ...]:
     return tuple(
         Line((dataset, space, name), figure, dataset, space, here)
         for dataset, space, *figures in _rows(text)

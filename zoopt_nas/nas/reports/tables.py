@@ -148,6 +148,8 @@ def _compare(
             rows.append(head + _measured(group, f"true_{dataset}", names))
             is_measured.append(True)
             placed = placed | {group.number}
+        order = sorted(range(len(rows)), key=lambda i: NASBENCH201_DATASETS.index(rows[i][0].text))
+        rows, is_measured = [rows[i] for i in order], [is_measured[i] for i in order]
     columns = (*published.columns, published.figure, *published.others, *_MEASURED)
     table = Table(
         published.key, published.title, published.note, columns, tuple(rows), tuple(is_measured)
