@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import statistics
@@ -12,15 +13,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import write_both, write_search
+from report_runs import write_both, write_search, write_training
 
 from zoopt_nas.errors import RunError
 from zoopt_nas.nas.analyses.sweep import Sweep
+from zoopt_nas.nas.networks.genotype import GENOTYPES
 from zoopt_nas.nas.reports.collect import Collection, collect
 from zoopt_nas.nas.reports.page import Report, write_report
 from zoopt_nas.nas.reports.pictures import Gallery
 from zoopt_nas.nas.reports.published import TABLES
 from zoopt_nas.nas.reports.tables import duration, make_tables, mean_and_std
+from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 
 BY_KEY = {table.key: table for table in TABLES}
@@ -44,11 +47,15 @@ def keys_with_measurements(found: Collection) -> set[str]:
     return {table.key for table in make_tables(found) if table.n_measured}
 
 
+def write_three_seeds(folder: Path) -> Path:
+    for seed, accuracy in enumerate((0.97, 0.96, 0.974)):
+        write_both(folder / str(seed), searching(seed=seed), accuracy)
+    return folder
+
+
 @pytest.fixture
 def three_seeds(tmp_path) -> Path:
-    for seed, accuracy in enumerate((0.97, 0.96, 0.974)):
-        write_both(tmp_path / "runs" / str(seed), searching(seed=seed), accuracy)
-    return tmp_path / "runs"
+    return write_three_seeds(tmp_path / "runs")
 
 
 # ------------------------------------------------------------------------ the published figures
@@ -79,8 +86,6 @@ def test_tables_that_publish_one_number_twice_agree():
 
 @pytest.mark.parametrize("key", BY_KEY)
 def test_every_figure_is_a_percentage_and_every_method_exists(key):
-    from zoopt_nas.nas.search.methods import METHODS
-
     for line in BY_KEY[key].lines:
         mean, *deviation = map(float, line.figure.split(" ± "))
         assert 0 < mean < 100
@@ -243,10 +248,6 @@ def test_a_reduced_sweep_over_n_is_no_part_of_the_table_of_m(tmp_path):
 
 def test_imagenet_takes_the_method_of_the_search(tmp_path):
     write_search(tmp_path / "run", searching("darts2", space="darts"))
-    from report_runs import write_training
-
-    from zoopt_nas.nas.networks.genotype import GENOTYPES
-
     config = TrainConfig.for_dataset("imagenet", str(GENOTYPES["DARTS_V2"]), protocol="imagenet")
     write_training(tmp_path / "run" / "imagenet", config, 0.733)
     (row,) = measured(collect([tmp_path]), "table4")
@@ -334,10 +335,11 @@ class Page(HTMLParser):
             self.rows[self._section][-1][-1] += data.strip()
 
 
-@pytest.fixture
-def report(three_seeds) -> Report:
-    write_search(three_seeds / "late", searching("gld", seed=9), n_epochs=2)
-    return Report.of(collect([three_seeds]), Gallery())
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Report:
+    folder = write_three_seeds(tmp_path_factory.mktemp("report") / "runs")
+    write_search(folder / "late", searching("gld", seed=9), n_epochs=2)
+    return Report.of(collect([folder]), Gallery())
 
 
 def test_the_page_refers_to_nothing_outside_itself(report):
@@ -355,8 +357,6 @@ def test_the_page_refers_to_nothing_outside_itself(report):
 
 
 def test_pictures_refer_to_nothing_outside_themselves(report):
-    import base64
-
     pictures = [picture for one in report.sets for picture in one.pictures]
     assert [picture.caption.split(" of ")[0] for picture in pictures] == [
         "Curves", "Normal cell", "Reduction cell", "Curves",
