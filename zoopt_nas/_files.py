@@ -48,6 +48,34 @@ def creating(folder: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Lock a folder against other processes and threads that also hold it.
+
+    The lock ends with the block or the process, and leaves no file. Where the system cannot lock
+    folders there is none.
+
+    Raises:
+        BlockingIOError: another one holds it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # some network file systems
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def as_json(value: Any) -> Any:
     """Return ``value`` as strict JSON: None for non-finite floats, strings for paths."""
     if isinstance(value, float):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def run_training(
         UnknownNameError: no such data set or genotype.
         DataError: files of the data set are missing or damaged.
         InvalidValueError: the batch cannot be divided among the processes.
-        RunError: ``run_dir`` exists or cannot be written.
+        RunError: ``run_dir`` exists, cannot be written, or is held by another process.
         RunInterrupted: the observer stopped the run, which is saved.
         DivergedError: the loss became non-finite.
         NotEnoughMemoryError: the device has too little memory.
@@ -110,7 +110,8 @@ def run_training(
         training = _build(config, device, processes, observer, dataset)
         if run_dir is not None:  # after the checks: a wrong setting leaves no folder behind
             processes.first(lambda: _create_folder(training, run_dir))
-        return _finish(training)
+        with _held(training.folder, processes):
+            return _finish(training)
 
 
 def resume_training(
@@ -127,7 +128,7 @@ def resume_training(
     """
     folder = RunFolder.open(run_dir)
     config = folder.config(TrainConfig)
-    with _started(config, processes) as device:
+    with _started(config, processes) as device, _held(folder, processes):
         training = _build(config, device, processes, observer, dataset, folder.data())
         training.folder = folder
         training.resume()
@@ -144,6 +145,14 @@ def _started(config: TrainConfig, processes: Processes) -> Iterator[torch.device
     device = processes.device(pick_device(config.device))
     with cpu_threads(config.threads), processes.connected(device):
         yield device
+
+
+@contextmanager
+def _held(folder: RunFolder | None, processes: Processes) -> Iterator[None]:
+    """Let process 0 hold the folder."""
+    with ExitStack() as stack:
+        processes.first(lambda: None if folder is None else stack.enter_context(folder.held()))
+        yield
 
 
 def _create_folder(training: Training, run_dir: str | Path) -> None:

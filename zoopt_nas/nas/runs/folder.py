@@ -24,13 +24,15 @@ import os
 import pickle
 import struct
 import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from zoopt_nas._files import TEMPORARY, creating, replacing
+from zoopt_nas._files import TEMPORARY, creating, holding, replacing
 from zoopt_nas.errors import RunError, ZooptNasError
 from zoopt_nas.nas.data.record import DataRecord
 from zoopt_nas.nas.networks.architecture import Architecture
@@ -124,6 +126,22 @@ class RunFolder:
         if not (path / "config.toml").is_file():
             raise RunError(f"{path} is not a run folder: it has no config.toml")
         return cls(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing to this run.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(holding(self.path))
+            except OSError as error:
+                is_held = isinstance(error, BlockingIOError)
+                reason = "another process is writing to it" if is_held else error.strerror
+                raise RunError(f"cannot continue {self.path}: {reason}") from error
+            yield
 
     @property
     def kind(self) -> str:

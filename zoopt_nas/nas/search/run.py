@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def run_search(
     Raises:
         UnknownNameError: no such space, method, data set or solver option.
         DataError: files of the data set are missing or damaged.
-        RunError: ``run_dir`` exists or cannot be written.
+        RunError: ``run_dir`` exists, cannot be written, or is held by another process.
         RunInterrupted: the observer stopped the run, which is saved.
         DivergedError: the loss became non-finite.
         NotEnoughMemoryError: the device has too little memory.
@@ -80,7 +81,8 @@ def run_search(
             record = DataRecord.of(search.setup.dataset)
             machine = describe_machine(search.setup.device)
             search.folder = RunFolder.create(run_dir, search.config, record, space, machine)
-        return _finish(search)
+        with nullcontext() if search.folder is None else search.folder.held():
+            return _finish(search)
 
 
 def resume_search(
@@ -100,7 +102,7 @@ def resume_search(
     """
     folder = RunFolder.open(run_dir)
     config = folder.config(SearchConfig)
-    with cpu_threads(config.threads):
+    with cpu_threads(config.threads), folder.held():
         search = _build(
             config, observer, space=folder.space(), dataset=dataset, record=folder.data()
         )
