@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from zoopt_nas._files import as_json
-from zoopt_nas.errors import RunInterrupted, ZooptNasError
+from zoopt_nas.errors import InvalidValueError, RunInterrupted, ZooptNasError
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
@@ -244,6 +245,18 @@ def watched(*, quiet: bool, resume_with: str) -> Iterator[LiveReport]:
             yield observer
         except RunInterrupted as interrupted:
             raise RunInterrupted(f"{interrupted}; resume with: {resume_with}") from interrupted
+
+
+def logged(observer: LiveReport, log: str | None, run: Path | None) -> Any:
+    """Return an observer that also writes a log in a run folder, if asked or if there is one."""
+    from zoopt_nas import nas
+
+    if log not in (None, "tensorboard"):
+        raise InvalidValueError(f"log must be tensorboard, got {log}")
+    folder = Path(run or ".") / "tensorboard"
+    if log is None and not folder.is_dir():
+        return observer
+    return nas.Observers(observer, nas.TensorBoardLog(folder))
 
 
 _COLUMNS = (

@@ -41,6 +41,9 @@ Pictures = Annotated[
     Path | None, option("Folder of the figure.", shown="pictures of the first RUN")
 ]
 Json = Annotated[bool, option("Print the result as JSON only.", flag="--json")]
+Log = Annotated[
+    str | None, option("Log in RUN/tensorboard: tensorboard. A resumed run goes on with it.", RUN)
+]
 ConfigFile = Annotated[Path | None, option("TOML file with settings; options override it.", WHAT)]
 RETRAININGS = "NAME=VALUE of the retrainings, for example epochs=600; may be repeated."
 

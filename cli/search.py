@@ -18,6 +18,7 @@ from .options import (
     SUPERNET,
     ConfigFile,
     Json,
+    Log,
     dated,
     given,
     let_threads_sleep,
@@ -47,6 +48,7 @@ def search(
     run_dir: Annotated[Path | None, option("Folder to create.", RUN, _FOLDER)] = None,
     resume: Annotated[Path | None, option("Resume this run; takes no other option.", RUN)] = None,
     json: Json = False,
+    log: Log = None,
     n_samples: Annotated[int | None, option(_N, ALPHA, "4")] = None,
 ) -> None:
     """Search an architecture; without options, MGS on the bundled handwritten digits."""
@@ -61,7 +63,8 @@ def search(
         run_dir = run_dir or Path("runs") / name
 
     resume_with = f"zoopt-nas search --resume {shlex.quote(str(resume or run_dir))}"
-    with console.watched(quiet=json, resume_with=resume_with) as observer:
+    with console.watched(quiet=json, resume_with=resume_with) as live:
+        observer = console.logged(live, log, resume or run_dir)
         if resume is not None:
             result = nas.resume_search(resume, observer=observer)
         else:

@@ -20,6 +20,7 @@ from .options import (
     RUN,
     ConfigFile,
     Json,
+    Log,
     dated,
     given,
     let_threads_sleep,
@@ -53,6 +54,7 @@ def train(
         Path | None, option("Resume this retraining; takes no other option.", RUN)
     ] = None,
     json: Json = False,
+    log: Log = None,
 ) -> None:
     """Train the network of a genotype on the full training set, and test it at the end."""
     let_threads_sleep()
@@ -84,7 +86,9 @@ def train(
     if inherited and not json:
         console.say(inherited)
     resume_with = f"zoopt-nas train --resume {shlex.quote(str(resume or run_dir))}"
-    with console.watched(quiet=json, resume_with=resume_with) as observer:
+    with console.watched(quiet=json, resume_with=resume_with) as live:
+        is_first = processes.rank == 0
+        observer = console.logged(live, log, resume or run_dir) if is_first else live
         if resume is not None:
             result = nas.resume_training(resume, observer=observer, processes=processes)
         else:

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from zoopt_nas.nas.runs.loop import Start as Start
     from zoopt_nas.nas.runs.loop import StartObserver as StartObserver
     from zoopt_nas.nas.runs.memory import MemoryEstimate as MemoryEstimate
+    from zoopt_nas.nas.runs.observers import Observers as Observers
+    from zoopt_nas.nas.runs.observers import TensorBoardLog as TensorBoardLog
     from zoopt_nas.nas.search.methods import METHODS as METHODS
     from zoopt_nas.nas.search.objective import BilevelObjective as BilevelObjective
     from zoopt_nas.nas.search.run import SearchResult as SearchResult
@@ -138,6 +140,10 @@ _EXPORTS = {
         "StartObserver",
     ),
     "runs.memory": ("MemoryEstimate",),
+    "runs.observers": (
+        "Observers",
+        "TensorBoardLog",
+    ),
     "search.methods": ("METHODS",),
     "search.objective": ("BilevelObjective",),
     "search.run": (
