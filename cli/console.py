@@ -20,7 +20,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from zoopt_nas._files import as_json
-from zoopt_nas.errors import InvalidValueError, RunInterrupted, ZooptNasError
+from zoopt_nas.errors import (
+    FailedRunsError,
+    InvalidValueError,
+    RunInterrupted,
+    ZooptNasError,
+)
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
@@ -97,7 +102,7 @@ def report(error: Exception) -> int:
     if isinstance(error, RunInterrupted):
         return fail(str(error), INTERRUPTED)
     if isinstance(error, ZooptNasError):
-        return fail(str(error))
+        return fail(str(error), 1 if isinstance(error, FailedRunsError) else USAGE_ERROR)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("zoopt_nas"):
         return fail(f"this needs {error.name}: pip install 'zoopt-nas[nas]'")
     if isinstance(error, OSError):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _MAX_LIST = 150  # characters of the known names in a message
+_SHOWN_FAILURES = 3  # in a message
 
 
 class ZooptNasError(Exception):
@@ -74,6 +75,26 @@ class DivergedError(ZooptNasError):
 
 class ExportError(ZooptNasError):
     """An exported network differs from the trained one in its output; no file was written."""
+
+
+class FailedRunsError(ZooptNasError):
+    """Runs of a sweep failed; all others are finished.
+
+    Attributes:
+        failures: the error of each failed run, by its name.
+        n_runs: number of runs of the sweep.
+    """
+
+    def __init__(self, failures: Mapping[str, str], n_runs: int) -> None:
+        self.failures = dict(failures)
+        self.n_runs = n_runs
+        shown = [f"{name}: {error}" for name, error in self.failures.items()][:_SHOWN_FAILURES]
+        more = len(self.failures) - len(shown)
+        shown += [f"and {more} more"] if more else []
+        super().__init__(f"{len(self.failures)} of {n_runs} runs failed: {'; '.join(shown)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failures, self.n_runs)
 
 
 class RunInterrupted(ZooptNasError):  # noqa: N818 - a request, not a fault

@@ -63,11 +63,12 @@ def make_workers(workers: Any, timeout: float | None = None) -> Workers | None:
             "workers must be a positive integer, -1, an Executor or a map-like callable, "
             f"got {workers!r}"
         )
-    n = _n_cores() if workers == -1 else workers
+    n = n_cores() if workers == -1 else workers
     return None if n == 1 and timeout is None else _ProcessWorkers(n, timeout)
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

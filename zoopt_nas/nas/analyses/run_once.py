@@ -29,6 +29,9 @@ from zoopt_nas.nas.settings.run_config import RunConfig
 _OF_DATA = ("dataset", "seed", "data_dir", "download", "image_size")
 _OF_EXECUTION = ("device", "threads", "amp", "compile", "channels_last", "cpu_kernels")
 
+GENOTYPE = "genotype.json"  # of a finished search
+RESULT = "result.json"  # of a finished retraining
+
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
@@ -81,7 +84,7 @@ def search_once(
         run_search(config, run_dir=path, observer=observer)
         return RunFolder.open(path)
     folder = _open_as(path, config)
-    if (path / "genotype.json").is_file():
+    if (path / GENOTYPE).is_file():
         _check_data(folder, config)
     else:
         resume_search(path, observer=observer)
@@ -101,14 +104,23 @@ def train_once(
     if not os.path.lexists(path):
         return run_training(config, run_dir=path, observer=observer)
     folder = _open_as(path, config)
-    result = path / "result.json"
-    if not result.is_file():
+    if not (path / RESULT).is_file():
         return resume_training(path, observer=observer)
     _check_data(folder, config)
+    return train_result(path)
+
+
+def train_result(run_dir: str | Path) -> TrainResult:
+    """Return the result of the finished retraining in a folder.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    path = Path(run_dir) / RESULT
     try:
-        return TrainResult(**json.loads(result.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{result} is not the result of a retraining") from error
+        return TrainResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{path} is not the result of a retraining") from error
 
 
 def _open_as(path: Path, config: RunConfig) -> RunFolder:

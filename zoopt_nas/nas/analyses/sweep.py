@@ -5,6 +5,9 @@
     sweep/sweep.toml                      the varied settings, the seeds, the fixed settings
     sweep/n_samples=2-seed0/              a search
     sweep/n_samples=2-seed0/train/        its retraining, if the sweep has one
+    sweep/logs/                           what its processes print, if it has several
+
+``engines`` and ``ray_engine`` run the searches side by side.
 """
 
 from __future__ import annotations
@@ -14,14 +17,33 @@ import math
 import re
 import statistics
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoopt_nas._checks import check_at_least
 from zoopt_nas._files import creating
-from zoopt_nas.errors import InvalidValueError, RunError, UnknownNameError, ZooptNasError
-from zoopt_nas.nas.analyses.run_once import retraining_of, search_once, train_once
+from zoopt_nas.errors import (
+    FailedRunsError,
+    InvalidValueError,
+    RunError,
+    RunInterrupted,
+    UnknownNameError,
+    ZooptNasError,
+)
+from zoopt_nas.nas.analyses.engines import Engine, Outcome
+from zoopt_nas.nas.analyses.run_once import (
+    GENOTYPE,
+    RESULT,
+    retraining_of,
+    search_once,
+    train_once,
+    train_result,
+)
 from zoopt_nas.nas.networks.genotype import GENOTYPES
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.runs.folder import METRICS, RunFolder
@@ -127,6 +149,13 @@ class Sweep:
         """Return what is smaller than in the paper in any of the runs; see ``paper_size``."""
         return reductions_of_all(self._configs())
 
+    def needs_gpu(self) -> bool | None:
+        """Return whether runs need a GPU; None means that they use one if there is any."""
+        devices = {config.device for configs in self._configs() for config in configs}
+        if any(device.startswith("cuda") for device in devices):
+            return True
+        return None if "auto" in devices else False
+
     def _configs(self) -> list[list[RunConfig]]:
         """Return the config of each search and of its retraining, with any genotype."""
         configs: list[list[RunConfig]] = []
@@ -182,14 +211,31 @@ class Sweep:
 
 
 def run_sweep(
-    sweep: Sweep, folder: str | Path, *, observer: Observer | None = None
+    sweep: Sweep,
+    folder: str | Path,
+    *,
+    observer: Observer | None = None,
+    engine: Engine | None = None,
+    retries: int = 1,
 ) -> Iterator[SweepResult]:
     """Run what is left of a sweep in ``folder``, which is created if needed; yield each result.
 
+    The results of finished runs come first, then the others as they finish.
+
+    Args:
+        sweep: the runs.
+        folder: the folder.
+        observer: watches the runs in this process, and may stop the sweep with any engine.
+        engine: how the runs are executed; None executes one after the other in this process.
+        retries: how often a run that fails is continued, after the runs that are still waiting.
+
     Raises:
+        FailedRunsError: runs failed; it is raised after all others have finished.
         RunError: the folder holds something else.
+        DataError: the data of a finished run differ from the present ones.
         RunInterrupted: the observer stopped a run; running the sweep again continues it.
     """
+    check_at_least("retries", retries, 0)
     folder = Path(folder)
     if not folder.exists():
         _create(folder, sweep.to_toml())
@@ -197,15 +243,76 @@ def run_sweep(
     for spec in fields(Sweep):
         if spec.name != "command" and getattr(there, spec.name) != getattr(asked, spec.name):
             raise RunError(f"{folder} is a sweep with other {spec.name}; name another folder")
-    for run in sweep.runs():
-        searched = search_once(run.config, folder / run.name, observer=observer)
-        numbers = _searched(searched)
-        if sweep.train is not None:
-            config = retraining_of(run.config, searched.genotype(), **sweep.train)
-            result = train_once(config, searched.path / TrainConfig.kind, observer=observer)
-            numbers["test_error"] = 1 - result.test_accuracy
-            numbers["n_parameters"] = result.n_parameters
-        yield SweepResult(run.point, run.seed, run.name, numbers)
+    runs = {run.name: run for run in sweep.runs()}
+    finished = [name for name in runs if _is_finished(folder / name, sweep)]
+    for name in finished:
+        yield run_one(sweep, runs[name], folder)  # returns at once
+    queue = deque(name for name in runs if name not in finished)
+    should_stop = observer.should_stop if observer is not None else lambda: False
+    n_failures, failures = Counter[str](), dict[str, str]()
+    engine = engine or _ThisProcess(sweep, observer)
+    with closing(engine.execute(folder, queue, should_stop)) as outcomes:
+        for name, error in outcomes:
+            if error is None:
+                yield _result(sweep, runs[name], folder)
+                continue
+            n_failures[name] += 1
+            if n_failures[name] <= retries:
+                warnings.warn(f"{name} failed and will be continued: {error}", stacklevel=2)
+                queue.append(name)
+            else:
+                failures[name] = error
+    if failures:
+        raise FailedRunsError(failures, len(runs))
+
+
+def run_one(
+    sweep: Sweep, run: SweepRun, folder: str | Path, *, observer: Observer | None = None
+) -> SweepResult:
+    """Execute what is left of one run of the sweep in ``folder``, in this process."""
+    searched = search_once(run.config, Path(folder) / run.name, observer=observer)
+    if sweep.train is not None:
+        config = retraining_of(run.config, searched.genotype(), **sweep.train)
+        train_once(config, searched.path / TrainConfig.kind, observer=observer)
+    return _result(sweep, run, folder)
+
+
+@dataclass(frozen=True)
+class _ThisProcess:
+    """The engine that executes one run after the other in this process."""
+
+    sweep: Sweep
+    observer: Observer | None
+
+    def execute(
+        self, folder: Path, queue: deque[str], should_stop: Callable[[], bool]
+    ) -> Generator[Outcome, None, None]:
+        runs = {run.name: run for run in self.sweep.runs()}
+        while queue:
+            name, error = queue.popleft(), None
+            try:
+                run_one(self.sweep, runs[name], folder, observer=self.observer)
+            except RunInterrupted:
+                raise
+            except (ZooptNasError, OSError, MemoryError, RuntimeError) as failure:
+                error = str(failure) or type(failure).__name__
+            yield Outcome(name, error)
+
+
+def _is_finished(path: Path, sweep: Sweep) -> bool:
+    last = GENOTYPE if sweep.train is None else f"{TrainConfig.kind}/{RESULT}"
+    return (path / last).is_file()
+
+
+def _result(sweep: Sweep, run: SweepRun, folder: str | Path) -> SweepResult:
+    """Return the result of a finished run."""
+    searched = RunFolder.open(Path(folder) / run.name)
+    numbers = _searched(searched)
+    if sweep.train is not None:
+        result = train_result(searched.path / TrainConfig.kind)
+        numbers["test_error"] = 1 - result.test_accuracy
+        numbers["n_parameters"] = result.n_parameters
+    return SweepResult(run.point, run.seed, run.name, numbers)
 
 
 def summarize(results: Sequence[SweepResult]) -> list[tuple[dict[str, Any], dict[str, MeanStd]]]:
