@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,7 +103,9 @@ def sweep(
     results, failure = [], None
     again = f"zoopt-nas sweep --resume {shlex.quote(str(run_dir))}"
     is_quiet = json or executed_by is not None  # there is no single run to watch
-    with console.watched(quiet=is_quiet, resume_with=again) as observer:
+    # Ray prints the death of a worker on standard output, where JSON must be alone.
+    stray = redirect_stdout(sys.stderr) if json else nullcontext()
+    with stray, console.watched(quiet=is_quiet, resume_with=again) as observer:
         try:
             for result in run_sweep(
                 asked, run_dir, observer=observer, engine=executed_by, retries=retries

@@ -19,7 +19,7 @@ pytest.importorskip("ray")
 SMALL_SPACES = Path(__file__).parents[1] / "small_spaces"
 SEARCH = {
     **{"space": "small_s3", "algo": "mgs", "epochs": 2, "warmup_epochs": 0, "batch_size": 16},
-    **{"init_channels": 2, "n_cells": 1, "inner_steps": 1, "device": "cpu"},
+    **{"init_channels": 2, "n_cells": 1, "inner_steps": 1, "device": "cpu", "cpu_kernels": "off"},
 }
 # The command line in a process with a Ray of two workers. A worker that saves the first epoch of a
 # search with seed 0 is killed, or waits for it, unless a worker has done so before.

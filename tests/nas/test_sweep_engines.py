@@ -49,7 +49,7 @@ if name.startswith("hang"):
 """
 SEARCH = {
     **{"space": "small_s3", "algo": "mgs", "epochs": 2, "warmup_epochs": 0, "batch_size": 16},
-    **{"init_channels": 2, "n_cells": 1, "inner_steps": 1, "device": "cpu"},
+    **{"init_channels": 2, "n_cells": 1, "inner_steps": 1, "device": "cpu", "cpu_kernels": "off"},
 }
 
 
