@@ -149,11 +149,12 @@ def test_a_killed_sweep_continues(sweep, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_tasks_after_a_step(sweep, start, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_tasks_after_a_step(number, sweep, start, tmp_path):
     sweep(0, epochs=100_000)
     process = start("plain", "--resume", "s")  # starts Ray itself
     wait_for(tmp_path / "s" / "n_samples=1-seed0" / "metrics.jsonl")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == (

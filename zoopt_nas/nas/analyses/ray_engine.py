@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class RayCluster:
     def _connect(self, ray: Any) -> None:
         # What tasks print would mix with the results; Ray keeps it in its own logs.
         quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             if self.address is None:
                 ray.init(include_dashboard=False, **quiet)
@@ -97,6 +99,9 @@ class RayCluster:
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = self.address or "this machine"
             raise RunError(f"cannot connect to Ray at {where}: {_last_line(error)}") from error
+        # Ray has replaced the handler by one that ends the process at once.
+        if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _attempt(folder: str, name: str, where: str) -> str | None:
