@@ -57,6 +57,13 @@ def test_a_missing_package_is_one_line(packages, arguments, named, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_engine_ray_names_its_extra(tmp_path):
+    done = run_without("ray", "sweep", "--vary", "n_samples=2", "--engine", "ray", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the engine ray needs ray: pip install 'zoopt-nas[ray]'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("modules", "named"),
     [(("sklearn", "sklearn.datasets"), "scikit-learn"), (("tomli_w",), "tomli-w")],

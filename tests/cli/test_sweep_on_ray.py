@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from zoopt_nas.nas.analyses.sweep import Sweep, run_sweep
 
-pytest.importorskip("ray")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray"),
+]
 
 SMALL_SPACES = Path(__file__).parents[1] / "small_spaces"
 SEARCH = {
@@ -113,7 +117,6 @@ def numbers_of_single_runs(sweep: Sweep, folder: Path) -> dict[str, object]:
     return {one.name: {**one.numbers, "seconds": 0} for one in run_sweep(sweep, folder)}
 
 
-@pytest.mark.slow
 def test_a_killed_worker_costs_nothing_and_a_failed_run_no_other_one(sweep, start, tmp_path):
     asked = sweep(0, 1, 2)
     (tmp_path / "s" / "n_samples=1-seed2").mkdir()  # not the folder of a run
@@ -133,7 +136,6 @@ def test_a_killed_worker_costs_nothing_and_a_failed_run_no_other_one(sweep, star
         assert {**one["numbers"], "seconds": 0} == whole[one["name"]]
 
 
-@pytest.mark.slow
 def test_a_killed_sweep_continues(sweep, start, tmp_path):
     asked = sweep(0)
     process = start("hold", "--resume", "s")
@@ -148,7 +150,6 @@ def test_a_killed_sweep_continues(sweep, start, tmp_path):
     assert {**one["numbers"], "seconds": 0} == whole[one["name"]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_tasks_after_a_step(number, sweep, start, tmp_path):
     sweep(0, epochs=100_000)

@@ -11,11 +11,20 @@ from collections import deque
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from zoopt_nas.errors import DivergedError, FailedRunsError, InvalidValueError, RunInterrupted
+from zoopt_nas import nas
+from zoopt_nas.errors import (
+    DivergedError,
+    FailedRunsError,
+    InvalidValueError,
+    RunError,
+    RunInterrupted,
+)
 from zoopt_nas.nas.analyses import run_once
 from zoopt_nas.nas.analyses.engines import Outcome, Processes, visible_gpus
 from zoopt_nas.nas.analyses.sweep import Sweep, run_sweep
+from zoopt_nas.nas.analyses.sweep_worker import run_alone
 
 SMALL_SPACES = Path(__file__).parents[1] / "small_spaces"
 # Stands for a run: writes down its variables, does what its name says, and records what it did.
@@ -243,6 +252,28 @@ def test_a_killed_search_continues_and_ends_as_one_that_was_not(sweep, tmp_path)
     idle = Processes(2, gpus=(), command=("false",))
     again = run_sweep(sweep, tmp_path / "processes", engine=idle)
     assert sorted(one.name for one in again) == sorted(one.name for one in results)
+
+
+class _StopAtOnce(nas.Observer):
+    def should_stop(self) -> bool:
+        return True
+
+
+def test_a_run_waits_for_the_process_that_has_it_until_it_is_to_stop(sweep, tmp_path):
+    (tmp_path / "sweep.toml").write_text(sweep.to_toml())
+    (tmp_path / "logs").mkdir()
+    name = "n_samples=1-seed0"
+    with (
+        FileLock(tmp_path / "logs" / f"{name}.lock"),
+        pytest.raises(RunInterrupted, match="stopped before the run has started"),
+    ):
+        run_alone(tmp_path, name, _StopAtOnce())
+    assert not (tmp_path / name).exists()
+    with pytest.raises(RunInterrupted, match="stopped in epoch 1 of 2"):
+        run_alone(tmp_path, name, _StopAtOnce())
+    assert (tmp_path / name).is_dir()
+    with pytest.raises(RunError, match="has no run other"):
+        run_alone(tmp_path, "other", _StopAtOnce())
 
 
 def test_failed_runs_are_reported_after_the_others(sweep, tmp_path, monkeypatch):

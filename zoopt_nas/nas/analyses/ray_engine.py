@@ -32,6 +32,10 @@ class RayCluster:
             this machine, and stops it at the end.
         cpus: CPU cores of each run.
         needs_gpu: whether each run has a GPU for itself; None means if the cluster has any.
+
+    Raises:
+        InvalidValueError: ``cpus`` is not positive.
+        MissingDependencyError: Ray is not installed.
     """
 
     address: str | None = None
@@ -40,6 +44,7 @@ class RayCluster:
 
     def __post_init__(self) -> None:
         check_positive_int("cpus", self.cpus)
+        _ray()
 
     def execute(
         self, folder: Path, queue: deque[str], should_stop: Callable[[], bool]
@@ -47,7 +52,6 @@ class RayCluster:
         """Hand the runs to Ray; see ``Engine``.
 
         Raises:
-            MissingDependencyError: Ray is not installed.
             RunError: there is no cluster at the address.
         """
         ray, folder = _ray(), folder.resolve()

@@ -11,14 +11,18 @@ import argparse
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from zoopt_nas.errors import RunError, RunInterrupted, ZooptNasError
 from zoopt_nas.nas.analyses.engines import INTERRUPTED, LOGS
 from zoopt_nas.nas.analyses.sweep import Sweep, run_one
 from zoopt_nas.nas.runs.loop import Observer
+
+_POLL = 1.0  # seconds between two questions whether to stop waiting
 
 
 def run_alone(folder: str | Path, name: str, observer: Observer) -> None:
@@ -36,8 +40,23 @@ def run_alone(folder: str | Path, name: str, observer: Observer) -> None:
         raise RunError(f"the sweep in {folder} has no run {name}")
     logs = Path(folder) / LOGS
     logs.mkdir(exist_ok=True)
-    with FileLock(logs / f"{name}.lock"):
+    with _held(FileLock(logs / f"{name}.lock"), observer):
         run_one(sweep, runs[name], folder, observer=observer)
+
+
+@contextmanager
+def _held(lock: FileLock, observer: Observer) -> Iterator[None]:
+    """Hold the lock, unless the observer stops the run while another process has it."""
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_POLL)
+        except Timeout:
+            if observer.should_stop():
+                raise RunInterrupted("stopped before the run has started") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _UntilInputEnds(Observer):
