@@ -94,7 +94,7 @@ class FailedRunsError(ZooptNasError):
         super().__init__(f"{len(self.failures)} of {n_runs} runs failed: {'; '.join(shown)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.failures, self.n_runs)
+        return type(self), (self.failures, self.n_runs), self.__dict__
 
 
 class RunInterrupted(ZooptNasError):  # noqa: N818 - a request, not a fault

@@ -15,10 +15,13 @@ import zoopt_nas_cli
 import zoopt_nas
 from zoopt_nas import InvalidValueError, UnknownNameError, minimize
 from zoopt_nas._calls import Call, Job
-from zoopt_nas.errors import ZooptNasError
+from zoopt_nas.errors import FailedRunsError, ZooptNasError
 
 # The arguments of constructors that take more than the message.
-ARGUMENTS = {UnknownNameError: ("solver", "gdl", ["rs", "gld"])}
+ARGUMENTS = {
+    UnknownNameError: ("solver", "gdl", ["rs", "gld"]),
+    FailedRunsError: ({"mgs-seed0": "out of memory"}, 3),
+}
 
 
 def all_errors():
