@@ -56,3 +56,13 @@ def write_both(
     retraining = TrainConfig.for_dataset(config.dataset, genotype, protocol=protocol, **fields)
     write_training(path / "train", retraining, accuracy)
     return path
+
+
+def searching(algo: str = "mgs", dataset: str = "cifar10", **settings) -> SearchConfig:
+    return SearchConfig.for_dataset(dataset, algo, **{"space": "s1", **settings})
+
+
+def write_three_seeds(folder: Path) -> Path:
+    for seed, accuracy in enumerate((0.97, 0.96, 0.974)):
+        write_both(folder / str(seed), searching(seed=seed), accuracy)
+    return folder
