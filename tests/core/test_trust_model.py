@@ -201,6 +201,29 @@ def test_a_step_in_a_ball_satisfies_the_conditions_of_a_global_minimum(
     assert np.linalg.eigvalsh(hessian)[0] + multiplier >= -1e-9 * scale / radius
 
 
+@pytest.mark.parametrize("slope", [1e-17, 1e-30, 1e-300])
+def test_a_slope_lost_in_the_rounding_of_the_curvature_still_gives_the_way(slope):
+    d, multiplier = ball_step(np.array([slope, 0.0]), np.diag([-1.0, 1.0]), radius=1.0)
+    np.testing.assert_allclose(d, [-1, 0], atol=1e-12)
+    assert multiplier == pytest.approx(1)
+
+
+@quick
+@given(
+    exponents=st.lists(st.integers(-280, 280), min_size=4, max_size=4),
+    signs=st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=4, max_size=4),
+    radius=st.sampled_from([1e-12, 1.0, 1e6]),
+)
+def test_a_step_in_a_ball_is_finite_and_descends_at_any_scale(exponents, signs, radius):
+    gradient, curvatures = (
+        np.array([s * 10.0 ** (e / 4) for s, e in zip(signs[k::2], exponents[k::2], strict=True)])
+        for k in (0, 1)
+    )
+    d, _ = ball_step(gradient, np.diag(curvatures), radius)
+    assert np.linalg.norm(d) <= radius * (1 + 1e-9)
+    assert gradient @ d + 0.5 * d @ (curvatures * d) <= 0
+
+
 @quick
 @given(seed=seeds, dim=st.integers(1, 5))
 def test_a_step_in_a_ball_and_a_box_is_as_good_as_that_of_scipy(seed, dim):

@@ -66,13 +66,15 @@ def _diagonal_step(
     size = math.sqrt(slopes @ slopes)
     gaps = curvatures + low
     is_least = gaps <= 1e-14 * largest
-    if is_least.any() and np.abs(slopes[is_least]).max() <= LEAST_SLOPE * size:
-        # The hard case: g does not tell which way to go along the least eigenvalue.
+    hidden = max(LEAST_SLOPE * size, 4 * np.finfo(np.float64).eps * low * radius)
+    if is_least.any() and np.abs(slopes[is_least]).max() <= hidden:
+        # The hard case: g hardly tells which way to go along the least eigenvalue.
         d = np.where(is_least, 0.0, -slopes / np.where(is_least, 1.0, gaps))
         square = float(d @ d)
         if square < radius * radius:
             if low > 0:
-                d[np.argmin(curvatures)] = math.sqrt(radius * radius - square)
+                k = int(np.argmin(curvatures))
+                d[k] = -math.copysign(math.sqrt(radius * radius - square), slopes[k])
             return d, low
     # Newton's method for 1/|d| as a function of λ, kept between the ends of an interval. The first
     # value has an error only of the slopes along other eigenvectors.
