@@ -13,6 +13,7 @@ from zoopt_nas import (
     MGS,
     RS,
     AdaptiveGLD,
+    InvalidValueError,
     QuasiNewton,
     RunError,
     SolverState,
@@ -212,6 +213,13 @@ def test_an_unknown_class_or_field_is_one_line(tmp_path, monkeypatch, known):
     with pytest.raises(RunError) as caught:
         load_state(path, solvers={"rs": Counting})
     assert str(caught.value) == f"{path} is not a saved solver state, or is truncated"
+
+
+def test_two_classes_of_one_name_are_refused_before_they_are_saved():
+    with pytest.raises(InvalidValueError) as caught:
+        type("Mixed", (Counting,), {"inner_states": (Count, Longer)})
+    expected = "Mixed.inner_states holds two classes called 'Count'; rename one"
+    assert str(caught.value) == expected
 
 
 def test_missing_file_and_folder(tmp_path):

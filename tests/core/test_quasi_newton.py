@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zoopt_nas import QuasiNewton, minimize
-from zoopt_nas.solvers.engines.descent import Phase
+from zoopt_nas.solvers.engines.descent import DescentPhase
 
 
 def ellipsoid(points, condition=1e6):
@@ -67,7 +67,7 @@ def test_the_start_probes_pairs_and_then_one_point_a_direction():
     assert rows.shape == (10, 4)  # x, four pairs, x again
     np.testing.assert_array_equal(rows[0], rows[-1])
     QuasiNewton().tell(state, rows, ellipsoid(rows))
-    assert state.inner.phase == Phase.SEARCH
+    assert state.inner.phase == DescentPhase.SEARCH
     rows = QuasiNewton().ask(state)
     assert rows.shape == (1, 4)
     np.testing.assert_allclose(rows, 0, atol=1e-7)  # a separable parabola: Newton's step
@@ -117,7 +117,7 @@ def test_a_fixed_smoothing_is_the_distance_of_the_probes():
     for _ in range(12):
         phase = state.inner.phase
         candidates = solver.ask(state)
-        if phase == Phase.PROBE:
+        if phase == DescentPhase.PROBE:
             n_probes += 1
             distances = np.linalg.norm(candidates - state.x, axis=1)
             np.testing.assert_allclose(distances, 0.125, rtol=1e-9)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoopt_nas import QuasiNewton, load_state, minimize, save_state
-from zoopt_nas.solvers.engines.descent_state import Phase
+from zoopt_nas.solvers.engines.descent_state import DescentPhase
 from zoopt_nas.solvers.engines.resolution import common_divisor
 
 EPS = float(np.finfo(float).eps)
@@ -129,8 +129,8 @@ def valley(x):
 def test_a_smooth_objective_is_asked_once_whether_points_may_be_close():
     seen, state = phases(valley, np.full(4, -1.3), 40)
     kinds = [phase for phase, _, _ in seen]
-    assert kinds.count(Phase.CLOSE) == kinds.count(Phase.HESSIAN) == 1
-    assert kinds[kinds.index(Phase.CLOSE) + 1] == Phase.HESSIAN
+    assert kinds.count(DescentPhase.CLOSE) == kinds.count(DescentPhase.HESSIAN) == 1
+    assert kinds[kinds.index(DescentPhase.CLOSE) + 1] == DescentPhase.HESSIAN
     assert state.inner.grain == state.inner.reach == 0
 
 
@@ -140,7 +140,7 @@ def test_probes_go_farther_than_the_mesh(tmp_path):
         lambda x: valley(mesh * np.round(x / mesh)), np.full(4, -1.3), 80, tmp_path / "s.npz"
     )
     assert mesh / 2 <= state.inner.reach <= 64 * mesh
-    last = [(rows, x) for phase, rows, x in seen if phase == Phase.PROBE][-1]
+    last = [(rows, x) for phase, rows, x in seen if phase == DescentPhase.PROBE][-1]
     assert np.linalg.norm(last[0] - last[1], axis=1).min() >= mesh / 2
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from zoopt_nas import QuasiNewton, minimize
 from zoopt_nas.solvers.engines import second_differences
-from zoopt_nas.solvers.engines.descent_state import Phase
+from zoopt_nas.solvers.engines.descent_state import DescentPhase
 
 
 def quadratic(dim, condition=1e4, seed=0):
@@ -27,7 +27,7 @@ def until_hessian(fun, x0, *, bounds=None, solver=None):
     state = solver.init(x0, rng=0, bounds=bounds)
     for _ in range(60):
         rows = solver.ask(state)
-        if state.inner.phase == Phase.HESSIAN:
+        if state.inner.phase == DescentPhase.HESSIAN:
             return solver, state, rows
         solver.tell(state, rows, fun(rows))
     raise AssertionError("no second differences")
@@ -48,7 +48,7 @@ def test_the_basis_whitens_the_hessian(dim):
     np.testing.assert_allclose(
         state.inner.slopes, basis.T @ hessian @ (state.x - 1.0), rtol=1e-3, atol=1e-3
     )
-    assert state.inner.phase == Phase.SEARCH
+    assert state.inner.phase == DescentPhase.SEARCH
     step = solver.ask(state)[0]
     assert fun(step) < 1e-5 * fun(state.x)  # Newton's step
 
@@ -81,7 +81,7 @@ def test_a_failure_changes_nothing(failure):
     solver.tell(state, rows, values)
     np.testing.assert_array_equal(state.inner.basis, basis)
     np.testing.assert_array_equal(state.inner.slopes, slopes)
-    assert state.inner.phase == Phase.SEARCH
+    assert state.inner.phase == DescentPhase.SEARCH
 
 
 def test_coordinates_at_a_bound_are_left_out():

@@ -7,7 +7,7 @@ import pytest
 
 from zoopt_nas import SOLVERS, InvalidValueError, TrustRegion, minimize
 from zoopt_nas.solvers.engines import trust_moves, trust_shape, trust_start
-from zoopt_nas.solvers.engines.trust_state import Phase
+from zoopt_nas.solvers.engines.trust_state import TrustPhase
 from zoopt_nas.solvers.engines.trust_step import Region, region_step
 
 
@@ -149,7 +149,7 @@ def test_a_batch_has_n_samples_different_points(n):
     state = solver.init(np.ones(4), rng=0)
     for _ in range(25):
         rows = solver.ask(state)
-        if state.inner.phase == Phase.MOVE:
+        if state.inner.phase == TrustPhase.MOVE:
             assert len(np.unique(rows, axis=0)) == len(rows) == n
         solver.tell(state, rows, [fun(x) for x in rows])
     assert state.value < 1e-8 or state.inner.n_restarts > 0
@@ -198,7 +198,7 @@ def test_a_singular_model_is_rebuilt():
     model = state.inner.model
     model.rows[:] = model.rows[model.centre]  # all points are equal
     state.inner.is_stale = True
-    assert state.inner.phase == Phase.MOVE
+    assert state.inner.phase == TrustPhase.MOVE
     trust_shape.refresh(state.inner)
     trust_moves.plan(state, None, 1)
     assert np.isfinite(state.inner.planned).all()

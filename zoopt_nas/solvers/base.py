@@ -91,10 +91,12 @@ class Solver(ABC):
         lengths: the fields that are lengths in units of x, or None; `stretched` multiplies them.
         value_scales: the fields that are in units of the objective.
         inner_states: the classes that ``state.inner`` may consist of: IntEnums, and dataclasses of
-            numbers, arrays and each other. No other class is read from a checkpoint.
+            numbers, arrays and each other. No other class is read from a checkpoint, where a class
+            is known by its name, so names must differ.
 
     Raises:
-        InvalidValueError: a field is out of its range; this holds for every solver.
+        InvalidValueError: a field is out of its range; this holds for every solver. For a new
+            subclass: two of its ``inner_states`` have one name.
     """
 
     name: ClassVar[str]
@@ -106,6 +108,16 @@ class Solver(ABC):
     lengths: ClassVar[tuple[str, ...]] = ()
     value_scales: ClassVar[tuple[str, ...]] = ()
     inner_states: ClassVar[tuple[type, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check that a checkpoint can tell the ``inner_states`` apart."""
+        super().__init_subclass__(**options)
+        names = [kind.__name__ for kind in cls.inner_states]
+        for name in names:
+            if names.count(name) > 1:
+                raise InvalidValueError(
+                    f"{cls.__name__}.inner_states holds two classes called {name!r}; rename one"
+                )
 
     @property
     def has_lengths(self) -> bool:

@@ -36,7 +36,7 @@ _REBUILD = 0.1
 _REBUILD_PERIOD = 4
 
 
-class Phase(IntEnum):
+class SimplexPhase(IntEnum):
     """The purpose of the pending batch."""
 
     RESTART = 0
@@ -60,7 +60,7 @@ class NelderMeadState:
     start: Any = None  # the start of the current run, (dim,)
     signs: Any = None  # the directions of the edges of the first simplex, -1 or +1, (dim,)
     n_restarts: int = 0  # the number of restarts
-    phase: Phase = Phase.RESTART  # the purpose of the pending or next batch
+    phase: SimplexPhase = SimplexPhase.RESTART  # the purpose of the pending or next batch
     simplex: Any = None  # the corners, (dim + 1, dim), the best first
     values: Any = None  # the values of the corners, (dim + 1,)
     reflected: Any = None  # the last reflection, (1, dim)
@@ -101,7 +101,7 @@ class NelderMead(Solver):
     evaluates_iterate: ClassVar[bool] = True
     adapts_steps: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("step",)
-    inner_states: ClassVar[tuple[type, ...]] = (NelderMeadState, Phase)
+    inner_states: ClassVar[tuple[type, ...]] = (NelderMeadState, SimplexPhase)
 
     step: float | None = None
     adaptive: bool = True
@@ -129,9 +129,9 @@ class NelderMead(Solver):
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         inner: NelderMeadState = state.inner
-        if inner.phase == Phase.RESTART:
+        if inner.phase == SimplexPhase.RESTART:
             self._draw_start(state)
-            inner.phase, inner.checked_value = Phase.START, math.inf
+            inner.phase, inner.checked_value = SimplexPhase.START, math.inf
         rows = self._rows(inner)
         limit = float(array_namespace(state.x).finfo(state.x.dtype).max)
         return as_like("candidates", np.clip(rows, -limit, limit), state.x, rows.shape)
@@ -151,25 +151,29 @@ class NelderMead(Solver):
     def _rows(self, inner: NelderMeadState) -> np.ndarray:
         """Return the points of the phase, (n, dim)."""
         phase = inner.phase
-        if phase == Phase.START:
+        if phase == SimplexPhase.START:
             corners = inner.start + np.diag(self._scale * inner.signs)
             return np.concatenate([inner.start[None, :], corners])
         simplex: np.ndarray = inner.simplex
         dim = simplex.shape[1]
         rows: np.ndarray
-        if phase == Phase.CORNERS:
+        if phase == SimplexPhase.CORNERS:
             length = self._scale * _OTHER_LENGTHS[inner.n_tries]
             rows = simplex[0] + length * np.diag(inner.signs)[np.flatnonzero(inner.is_flat)]
-        elif phase == Phase.REBUILD:
+        elif phase == SimplexPhase.REBUILD:
             axes = np.flatnonzero(_flat_axes(inner))
             inwards = np.where(inner.middle >= simplex[0], 1.0, -1.0)
             rows = simplex[0] + self._edge(simplex) * np.diag(inwards)[axes]
-        elif phase == Phase.SHRINK:
+        elif phase == SimplexPhase.SHRINK:
             sigma = 1 - 1 / dim if self.adaptive else 0.5
             rows = simplex[0] + sigma * (simplex[1:] - simplex[0])
         else:  # the point m + t (m - worst), with the mean m of all corners but the worst
             chi, psi = (1 + 2 / dim, 0.75 - 1 / (2 * dim)) if self.adaptive else (2.0, 0.5)
-            factors = {Phase.EXPAND: chi, Phase.OUTSIDE: psi, Phase.INSIDE: -psi}
+            factors = {
+                SimplexPhase.EXPAND: chi,
+                SimplexPhase.OUTSIDE: psi,
+                SimplexPhase.INSIDE: -psi,
+            }
             t = factors.get(phase, 1.0)
             middle = np.add.reduce(simplex[:-1], 0) / dim
             rows = ((1 + t) * middle - t * simplex[-1])[None, :]
@@ -183,7 +187,7 @@ class NelderMead(Solver):
         told = _as_float64(values)
         points = _corners(inner, _as_float64(candidates), _as_float64(state.pending))
         self._learn(inner, points, np.minimum(told, _LARGEST))
-        if inner.phase == Phase.REFLECT:  # the end of an iteration
+        if inner.phase == SimplexPhase.REFLECT:  # the end of an iteration
             xp = array_namespace(state.x)
             self._check_simplex(inner, float(xp.finfo(state.x.dtype).eps))
         state.metrics["n_restarts"] = inner.n_restarts
@@ -196,38 +200,38 @@ class NelderMead(Solver):
     def _learn(self, inner: NelderMeadState, points: np.ndarray, values: np.ndarray) -> None:
         """Take in the values of a phase, and set the next phase."""
         phase = inner.phase
-        if phase == Phase.START:
+        if phase == SimplexPhase.START:
             inner.simplex, inner.values, inner.n_tries = points, values, -1
             inner.rebuilt_at, inner.n_since = math.inf, 0
             self._check_corners(inner)
             return
-        if phase == Phase.CORNERS:
+        if phase == SimplexPhase.CORNERS:
             _take_longer_edges(inner, points, values)
             self._check_corners(inner)
             return
         known = inner.values
-        inner.phase = Phase.REFLECT
-        if phase == Phase.SHRINK:
+        inner.phase = SimplexPhase.REFLECT
+        if phase == SimplexPhase.SHRINK:
             _replace_last(inner, points, values)
-        elif phase == Phase.REBUILD:
+        elif phase == SimplexPhase.REBUILD:
             inner.rebuilt_at, inner.n_since = self._edge(inner.simplex), 0
             _replace_last(inner, points, values)
-        elif phase == Phase.REFLECT:
+        elif phase == SimplexPhase.REFLECT:
             inner.reflected, inner.reflected_value = points, values
             if values[0] < known[0]:
-                inner.phase = Phase.EXPAND
+                inner.phase = SimplexPhase.EXPAND
             elif values[0] < known[-2] and not _is_there(inner, points):
                 _replace_last(inner, points, values)
             else:
                 # A reflection that a bound has moved onto a corner would flatten the simplex.
                 outside = values[0] < known[-1] and not _is_there(inner, points)
-                inner.phase = Phase.OUTSIDE if outside else Phase.INSIDE
-        elif phase == Phase.EXPAND and not values[0] < inner.reflected_value[0]:
+                inner.phase = SimplexPhase.OUTSIDE if outside else SimplexPhase.INSIDE
+        elif phase == SimplexPhase.EXPAND and not values[0] < inner.reflected_value[0]:
             _replace_last(inner, inner.reflected, inner.reflected_value)
-        elif (phase == Phase.OUTSIDE and not values[0] <= inner.reflected_value[0]) or (
-            phase == Phase.INSIDE and not values[0] < known[-1]
+        elif (phase == SimplexPhase.OUTSIDE and not values[0] <= inner.reflected_value[0]) or (
+            phase == SimplexPhase.INSIDE and not values[0] < known[-1]
         ):
-            inner.phase = Phase.SHRINK
+            inner.phase = SimplexPhase.SHRINK
         else:
             _replace_last(inner, points, values)
 
@@ -238,10 +242,11 @@ class NelderMead(Solver):
         is_flat = reach < _LEAST_REACH * self._scale
         inner.n_tries += 1
         if inner.is_moved and is_flat.any() and inner.n_tries < len(_OTHER_LENGTHS):
-            inner.phase, inner.is_flat = Phase.CORNERS, is_flat
+            inner.phase, inner.is_flat = SimplexPhase.CORNERS, is_flat
             return
         # A coordinate whose corner cannot leave the start is fixed.
-        inner.phase, inner.is_free, inner.middle = Phase.REFLECT, reach > 0, simplex.mean(axis=0)
+        inner.phase = SimplexPhase.REFLECT
+        inner.is_free, inner.middle = reach > 0, simplex.mean(axis=0)
         _sort(inner)
 
     def _check_simplex(self, inner: NelderMeadState, eps: float) -> None:
@@ -254,7 +259,7 @@ class NelderMead(Solver):
         is_moved = inner.is_moved and not inner.is_mirrored
         if is_small or size <= resolution:
             improves = values[0] < inner.checked_value - self.tolerance
-            inner.phase = Phase.START if is_moved and improves else Phase.RESTART
+            inner.phase = SimplexPhase.START if is_moved and improves else SimplexPhase.RESTART
             inner.start, inner.checked_value = simplex[0].copy(), float(values[0])
         elif (
             is_moved
@@ -264,7 +269,7 @@ class NelderMead(Solver):
                 or inner.n_since >= _REBUILD_PERIOD * len(simplex)
             )
         ):
-            inner.phase = Phase.REBUILD
+            inner.phase = SimplexPhase.REBUILD
         inner.n_since += 1
 
 
@@ -283,7 +288,7 @@ def _corners(inner: NelderMeadState, points: np.ndarray, asked: np.ndarray) -> n
             (asked < points) & (inner.least < points)
         )
         inner.is_mirrored = inner.is_mirrored or bool(is_mirrored.any())
-    is_first = inner.phase in (Phase.START, Phase.CORNERS)
+    is_first = inner.phase in (SimplexPhase.START, SimplexPhase.CORNERS)
     return asked if inner.is_mirrored and not is_first else points
 
 

@@ -16,7 +16,7 @@ from zoopt_nas._checks import check_positive, check_positive_int
 from zoopt_nas.solvers.base import Solver, SolverState
 from zoopt_nas.solvers.engines import trust_moves, trust_shape, trust_start
 from zoopt_nas.solvers.engines.interpolation import Model
-from zoopt_nas.solvers.engines.trust_state import TRUST_STATES, Phase, TrustState, as_float64
+from zoopt_nas.solvers.engines.trust_state import TRUST_STATES, TrustPhase, TrustState, as_float64
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,16 @@ class TrustRegion(Solver):
         inner: TrustState = state.inner
         rows, told = as_float64(candidates)[:, inner.block], as_float64(values)
         ratio = None
-        if inner.phase == Phase.CHECK:
+        if inner.phase == TrustPhase.CHECK:
             if not trust_moves.check(state, float(told[0])):
                 trust_start.restart(state)
                 return state.x
-        elif inner.phase == Phase.MOVE:
+        elif inner.phase == TrustPhase.MOVE:
             ratio = trust_moves.learn(state, rows, told)
             _follow_centre(state)
         else:
             _take_best(state, candidates, told)
-            if inner.phase == Phase.FIRST:
+            if inner.phase == TrustPhase.FIRST:
                 if len(inner.block) > 0 and not trust_start.tell_first(state, rows, told):
                     trust_start.restart(state)
                 return state.x
@@ -104,7 +104,7 @@ def _whole(state: SolverState, rows: np.ndarray) -> Array:
 def _take_best(state: SolverState, candidates: Array, told: np.ndarray) -> None:
     """Move to the best of the first points of a run, if it has a value."""
     best = int(np.argmin(told))
-    is_new = state.inner.phase == Phase.FIRST and math.isfinite(told[best])
+    is_new = state.inner.phase == TrustPhase.FIRST and math.isfinite(told[best])
     if is_new or told[best] < state.value:
         state.x, state.value = copy(candidates[best]), float(told[best])
 

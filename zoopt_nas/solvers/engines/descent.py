@@ -23,7 +23,7 @@ from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.engines import differences, first_look, resolution, second_differences
 from zoopt_nas.solvers.engines.box_steps import box_step
-from zoopt_nas.solvers.engines.descent_state import DescentState, Phase
+from zoopt_nas.solvers.engines.descent_state import DescentPhase, DescentState
 from zoopt_nas.solvers.state import within_bounds
 from zoopt_nas.solvers.widening import natural_size
 
@@ -62,16 +62,16 @@ def ask(state: SolverState, *, smoothing: float | None) -> Array:
     """Return the batch of the current phase; ``smoothing`` fixes the distance of the probes."""
     inner: DescentState = state.inner
     phase = inner.phase
-    if phase == Phase.START:
+    if phase == DescentPhase.START:
         return first_look.ask(state)
-    if phase == Phase.PROBE:
+    if phase == DescentPhase.PROBE:
         return differences.probe_basis(state, smoothing)
-    if phase == Phase.HESSIAN:
+    if phase == DescentPhase.HESSIAN:
         return second_differences.ask(state)
-    if phase == Phase.CLOSE:
+    if phase == DescentPhase.CLOSE:
         return resolution.ask_close(state)
     length = inner.length
-    if phase == Phase.EXPAND:  # x has already moved by one length
+    if phase == DescentPhase.EXPAND:  # x has already moved by one length
         length *= EXPANSION - 1
     return within_bounds(state, state.x + length * inner.direction)[None, :]
 
@@ -82,24 +82,24 @@ def tell(state: SolverState, candidates: Array, values: Array, *, smoothing: flo
     phase = inner.phase
     inner.n_spent += values.shape[0]
     resolution.remember(state, values)
-    if phase == Phase.START:
+    if phase == DescentPhase.START:
         return _tell_start(state, candidates, values)
-    if phase == Phase.PROBE:
+    if phase == DescentPhase.PROBE:
         is_free = smoothing is None and not differences.was_repaired(state, candidates)
         return _tell_probe(state, candidates, values, may_measure_hessian=is_free)
-    if phase == Phase.HESSIAN:
+    if phase == DescentPhase.HESSIAN:
         second_differences.tell(state, candidates, values)
         return _begin_search(state, state.x)
-    if phase == Phase.CLOSE:
+    if phase == DescentPhase.CLOSE:
         return _tell_close(state, candidates[0], float(values[0]))
     value = float(values[0])
-    if phase == Phase.SEARCH:
+    if phase == DescentPhase.SEARCH:
         return _tell_search(state, candidates[0], value)
-    inner.phase = Phase.PROBE
+    inner.phase = DescentPhase.PROBE
     if not value < state.value:
         return state.x
     inner.length = EXPANSION * inner.length
-    inner.phase = Phase.EXPAND
+    inner.phase = DescentPhase.EXPAND
     return _move(state, candidates[0], value)
 
 
@@ -191,7 +191,7 @@ def _tell_probe(
             inner.basis, u = update
             inner.slopes = slopes - u * (step @ slopes)
         if may_measure_hessian and second_differences.is_due(state, before):
-            inner.phase = Phase.CLOSE
+            inner.phase = DescentPhase.CLOSE
             resolution.begin_close(state)
             return state.x
     return _begin_search(state, state.x)
@@ -204,7 +204,7 @@ def _tell_close(state: SolverState, candidate: Array, value: float) -> Array:
     if second_differences.distance(state) > second_differences.MAX_DISTANCE:
         inner.has_hessian = True  # no other attempt
         return _begin_search(state, state.x)
-    inner.phase = Phase.HESSIAN
+    inner.phase = DescentPhase.HESSIAN
     return state.x
 
 
@@ -233,7 +233,7 @@ def _begin_search(state: SolverState, x: Array) -> Array:
     if step is None or not 0 < step.promised < math.inf:
         return _search_failed(state, x)
     inner.direction, inner.in_basis, inner.promised = step
-    inner.phase, inner.length, inner.n_trials = Phase.SEARCH, 1.0, 0
+    inner.phase, inner.length, inner.n_trials = DescentPhase.SEARCH, 1.0, 0
     return x
 
 
@@ -246,7 +246,7 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
     if change <= -SUFFICIENT_DECREASE * promised + 2 * inner.noise:
         inner.n_poor = inner.n_poor + 1 if length < POOR_LENGTH else 0
         expands = length == 1.0 and change < -0.9 * promised and _may_expand(state)
-        inner.phase = Phase.EXPAND if expands else Phase.PROBE
+        inner.phase = DescentPhase.EXPAND if expands else DescentPhase.PROBE
         return _move(state, candidate, value)
     inner.n_trials += 1
     bend = change + promised
@@ -290,7 +290,7 @@ def _adapt_smoothing(state: SolverState, distance: float) -> None:
 def _search_failed(state: SolverState, x: Array) -> Array:
     """Take the best probe if it is better, else probe more carefully, else restart."""
     inner: DescentState = state.inner
-    inner.phase, inner.has_pair = Phase.PROBE, False
+    inner.phase, inner.has_pair = DescentPhase.PROBE, False
     inner.n_poor += 1
     if inner.n_poor >= MAX_POOR:
         can_renew = inner.n_renewals < MAX_RENEWALS
@@ -319,7 +319,7 @@ def _search_failed(state: SolverState, x: Array) -> Array:
 def _renew(state: SolverState, x: Array) -> Array:
     """Measure the landscape at x again with closer probes, because the model has failed."""
     inner: DescentState = state.inner
-    inner.phase = Phase.START
+    inner.phase = DescentPhase.START
     inner.n_renewals += 1
     inner.n_spent = 0
     inner.look = first_look.begin(x, inner.look.scales / CLOSER)
@@ -333,7 +333,7 @@ def _restart(state: SolverState, x: Array) -> Array:
     if state.value < inner.best_value:
         inner.best, inner.best_value = copy(x), state.value
     n_restarts = inner.n_restarts + 1
-    inner.phase, inner.n_restarts, inner.n_renewals = Phase.START, n_restarts, 0
+    inner.phase, inner.n_restarts, inner.n_renewals = DescentPhase.START, n_restarts, 0
     inner.n_spent = 0
     scales = _first_scales(state, inner.start)
     if n_restarts % 2 and max(inner.grain, inner.reach) > 0:  # rounding looks like it, too

@@ -9,7 +9,7 @@ from enum import IntEnum
 from zoopt_nas._arrays import Array
 
 
-class Phase(IntEnum):
+class DescentPhase(IntEnum):
     """The purpose of the pending batch."""
 
     START = 0
@@ -44,7 +44,7 @@ class DescentState:
     best: Array  # the best end of a local descent, (dim,)
     look: Look  # the last first look
     best_value: float = math.inf  # the value of ``best``; +inf before the first end
-    phase: Phase = Phase.START  # the purpose of the pending batch
+    phase: DescentPhase = DescentPhase.START  # the purpose of the pending batch
     noise: float = 0.0  # the standard deviation of values; 0 if none was seen
     jitter: float = 0.0  # the largest difference of two values of one point that counts as rounding
     recent: list[float] = field(default_factory=list)  # the last finite values
@@ -77,4 +77,4 @@ class DescentState:
     has_hessian: bool = False  # whether second differences were told since the last START
 
 
-DESCENT_STATES = (DescentState, Look, Phase)
+DESCENT_STATES = (DescentState, Look, DescentPhase)

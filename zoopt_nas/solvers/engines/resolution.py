@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from zoopt_nas._arrays import Array, array_namespace
-from zoopt_nas.solvers.engines.descent_state import DescentState, Phase
+from zoopt_nas.solvers.engines.descent_state import DescentPhase, DescentState
 from zoopt_nas.solvers.engines.differences import value_error
 from zoopt_nas.solvers.state import SolverState, within_bounds
 
@@ -57,11 +57,11 @@ def common_divisor(values: Sequence[float], eps: float) -> float:
 def remember(state: SolverState, values: Array) -> None:
     """Take in the values of a batch, and find the grain of the last ones."""
     inner: DescentState = state.inner
-    if inner.phase == Phase.START:  # a start often has few digits, and so have its values
+    if inner.phase == DescentPhase.START:  # a start often has few digits, and so have its values
         return
     told = [value for value in values[-N_RECENT:].tolist() if math.isfinite(value)]
     inner.recent = [*inner.recent, *told][-N_RECENT:]
-    if inner.noise > 0 or inner.phase in (Phase.SEARCH, Phase.EXPAND):
+    if inner.noise > 0 or inner.phase in (DescentPhase.SEARCH, DescentPhase.EXPAND):
         return
     least = min(map(abs, inner.recent), default=0.0)
     distinct = {value for value in inner.recent if abs(value) <= SIMILAR * least}

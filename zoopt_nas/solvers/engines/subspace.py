@@ -17,7 +17,7 @@ from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy
 from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.engines.descent import averaged_noise
-from zoopt_nas.solvers.engines.descent_state import Phase
+from zoopt_nas.solvers.engines.descent_state import DescentPhase
 from zoopt_nas.solvers.engines.differences import interpolated_gradient, orthogonal_to
 from zoopt_nas.solvers.widening import natural_scale, natural_size
 
@@ -42,7 +42,7 @@ class SubspaceState:
 
     length: float  # the middle length of the next search
     direction: Array = None  # of the last or pending search, (dim,), of norm 1; None at first
-    phase: Phase = Phase.START  # the purpose of the pending batch; never EXPAND
+    phase: DescentPhase = DescentPhase.START  # the purpose of the pending batch; never EXPAND
     noise: float = 0.0  # the standard deviation of values; 0 if none was seen
     n_restarts: int = 0  # how often the length became too short and was reset
 
@@ -62,7 +62,7 @@ def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None
     """Return the batch of the current phase; None stands for the defaults."""
     inner: SubspaceState = state.inner
     xp = array_namespace(state.x)
-    if inner.phase == Phase.SEARCH:
+    if inner.phase == DescentPhase.SEARCH:
         rows = xp.stack([inner.direction] * len(TRIAL_LENGTHS), axis=0)
         for k, factor in enumerate(TRIAL_LENGTHS):
             rows[k, :] *= factor * inner.length
@@ -71,7 +71,7 @@ def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None
     dim = state.x.shape[0]
     n = min(n_directions or default_directions(dim), dim)
     first = int(_measures_iterate(inner))
-    again = int(inner.phase == Phase.START)
+    again = int(inner.phase == DescentPhase.START)
     rows = _directions(state, n, first + again)
     if n > 1 and inner.direction is not None:
         rows[first, :] = inner.direction
@@ -85,10 +85,10 @@ def ask(state: SolverState, *, n_directions: int | None, smoothing: float | None
 def tell(state: SolverState, candidates: Array, values: Array) -> Array:
     """Return the new iterate."""
     inner: SubspaceState = state.inner
-    if inner.phase == Phase.SEARCH:
+    if inner.phase == DescentPhase.SEARCH:
         return _tell_search(state, candidates, values)
     numbers = values.tolist()
-    was_start = inner.phase == Phase.START
+    was_start = inner.phase == DescentPhase.START
     first = int(_measures_iterate(inner))
     for k in [0] * first + [-1] * was_start:
         if math.isfinite(numbers[k]):
@@ -96,7 +96,7 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Array:
     if was_start:
         if not math.isfinite(state.value):  # x failed: go to a point that has a value
             return _best_of(state, candidates, numbers)
-        inner.phase = Phase.PROBE
+        inner.phase = DescentPhase.PROBE
     last = len(numbers) - int(was_start)
     inner.direction = None  # to free its memory for the gradient
     gradient = span_gradient(state, candidates[first:last], values[first:last])
@@ -109,7 +109,7 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Array:
         return state.x
     gradient /= -norm
     inner.direction = gradient
-    inner.phase = Phase.SEARCH
+    inner.phase = DescentPhase.SEARCH
     return state.x
 
 
@@ -180,7 +180,7 @@ def _directions(state: SolverState, n: int, n_spare: int) -> Array:
 
 
 def _measures_iterate(inner: SubspaceState) -> bool:
-    return inner.phase == Phase.START or inner.noise > 0
+    return inner.phase == DescentPhase.START or inner.noise > 0
 
 
 def _measure(state: SolverState, again: float) -> None:
@@ -207,7 +207,7 @@ def _tell_search(state: SolverState, candidates: Array, values: Array) -> Array:
     inner: SubspaceState = state.inner
     numbers = values.tolist()
     best = min(numbers)
-    inner.phase = Phase.PROBE
+    inner.phase = DescentPhase.PROBE
     if not best < state.value:
         _shorten(state)
         return state.x

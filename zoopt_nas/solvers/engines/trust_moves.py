@@ -22,7 +22,7 @@ from zoopt_nas.solvers.engines.trust_start import JITTER, without_failures
 from zoopt_nas.solvers.engines.trust_state import (
     SAMPLE,
     STEP,
-    Phase,
+    TrustPhase,
     TrustState,
     as_float64,
     ends_of,
@@ -98,7 +98,7 @@ def _plan_move(state: SolverState, ratio: float | None, n_samples: int) -> bool:
     """Plan a step or a point for the geometry; return False if the run has converged."""
     inner: TrustState = state.inner
     model: Model = inner.model
-    inner.phase = Phase.MOVE
+    inner.phase = TrustPhase.MOVE
     if not model.is_finite:
         return False
     trust_shape.refresh(inner)
@@ -132,7 +132,7 @@ def _plan_move(state: SolverState, ratio: float | None, n_samples: int) -> bool:
 def _plan_check(inner: TrustState) -> None:
     """Plan to measure the best point again, before a restart."""
     model: Model = inner.model
-    inner.phase, inner.planned = Phase.CHECK, model.rows[model.centre][None, :].copy()
+    inner.phase, inner.planned = TrustPhase.CHECK, model.rows[model.centre][None, :].copy()
     inner.targets, inner.gains = np.array([SAMPLE]), np.zeros(1)
 
 

@@ -17,7 +17,7 @@ from zoopt_nas._arrays import copy
 from zoopt_nas.solvers.engines.interpolation import Model
 from zoopt_nas.solvers.engines.trust_state import (
     SAMPLE,
-    Phase,
+    TrustPhase,
     TrustState,
     as_float64,
     ends_of,
@@ -69,7 +69,7 @@ def plan_first(state: SolverState) -> None:
     n_origins = _n_origins(inner)
     rows = np.repeat(inner.origin[None, :], n_origins + k, axis=0)
     rows[n_origins:] += np.diag(steps)
-    _plan(inner, Phase.FIRST, rows)
+    _plan(inner, TrustPhase.FIRST, rows)
 
 
 def _n_origins(inner: TrustState) -> int:
@@ -106,7 +106,7 @@ def tell_first(state: SolverState, rows: np.ndarray, values: np.ndarray) -> bool
     n_again = N_AGAIN if inner.noise > 0 else 0
     rows = np.repeat(origin[None, :], k + n_again, axis=0)
     rows[:k] += np.diag(ways)
-    _plan(inner, Phase.SECOND, rows)
+    _plan(inner, TrustPhase.SECOND, rows)
     return True
 
 
@@ -207,7 +207,7 @@ def _choose_block(state: SolverState, scale: float) -> None:
     inner.block, inner.scales = free, np.full(len(free), scale)
 
 
-def _plan(inner: TrustState, phase: Phase, rows: np.ndarray) -> None:
+def _plan(inner: TrustState, phase: TrustPhase, rows: np.ndarray) -> None:
     inner.phase, inner.planned = phase, rows
     inner.targets = np.full(len(rows), SAMPLE)
     inner.gains = np.zeros(len(rows))

@@ -17,7 +17,7 @@ from zoopt_nas.solvers.state import SolverState
 STEP, SAMPLE = -1, -2
 
 
-class Phase(IntEnum):
+class TrustPhase(IntEnum):
     """The purpose of the pending batch."""
 
     FIRST = 0
@@ -45,7 +45,7 @@ class TrustState:
     origin: Any = None  # the start of this run, (k,)
     block: Any = None  # the indices of the coordinates of the model, (k,) int64
     scales: Any = None  # the first radius along each coordinate, (k,)
-    phase: Phase = Phase.FIRST  # the purpose of the pending or next batch
+    phase: TrustPhase = TrustPhase.FIRST  # the purpose of the pending or next batch
     planned: Any = None  # the rows of that batch in the coordinates of the block, (n, k)
     targets: Any = None  # the point that each row is to replace, STEP or SAMPLE; (n,) int64
     gains: Any = None  # the decrease that the model predicts for each row, (n,)
@@ -64,7 +64,7 @@ class TrustState:
     n_averaged: int = 0  # the number of batches in a row that only averaged noise
 
 
-TRUST_STATES = (TrustState, Model, Phase)
+TRUST_STATES = (TrustState, Model, TrustPhase)
 
 
 def ends_of(state: SolverState) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
