@@ -185,3 +185,53 @@ def test_the_second_solver_is_what_the_docs_say():
     from zoopt_nas.solvers.auto import FEW, PLANS
 
     assert PLANS[FEW].solvers == (QuasiNewton(), CMA())
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_in_one_or_two_dimensions_a_quadratic_model_runs(dim):
+    result = minimize(rosenbrock(2) if dim == 2 else sphere(1), np.full(dim, -1.5), rng=0)
+    assert list(shares(result.message)) == ["trust_region"]
+    assert result.fun < 1e-12
+
+
+@pytest.mark.parametrize(("strength", "plan"), [(1.0, "noisy"), (1e-3, "slightly noisy")])
+@pytest.mark.parametrize("is_told", [False, True])
+def test_noise_in_two_dimensions(strength, plan, is_told):
+    noise = np.random.default_rng(0)
+
+    def noisy(x):
+        return float((x**2).sum() + strength * noise.standard_normal())
+
+    result = minimize(noisy, np.full(2, 2.0), maxfev=400, rng=0, noisy=is_told)
+    assert f"(2 dimensions, {plan})" in result.message
+    if plan == "noisy":  # one of the first batches of trust_region
+        assert int(re.search(r"after (\d+) to detect the noise", result.message)[1]) <= 9
+    # The noise hides a fall of the value by its deviation; the rest of the start is gained.
+    assert float((result.x**2).sum()) < 3 * strength
+
+
+def test_noise_that_shows_late_in_two_dimensions_is_met():
+    noise, n_calls = np.random.default_rng(0), 0
+
+    def noisy(x):
+        nonlocal n_calls
+        n_calls += 1
+        change = 1e-4 * noise.standard_normal() if n_calls > 6 else 0.0
+        return float((x**2).sum() + change)
+
+    result = minimize(noisy, np.full(2, 2.0), maxfev=400, rng=0)
+    assert "(2 dimensions, slightly noisy)" in result.message
+    assert float((result.x**2).sum()) < 1e-3
+
+
+@pytest.mark.parametrize("dim", [2, 4])
+def test_after_noise_the_next_solver_begins_at_the_best_point(dim):
+    solver = Auto()
+    state = solver.init(np.full(dim, 2.0), rng=0)
+    rows = solver.ask(state)
+    values = (rows**2).sum(axis=1)
+    again = np.flatnonzero((rows == rows[0]).all(axis=1))[1]
+    values[again] += 3.0
+    solver.tell(state, rows, values)
+    assert "adaptive_mgs" in solver.describe(state)
+    np.testing.assert_array_equal(state.x, rows[np.argmin(values)])

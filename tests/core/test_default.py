@@ -217,15 +217,14 @@ def test_a_little_noise_leaves_the_descent_its_turn():
 def checks_until_it_crawls(gains):
     """Return after how many checks the first solver is taken to crawl; None if never."""
     solver = Auto()
-    state = solver.init(np.zeros(2), rng=0)
+    state = solver.init(np.zeros(3), rng=0)
     solver.ask(state)  # begins the plan
     inner = state.inner
-    n_told = 15 * (2 + 2)
-    inner.best_value = 1000.0
-    solver._crawls(inner, [1000.0], 2)
+    n_told = 15 * (3 + 2)
+    inner.first = inner.mark = inner.best_value = 1000.0
     for check, gain in enumerate(gains):
         inner.best_value -= gain
-        if solver._crawls(inner, [inner.best_value] * n_told, 2):
+        if solver._crawls(inner, n_told, 3):
             return check
     return None
 

@@ -49,7 +49,7 @@ def test_the_result_has_every_field(method):
     }
     assert (result.nfev, result.n_failed) == (100, 0)
     assert result.status == Status.MAXFEV
-    choice = "auto chose quasi_newton and cma (2 dimensions): 39 and 60 evaluations."
+    choice = "auto chose trust_region (2 dimensions): 99 evaluations."
     told = choice if method == "auto" else ""
     sentence = "The maximum number of function evaluations was used."
     assert result.message == f"{sentence} {told}".strip()

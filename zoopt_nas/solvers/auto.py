@@ -12,8 +12,8 @@ from zoopt_nas.solvers.adaptive_gld import AdaptiveGLD
 from zoopt_nas.solvers.adaptive_mgs import AdaptiveMGS
 from zoopt_nas.solvers.base import Solver, SolverState, Task
 from zoopt_nas.solvers.cma import CMA
-from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.quasi_newton import QuasiNewton
+from zoopt_nas.solvers.trust_region import TrustRegion
 
 
 class Plan(NamedTuple):
@@ -34,9 +34,15 @@ PLANS = (
     Plan(", small budget", (QuasiNewton(n_samples=8),)),
     Plan(", noisy", (AdaptiveMGS(),)),
     Plan(", slightly noisy", (QuasiNewton(), AdaptiveMGS())),
+    Plan("", (TrustRegion(),)),
+    Plan(", slightly noisy", (TrustRegion(), AdaptiveMGS())),
 )
-FEW, MANY, SMALL, SMALL_MANY, NOISY, QUIET = range(len(PLANS))
+FEW, MANY, SMALL, SMALL_MANY, NOISY, QUIET, LOW, QUIET_LOW = range(len(PLANS))
+# The plans that end if there is much noise, and the plans under little noise.
+QUIET_PLANS = {FEW: QUIET, LOW: QUIET_LOW, QUIET: QUIET, QUIET_LOW: QUIET_LOW}
 
+# The largest dim in which a quadratic model, of (dim + 1)(dim + 2) / 2 points, is cheap.
+MAX_LOW = 2
 # The largest dim in which a whole gradient and a matrix are cheap.
 MAX_FEW = 100
 # The budget per dimension of QuasiNewton: up to MAX_FEW dimensions it needs 2 evaluations per
@@ -90,7 +96,8 @@ class AutoState:
     leader: int = 0  # the index of the arm that found ``best``
     is_race: bool = False  # whether the first solver has restarted or crawled
     n_turn: int = 0  # the number of values of this turn
-    first: float = math.inf  # the first value told
+    first: float = math.inf  # the least value of the first batch
+    spread: float = 0.0  # the range of the values that showed noise first; 0 before
     mark: float = math.inf  # the least value at the last check of the first solver
     gain: float = 0.0  # the gain at the last check
     n_unmarked: int = 0  # the number of values since the last check
@@ -108,12 +115,13 @@ class Auto(Solver):
        If the caller says that the objective is noisy: ``adaptive_mgs``.
     2. There are more than 100 dimensions: ``quasi_newton``, or ``adaptive_mgs`` if the caller says
        that the objective is noisy.
-    3. Otherwise: ``quasi_newton`` until it has converged or crawls, then a race of it and ``cma``:
+    3. There are at most 2 dimensions: ``trust_region``.
+    4. Otherwise: ``quasi_newton`` until it has converged or crawls, then a race of it and ``cma``:
        the one that found the best point gets three quarters of the turns.
 
-    If two values of the start differ by more than rounding, under rule 3, there is noise. Below 2 %
-    of the range of values around, the race is with ``adaptive_mgs``; otherwise ``adaptive_mgs``
-    takes over at once.
+    If two values of the start differ by more than rounding, under rules 3 and 4, there is noise.
+    Below 2 % of the range of values around, the first solver then races ``adaptive_mgs``; otherwise
+    ``adaptive_mgs`` takes over at the best point.
 
     The run does not depend on the number of workers, and the choice not on bounds. The message of
     `minimize` names the solvers that ran, and their evaluations.
@@ -178,53 +186,59 @@ class Auto(Solver):
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         inner: AutoState = state.inner
         told: list[float] = values.tolist()
-        arm, n_arms = inner.arms[inner.turn], len(inner.arms)
+        arm = inner.arms[inner.turn]
         # Failed evaluations do not count as told; they look like those that the budget cut off.
         arm.n_told += sum(map(math.isfinite, told))
         arm.n_spent += len(told)
-        if n_arms == 1:
+        if inner.plan not in QUIET_PLANS:  # no other solver follows
             state.x = _with_turn(state, "_tell", candidates, values)
             return state.x
         self._remember_best(inner, candidates, told)
         n_restarts = arm.inner.n_restarts
         state.x = _with_turn(state, "_tell", candidates, values)
-        is_descent = isinstance(arm.inner, DescentState)
-        if inner.plan == FEW and self.noisy is not False and is_descent and arm.inner.noise > 0:
-            self._meet_noise(state, told, arm.inner.noise)
+        may_meet_noise = self.noisy is not False and not inner.is_race
+        if may_meet_noise and arm.inner.noise > 0 and self._meets_noise(state, told):
             return state.x
+        if len(inner.arms) > 1:
+            self._end_turn(state, told, has_restarted=arm.inner.n_restarts > n_restarts)
+        return state.x
+
+    def _end_turn(self, state: SolverState, told: list[float], *, has_restarted: bool) -> None:
+        """Begin the race if the first solver restarts or crawls; in a race, end a long turn."""
+        inner: AutoState = state.inner
         inner.n_turn += len(told)
-        has_restarted = arm.inner.n_restarts > n_restarts
         dim = state.x.shape[0]
-        inner.is_race = inner.is_race or has_restarted or self._crawls(inner, told, dim)
+        inner.is_race = inner.is_race or has_restarted or self._crawls(inner, len(told), dim)
         ends_turn = has_restarted or inner.n_turn >= EVALUATIONS_PER_TURN * (dim + 2)
         if inner.is_race and ends_turn:
             inner.n_turn = 0
-            leads = [LEAD if k == inner.leader else 1.0 for k in range(n_arms)]
-            self._give_turn(
-                state, min(range(n_arms), key=lambda k: inner.arms[k].n_spent / leads[k])
-            )
-        return state.x
+            arms = range(len(inner.arms))
+            leads = [LEAD if k == inner.leader else 1.0 for k in arms]
+            self._give_turn(state, min(arms, key=lambda k: inner.arms[k].n_spent / leads[k]))
 
-    def _meet_noise(self, state: SolverState, told: list[float], noise: float) -> None:
-        """Change to a plan for noise, which the first batch has shown."""
+    def _meets_noise(self, state: SolverState, told: list[float]) -> bool:
+        """Change to a plan for the noise that the first solver sees; return whether it is much."""
         inner: AutoState = state.inner
-        finite = [value for value in told if math.isfinite(value)]
-        share = noise / (max(finite) - min(finite))
+        noise = inner.arms[0].inner.noise
+        if inner.spread == 0:
+            known = [value for value in (*told, inner.first) if math.isfinite(value)]
+            inner.spread = max(known) - min(known)
+        share = noise / inner.spread if inner.spread > 0 else math.inf
         if share >= TINY_NOISE:
             state.metrics["is_noisy"] = True
         if share < LITTLE_NOISE:
-            inner.plan = QUIET
-            inner.arms[1] = Arm()  # for another solver
-            return
-        state.value = math.nan
+            if inner.plan != QUIET_PLANS[inner.plan]:
+                inner.plan = QUIET_PLANS[inner.plan]
+                inner.arms[1:] = [Arm()]  # for another solver
+            return False
+        state.x, state.value = inner.best, math.nan
         self._begin(state, NOISY)
         state.inner.n_before = inner.arms[0].n_told
+        return True
 
-    def _crawls(self, inner: AutoState, told: list[float], dim: int) -> bool:
-        """Take in the values of a batch; return whether the first solver crawls."""
-        if not math.isfinite(inner.first):
-            inner.first = inner.mark = min(told)
-        inner.n_unmarked += len(told)
+    def _crawls(self, inner: AutoState, n_told: int, dim: int) -> bool:
+        """Return whether the first solver crawls, after so many other values."""
+        inner.n_unmarked += n_told
         if inner.n_unmarked < EVALUATIONS_PER_CHECK * (dim + 2):
             return False
         low = inner.best_value
@@ -242,6 +256,8 @@ class Auto(Solver):
             return NOISY
         if is_small:
             return SMALL if dim < MIN_SUBSPACE else SMALL_MANY
+        if dim <= MAX_LOW:
+            return LOW
         return FEW if is_few else MANY
 
     def _begin(self, state: SolverState, plan: int) -> None:
@@ -250,6 +266,8 @@ class Auto(Solver):
 
     def _remember_best(self, inner: AutoState, candidates: Array, told: list[float]) -> None:
         best = min(range(len(told)), key=told.__getitem__)
+        if not math.isfinite(inner.first):
+            inner.first = inner.mark = told[best]
         if told[best] < inner.best_value:
             inner.best_value, inner.best = told[best], copy(candidates[best])
             inner.leader = inner.turn
