@@ -27,7 +27,8 @@ from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.spaces import SPACES
 from zoopt_nas.nas.search.algorithm import METHODS
-from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.evaluation import Draw
+from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps import weight_step as steps
 from zoopt_nas.nas.steps.weight_step import weight_step

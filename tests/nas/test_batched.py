@@ -134,8 +134,10 @@ def test_a_last_batch_of_another_size(n: int, size: int, monkeypatch: pytest.Mon
     objective = made.objective(candidates_per_batch=size, val_batches=2)
     draw, alphas = objective.draw(), made.alphas(n)
     sizes = []
-    plain = objective._values
-    monkeypatch.setattr(objective, "_values", lambda a, d: sizes.append(len(a)) or plain(a, d))
+    plain = objective.evaluation._values
+    monkeypatch.setattr(
+        objective.evaluation, "_values", lambda a, *more: sizes.append(len(a)) or plain(a, *more)
+    )
     got = objective(alphas, draw)
     assert sizes == [size] * (n // size) + [n % size] * (n % size > 0)
     torch.testing.assert_close(got, values(made, alphas, draw, 1, val_batches=2), **CLOSE)

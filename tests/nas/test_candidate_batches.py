@@ -209,7 +209,7 @@ def test_on_cuda(space: str):
         )
         got = objective(alphas.to("cuda"), draw)
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-7, atol=1e-9)
-    assert objective._batches._limit is None
+    assert objective.evaluation._batches._limit is None
 
 
 @pytest.mark.gpu

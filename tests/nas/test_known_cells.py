@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from tiny_supernets import NOISY, FakeStream, alpha_of, setup
 
 from zoopt_nas.nas.networks.nasbench201 import NasBench201Space
 from zoopt_nas.nas.networks.nasbench201_cell import EDGES
+from zoopt_nas.nas.networks.space import Path
 from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.search.candidates import CandidateBatches
+from zoopt_nas.nas.search.evaluation import Draw, Evaluation, Measured
 from zoopt_nas.nas.search.known_cells import KnownCells
 from zoopt_nas.nas.search.objective import BilevelObjective
 
@@ -123,11 +127,15 @@ class Curves:
 def cells_of(curves, *, n_steps=16, **options) -> tuple[KnownCells, Curves]:
     training = Curves(curves)
     batch = (torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
-    cells = KnownCells(
-        training, SPACES["s3"], [batch] * n_steps, [batch],
-        score="loss", noise=torch.Generator(), **options,
-    )  # fmt: skip
-    return cells, training
+    draw = Draw([batch] * n_steps, [batch], noise_seed=0)
+    evaluation = Evaluation(
+        training, CandidateBatches(None), torch.Generator(), score="loss", **options
+    )
+    return KnownCells(SPACES["s3"], partial(evaluation.measure, draw=draw)), training
+
+
+def measured(cells: KnownCells, path: Path) -> Measured:
+    return cells.measure([path])[0]
 
 
 @given(
@@ -138,7 +146,7 @@ def test_a_curve_that_is_straight_in_log_steps_is_extrapolated_exactly(start, sl
         return start - slope * math.log2(n)
 
     cells, training = cells_of({(0,): loss}, n_steps=n_steps, extrapolates=True)
-    found = cells.measure((0,))
+    found = measured(cells, (0,))
     assert float(found.value) == pytest.approx(loss(2 * n_steps))
     assert float(found.loss) == pytest.approx(loss(n_steps))
     assert training.n_steps == n_steps
@@ -150,7 +158,7 @@ def test_a_slow_learner_may_win():
     values = {}
     for extrapolates in (False, True):
         cells, _ = cells_of(curves, extrapolates=extrapolates)
-        values[extrapolates] = [float(cells.measure(path).value) for path in curves]
+        values[extrapolates] = [float(cell.value) for cell in cells.measure(list(curves))]
     assert values == {False: pytest.approx([0.9, 1.0]), True: pytest.approx([0.8, 0.5])}
 
 
@@ -158,18 +166,17 @@ def test_a_slow_learner_may_win():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_cell_that_diverges_has_no_finite_value(at, bad):
     cells, _ = cells_of({(0,): lambda n: bad if n >= at else 1.0}, extrapolates=True)
-    assert not math.isfinite(float(cells.measure((0,)).value))
+    assert not math.isfinite(float(measured(cells, (0,)).value))
 
 
 def test_what_is_known_survives_a_checkpoint():
     curves = {(k,): {8: 3.0 + k, 16: 1.0 + k * k}.get for k in range(7)}
     cells, _ = cells_of(curves, extrapolates=True)
-    for path in curves:
-        cells.measure(path)
+    cells.measure(list(curves))
     again, training = cells_of(curves, extrapolates=True)
     again.load_state_dict(cells.state_dict(), torch.device("cpu"))
     assert again.found == cells.found
-    assert [float(again.measure((k,)).value) for k in range(7)] == pytest.approx(
+    assert [float(measured(again, (k,)).value) for k in range(7)] == pytest.approx(
         [2 * (1 + k * k) - 3 - k for k in range(7)]
     )
     assert training.n_steps == 0

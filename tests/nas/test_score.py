@@ -129,7 +129,7 @@ def test_a_search_by_accuracy_and_its_landscape(search_config, tmp_path):
     (row,) = [row for row in RunFolder(tmp_path / "run").rows("metrics.jsonl") if row["updates"]]
     assert (row["evaluations"], row["failures"]) == (4, 0)
     search = Snapshot(RunFolder.open(tmp_path / "run"))
-    assert search._objective._score == "accuracy"
+    assert search._objective.evaluation._score == "accuracy"
     (draw,) = search.draws(1, n_train=1, n_val=1, noise_seed=0)
     network = (objective := search.objective("1", [draw])).fit(search.alpha, draw)
     loss = objective.val_loss(network, search.alpha, draw)

@@ -12,7 +12,8 @@ from zoopt_nas.errors import RunError
 from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
-from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.evaluation import Draw
+from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.settings.config import SearchConfig
 
 GRADIENT_INNER = ("first", "second")  # other approximations are numbers of inner steps

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zoopt_nas.nas.networks.space import Path
-from zoopt_nas.nas.search.known_cells import Measured
+from zoopt_nas.nas.search.evaluation import Measured
 
 # The kernel's lengths to choose from, in mean distances of two measured cells, and the variances of
 # the error, in variances of the function.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -24,14 +24,12 @@ from zoopt_nas.nas.networks.fused import kernels_enabled
 from zoopt_nas.nas.networks.space import Path
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import Batch, CandidateBatches
+from zoopt_nas.nas.search.evaluation import Draw, Evaluation, Evaluator, Measured
 from zoopt_nas.nas.search.inner import InnerTraining
-from zoopt_nas.nas.search.known_cells import KnownCells, Measured
-from zoopt_nas.nas.search.score import Scored, score_batches, value_of
+from zoopt_nas.nas.search.known_cells import KnownCells
+from zoopt_nas.nas.search.score import score_batches, value_of
 from zoopt_nas.nas.settings.config import FRESH, INNER_MODES, MIXED, SCORES, SearchConfig
 from zoopt_nas.nas.steps.execution import Execution
-
-Points = Tensor | Sequence[Path]
-"""Candidates: alphas ``(n, dim)``, or the paths of discrete cells."""
 
 Weigh = Callable[[Supernet, Tensor], Tensor]
 """Maps alpha ``(dim,)`` to architecture weights, as ``Supernet.edge_weights`` does."""
@@ -42,14 +40,6 @@ class Stream(Protocol):
 
     def next_batch(self) -> Batch:
         """Return the next batch."""
-
-
-class Draw(NamedTuple):
-    """What every candidate of one call sees: common random numbers make losses comparable."""
-
-    train: Sequence[Batch]  # the batches of the inner steps, one per step
-    val: Sequence[Batch]  # the batches whose mean loss is L_val
-    noise_seed: int  # seeds the noise operations of space S4
 
 
 class BilevelObjective:
@@ -76,13 +66,15 @@ class BilevelObjective:
         candidates_per_batch: candidates evaluated at once; None chooses, see
             ``CandidateBatches``. It changes losses only by rounding.
         single_path: whether a candidate is scored as its discrete cell, along that cell's path.
-        extrapolates: whether, after ``hold_still``, values are extrapolated; see ``KnownCells``.
+        extrapolates: whether, after ``hold_still``, values are extrapolated; see ``Evaluation``.
         fixed: draws that calls see in turn in place of the streams', each with at least as many
             training batches as inner steps.
+        evaluator: evaluates the candidates of calls; None evaluates them in this process.
 
     Attributes:
         inner: as given.
         single_path: as given.
+        evaluation: evaluates candidates in this process.
         n_evaluations: number of candidates evaluated so far.
 
     Raises:
@@ -111,6 +103,7 @@ class BilevelObjective:
         extrapolates: bool = False,
         fixed: Sequence[Draw] = (),
         single_path: bool = False,
+        evaluator: Evaluator | None = None,
     ) -> None:
         if inner not in INNER_MODES:
             raise InvalidValueError(f"inner must be one of {', '.join(INNER_MODES)}, got {inner}")
@@ -134,7 +127,6 @@ class BilevelObjective:
         self._n_train = {"sgd": inner_steps, "second": 1, "first": 0}[inner]
         self._n_val = val_batches
         self.single_path = single_path
-        self._score, self._extrapolates = score, extrapolates
         self._fixed, self._turn = fixed, 0
         self._seeds = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(next(supernet.parameters()).device)
@@ -150,8 +142,11 @@ class BilevelObjective:
             execution=execution,
             single_path=single_path,
         )
-        kernels = kernels_enabled(supernet)
-        self._batches = CandidateBatches(candidates_per_batch, cpu_kernels=kernels)
+        batches = CandidateBatches(candidates_per_batch, cpu_kernels=kernels_enabled(supernet))
+        self.evaluation = Evaluation(
+            self._training, batches, self._noise, score=score, extrapolates=extrapolates
+        )
+        self._evaluator: Evaluator = evaluator or self.evaluation
 
     @classmethod
     def from_config(
@@ -166,6 +161,7 @@ class BilevelObjective:
         inner: str | None = None,
         execution: Execution | None = None,
         fixed: Sequence[Draw] = (),
+        evaluator: Evaluator | None = None,
     ) -> Self:
         """Return the objective that a search config describes.
 
@@ -194,6 +190,7 @@ class BilevelObjective:
             extrapolates=config.extrapolate,
             fixed=fixed,
             single_path=config.paths != MIXED,
+            evaluator=evaluator,
         )
 
     def __call__(self, alphas: Tensor, draw: Draw | None = None) -> Tensor:
@@ -205,30 +202,35 @@ class BilevelObjective:
         Raises:
             InvalidValueError: alphas has another shape.
         """
-        return self._evaluate(self._values, alphas, draw)
+        return self._evaluate(alphas, draw)
 
     def batch_values(self, alphas: Tensor, draw: Draw) -> Tensor:
         """Return the values ``(n, n_batches)`` on each validation batch of ``draw`` alone."""
-        return self._evaluate(partial(self._values, by_batch=True), alphas, draw)
+        return self._evaluate(alphas, draw, by_batch=True)
 
-    def _evaluate(
-        self, function: Callable[[Points, Draw], Tensor], alphas: Tensor, draw: Draw | None
-    ) -> Tensor:
+    def _evaluate(self, alphas: Tensor, draw: Draw | None, *, by_batch: bool = False) -> Tensor:
         if alphas.ndim != 2 or alphas.shape[0] < 1 or alphas.shape[1] != self.supernet.space.dim:
             raise InvalidValueError(
                 f"alphas must have shape (n, {self.supernet.space.dim}) with n of at least 1, "
                 f"got {tuple(alphas.shape)}"
             )
-        drawn = draw or self.draw()
+        draw = draw or self.draw()
         if self.single_path:
-            return self._path_values(function, alphas, drawn)
-        images = drawn.val[0][0]
-        n_numbers = self.supernet.stem_channels * images.shape[0] * images[0, 0].numel()
-        values = self._batches.evaluate(
-            lambda part: function(part, drawn), alphas.detach(), n_numbers
-        )
+            return self._path_values(alphas, draw, by_batch)
+        values = self._evaluator.values(alphas.detach(), draw, by_batch=by_batch)
         self.n_evaluations += len(values)
         return values
+
+    def _path_values(self, alphas: Tensor, draw: Draw, by_batch: bool) -> Tensor:
+        """Return the values of the discrete cells of candidates, each computed once."""
+        space = self.supernet.space
+        paths = [space.path(space.discretize(alpha)) for alpha in alphas.detach().cpu()]
+        if self._cells is not None and not by_batch:
+            return torch.stack([cell.value for cell in self._measure(self._cells, paths)])
+        distinct = list(dict.fromkeys(paths))
+        values = self._evaluator.values(distinct, draw, by_batch=by_batch)
+        self.n_evaluations += len(distinct)
+        return torch.stack([values[distinct.index(path)] for path in paths])
 
     def draw(self, n_val: int | None = None) -> Draw:
         """Return the next batches of both streams, or the next fixed ones, in turn.
@@ -253,17 +255,11 @@ class BilevelObjective:
         The values of all calls are comparable as long as the supernet's weights do not change.
         Values that were known before are forgotten.
         """
-        self._n_train, self._fixed = len(train), (Draw(train, val, noise_seed=0),)
+        draw = Draw(train, val, noise_seed=0)
+        self._n_train, self._fixed = len(train), (draw,)
         if self.single_path:
-            self._cells = KnownCells(
-                self._training,
-                self.supernet.space,
-                train,
-                val,
-                score=self._score,
-                noise=self._noise,
-                extrapolates=self._extrapolates,
-            )
+            measure = partial(self._evaluator.measure, draw=draw)
+            self._cells = KnownCells(self.supernet.space, measure)
 
     @property
     def known(self) -> dict[Path, Measured] | None:
@@ -273,9 +269,12 @@ class BilevelObjective:
     def measure(self, path: Path) -> Measured:
         """Return what is known of a path after ``hold_still``, or evaluate it."""
         assert self._cells is not None
-        n_known = len(self._cells.found)
-        measured = self._cells.measure(path)
-        self.n_evaluations += len(self._cells.found) - n_known
+        return self._measure(self._cells, [path])[0]
+
+    def _measure(self, cells: KnownCells, paths: Sequence[Path]) -> list[Measured]:
+        n_known = len(cells.found)
+        measured = cells.measure(paths)
+        self.n_evaluations += len(cells.found) - n_known
         return measured
 
     def start(self) -> Supernet:
@@ -354,44 +353,3 @@ class BilevelObjective:
         if self._cells is not None:
             device = next(self.supernet.parameters()).device
             self._cells.load_state_dict(state["known"], device)
-
-    def _values(self, alphas: Points, draw: Draw, by_batch: bool = False) -> Tensor:
-        """Return the values of candidates that are evaluated at once, as the callers do."""
-        if (
-            not isinstance(alphas, Tensor)
-            or len(alphas) == 1
-            or not self._training.can_fit_together()
-        ):
-            return torch.stack([self._value(alpha, draw, by_batch) for alpha in alphas])
-        try:
-            weights = self.fit_together(alphas, draw)
-            self._noise.manual_seed(draw.noise_seed + 1)
-            return self._over_batches(
-                self._training.group.scored(weights, alphas, draw.val), by_batch
-            )
-        except torch.OutOfMemoryError:
-            self._training.group.forget()
-            raise
-
-    def _path_values(
-        self, function: Callable[[Points, Draw], Tensor], alphas: Tensor, draw: Draw
-    ) -> Tensor:
-        """Return the values of the discrete cells of candidates, each computed once."""
-        space = self.supernet.space
-        paths = [space.path(space.discretize(alpha)) for alpha in alphas.detach().cpu()]
-        if self.known is None or function != self._values:
-            values = {path: function([path], draw)[0] for path in dict.fromkeys(paths)}
-            self.n_evaluations += len(values)
-            return torch.stack([values[path] for path in paths])
-        return torch.stack([self.measure(path).value for path in paths])
-
-    def _value(self, alpha: Tensor | Path, draw: Draw, by_batch: bool) -> Tensor:
-        network = self.fit(alpha, draw)
-        self._noise.manual_seed(draw.noise_seed + 1)
-        with torch.no_grad():
-            return self._over_batches(score_batches(network, alpha, draw.val), by_batch)
-
-    def _over_batches(self, scored: Sequence[Scored], by_batch: bool) -> Tensor:
-        if by_batch:
-            return torch.stack([value_of(self._score, [one]) for one in scored], -1)
-        return value_of(self._score, scored)

@@ -14,8 +14,9 @@ from zoopt_nas import Solver, SolverState
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.search.cell_model import CellModel
+from zoopt_nas.nas.search.evaluation import Draw
 from zoopt_nas.nas.search.noise import N_PROBES, NoiseGauge
-from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, AlphaUpdater, EpochEnd, Metrics, Verdict
 from zoopt_nas.nas.search.vertices import N_STARTS, path_options, random_vertices, vertex, vertices
 from zoopt_nas.nas.settings.config import FRESH, MIXED, SearchConfig

@@ -18,8 +18,9 @@ from zoopt_nas.nas.analyses.landscape.plane import Landscape, LandscapeSettings,
 from zoopt_nas.nas.analyses.landscape.sharpness import Array
 from zoopt_nas.nas.analyses.snapshot import Snapshot, mean_loss
 from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.search.evaluation import Draw
 from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import AlphaUpdater
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.defaults import solver_options

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.objective import BilevelObjective, Draw, Weigh
+from zoopt_nas.nas.search.evaluation import Draw
+from zoopt_nas.nas.search.objective import BilevelObjective, Weigh
 from zoopt_nas.nas.search.updater import N_FAILED, N_TRIED, AlphaUpdater, Metrics
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.space import SearchSpace
-from zoopt_nas.nas.search.objective import BilevelObjective, Draw
+from zoopt_nas.nas.search.evaluation import Draw
+from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import N_TRIED, AlphaUpdater, EpochEnd, Metrics, Verdict
 from zoopt_nas.nas.search.zero_order import ZeroOrderUpdater
 from zoopt_nas.nas.settings.config import FRESH, MIXED, SearchConfig
