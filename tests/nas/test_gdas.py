@@ -114,7 +114,7 @@ def test_a_step_is_adam_on_the_gradient():
     torch.testing.assert_close(after, reference.detach())
 
 
-@pytest.mark.parametrize("space", ["nasbench201", "s3"])
+@pytest.mark.parametrize("space", ["nasbench201", "s3", "s4"])  # s4 draws noise
 def test_a_search_resumes_bit_for_bit(space, tmp_path, without_seconds):
     sizes = {"init_channels": 2, "n_cells": 3, "n_train": 96, "batch_size": 16, "threads": 1}
     config = SearchConfig(dataset="digits", space=space, algo="gdas", epochs=2, **sizes)

@@ -210,6 +210,19 @@ def test_a_search_on_paths_resumes_bit_for_bit(space, paths, tmp_path, without_s
     assert whole.metrics[-1]["evaluations"] > 0
 
 
+def test_the_noise_of_the_validation_does_not_depend_on_what_was_evaluated_before(
+    tmp_path, without_seconds
+):
+    """The resumed search evaluates no candidate between its start and the end of the epoch."""
+    settings = config(space="s4", paths="uniform", algo="gld", update_period=4, epochs=2, n_cells=1)
+    whole = run_search(settings)
+    with pytest.raises(RunInterrupted):
+        run_search(settings, run_dir=tmp_path / "run", observer=StopAt(7))
+    rest = resume_search(tmp_path / "run")
+    assert without_seconds(rest.metrics) == without_seconds(whole.metrics)
+    assert whole.metrics[-1]["evaluations"] > 0
+
+
 @pytest.mark.parametrize("algo", ["darts1", "darts2", "gdas", "sdarts_rs", "es"])
 def test_methods_that_need_the_mixed_supernet_refuse_paths(algo):
     with pytest.raises(InvalidValueError, match=f"paths must be mixed with {algo}, which needs"):

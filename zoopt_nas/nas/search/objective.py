@@ -277,8 +277,12 @@ class BilevelObjective:
         self.n_evaluations += len(cells.found) - n_known
         return measured
 
-    def start(self) -> Supernet:
-        """Return the scratch network with the supernet's weights; the next call reuses it."""
+    def start(self, noise_seed: int = 0) -> Supernet:
+        """Return the scratch network with the supernet's weights; the next call reuses it.
+
+        ``noise_seed`` seeds its noise and its drop path.
+        """
+        self._noise.manual_seed(noise_seed)
         return self._training.start()
 
     def fit(self, alpha: Tensor | Path, draw: Draw) -> Supernet:

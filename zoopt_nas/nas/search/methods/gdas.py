@@ -53,7 +53,7 @@ class GumbelPaths(GradientUpdater):
         draw, space = objective.draw(), objective.supernet.space
         alpha = self.alpha.requires_grad_()
         path, weights = self._sample(space, alpha, self._progress)
-        network = objective.start()
+        network = objective.start(draw.noise_seed + 1)
         losses = [F.cross_entropy(network.follow(x, path, weights), y) for x, y in draw.val]
         # A path of which no operation is connected does not depend on alpha.
         return torch.autograd.grad(torch.stack(losses).mean(), alpha, materialize_grads=True)[0]
