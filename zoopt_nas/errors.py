@@ -73,6 +73,10 @@ class DivergedError(ZooptNasError):
     """The weights or the loss became non-finite. The last checkpoint is still valid."""
 
 
+class WorkerError(ZooptNasError):
+    """A process that evaluates candidates has died or failed. The search can be resumed."""
+
+
 class ExportError(ZooptNasError):
     """An exported network differs from the trained one in its output; no file was written."""
 

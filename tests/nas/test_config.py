@@ -60,6 +60,7 @@ SEARCH = COMMON | {
     "sigma_schedule": "constant",
     "solver": {"schedule": "adaptive", "max_radius": 3.0, "min_radius": 0.5, "direction": "ball"},
     "candidates_per_batch": 3,
+    "candidate_devices": "cuda:0, cuda:1",
     "edge_normalization": True,
     "relaxation": "dirichlet",
     "auxiliary_skip": 0.0,

@@ -67,10 +67,11 @@ def test_every_setting_of_a_run_stays_but_those_of_its_execution(stopped):
     config = RunFolder(stopped).config(SearchConfig)
     other = {"threads": 1, "image_size": 8, "n_train": 64, "update_period": 5, "inner_lr": 0.1}
     other |= {"paths": "fair", "weights": "fresh", "table": "a.csv", "start": "DARTS_V1"}
-    other |= {"relaxation": "sigmoid", "supernet": "runs/a run"}
+    other |= {"relaxation": "sigmoid", "supernet": "runs/a run", "candidate_devices": "cpu"}
     assert set(MAY_CHANGE) == {
         *("device", "threads", "amp", "compile", "channels_last", "cpu_kernels"),
-        *("candidates_per_batch", "dataset", "data_dir", "download", "table"),
+        *("candidates_per_batch", "candidate_devices"),
+        *("dataset", "data_dir", "download", "table"),
     }
     for name, value in vars(config).items():
         if name in ("surrogate", "extrapolate"):

@@ -12,7 +12,7 @@ from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.run import resume_search, run_search
-from zoopt_nas.nas.search.streams import AheadStream, Peeked, make_streams
+from zoopt_nas.nas.search.streams import AheadStream, Peeked, Replayed, make_streams
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps import weight_step as steps
 
@@ -48,6 +48,17 @@ def test_a_batch_is_the_same_whether_it_was_seen_before_or_not():
         for _ in range(k % 3):
             assert same(ahead.next_batch(), expected)
         assert same(seen.next_batch(), expected)
+
+
+def test_batches_are_replayed_from_a_position_of_an_equal_stream():
+    one, other = train_stream(), train_stream()
+    for _ in range(4):
+        one.next_batch()
+    replayed = Replayed(one, 5)
+    again = Replayed(other, len(replayed), replayed.position)
+    assert all(map(same, again, replayed))
+    assert all(map(same, again, [one.next_batch() for _ in range(5)]))
+    assert same(other.next_batch(), train_stream().next_batch())  # it stays where it was
 
 
 @pytest.mark.parametrize("name", ["train", "inner", "val"])

@@ -32,6 +32,7 @@ class Snapshot(Search):
 
     def __init__(self, folder: RunFolder) -> None:
         config = folder.config(SearchConfig)
+        config = config.replace(candidate_devices=None)  # measured in this process
         super().__init__(config, prepare(config, record=folder.data()), space=folder.space())
         self.folder = folder
         if not self.load_checkpoint():

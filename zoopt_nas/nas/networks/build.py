@@ -34,7 +34,7 @@ from zoopt_nas.nas.steps.seeds import seeded_init
 
 def build_supernet(
     config: SearchConfig,
-    dataset: Dataset,
+    dataset: Dataset | DataRecord,
     *,
     seed: int,
     execution: Execution,

@@ -52,7 +52,7 @@ CHECKPOINT_FORMAT = "zoopt-nas-checkpoint-1"
 # (`DataRecord` compares the data). Any other setting would change the results.
 MAY_CHANGE = (
     "device", "threads", "amp", "compile", "channels_last", "cpu_kernels", "candidates_per_batch",
-    "dataset", "data_dir", "download", "table",
+    "candidate_devices", "dataset", "data_dir", "download", "table",
 )  # fmt: skip
 METRICS = "metrics.jsonl"
 ARCHITECTURES = "architectures.jsonl"

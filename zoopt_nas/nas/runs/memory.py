@@ -28,6 +28,8 @@ N_IMAGES = 2  # BatchNorm needs two values for each channel
 # PyTorch loads for its first step. Measured on the CPU only (docs/performance.md).
 OVERHEAD = {"cpu": 1.6}
 LIBRARIES = {"cpu": 190_000_000}
+# What another process with PyTorch takes before its first step.
+PROCESS = {"cpu": 300_000_000}
 # The settings that help. The batch size comes first: an evaluation does not depend on it.
 LOWER = ("batch_size", "init_channels", "n_cells", "candidates_per_batch", "image_size")
 RAISE = ("partial_channels",)
@@ -45,6 +47,7 @@ class MemoryEstimate:
         evaluation: the same for an evaluation batch; not at the time of a weight step.
         data: images of the data set and of the batches in use.
         libraries: what PyTorch loads for its first step.
+        workers: all of this for the processes that evaluate candidates on the same device.
     """
 
     parameters: int
@@ -52,12 +55,13 @@ class MemoryEstimate:
     evaluation: int
     data: int
     libraries: int = 0
+    workers: int = 0
 
     @property
     def total(self) -> int:
         """The sum, with the larger of ``activations`` and ``evaluation``."""
         at_once = max(self.activations, self.evaluation)
-        return self.parameters + at_once + self.data + self.libraries
+        return self.parameters + at_once + self.data + self.libraries + self.workers
 
 
 def estimate(
@@ -254,6 +258,8 @@ def _advice(config: RunConfig, lower: tuple[str, ...]) -> str:
         ]
         if options:
             advice.append(f"{verb} {_either(options)}")
+    if getattr(config, "candidate_devices", None) is not None:
+        advice.append("name fewer candidate_devices")
     return ", or ".join(advice) or "use a device with more"
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 import statistics
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,12 +26,13 @@ from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
 from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.runs.snapshots import Snapshots
 from zoopt_nas.nas.search.hessian import dominant_eigenvalue
-from zoopt_nas.nas.search.memory import N_COPIES, memory_of
+from zoopt_nas.nas.search.memory import N_COPIES, SearchMemory, memory_of
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.paths import PathStep, path_sampler
 from zoopt_nas.nas.search.streams import Peeked, Replayed, make_streams
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
+from zoopt_nas.nas.search.workers import candidate_workers, n_beside
 from zoopt_nas.nas.settings.config import MIXED, SHARED, SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, Meter, evaluate
@@ -62,7 +64,8 @@ class Search(EpochLoop):
         self._table = None if config.table is None else CellTable.load(config.table)
         seeds = seeds_for(config.seed, _SEEDED)
 
-        with WeightLimit(setup.free, N_COPIES, config, device):
+        n_copies = N_COPIES * (1 + n_beside(config, device))
+        with WeightLimit(setup.free, n_copies, config, device):
             self.supernet = build_supernet(
                 config, dataset, seed=seeds["weights"], execution=execution, space=space
             )
@@ -88,6 +91,9 @@ class Search(EpochLoop):
         batches = partial(sequential_batches, dataset.train, val)
         self._val_batches = partial(batches, EVAL_BATCH_SIZE, dataset.transform(augment=False))
         is_unrolled = (method.inner or config.inner) == "second"  # the next weight step (DARTS)
+        self._workers = candidate_workers(
+            config, setup, self.supernet, self._optimizer, inner=method.inner, seeds=seeds
+        )
         self._objective = BilevelObjective.from_config(
             self.supernet,
             self._optimizer,
@@ -97,6 +103,7 @@ class Search(EpochLoop):
             seed=seeds["objective"],
             inner=method.inner,
             execution=execution,
+            evaluator=self._workers,
         )
         self.trains_weights = config.weights == SHARED
         if not self.trains_weights:
@@ -115,8 +122,17 @@ class Search(EpochLoop):
         self._snapshots = Snapshots()  # empty unless the method goes back
 
     def estimate_memory(self) -> MemoryEstimate:
-        """Estimate the memory of the whole search; its state does not change."""
+        """Estimate the memory of the whole search on its device; its state does not change."""
+        return self._estimate().here
+
+    def _estimate(self) -> SearchMemory:
         return memory_of(self.config, self.setup, self.supernet, self._updater, self._noise)
+
+    def workers_started(self) -> AbstractContextManager[None]:
+        """Start the processes that evaluate candidates, if it needs any, and end them on exit."""
+        if self._workers is None or self.epoch >= self.n_epochs:
+            return nullcontext()
+        return self._workers.started(self._estimate().worker)
 
     @property
     def alpha(self) -> Tensor:

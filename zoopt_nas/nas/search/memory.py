@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,16 +15,29 @@ from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.runs.memory import MemoryEstimate, estimate
+from zoopt_nas.nas.runs.memory import PROCESS, MemoryEstimate, estimate
 from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.search.candidates import batch_size
 from zoopt_nas.nas.search.noise import MAX_VAL_BATCHES
 from zoopt_nas.nas.search.updater import AlphaUpdater
+from zoopt_nas.nas.search.workers import n_beside
 from zoopt_nas.nas.settings.config import MIXED, SHARED, SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE
 
 N_COPIES = 2  # the supernet, and the copy on which candidates are trained
+
+
+class SearchMemory(NamedTuple):
+    """The estimated memory of a search.
+
+    Attributes:
+        here: on the device of the search, with the workers that share it.
+        worker: of one process that evaluates candidates.
+    """
+
+    here: MemoryEstimate
+    worker: MemoryEstimate
 
 
 def memory_of(
@@ -30,34 +46,14 @@ def memory_of(
     supernet: Supernet,
     updater: AlphaUpdater,
     noise: torch.Generator,
-) -> MemoryEstimate:
+) -> SearchMemory:
     """Estimate the memory of a search whose parts are built; they are restored.
 
     On a GPU with automatic ``candidates_per_batch``, the estimate is for single candidates.
     """
     device, execution, dataset = setup.device, setup.execution, setup.dataset
-    is_gradient = updater.kind == GRADIENT
-    has_eigenvalue = config.track_eigenvalue or updater.wants_eigenvalue
-    # Inner steps and gradients in alpha are in float32, whatever the precision of weight steps.
-    has_inner_steps = config.inner != "first" and config.inner_amp == "off"
     n_candidates = updater.n_candidates
-    is_float32 = is_gradient or (n_candidates > 0 and (has_inner_steps or updater.is_guided))
-    widest = replace(execution, autocast=None) if is_float32 else execution
-    # Gradients in alpha keep every operation's output.
-    in_alpha = has_eigenvalue or is_gradient
-    alpha: Tensor | Path = torch.zeros(supernet.space.dim, device=device, requires_grad=in_alpha)
-    if config.paths != MIXED:
-        alpha = _heaviest_path(supernet.space)
-
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        if has_eigenvalue:  # keeps the graphs of the loss and of its gradient
-            assert isinstance(alpha, Tensor)  # paths have no eigenvalue
-            value = F.cross_entropy(supernet(images, alpha), labels)
-            (gradient,) = torch.autograd.grad(value, alpha, create_graph=True)
-            return torch.autograd.grad(gradient.sum(), alpha)[0]
-        with widest.precision():
-            return F.cross_entropy(supernet(images, alpha), labels)
-
+    loss, forward = _passes(config, setup, supernet, updater)
     n_train = int(len(dataset.train) * config.train_portion)
     n_val = len(dataset.train) - n_train
     # With fresh weights the batches are read anew in every pass.
@@ -71,29 +67,82 @@ def memory_of(
     n_at_once = batch_size(per_batch, n_candidates, n_numbers, device, cpu_kernels)
     if n_at_once > 1:  # PyTorch's operators compute batched candidates, and need more memory
         enable_kernels(supernet, False)
-    is_recorded = execution.compile and device.type == "cuda" and n_candidates > 0
     found = estimate(
         supernet,
         loss,
-        lambda images: supernet(images, alpha),
+        forward,
         dataset,
         sizes=(batch, min(EVAL_BATCH_SIZE, n_val)),
-        n_copies=N_COPIES + (n_at_once if n_at_once > 1 else 0),
+        n_copies=N_COPIES,
         n_batches=1 + n_inner + n_val_batches,
         generators=[noise],
     )
     enable_kernels(supernet, execution.cpu_kernels)
     weights = sum(parameter.nbytes for parameter in supernet.parameters())
-    n_averages = max(n_at_once, 1) if config.inner_average else 0
     n_kept = 0  # snapshots, each with weights and momentum; they are on the host
     if updater.goes_back and device.type == "cpu":
         last = config.epochs - 1
         n_kept = max(last - updater.oldest_return(last, config.weight_decay) + 1, 0)
-    return replace(
-        found,
-        parameters=found.parameters + (2 * n_kept + n_averages) * weights,
-        activations=found.activations * (max(n_at_once, 1) + is_recorded),
+    with_candidates = partial(_with_candidates, found, weights, config.inner_average > 0)
+    here = with_candidates(1 if config.worker_names else n_at_once)
+    here = replace(here, parameters=here.parameters + 2 * n_kept * weights)
+    if not config.worker_names:
+        is_recorded = execution.compile and device.type == "cuda" and n_candidates > 0
+        here = replace(here, activations=here.activations + is_recorded * found.activations)
+        return SearchMemory(here, here)
+    # A worker evaluates in batches of training, and needs images only to read batches anew.
+    images = dataset.train.nbytes if config.weights == SHARED else 0
+    worker = replace(
+        with_candidates(n_at_once),
+        evaluation=0,
+        data=found.data - images,
+        libraries=found.libraries + PROCESS.get(device.type, 0),
     )
+    return SearchMemory(replace(here, workers=n_beside(config, device) * worker.total), worker)
+
+
+def _passes(
+    config: SearchConfig, setup: Setup, supernet: Supernet, updater: AlphaUpdater
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return the pass of a search that keeps most, and its evaluation."""
+    execution = setup.execution
+    is_gradient = updater.kind == GRADIENT
+    has_eigenvalue = config.track_eigenvalue or updater.wants_eigenvalue
+    # Inner steps and gradients in alpha are in float32, whatever the precision of weight steps.
+    has_inner_steps = config.inner != "first" and config.inner_amp == "off"
+    evaluates = updater.n_candidates > 0
+    is_float32 = is_gradient or (evaluates and (has_inner_steps or updater.is_guided))
+    widest = replace(execution, autocast=None) if is_float32 else execution
+    # Gradients in alpha keep every operation's output.
+    in_alpha = has_eigenvalue or is_gradient
+    alpha: Tensor | Path = torch.zeros(
+        supernet.space.dim, device=setup.device, requires_grad=in_alpha
+    )
+    if config.paths != MIXED:
+        alpha = _heaviest_path(supernet.space)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        if has_eigenvalue:  # keeps the graphs of the loss and of its gradient
+            assert isinstance(alpha, Tensor)  # paths have no eigenvalue
+            value = F.cross_entropy(supernet(images, alpha), labels)
+            (gradient,) = torch.autograd.grad(value, alpha, create_graph=True)
+            return torch.autograd.grad(gradient.sum(), alpha)[0]
+        with widest.precision():
+            return F.cross_entropy(supernet(images, alpha), labels)
+
+    return loss, lambda images: supernet(images, alpha)
+
+
+def _with_candidates(
+    found: MemoryEstimate, weights: int, has_average: bool, n: int
+) -> MemoryEstimate:
+    """Return the estimate for ``n`` candidates at once, from the one for a weight step.
+
+    ``weights`` are the bytes of a supernet's weights, of which a candidate may have an average.
+    """
+    n_copies, n = (n if n > 1 else 0), max(n, 1)
+    copies = n_copies * (found.parameters // N_COPIES) + has_average * n * weights
+    return replace(found, parameters=found.parameters + copies, activations=n * found.activations)
 
 
 def _heaviest_path(space: SearchSpace) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.data.batches import split_indices
 from zoopt_nas.nas.data.datasets import DatasetSpec
 from zoopt_nas.nas.data.image_sets import Dataset
@@ -25,7 +26,7 @@ from zoopt_nas.nas.runs.setup import prepare
 from zoopt_nas.nas.search.algorithm import Search
 from zoopt_nas.nas.search.finished import continue_finished
 from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.settings.config import SearchConfig
+from zoopt_nas.nas.settings.config import FRESH, SearchConfig
 from zoopt_nas.nas.steps.execution import cpu_threads
 from zoopt_nas.nas.steps.seeds import generator
 
@@ -71,18 +72,20 @@ def run_search(
         RunInterrupted: the observer stopped the run, which is saved.
         DivergedError: the loss became non-finite.
         NotEnoughMemoryError: the device has too little memory.
+        WorkerError: a process of ``candidate_devices`` has died or failed.
     """
-    with cpu_threads(config.threads):
+    with cpu_threads(config.threads), ExitStack() as stack:
         # Built before the folder: a wrong setting leaves no folder behind.
         search = _build(_named(config, space, dataset), observer, space=space, dataset=dataset)
+        stack.enter_context(search.workers_started())
         if METHODS[config.algo].continues:
             continue_finished(search)
         if run_dir is not None:
             record = DataRecord.of(search.setup.dataset)
             machine = describe_machine(search.setup.device)
             search.folder = RunFolder.create(run_dir, search.config, record, space, machine)
-        with nullcontext() if search.folder is None else search.folder.held():
-            return _finish(search)
+            stack.enter_context(search.folder.held())
+        return _finish(search)
 
 
 def resume_search(
@@ -108,7 +111,8 @@ def resume_search(
         )
         search.folder = folder
         search.resume()
-        return _finish(search)
+        with search.workers_started():
+            return _finish(search)
 
 
 def _named(
@@ -133,6 +137,11 @@ def _build(
     record: DataRecord | None = None,
 ) -> Search:
     METHODS[config.algo]  # reject a wrong name before the images are read
+    if config.candidate_devices is not None and config.weights == FRESH and dataset is not None:
+        raise InvalidValueError(
+            "candidate_devices must be left out with fresh weights and a data set that is passed "
+            f"as an object, which their processes cannot load, got {config.candidate_devices}"
+        )
     space = space or SPACES[config.space]
     setup = prepare(config, dataset=dataset, record=record, check_test=record is None)
     n_images = len(setup.dataset.train)

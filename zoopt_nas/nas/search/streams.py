@@ -70,11 +70,21 @@ class Replayed(Sequence[Batch]):
     """The next batches of a stream, read anew at every pass; the stream stays where it is.
 
     They need no memory, and are the same in every pass as long as nothing else reads the stream.
+
+    Args:
+        stream: The stream.
+        n: The number of batches.
+        position: Where they begin; None is the present position of the stream.
+
+    Attributes:
+        position: Where they begin, as the stream's ``state_dict``.
     """
 
-    def __init__(self, stream: Replayable, n: int) -> None:
+    def __init__(
+        self, stream: Replayable, n: int, position: Mapping[str, Any] | None = None
+    ) -> None:
         self._stream, self._n = stream, n
-        self._state = stream.state_dict()
+        self.position = stream.state_dict() if position is None else position
 
     def __len__(self) -> int:
         return self._n
@@ -96,7 +106,7 @@ class Replayed(Sequence[Batch]):
 
     def _read(self, n: int) -> Iterator[Batch]:
         now = self._stream.state_dict()
-        self._stream.load_state_dict(self._state)
+        self._stream.load_state_dict(self.position)
         try:
             for _ in range(n):
                 yield self._stream.next_batch()

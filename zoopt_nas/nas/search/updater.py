@@ -147,6 +147,11 @@ class AlphaUpdater(ABC):
                 f"supernet must be left out with {config.algo}, which trains its own, "
                 f"got {config.supernet}"
             )
+        if config.candidate_devices is not None and cls.kind != ZERO_ORDER:
+            raise InvalidValueError(
+                f"candidate_devices must be left out with {config.algo}, which evaluates no "
+                f"candidates, got {config.candidate_devices}"
+            )
         if config.alpha_penalty and not cls.has_penalty:
             raise InvalidValueError(
                 f"alpha_penalty must be 0 with {config.algo}, which has none, "

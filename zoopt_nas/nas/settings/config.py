@@ -29,6 +29,7 @@ from zoopt_nas.nas.settings.setting import (
     BELOW_1,
     BETWEEN_0_AND_1,
     DATA,
+    DEVICES,
     MACHINE,
     NETWORK,
     POSITIVE,
@@ -187,6 +188,12 @@ class SearchConfig(RunConfig):
         None, MACHINE, "Candidates of an update that are evaluated at once.",
         "zoopt-nas. It changes losses only by rounding.", rule=POSITIVE_INTEGER,
         shown="as many as save time and fit into memory")
+    candidate_devices: str | None = setting(
+        None, MACHINE, "Devices of processes that evaluate candidates, as cuda:0,cuda:1.",
+        "One process for each, for zero-order methods "
+        "([candidates](parallel.md#candidates-of-a-search)). With the same threads the results are "
+        "the same.",
+        rule=DEVICES, shown="none: the search evaluates them itself")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -213,6 +220,12 @@ class SearchConfig(RunConfig):
         for key, needed in _OF_PATHS.items() if self.paths != MIXED else ():
             if (value := getattr(self, key)) != needed:
                 raise InvalidValueError(f"paths must be mixed with {key} {value}, got {self.paths}")
+
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        """The devices in ``candidate_devices``; empty for None."""
+        names = self.candidate_devices
+        return () if names is None else tuple(name.strip() for name in names.split(","))
 
     def _check_edge_normalization(self) -> None:
         """Refuse what changes the sum of an edge's weights, which is its factor."""

@@ -31,7 +31,7 @@ UNSET: Any = _Unset()
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a number, as words after "must" and as a function."""
+    """A condition on a value, as words after "must" and as a function."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -42,6 +42,10 @@ AT_LEAST_0 = Rule("be at least 0", lambda value: value >= 0)
 POSITIVE = Rule("be positive", lambda value: value > 0)
 POSITIVE_FINITE = Rule("be positive and finite", lambda value: 0 < value < math.inf)
 BELOW_1 = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
+DEVICES = Rule(
+    "be devices with commas between them",
+    lambda value: all(name.strip() for name in value.split(",")),
+)
 BETWEEN_0_AND_1 = Rule("lie in (0, 1)", lambda value: 0 < value < 1)
 
 
@@ -54,7 +58,7 @@ class Setting:
         help: What it does, in one line.
         group: Group in ``--help`` and in the docs.
         note: Source of the default and reasons, for the docs.
-        rule: Condition on the number, or on each number of a tuple.
+        rule: Condition on the value, or on each number of a tuple.
         choices: Allowed strings; empty for any.
         has_option: Whether it has a command-line option.
         option: The option, if it is not spelled like the name.
