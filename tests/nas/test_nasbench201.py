@@ -242,6 +242,11 @@ def test_discretize_takes_the_first_best_candidate_of_each_edge(values: list[int
     rows = [values[5 * edge : 5 * edge + 5] for edge in range(6)]
     expected = NasBench201Genotype(tuple(NAMES[row.index(max(row))] for row in rows))
     assert SPACE.discretize(alpha[:30]) == SPACE.discretize(alpha[:30].float()) == expected
+    weights = SPACE.log_weights(alpha[:30])
+    assert SPACE.choose(weights) == expected
+    weights["cell"][2][:] = torch.tensor([-math.inf, -9.0, -math.inf, -8.0, -9.0])
+    operations = (*expected.operations[:2], NAMES[3], *expected.operations[3:])
+    assert SPACE.choose(weights) == NasBench201Genotype(operations)
     # The shares of edges change no choice, because every edge stays.
     assert dataclasses.replace(SPACE, edge_normalization=True).discretize(alpha) == expected
 

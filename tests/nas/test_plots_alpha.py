@@ -44,10 +44,13 @@ def test_heat_map_holds_the_softmax(name):
         assert all(patch.get_hatch() for patch in hatched)
 
 
-def test_heat_map_frames_what_the_genotype_keeps():
+@pytest.mark.parametrize("with_row", [False, True])
+def test_heat_map_frames_what_the_genotype_keeps(with_row: bool):
     space = SPACES["s1"]
     alpha = space.init_alpha(rng=4, scale=1.0)
-    figure = draw_alpha(space, alpha)
+    genotype = space.discretize(-alpha if with_row else alpha)
+    row = {"alpha": alpha.tolist(), "genotype": genotype.to_dict()}
+    figure = draw_alpha(space, [row] if with_row else alpha)
     edges = cell_edges()
     for axes, kind in zip(figure.axes[:2], CELL_KINDS, strict=True):
         operations = [label.get_text() for label in axes.get_xticklabels()]
@@ -57,8 +60,7 @@ def test_heat_map_frames_what_the_genotype_keeps():
                 column, row = np.round(patch.get_center()).astype(int)
                 framed.add((operations[column], *edges[row]))
         assert framed == {
-            (op, source, 2 + i // 2)
-            for i, (op, source) in enumerate(space.discretize(alpha).edges(kind))
+            (op, source, 2 + i // 2) for i, (op, source) in enumerate(genotype.edges(kind))
         }
 
 

@@ -119,6 +119,22 @@ def test_each_method_searches_the_digits_and_records_the_documented_columns(algo
         assert [row["sigma"] for row in rows] == [None, None, None]
 
 
+def test_a_method_may_derive_the_architecture_in_its_own_way(search_config, tmp_path, monkeypatch):
+    """Here that of minus alpha, in every row and in the result."""
+    monkeypatch.setattr(
+        GradientUpdater, "architecture", lambda self, space: space.discretize(-self.alpha)
+    )
+    result = run_search(search_config("darts1"), run_dir=tmp_path / "run")
+    space = SPACES["small_s3"]
+    assert result.genotype == space.discretize(-result.alpha) != space.discretize(result.alpha)
+    assert RunFolder.open(tmp_path / "run").genotype() == result.genotype
+    rows = RunFolder.open(tmp_path / "run").rows("architectures.jsonl")
+    found = [space.discretize(-torch.tensor(row["alpha"])) for row in rows]
+    assert [row["genotype"] for row in rows] == [one.to_dict() for one in found]
+    counts = [one.count("skip_connect") for one in found]
+    assert [row["skip_connections"] for row in result.metrics] == counts
+
+
 @pytest.mark.parametrize("algo", ALGOS)
 def test_alpha_is_frozen_in_warm_up_and_moves_after_it(algo, search_config):
     config = search_config(algo, solver={"smoothing": 0.5} if algo == "rs" else {})

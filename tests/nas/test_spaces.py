@@ -227,6 +227,27 @@ def test_the_stronger_edge_comes_first():
     assert genotype.reduce[6:] == (("sep_conv_3x3", 4), ("skip_connect", 1))
 
 
+def test_weights_may_be_zero():
+    """Log weights of -inf: the candidate goes, and the others keep their weights."""
+    alpha = s3_alpha(
+        {
+            ("normal", 0, 3): [0.0, 9.0, 0.0],
+            ("normal", 1, 3): [0.0, 2.0, 0.0],
+            ("normal", 2, 3): [0.0, 0.0, 0.5],
+        }
+    )
+    space = SPACES["s3"]
+    weights = space.log_weights(alpha)
+    assert space.choose(weights) == space.discretize(alpha)
+    assert space.choose(weights).normal[2:4] == (("skip_connect", 0), ("skip_connect", 1))
+    weights["normal"][2][1] = -math.inf
+    # With a sum of 1 the first edge would have 1/2, more than the 0.45 of the last.
+    assert space.choose(weights).normal[2:4] == (("skip_connect", 1), ("sep_conv_3x3", 2))
+    for edge in range(2, 5):
+        weights["normal"][edge][1:] = -math.inf  # nothing is left but none
+    assert space.choose(weights).normal[2:4] == (("skip_connect", 0), ("skip_connect", 1))
+
+
 def test_discretize_reads_float32_and_leaves_alpha_alone():
     alpha = SPACES["s4"].init_alpha(rng=0).requires_grad_()
     before = alpha.detach().clone()

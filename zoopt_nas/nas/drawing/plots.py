@@ -27,6 +27,7 @@ from zoopt_nas.nas.drawing import cell_layout
 from zoopt_nas.nas.drawing.cell_layout import HEAD_LENGTH, Array, Arrow, Box, CellDrawing
 from zoopt_nas.nas.drawing.figures import STYLE
 from zoopt_nas.nas.networks.architecture import Architecture, CellGraph
+from zoopt_nas.nas.networks.architectures import architecture_from_dict
 from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.networks.space import SearchSpace
 
@@ -145,14 +146,14 @@ def draw_alpha(
     """Draw the weights of every edge as a heat map; frames mark the edges of the genotype.
 
     Rows are edges ``source→node``, numbered as in the genotype; columns are operations, hatched
-    where an edge does not have them. ``alpha`` is ``(dim,)``, or the rows of
-    ``architectures.jsonl``, of which the last is drawn.
+    where an edge does not have them. ``alpha`` is ``(dim,)``, whose genotype is framed, or the rows
+    of ``architectures.jsonl``, of which the last is drawn, with its genotype.
 
     Raises:
         InvalidValueError: alpha has the wrong shape or is not finite, or there is no row.
     """
     vector = _alpha_vector(alpha)
-    genotype = space.discretize(vector)
+    genotype = _genotype_of(alpha) or space.discretize(vector)
     weights = space.weights(vector)
     highest = max(float(part.max()) for parts in weights.values() for part in parts)
     columns = {
@@ -298,6 +299,15 @@ def _alpha_vector(alpha: Tensor | Sequence[float] | Sequence[Mapping[str, Any]])
     if values is None:
         raise InvalidValueError("the last row must have the field alpha, got none")
     return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+
+def _genotype_of(
+    alpha: Tensor | Sequence[float] | Sequence[Mapping[str, Any]],
+) -> Architecture | None:
+    """Return the genotype in the last row; None if there is none."""
+    last = None if isinstance(alpha, Tensor) else alpha[-1]
+    fields = last.get("genotype") if isinstance(last, Mapping) else None
+    return None if fields is None else architecture_from_dict(fields)
 
 
 def _ink_weights(axes: Axes, matrix: Array, highest: float) -> None:

@@ -15,7 +15,14 @@ from zoopt_nas.errors import InvalidValueError, UnknownNameError
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, EDGES_PER_NODE, N_INPUTS, Edge, Genotype
 from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.networks.relaxation import check_relaxation
-from zoopt_nas.nas.networks.space import UNUSED, EdgeGroup, Path, SearchSpace, read_edges
+from zoopt_nas.nas.networks.space import (
+    UNUSED,
+    EdgeGroup,
+    LogWeights,
+    Path,
+    SearchSpace,
+    read_edges,
+)
 
 N_NODES = 4  # intermediate nodes of a cell
 
@@ -117,8 +124,11 @@ class DartsSpace(SearchSpace):
         Raises:
             InvalidValueError: Alpha has another shape or is not finite.
         """
-        weights = self._finite_log_weights(alpha)
-        cells = {kind: self._discretize_cell(kind, weights[kind]) for kind in CELL_KINDS}
+        return self.choose(self.log_weights(alpha))
+
+    def choose(self, log_weights: LogWeights) -> Genotype:
+        """See ``SearchSpace.choose``."""
+        cells = {kind: self._choose_cell(kind, log_weights[kind]) for kind in CELL_KINDS}
         concat = tuple(range(N_INPUTS, N_INPUTS + self.n_nodes))
         return Genotype(cells["normal"], cells["reduce"], concat, concat)
 
@@ -138,7 +148,7 @@ class DartsSpace(SearchSpace):
                 path[place] = self._choice(kind, edge, name)
         return tuple(path)
 
-    def _discretize_cell(self, kind: str, weights: Sequence[Tensor]) -> tuple[Edge, ...]:
+    def _choose_cell(self, kind: str, weights: Sequence[Tensor]) -> tuple[Edge, ...]:
         incoming: dict[int, list[tuple[float, str, int]]] = {}
         for (source, node), names, edge_weights in zip(
             self.edges, self.candidates(kind), weights, strict=True

@@ -21,7 +21,7 @@ from zoopt_nas.nas.networks.nasbench201_cell import (
 )
 from zoopt_nas.nas.networks.operations import OPERATIONS
 from zoopt_nas.nas.networks.relaxation import check_relaxation
-from zoopt_nas.nas.networks.space import EdgeGroup, Path, SearchSpace
+from zoopt_nas.nas.networks.space import EdgeGroup, LogWeights, Path, SearchSpace
 
 CELL = "cell"  # the only kind of cell
 _NONE = "none"
@@ -169,8 +169,12 @@ class NasBench201Space(SearchSpace):
         Raises:
             InvalidValueError: Alpha has another shape or is not finite.
         """
-        weights = self._finite_log_weights(alpha)[CELL]
-        return NasBench201Genotype(tuple(self.operations[int(part.argmax())] for part in weights))
+        return self.choose(self.log_weights(alpha))
+
+    def choose(self, log_weights: LogWeights) -> NasBench201Genotype:
+        """See ``SearchSpace.choose``."""
+        best = [int(part.argmax()) for part in log_weights[CELL]]
+        return NasBench201Genotype(tuple(self.operations[choice] for choice in best))
 
     def path(self, architecture: NasBench201Genotype) -> Path:
         """See ``SearchSpace.path``."""

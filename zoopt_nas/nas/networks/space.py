@@ -26,6 +26,9 @@ Path = tuple[int, ...]
 
 UNUSED = -1
 
+LogWeights = Mapping[str, Sequence[Tensor]]
+"""The logarithms of the weights of the candidates of each edge, by kind of cell."""
+
 
 class EdgeGroup(NamedTuple):
     """Edges of which a discrete cell keeps some, each with one operation.
@@ -77,6 +80,13 @@ class SearchSpace(ABC):
 
         Raises:
             InvalidValueError: Alpha has another shape or is not finite.
+        """
+
+    @abstractmethod
+    def choose(self, log_weights: LogWeights) -> Architecture:
+        """Return the architecture of weights of the candidates, as ``log_weights`` returns them.
+
+        A candidate of weight 0, whose logarithm is -inf, is chosen only where there is no other.
         """
 
     @abstractmethod
@@ -165,6 +175,19 @@ class SearchSpace(ABC):
             for kind, parts in self._log_weights(alpha).items()
         }
 
+    def log_weights(self, alpha: Tensor) -> dict[str, list[Tensor]]:
+        """Return the logarithms of ``weights`` in float64 on the CPU.
+
+        They rank weights without ties by underflow.
+
+        Raises:
+            InvalidValueError: Alpha has another shape or is not finite.
+        """
+        alpha = alpha.detach().to("cpu", torch.float64)
+        if not bool(torch.isfinite(alpha).all()):
+            raise InvalidValueError("alpha must be finite to be discretized, got NaN or infinity")
+        return self._log_weights(alpha)
+
     def edge_factors(self, alpha: Tensor) -> Tensor:
         """Return the factor of each edge, ``(n_edges,)``; 1 without edge normalization."""
         return self._log_factors(alpha).exp()
@@ -222,13 +245,6 @@ class SearchSpace(ABC):
             ]
             for kind, of_kind in zip(self.kinds, factors, strict=True)
         }
-
-    def _finite_log_weights(self, alpha: Tensor) -> dict[str, list[Tensor]]:
-        """Return log weights in float64 on the CPU; they rank weights without ties by underflow."""
-        alpha = alpha.detach().to("cpu", torch.float64)
-        if not bool(torch.isfinite(alpha).all()):
-            raise InvalidValueError("alpha must be finite to be discretized, got NaN or infinity")
-        return self._log_weights(alpha)
 
 
 def read_edges(kind: str, edges: Any) -> tuple[tuple[str, ...], ...]:

@@ -142,7 +142,7 @@ class Search(EpochLoop):
     @property
     def genotype(self) -> Architecture:
         """The architecture of the current alpha."""
-        return self.supernet.space.discretize(self.alpha)
+        return self._updater.architecture(self.supernet.space)
 
     @property
     def n_epochs(self) -> int:

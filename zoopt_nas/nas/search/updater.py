@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.space import Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import Batch
@@ -191,6 +192,10 @@ class AlphaUpdater(ABC):
     @abstractmethod
     def alpha(self) -> Tensor:
         """The current architecture parameters ``(dim,)``, without a gradient."""
+
+    def architecture(self, space: SearchSpace) -> Architecture:
+        """Return the architecture of the current alpha; after the last epoch it is the result."""
+        return space.discretize(self.alpha)
 
     @property
     def n_candidates(self) -> int:
