@@ -24,7 +24,7 @@ from zoopt_nas.nas.networks.nasbench201_modules import (
 )
 from zoopt_nas.nas.networks.network import Network
 from zoopt_nas.nas.networks.skeleton import plan_cells, stem_for
-from zoopt_nas.nas.networks.space import SearchSpace
+from zoopt_nas.nas.networks.space import Kept, SearchSpace
 from zoopt_nas.nas.networks.spaces import space_of
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
@@ -39,6 +39,9 @@ def build_supernet(
     seed: int,
     execution: Execution,
     space: SearchSpace | None = None,
+    n_cells: int | None = None,
+    kept: Kept | None = None,
+    drops_skips: bool = False,
 ) -> Supernet:
     """Build the supernet of a search.
 
@@ -48,16 +51,21 @@ def build_supernet(
         seed: Seed of the initial weights.
         execution: Device and execution.
         space: Replaces the space that ``config`` names.
+        n_cells: Replaces the number of cells that ``config`` gives.
+        kept: The candidates to build, see ``Supernet``.
+        drops_skips: Whether skip connections have dropout.
 
     Raises:
         InvalidValueError: A setting does not suit the space.
     """
     space = space_of(config, space)
-    sizes = (dataset.n_classes, config.init_channels, config.n_cells)
+    sizes = (dataset.n_classes, config.init_channels, n_cells or config.n_cells)
     common: dict[str, Any] = {
         "in_channels": dataset.in_channels,
         "partial_channels": config.partial_channels,
         "auxiliary_skip": config.auxiliary_skip > 0,
+        "kept": kept,
+        "drops_skips": drops_skips,
     }
     with seeded_init(seed):
         supernet: Supernet

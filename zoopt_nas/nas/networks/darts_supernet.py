@@ -15,9 +15,9 @@ from zoopt_nas.nas.networks.darts_space import DartsSpace
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, N_INPUTS
 from zoopt_nas.nas.networks.joined_edges import JoinedEdges, Node, Place, join_edges
 from zoopt_nas.nas.networks.operations import (
-    OPERATIONS,
     AfterReLU,
     FactorizedReduce,
+    OperationBuilder,
     Pool,
     Separable,
 )
@@ -29,7 +29,7 @@ from zoopt_nas.nas.networks.skeleton import (
     build_stem,
     plan_cells,
 )
-from zoopt_nas.nas.networks.space import UNUSED, Path
+from zoopt_nas.nas.networks.space import UNUSED, Kept, Path
 from zoopt_nas.nas.networks.standalone import Zero
 from zoopt_nas.nas.networks.supernet import Drop, Supernet
 
@@ -109,15 +109,15 @@ class MixedOp(nn.Module):
 class SearchCell(nn.Module):
     """A cell with all its edges. A node is the sum of its edges; the output joins all nodes.
 
-    ``operations`` are the names of the operations of each edge, and ``table_width`` is the largest
-    number of them in the cells of all kinds.
+    ``builders`` build the operations of each edge, and ``table_width`` is the largest number of
+    them in the cells of all kinds.
     """
 
     def __init__(
         self,
         space: DartsSpace,
         plan: CellPlan,
-        operations: Sequence[Sequence[str]],
+        builders: Sequence[Sequence[OperationBuilder]],
         table_width: int,
         n_parts: int = 1,
     ) -> None:
@@ -130,13 +130,13 @@ class SearchCell(nn.Module):
         width = part_width(plan.channels, n_parts)
         self.preprocess = Preprocess(plan, affine=False)
         # A pool has no weights, so all edges from a node share one module.
-        pools: dict[tuple[int, str], nn.Module] = {}
+        pools: dict[tuple[int, OperationBuilder], nn.Module] = {}
         self.edges = nn.ModuleList()
-        for (source, _), names in zip(self._edges, operations, strict=True):
-            built = [OPERATIONS[name](width, plan.stride(source), True) for name in names]
+        for (source, _), of_edge in zip(self._edges, builders, strict=True):
+            built = [build(width, plan.stride(source), True) for build in of_edge]
             shared = [
-                pools.setdefault((source, name), op) if isinstance(op, Pool) else op
-                for name, op in zip(names, built, strict=True)
+                pools.setdefault((source, build), op) if isinstance(op, Pool) else op
+                for build, op in zip(of_edge, built, strict=True)
             ]
             self.edges.append(MixedOp(shared))
         self._joined_edges = [
@@ -252,7 +252,7 @@ class DartsSupernet(Supernet):
         in_channels: Channels of the images.
         stem: ``"cifar"`` or ``"imagenet"``.
         partial_channels: K: the operations use 1/K of the channels; see ``partial_channels.py``.
-        auxiliary_skip: See ``Supernet``.
+        auxiliary_skip, kept, drops_skips: See ``Supernet``.
     """
 
     space: DartsSpace
@@ -268,17 +268,22 @@ class DartsSupernet(Supernet):
         stem: str = "cifar",
         partial_channels: int = 1,
         auxiliary_skip: bool = False,
+        kept: Kept | None = None,
+        drops_skips: bool = False,
     ) -> None:
-        super().__init__(space, auxiliary_skip)
+        super().__init__(space, auxiliary_skip, kept, drops_skips)
         plans = list(plan_cells(n_cells, init_channels, (space.n_nodes,) * 2, stem))
         self.stem = build_stem(stem, in_channels, init_channels)
         self.stem_channels = plans[0].in_channels[0]
-        operations = {
-            kind: [self._operations(names) for names in space.candidates(kind)]
-            for kind in CELL_KINDS
+        builders = {
+            kind: [
+                self._builders(k * len(space.edges) + edge, names)
+                for edge, names in enumerate(space.candidates(kind))
+            ]
+            for k, kind in enumerate(CELL_KINDS)
         }
         self.cells = nn.ModuleList(
-            SearchCell(space, plan, operations[plan.kind], self.table_width, partial_channels)
+            SearchCell(space, plan, builders[plan.kind], self.table_width, partial_channels)
             for plan in plans
         )
         self.head = build_head(space.n_nodes * plans[-1].channels, n_classes)

@@ -18,10 +18,10 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.nasbench201 import CELL, NasBench201Genotype, NasBench201Space
 from zoopt_nas.nas.networks.nasbench201_cell import EDGES
 from zoopt_nas.nas.networks.network import Network
-from zoopt_nas.nas.networks.operations import OPERATIONS, AfterReLU, Pool
+from zoopt_nas.nas.networks.operations import OPERATIONS, AfterReLU, OperationBuilder, Pool
 from zoopt_nas.nas.networks.partial_channels import merge_parts, part_width, split_parts
 from zoopt_nas.nas.networks.skeleton import drop_path
-from zoopt_nas.nas.networks.space import UNUSED, Path
+from zoopt_nas.nas.networks.space import UNUSED, Kept, Path
 from zoopt_nas.nas.networks.standalone import Zero
 from zoopt_nas.nas.networks.standalone_nasbench201 import Head, ResidualBlock, Stem
 from zoopt_nas.nas.networks.supernet import Drop, Supernet
@@ -75,14 +75,14 @@ class SearchCell(nn.Module):
         self,
         space: NasBench201Space,
         channels: int,
-        operations: Sequence[Sequence[str]],
+        builders: Sequence[Sequence[OperationBuilder]],
         n_parts: int = 1,
     ) -> None:
         super().__init__()
         self._n_parts, self._weighs_edges = n_parts, space.edge_normalization
         width = part_width(channels, n_parts)
         self.edges = nn.ModuleList(
-            nn.ModuleList(_build_candidate(name, width) for name in names) for names in operations
+            nn.ModuleList(_built(build, width) for build in of_edge) for of_edge in builders
         )
 
     def forward(self, x: Tensor, weights: Tensor, drop: Drop | None) -> Tensor:
@@ -156,9 +156,8 @@ class SearchCell(nn.Module):
         return cast(Sequence[nn.Module], self.edges[edge])
 
 
-def _build_candidate(name: str, channels: int) -> nn.Module:
+def _built(build: OperationBuilder, channels: int) -> nn.Module:
     """Return a candidate of the supernet; the pools of this space have no BatchNorm."""
-    build = OPERATIONS[name]
     operation = build(channels, 1, True)
     return build(channels, 1, False) if isinstance(operation, Pool) else operation
 
@@ -173,7 +172,7 @@ class NasBench201Supernet(Supernet):
         n_cells: Number of cells, a multiple of 3 (15 in the paper).
         in_channels: Channels of the images.
         partial_channels: K: the operations use 1/K of the channels; see ``partial_channels.py``.
-        auxiliary_skip: See ``Supernet``.
+        auxiliary_skip, kept, drops_skips: See ``Supernet``.
 
     Raises:
         InvalidValueError: A number is out of range.
@@ -191,14 +190,16 @@ class NasBench201Supernet(Supernet):
         in_channels: int = 3,
         partial_channels: int = 1,
         auxiliary_skip: bool = False,
+        kept: Kept | None = None,
+        drops_skips: bool = False,
     ) -> None:
-        super().__init__(space, auxiliary_skip)
+        super().__init__(space, auxiliary_skip, kept, drops_skips)
         widths = _widths(n_cells, init_channels)
         self.stem = Stem(in_channels, init_channels)
         self.stem_channels = init_channels
-        operations = [self._operations(names) for names in space.candidates(CELL)]
+        builders = [self._builders(*edge) for edge in enumerate(space.candidates(CELL))]
         self.cells = nn.ModuleList(
-            SearchCell(space, width, operations, partial_channels) for width in widths
+            SearchCell(space, width, builders, partial_channels) for width in widths
         )
         self.blocks = _build_blocks(widths)
         self.head = _build_head(widths[-1], n_classes)

@@ -171,6 +171,39 @@ class Noise(Stochastic):
         return contiguous_like(noise.permute(0, 3, 1, 2), x)
 
 
+class SkipDropout(Stochastic):
+    """A skip connection with dropout: in training mode it loses some of its numbers (P-DARTS).
+
+    Attributes:
+        rate: Probability () of each number to become 0, below 1; the others are divided by
+            ``1 - rate``. It is 0 at first.
+    """
+
+    rate: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A buffer, so that a CUDA graph follows its changes.
+        self.register_buffer("rate", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` ``(batch, channels, h, w)`` with dropout."""
+        if not self.training:
+            return x
+        batch, channels, height, width = x.shape
+        # In channels-last order, see Noise; in float32, since bfloat16 has few numbers.
+        drawn = torch.empty((batch, height, width, channels), device=x.device)
+        drawn.uniform_(generator=self.generator)
+        scale = (drawn >= self.rate) / (1 - self.rate)
+        return x * contiguous_like(scale.to(x.dtype).permute(0, 3, 1, 2), x)
+
+
+def skip_with_dropout(channels: int, stride: int, search: bool) -> nn.Module:
+    """Build a skip connection with dropout, as an ``OperationBuilder``; with stride 2 without."""
+    operation = _skip_connect(channels, stride, search)
+    return SkipDropout() if isinstance(operation, nn.Identity) else operation
+
+
 def _skip_connect(channels: int, stride: int, search: bool) -> nn.Module:
     if stride == 1:
         return nn.Identity()

@@ -26,6 +26,9 @@ Path = tuple[int, ...]
 
 UNUSED = -1
 
+Kept = tuple[tuple[int, ...], ...]
+"""The candidates of each edge that a supernet has, by position, over all kinds of cells."""
+
 LogWeights = Mapping[str, Sequence[Tensor]]
 """The logarithms of the weights of the candidates of each edge, by kind of cell."""
 

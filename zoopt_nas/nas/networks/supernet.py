@@ -11,10 +11,16 @@ from torch import Tensor, nn
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels.channels_last import channels_last
-from zoopt_nas.nas.networks.operations import Stochastic
+from zoopt_nas.nas.networks.operations import (
+    OPERATIONS,
+    OperationBuilder,
+    SkipDropout,
+    Stochastic,
+    skip_with_dropout,
+)
 from zoopt_nas.nas.networks.relaxation import RELAXATIONS
 from zoopt_nas.nas.networks.skeleton import drop_path
-from zoopt_nas.nas.networks.space import Path, SearchSpace
+from zoopt_nas.nas.networks.space import Kept, Path, SearchSpace
 
 Drop = Callable[[Tensor], Tensor]
 """Drop path, applied to the output of each edge."""
@@ -31,6 +37,9 @@ class Supernet(Stochastic, ABC):
         space: The search space.
         auxiliary_skip: Whether each edge has one more skip connection, whose weight does not depend
             on alpha (DARTS-: Chu et al., 2021).
+        kept: The candidates to build; None builds all. The others compute zeros, so alpha should
+            give them no weight.
+        drops_skips: Whether skip connections have dropout (P-DARTS), except auxiliary ones.
 
     Attributes:
         drop_path_probability: Probability in [0, 1) to drop a sample on an edge in training mode
@@ -45,9 +54,16 @@ class Supernet(Stochastic, ABC):
     head: nn.Module
     stem_channels: int
 
-    def __init__(self, space: SearchSpace, auxiliary_skip: bool = False) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        auxiliary_skip: bool = False,
+        kept: Kept | None = None,
+        drops_skips: bool = False,
+    ) -> None:
         super().__init__()
         self.space = space
+        self._kept, self._drops_skips = kept, drops_skips
         self.channels_last = True
         self.drop_path_probability = 0.0
         # Positions of alpha's entries in a table with a row per edge, padded to the longest edge.
@@ -124,9 +140,22 @@ class Supernet(Stochastic, ABC):
         # torch.vmap has no masked_scatter.
         return table.index_put(tuple(self._places), alpha[: self._places.shape[1]])
 
-    def _operations(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the operations of an edge with these candidates, with its auxiliary one."""
-        return (*names, "skip_connect") if self._auxiliary is not None else tuple(names)
+    def set_skip_dropout(self, rate: float) -> None:
+        """Set the rate of the dropout of skip connections, in [0, 1)."""
+        for module in self.modules():
+            if isinstance(module, SkipDropout):
+                module.rate.fill_(rate)
+
+    def _builders(self, edge: int, names: Sequence[str]) -> list[OperationBuilder]:
+        """Return the builders of the candidates of an edge, then of its auxiliary operation."""
+        skip = OPERATIONS["skip_connect"]
+        builders = [OPERATIONS[name] for name in names]
+        if self._kept is not None:
+            kept = self._kept[edge]
+            builders = [b if k in kept else OPERATIONS["none"] for k, b in enumerate(builders)]
+        if self._drops_skips:
+            builders = [skip_with_dropout if b is skip else b for b in builders]
+        return builders if self._auxiliary is None else [*builders, skip]
 
     def _check_path(self, path: Path) -> None:
         if len(path) != len(self.space.sizes):
