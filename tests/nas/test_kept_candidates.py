@@ -158,7 +158,7 @@ def test_every_skip_connection_of_a_supernet_has_dropout_of_its_own(name):
 
     x, alpha = images(), alpha_of(space)
     torch.testing.assert_close(net(x, alpha), plain(x, alpha))  # the rate is 0
-    net.set_skip_dropout(0.5)
+    net.set_skips(0.0, dropout=0.5)
     assert {float(module.rate) for module in dropouts} == {0.5}
     masks = []
     hooks = [

@@ -29,7 +29,7 @@ from zoopt_nas.nas.runs.memory import (
     in_words,
     peak_bytes,
 )
-from zoopt_nas.nas.search import algorithm as search
+from zoopt_nas.nas.search import supernets
 from zoopt_nas.nas.search.run import estimate_search, resume_search, run_search
 
 CPU = torch.device("cpu")
@@ -302,7 +302,8 @@ def test_a_refusal_names_what_helps(estimate, fields, advice):
 def test_weights_that_cannot_fit_are_refused_before_they_are_made(
     run, search_config, train_config, monkeypatch
 ):
-    module, config = {"search": (search, search_config()), "train": (training, train_config())}[run]
+    configs = {"search": (supernets, search_config()), "train": (training, train_config())}
+    module, config = configs[run]
     # 2 (copies of a supernet) 4 (weights, gradients, momentum, a sum) 4 (bytes): the widest cell
     # has 1x1 convolutions of 4000 x 4000 and more.
     config = config.replace(init_channels=4000, n_cells=20)

@@ -5,6 +5,7 @@ The processes are simulated in this one; ``test_worker_runs`` has real ones.
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections import Counter
 from typing import Any, ClassVar
@@ -162,8 +163,7 @@ def test_cells_of_an_update_are_measured_side_by_side(simulated):
 
 
 def test_a_space_of_ones_own_goes_to_the_replicas(small_spaces, simulated):
-    space = SPACES["small_s3"]
-    mine = type(space)(**{**vars(space), "name": "mine", "edge_normalization": True})
+    mine = dataclasses.replace(SPACES["small_s3"], name="mine", edge_normalization=True)
     series = run_search(config(), space=mine)
     assert run_search(config(candidate_devices="cpu"), space=mine).alpha.equal(series.alpha)
 

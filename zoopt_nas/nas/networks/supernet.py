@@ -140,11 +140,12 @@ class Supernet(Stochastic, ABC):
         # torch.vmap has no masked_scatter.
         return table.index_put(tuple(self._places), alpha[: self._places.shape[1]])
 
-    def set_skip_dropout(self, rate: float) -> None:
-        """Set the rate of the dropout of skip connections, in [0, 1)."""
+    def set_skips(self, auxiliary_weight: float, dropout: float) -> None:
+        """Set the weight of auxiliary skip connections, and the dropout rate of the others."""
+        self.auxiliary_weight.fill_(auxiliary_weight)
         for module in self.modules():
             if isinstance(module, SkipDropout):
-                module.rate.fill_(rate)
+                module.rate.fill_(dropout)
 
     def _builders(self, edge: int, names: Sequence[str]) -> list[OperationBuilder]:
         """Return the builders of the candidates of an edge, then of its auxiliary operation."""

@@ -7,8 +7,8 @@ import math
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -17,28 +17,26 @@ from zoopt_nas.errors import DivergedError
 from zoopt_nas.nas.data.batches import sequential_batches, split_indices
 from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.architectures import load_architecture
-from zoopt_nas.nas.networks.build import build_supernet
 from zoopt_nas.nas.networks.nasbench201 import check_cells
-from zoopt_nas.nas.networks.operations import seed_noise
 from zoopt_nas.nas.networks.space import Path, SearchSpace
+from zoopt_nas.nas.networks.spaces import space_of
 from zoopt_nas.nas.runs.loop import EpochLoop, Observer
-from zoopt_nas.nas.runs.memory import MemoryEstimate, WeightLimit
+from zoopt_nas.nas.runs.memory import MemoryEstimate
 from zoopt_nas.nas.runs.setup import Setup
 from zoopt_nas.nas.runs.snapshots import Snapshots
 from zoopt_nas.nas.search.hessian import dominant_eigenvalue
-from zoopt_nas.nas.search.memory import N_COPIES, SearchMemory, memory_of
+from zoopt_nas.nas.search.memory import SearchMemory, memory_of
 from zoopt_nas.nas.search.methods import METHODS
-from zoopt_nas.nas.search.objective import BilevelObjective
-from zoopt_nas.nas.search.paths import PathStep, path_sampler
-from zoopt_nas.nas.search.streams import Peeked, Replayed, make_streams
+from zoopt_nas.nas.search.paths import path_sampler
+from zoopt_nas.nas.search.stages import SearchStage, stage_at
+from zoopt_nas.nas.search.streams import Replayed, make_streams
+from zoopt_nas.nas.search.supernets import Supernets
 from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict, count_failures, mean_metrics
-from zoopt_nas.nas.search.workers import candidate_workers, n_beside
 from zoopt_nas.nas.settings.config import MIXED, SHARED, SearchConfig
 from zoopt_nas.nas.settings.methods import GRADIENT
 from zoopt_nas.nas.steps.meter import EVAL_BATCH_SIZE, Meter, evaluate
 from zoopt_nas.nas.steps.schedules import cosine, set_lr
 from zoopt_nas.nas.steps.seeds import generator, restore, seeds_for
-from zoopt_nas.nas.steps.weight_step import WeightStep, cross_entropy_of, make_sgd
 from zoopt_nas.nas.tabular.table import CellTable
 
 _SEEDED = (
@@ -59,61 +57,34 @@ class Search(EpochLoop):
     ) -> None:
         super().__init__(config, observer, setup.device)
         self.config, self.setup = config, setup
-        device, execution, dataset = setup.device, setup.execution, setup.dataset
-        method = METHODS[config.algo]
+        dataset, method = setup.dataset, METHODS[config.algo]
         self._table = None if config.table is None else CellTable.load(config.table)
+        self._method, self._space = method, space_of(config, space)
         seeds = seeds_for(config.seed, _SEEDED)
-
-        n_copies = N_COPIES * (1 + n_beside(config, device))
-        with WeightLimit(setup.free, n_copies, config, device):
-            self.supernet = build_supernet(
-                config, dataset, seed=seeds["weights"], execution=execution, space=space
-            )
-        if self._table is not None:
-            check_cells(self.supernet.space)
-        self._noise = generator(seeds["noise"], device)
-        seed_noise(self.supernet, self._noise)
-        self._optimizer = make_sgd(self.supernet, config)
-        self._step = WeightStep(
-            cross_entropy_of(self.supernet.mix),
-            self.supernet,
-            self._optimizer,
-            config.grad_clip,
-            execution=replace(execution, compile=execution.compile and not method.is_joint),
-            generators=(self._noise,),
-        )
-        self._path_step = PathStep(self.supernet, self._optimizer, config.grad_clip, execution)
-        self._sampler = path_sampler(config, self.supernet.space, generator(seeds["paths"]))
+        self._noise = generator(seeds["noise"], setup.device)
+        self._sampler = path_sampler(config, self._space, generator(seeds["paths"]))
 
         n_images, rng = len(dataset.train), generator(seeds["split"])
         train, val = split_indices(n_images, config.train_portion, rng)
         self._streams = make_streams(config, dataset, train, val, seeds)
         batches = partial(sequential_batches, dataset.train, val)
         self._val_batches = partial(batches, EVAL_BATCH_SIZE, dataset.transform(augment=False))
-        is_unrolled = (method.inner or config.inner) == "second"  # the next weight step (DARTS)
-        self._workers = candidate_workers(
-            config, setup, self.supernet, self._optimizer, inner=method.inner, seeds=seeds
+        if self._table is not None:
+            check_cells(self._space)
+        alpha = self._space.init_alpha(rng=seeds["alpha"], device=setup.device)
+        if config.start is not None:
+            path = self._space.path(load_architecture(config.start))
+            alpha = self._space.one_hot(path, alpha)
+        self._updater = method.build(config, alpha, seeds["solver"], self._space)
+        self._stages = method.stages(config, self._space)
+        self._supernets = Supernets(
+            *(config, setup, self._space, method, self._stages),
+            *(self._streams, seeds, self._noise),
         )
-        self._objective = BilevelObjective.from_config(
-            self.supernet,
-            self._optimizer,
-            Peeked(self._streams["train"]) if is_unrolled else self._streams["inner"],
-            self._streams["val"],
-            config,
-            seed=seeds["objective"],
-            inner=method.inner,
-            execution=execution,
-            evaluator=self._workers,
-        )
+        self._begin_stage(self._stages[0])
         self.trains_weights = config.weights == SHARED
         if not self.trains_weights:
             self._hold_still()
-        alpha = self.supernet.space.init_alpha(rng=seeds["alpha"], device=device)
-        if config.start is not None:
-            path = self.supernet.space.path(load_architecture(config.start))
-            alpha = self.supernet.space.one_hot(path, alpha)
-        self._updater = method.build(config, alpha, seeds["solver"], self.supernet.space)
-        self._method = method
         default_period = 1 if method.kind == GRADIENT else max(config.inner_steps, 1)
         self._period = config.update_period or default_period
         self._updates: list[Metrics] = []  # metrics of the updates in this epoch
@@ -121,12 +92,24 @@ class Search(EpochLoop):
         self._is_stopped = False
         self._snapshots = Snapshots()  # empty unless the method goes back
 
+    def _begin_stage(self, stage: SearchStage) -> None:
+        """Build the supernet of a stage, with new weights, and what trains it."""
+        self._stage, self._kept = stage, self._updater.kept
+        trained = self._supernets.start(stage, self._kept)
+        self.supernet, self._optimizer, self._step, self._path_step = trained[:4]
+        self._objective, self._workers = trained.objective, trained.workers
+
     def estimate_memory(self) -> MemoryEstimate:
         """Estimate the memory of the whole search on its device; its state does not change."""
         return self._estimate().here
 
     def _estimate(self) -> SearchMemory:
-        return memory_of(self.config, self.setup, self.supernet, self._updater, self._noise)
+        supernets = chain([self.supernet], self._supernets.largest_after(self._stage))
+        estimates = [
+            memory_of(self.config, self.setup, supernet, self._updater, self._noise)
+            for supernet in supernets
+        ]
+        return max(estimates, key=lambda found: found.here.total)
 
     def workers_started(self) -> AbstractContextManager[None]:
         """Start the processes that evaluate candidates, if it needs any, and end them on exit."""
@@ -142,7 +125,7 @@ class Search(EpochLoop):
     @property
     def genotype(self) -> Architecture:
         """The architecture of the current alpha."""
-        return self._updater.architecture(self.supernet.space)
+        return self._updater.architecture(self._space)
 
     @property
     def n_epochs(self) -> int:
@@ -164,20 +147,27 @@ class Search(EpochLoop):
 
     def begin_epoch(self) -> None:
         """Set the learning rate, drop path and training mode."""
-        config, progress = self.config, self._progress
-        set_lr(self._optimizer, cosine(self.epoch, config.epochs, config.lr, config.lr_min))
-        probability = config.drop_path * self.epoch / max(config.epochs - 1, 1)
+        config, progress, n_epochs = self.config, self._progress, self._stage.n_epochs
+        set_lr(self._optimizer, cosine(self._stage_epoch, n_epochs, config.lr, config.lr_min))
+        probability = config.drop_path * self._stage_epoch / max(n_epochs - 1, 1)
         if probability != self.supernet.drop_path_probability:
             self.supernet.drop_path_probability = probability
             self._step.reset()
-        self._objective.set_schedules(probability, config.auxiliary_skip * (1 - progress))
         self._updater.begin_epoch(progress)
+        self._objective.set_schedules(
+            probability, config.auxiliary_skip * (1 - progress), self._updater.skip_dropout
+        )
         self.supernet.train()
 
     @property
+    def _stage_epoch(self) -> int:
+        """The number of elapsed epochs of the stage."""
+        return self.epoch - self._stage.first_epoch
+
+    @property
     def _progress(self) -> float:
-        """The elapsed fraction of all epochs."""
-        return self.epoch / self.config.epochs
+        """The elapsed fraction of the epochs of the stage."""
+        return self._stage_epoch / self._stage.n_epochs
 
     def _hold_still(self) -> None:
         """Give all candidates the same batches, so that the value of a cell does not change."""
@@ -205,10 +195,10 @@ class Search(EpochLoop):
 
     def _update_alpha(self) -> None:
         """Update alpha if it is time."""
-        first, n_epochs = self.config.warmup_epochs, self.config.epochs
+        first, epoch = self.config.warmup_epochs, self._stage_epoch
         is_due = not self.trains_weights or self.step % self._period == 0
-        if self.epoch >= first and is_due:
-            progress = (self.epoch - first) / (n_epochs - first)
+        if epoch >= first and is_due:
+            progress = (epoch - first) / (self._stage.n_epochs - first)
             self._updates.append(self._updater.step(self._objective, progress))
 
     def end_epoch(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -305,7 +295,7 @@ class Search(EpochLoop):
         return statistics.fmean(dominant_eigenvalue(loss, self.alpha) for loss in losses)
 
     def after_epoch(self) -> None:
-        """Stop the search or go back to an earlier epoch, as the method has decided."""
+        """Stop the search, go back to an earlier epoch or begin a stage, as the method says."""
         verdict, settings = self._verdict, self._optimizer.param_groups[0]
         self._is_stopped = verdict.stop
         ended = self.epoch - 1
@@ -320,6 +310,12 @@ class Search(EpochLoop):
             self._optimizer.param_groups[0]["weight_decay"] = verdict.weight_decay
             oldest = self._updater.oldest_return(self.epoch - 1, verdict.weight_decay)
             self._snapshots.forget(oldest)
+        stage = stage_at(self._stages, self.epoch)
+        if stage != self._stage:
+            counts = self._objective.state_dict()
+            self._updater.begin_stage()
+            self._begin_stage(stage)
+            self._objective.load_state_dict(counts)
 
     def _trained_state(self) -> dict[str, Any]:
         return {
@@ -329,9 +325,12 @@ class Search(EpochLoop):
         }
 
     def _load_trained_state(self, state: dict[str, Any]) -> None:
+        self._updater.load_state_dict(state["updater"])
+        stage = stage_at(self._stages, self.epoch)
+        if (stage, self._updater.kept) != (self._stage, self._kept):
+            self._begin_stage(stage)
         self.supernet.load_state_dict(state["supernet"])
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self._updater.load_state_dict(state["updater"])
 
     def start_from(self, supernet: dict[str, Any], alpha: Tensor) -> None:
         """Continue with the weights and alpha of another search."""

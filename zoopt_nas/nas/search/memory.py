@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from zoopt_nas.nas.networks.fused import enable_kernels
 from zoopt_nas.nas.networks.operations import OPERATIONS
-from zoopt_nas.nas.networks.space import Path, SearchSpace
+from zoopt_nas.nas.networks.space import Kept, Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.runs.memory import PROCESS, MemoryEstimate, estimate
 from zoopt_nas.nas.runs.setup import Setup
@@ -145,18 +145,29 @@ def _with_candidates(
     return replace(found, parameters=found.parameters + copies, activations=n * found.activations)
 
 
+def heaviest_kept(space: SearchSpace, n_kept: Sequence[int]) -> Kept:
+    """Return the candidates with the most parameters, ``n_kept`` of each edge."""
+    parts = [part for kind in space.kinds for part in _candidate_sizes(space)[kind]]
+    orders = [part.argsort(descending=True, stable=True).tolist() for part in parts]
+    return tuple(tuple(sorted(order[:n])) for order, n in zip(orders, n_kept, strict=True))
+
+
 def _heaviest_path(space: SearchSpace) -> Path:
     """Return the path of the operations with the most parameters."""
+    return space.path(space.discretize(space.flatten(_candidate_sizes(space))))
+
+
+def _candidate_sizes(space: SearchSpace) -> dict[str, list[Tensor]]:
+    """Return the number of parameters of the candidates of each edge, by kind of cell."""
     sizes = {
         name: sum(weight.numel() for weight in OPERATIONS[name](4, 1, True).parameters())
         for kind in space.kinds
         for names in space.candidates(kind)
         for name in names
     }
-    parts = {
+    return {
         kind: [
             torch.tensor([float(sizes[name]) for name in names]) for names in space.candidates(kind)
         ]
         for kind in space.kinds
     }
-    return space.path(space.discretize(space.flatten(parts)))

@@ -323,11 +323,11 @@ class BilevelObjective:
         with torch.no_grad():
             return self.val_loss(self.start(), path, draw)
 
-    def set_schedules(self, drop_path: float, auxiliary_weight: float) -> None:
-        """Set the probability to drop paths in inner steps, and the weight of auxiliary skips."""
+    def set_schedules(self, drop_path: float, auxiliary_weight: float, skip_dropout: float) -> None:
+        """Set the probability to drop paths in inner steps, and ``Supernet.set_skips``."""
         self._training.set_drop_path(drop_path)
         for network in (self.supernet, self._training.scratch):
-            network.auxiliary_weight.fill_(auxiliary_weight)
+            network.set_skips(auxiliary_weight, skip_dropout)
 
     def alpha_gradient(
         self, alpha: Tensor, draw: Draw, weigh: Weigh = Supernet.edge_weights

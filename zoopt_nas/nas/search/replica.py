@@ -172,7 +172,8 @@ class Replica:
             for parameter, momentum in zip(parameters, momenta, strict=True):
                 self._optimizer.state[parameter]["momentum_buffer"] = momentum
         self._optimizer.param_groups[0].update(call["sgd"])
-        self._objective.set_schedules(call["drop_path"], call["auxiliary_weight"])
+        # A search of one stage, as all with workers, has no dropout on skip connections.
+        self._objective.set_schedules(call["drop_path"], call["auxiliary_weight"], 0.0)
         train: Sequence[Batch] | Mapping[str, Any] = call["train"]
         if isinstance(train, Mapping):
             train = Replayed(self._streams["inner"], train["n"], train["position"])

@@ -146,7 +146,9 @@ def _build(
     setup = prepare(config, dataset=dataset, record=record, check_test=record is None)
     n_images = len(setup.dataset.train)
     parts = split_indices(n_images, config.train_portion, generator(0))
-    check_smallest_batch(config, setup.dataset, min(config.batch_size, *map(len, parts)), space)
+    deepest = max(stage.n_cells for stage in METHODS[config.algo].stages(config, space))
+    smallest = min(config.batch_size, *map(len, parts))
+    check_smallest_batch(config.replace(n_cells=deepest), setup.dataset, smallest, space)
     search = Search(config, setup, observer, space)
     search.check_memory(search.estimate_memory(), setup.free)
     return search

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.architecture import Architecture
-from zoopt_nas.nas.networks.space import Path, SearchSpace
+from zoopt_nas.nas.networks.space import Kept, Path, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.candidates import Batch
 from zoopt_nas.nas.search.objective import BilevelObjective
+from zoopt_nas.nas.search.stages import SearchStage
 from zoopt_nas.nas.settings.config import FRESH, MIXED, RELAXATIONS, SearchConfig
 from zoopt_nas.nas.settings.methods import ZERO_ORDER
 
@@ -188,6 +189,24 @@ class AlphaUpdater(ABC):
     def check_space(cls, config: SearchConfig, space: SearchSpace) -> None:
         """Refuse a space in which the method is not defined."""
 
+    @classmethod
+    def stages(cls, config: SearchConfig, space: SearchSpace) -> tuple[SearchStage, ...]:
+        """Return the stages of a search, by default one."""
+        return (SearchStage(0, config.epochs, config.n_cells, space.sizes),)
+
+    def begin_stage(self) -> None:  # noqa: B027 - most methods have one stage
+        """Prepare the next stage: choose ``kept`` and a new alpha."""
+
+    @property
+    def kept(self) -> Kept | None:
+        """The candidates of the current supernet; None is all."""
+        return None
+
+    @property
+    def skip_dropout(self) -> float:
+        """The rate of dropout on skip connections in this epoch, where the supernet has it."""
+        return 0.0
+
     @property
     @abstractmethod
     def alpha(self) -> Tensor:
@@ -210,12 +229,12 @@ class AlphaUpdater(ABC):
     def training_paths(self, space: SearchSpace, progress: float) -> list[Path]:
         """Return the paths of a weight step, if the method trains paths.
 
-        ``progress`` is the elapsed fraction of all epochs.
+        ``progress`` is the elapsed fraction of the epochs of the stage.
         """
         raise NotImplementedError
 
     def begin_epoch(self, progress: float) -> None:  # noqa: B027 - few methods have a schedule
-        """Set what depends on the elapsed fraction of all epochs only."""
+        """Set what depends on the elapsed fraction of the epochs of the stage only."""
 
     @abstractmethod
     def move_to(self, alpha: Tensor) -> None:
@@ -225,7 +244,7 @@ class AlphaUpdater(ABC):
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         """Update alpha once; return metrics.
 
-        ``progress`` is the elapsed fraction of the epochs with updates, in [0, 1).
+        ``progress`` is the elapsed fraction of the stage's epochs with updates, in [0, 1).
         """
 
     def training_weights(
@@ -233,7 +252,7 @@ class AlphaUpdater(ABC):
     ) -> Tensor:
         """Return the architecture weights of a weight step, as ``Supernet.edge_weights`` does.
 
-        ``supernet`` is unchanged on return; ``progress`` is the elapsed fraction of all epochs.
+        ``supernet`` is unchanged on return; ``progress`` is as for ``begin_epoch``.
         """
         return self.weights(supernet, self.alpha)
 
