@@ -25,6 +25,10 @@ N_TRIED, N_FAILED = "n_tried", "n_failed"
 """Metrics that are summed over an epoch: candidates or gradients, and the non-finite ones."""
 
 
+OWN_SETTINGS = ("supernet", "alpha_penalty")
+"""Settings that only some methods have."""
+
+
 class EpochEnd(NamedTuple):
     """What is known at the end of an epoch."""
 

@@ -21,7 +21,7 @@ from zoopt_nas.nas.runs.folder import RunFolder
 from zoopt_nas.nas.search.evaluation import Draw
 from zoopt_nas.nas.search.methods import METHODS
 from zoopt_nas.nas.search.objective import BilevelObjective
-from zoopt_nas.nas.search.updater import AlphaUpdater
+from zoopt_nas.nas.search.updater import OWN_SETTINGS, AlphaUpdater
 from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.settings.defaults import solver_options
 from zoopt_nas.nas.settings.paper_size import reductions
@@ -36,8 +36,11 @@ def _updater(search: Snapshot, method: str, path_lr: float, seed: int) -> AlphaU
     """Return a method as in a search, except for the learning rate of DARTS."""
     is_same = method == search.config.algo
     options = search.config.solver if is_same else solver_options(method, search.config.space)
+    usual = search.config.defaults_for(search.config.dataset, method, search.config.space)
     config = search.config.replace(
-        algo=method, solver=dict(options), alpha_lr=path_lr, score="loss", noise_aware=False
+        **{"algo": method, "solver": dict(options), "alpha_lr": path_lr},
+        **{"score": "loss", "noise_aware": False},
+        **{name: usual[name] for name in (() if is_same else OWN_SETTINGS)},
     )
     return METHODS[method].build(config, search.alpha, seed)
 
