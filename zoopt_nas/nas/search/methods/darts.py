@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.networks.space import SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.evaluation import Draw
 from zoopt_nas.nas.search.objective import BilevelObjective, Weigh
@@ -151,6 +152,28 @@ class FirstOrder(GradientUpdater):
     def gradient(self, objective: BilevelObjective) -> Tensor:
         """Return the first-order gradient."""
         return first_order_gradient(objective, self.alpha)
+
+
+class FirstOrderInSpace(FirstOrder):
+    """DARTS of first order, for methods that depend on the search space."""
+
+    def __init__(
+        self, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
+    ) -> None:
+        super().__init__(config, alpha, seed)
+        assert space is not None  # the base class leaves it out
+        self.space = space
+
+    @classmethod
+    def build(
+        cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
+    ) -> Self:
+        """Check the settings, and return the updater of a search in ``space``."""
+        cls.check(config)
+        cls.check_supernet(config)
+        assert space is not None
+        cls.check_space(config, space)
+        return cls(config, alpha, seed, space)
 
 
 class SecondOrder(GradientUpdater):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.space import UNUSED, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
-from zoopt_nas.nas.search.methods.darts import FirstOrder, first_order_gradient
+from zoopt_nas.nas.search.methods.darts import FirstOrderInSpace, first_order_gradient
 from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.updater import Metrics
 from zoopt_nas.nas.settings.config import SearchConfig
@@ -20,7 +20,7 @@ from zoopt_nas.nas.settings.config import SearchConfig
 DECIDED = 10.0
 
 
-class DecidedEdges(FirstOrder):
+class DecidedEdges(FirstOrderInSpace):
     """First-order DARTS in which some edges have one operation, or none.
 
     A decided operation has weight 1, a removed edge has weight 0, and alpha no longer moves there.
@@ -30,23 +30,11 @@ class DecidedEdges(FirstOrder):
     def __init__(
         self, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
     ) -> None:
-        super().__init__(config, alpha, seed)
-        assert space is not None  # the base class leaves it out
-        self.space, self.n_epochs = space, config.epochs
+        super().__init__(config, alpha, seed, space)
+        self.n_epochs = config.epochs
         self.choices: dict[int, int] = {}  # of each decided edge, UNUSED if it is removed
         self.epoch = 0  # number of ended epochs
         self._hold()
-
-    @classmethod
-    def build(
-        cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
-    ) -> Self:
-        """Check the settings, and return the updater of a search in ``space``."""
-        cls.check(config)
-        cls.check_supernet(config)
-        assert space is not None
-        cls.check_space(config, space)
-        return cls(config, alpha, seed, space)
 
     @classmethod
     def check_space(cls, config: SearchConfig, space: SearchSpace) -> None:
