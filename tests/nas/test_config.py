@@ -66,6 +66,7 @@ SEARCH = COMMON | {
     "auxiliary_skip": 0.0,
     "alpha_penalty": 0.75,
     "drop_path": 0.3,
+    "skip_dropout": (0.125, 0.25, 0.5),
     "track_eigenvalue": True,
     "eigenvalue_batches": 2,
     "min_return_epoch": 3,

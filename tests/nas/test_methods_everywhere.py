@@ -13,12 +13,13 @@ from zoopt_nas.nas.settings.methods import BASELINES
 
 # FairDARTS cannot tell whether `none` is good, SGAS chooses edges (tests/nas/test_sgas.py).
 UNDEFINED = {(algo, "nasbench201") for algo in ("fair_darts", "sgas", "sgas2")}
-# DARTS-PT continues another search (tests/nas/test_perturbation.py).
+# DARTS-PT continues another search (tests/nas/test_perturbation.py), and P-DARTS has three stages
+# (tests/nas/test_progressive_runs.py).
 DEFINED = [
     (algo, space)
     for algo in BASELINES
     for space in SPACES
-    if (algo, space) not in UNDEFINED and algo != "darts_pt"
+    if (algo, space) not in UNDEFINED and algo not in ("darts_pt", "p_darts")
 ]
 
 

@@ -26,6 +26,7 @@ ALGOS = {
     "drnas": {},
     "snas": {},
     "sdarts_rs": {},
+    "p_darts": {"warmup_epochs": 0, "skip_dropout": (0.3, 0.4, 0.7)},
     "adaptive_gld": {"paths": "fair", "weights": "fresh", "surrogate": True},
 }
 

@@ -17,8 +17,11 @@ IMAGES = {"cifar10", "cifar100", "svhn"}
     [
         ("table2", 384, {"darts2", "dp", "l2", "es", "ada", "rs", "mgs", "gld"}, SPACES, IMAGES, 4),
         (
-            *("table3", 64),
-            {"darts1", "darts2", "gdas", "sgas2", "l2", "sdarts_adv", "amended_darts", "mgs"},
+            *("table3", 72),
+            {
+                *("darts1", "darts2", "p_darts", "gdas", "sgas2", "l2", "sdarts_adv"),
+                *("amended_darts", "mgs"),
+            },
             *({"darts"}, {"cifar10", "cifar100"}, 4),
         ),
         ("table5", 12, {"mgs"}, {"darts"}, {"cifar10"}, 3),

@@ -94,7 +94,7 @@ def test_the_other_solvers_as_released():
     assert radii[14] == pytest.approx(0.13 * 2**-14)
 
 
-OTHER_TRAINING = ("pc", "fair_darts", "drnas", "snas")
+OTHER_TRAINING = ("pc", "fair_darts", "drnas", "snas", "p_darts")
 
 
 def test_baselines_are_as_their_own_papers_have_them():

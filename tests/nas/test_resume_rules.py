@@ -68,6 +68,7 @@ def test_every_setting_of_a_run_stays_but_those_of_its_execution(stopped):
     other = {"threads": 1, "image_size": 8, "n_train": 64, "update_period": 5, "inner_lr": 0.1}
     other |= {"paths": "fair", "weights": "fresh", "table": "a.csv", "start": "DARTS_V1"}
     other |= {"relaxation": "sigmoid", "supernet": "runs/a run", "candidate_devices": "cpu"}
+    other |= {"skip_dropout": (0.1, 0.2, 0.3)}
     assert set(MAY_CHANGE) == {
         *("device", "threads", "amp", "compile", "channels_last", "cpu_kernels"),
         *("candidates_per_batch", "candidate_devices"),

@@ -123,6 +123,7 @@ class NasBench201Space(SearchSpace):
     edge_normalization: bool = False
     relaxation: str = "softmax"
     kinds: ClassVar[tuple[str, ...]] = (CELL,)
+    cell_multiple: ClassVar[int] = 3  # its networks have three stages
 
     def __post_init__(self) -> None:
         check_relaxation(self.relaxation)

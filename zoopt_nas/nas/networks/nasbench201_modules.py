@@ -26,7 +26,7 @@ from zoopt_nas.nas.networks.standalone import Zero
 from zoopt_nas.nas.networks.standalone_nasbench201 import Head, ResidualBlock, Stem
 from zoopt_nas.nas.networks.supernet import Drop, Supernet
 
-N_STAGES = 3
+N_STAGES = NasBench201Space.cell_multiple
 _INCOMING = [
     list(edges) for _, edges in groupby(range(len(EDGES)), key=lambda edge: EDGES[edge][1])
 ]

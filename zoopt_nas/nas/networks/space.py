@@ -56,12 +56,14 @@ class SearchSpace(ABC):
             them (PC-DARTS, Eq. 3).
         relaxation: Key in ``RELAXATIONS``: how alpha weighs the candidates of an edge.
         kinds: The kinds of cells, in the order of alpha.
+        cell_multiple: The number of cells of a network is a multiple of it.
     """
 
     name: str
     edge_normalization: bool
     relaxation: str
     kinds: ClassVar[tuple[str, ...]]
+    cell_multiple: ClassVar[int] = 1
 
     @abstractmethod
     def candidates(self, kind: str) -> tuple[tuple[str, ...], ...]:

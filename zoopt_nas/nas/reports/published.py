@@ -115,7 +115,7 @@ svhn    |s4|2.37 |2.35 |1.98 |2.04 |2.20 ± 0.11
 _TABLE3 = """
 best   |cifar10 |DARTS (1st)    |darts1       |3.3|3.00|0.4
 best   |cifar10 |DARTS (2nd)    |darts2       |3.4|2.76|1.0
-best   |cifar10 |P-DARTS        |             |3.4|2.50|0.3
+best   |cifar10 |P-DARTS        |p_darts      |3.4|2.50|0.3
 best   |cifar10 |GDAS           |gdas         |3.4|2.93|0.2
 best   |cifar10 |ZARTS          |mgs          |3.5|2.46|1.0
 average|cifar10 |DARTS (1st)    |darts1       |-  |3.38 ± 0.23|0.4
@@ -128,7 +128,7 @@ average|cifar10 |ZARTS          |mgs          |3.7 ± 0.3|2.54 ± 0.07|1.0
 best   |cifar100|AmoebaNet      |             |3.1|18.93|3150
 best   |cifar100|PNAS           |             |3.2|19.53|150
 best   |cifar100|ENAS           |             |4.6|19.43|0.45
-best   |cifar100|P-DARTS        |             |3.6|17.49|0.3
+best   |cifar100|P-DARTS        |p_darts      |3.6|17.49|0.3
 best   |cifar100|GDAS           |gdas         |3.4|18.38|0.2
 best   |cifar100|ROME           |             |4.4|17.33|0.3
 best   |cifar100|ZARTS          |mgs          |4.0|15.46|1.0
@@ -144,7 +144,7 @@ NASNet-A          |             |564|5.3|26.0|1800
 PNAS              |             |588|5.1|25.8|225
 MdeNAS            |             |-  |6.1|25.5|0.16
 DARTS (2nd)       |darts2       |574|4.7|26.7|1.0
-P-DARTS           |             |557|4.9|24.4|0.3
+P-DARTS           |p_darts      |557|4.9|24.4|0.3
 PC-DARTS          |pc           |586|5.3|25.1|0.1
 FairDARTS-B       |fair_darts   |541|4.8|24.9|0.4
 FairNAS-C         |             |321|4.4|25.3|12

@@ -25,7 +25,7 @@ N_TRIED, N_FAILED = "n_tried", "n_failed"
 """Metrics that are summed over an epoch: candidates or gradients, and the non-finite ones."""
 
 
-OWN_SETTINGS = ("supernet", "alpha_penalty")
+OWN_SETTINGS = ("supernet", "alpha_penalty", "skip_dropout")
 """Settings that only some methods have."""
 
 
@@ -89,6 +89,7 @@ class AlphaUpdater(ABC):
             no gradient flows through a CUDA graph.
         continues: whether the method continues the supernet of a finished search.
         has_penalty: whether the method has a penalty on alpha.
+        has_skip_dropout: whether the method has dropout on skip connections.
         tries: what ``N_TRIED`` counts, for messages.
     """
 
@@ -103,6 +104,7 @@ class AlphaUpdater(ABC):
     is_joint: ClassVar[bool] = False
     continues: ClassVar[bool] = False
     has_penalty: ClassVar[bool] = False
+    has_skip_dropout: ClassVar[bool] = False
     tries: ClassVar[str] = "candidates"
 
     @abstractmethod
@@ -162,6 +164,11 @@ class AlphaUpdater(ABC):
             raise InvalidValueError(
                 f"alpha_penalty must be 0 with {config.algo}, which has none, "
                 f"got {config.alpha_penalty:g}"
+            )
+        if any(config.skip_dropout) and not cls.has_skip_dropout:
+            raise InvalidValueError(
+                f"skip_dropout must be 0, 0, 0 with {config.algo}, which has none, "
+                f"got {', '.join(f'{rate:g}' for rate in config.skip_dropout)}"
             )
 
     @classmethod

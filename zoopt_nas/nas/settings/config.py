@@ -92,6 +92,10 @@ class SearchConfig(RunConfig):
     drop_path: float = setting(
         0.0, WEIGHTS, "Probability to lose an edge at the end.",
         "For each sample; it grows linearly from 0 (R-DARTS; off: DARTS).", rule=BELOW_1)
+    skip_dropout: tuple[float, float, float] = setting(
+        UNSET, WEIGHTS, "p_darts: first dropout rate of skip connections in each stage.",
+        "It falls within a stage. P-DARTS: 0, 0.4, 0.7, and on CIFAR-100 0.1, 0.2, 0.3.",
+        rule=BELOW_1, shown="p_darts: 0, 0.4, 0.7; others: 0")
     table: str | None = setting(
         None, DATA, "NAS-Bench-201 table, to watch the true accuracy of each epoch's cell.",
         "A CSV file ([form](nasbench201.md#the-table)); the search does not use it.")
@@ -100,8 +104,9 @@ class SearchConfig(RunConfig):
         "DARTS.", rule=BETWEEN_0_AND_1, has_option=False)
     warmup_epochs: int = setting(
         UNSET, ALPHA, "Epochs before alpha moves.",
-        "Released: 10 of 50; not in the paper. DARTS: 0.", rule=AT_LEAST_0,
-        shown="zero-order: a fifth of the epochs; pc: 0.3; others: 0")
+        "Released: 10 of 50; not in the paper. DARTS: 0. P-DARTS: 10 of the 25 of each stage.",
+        rule=AT_LEAST_0, shown="zero-order: a fifth of the epochs; pc: 0.3; p_darts: 0.4 of a "
+        "stage; others: 0")
     weights: str = setting(
         SHARED, ALPHA, "Where candidates start: shared, trained weights; fresh, initial ones.",
         "shared: paper. With fresh weights nothing but candidates is trained (zoopt-nas).",

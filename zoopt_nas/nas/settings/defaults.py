@@ -11,7 +11,7 @@ from zoopt_nas.nas.settings.methods import ZERO_ORDER, kind_of
 # DARTS; paper B.2.
 _SEARCH: dict[str, Any] = {
     "epochs": 50, "batch_size": 64, "init_channels": 16, "n_cells": 8, "lr_min": 0.001, "cutout": 0,
-    "alpha_penalty": 0.0,
+    "alpha_penalty": 0.0, "skip_dropout": (0.0, 0.0, 0.0),
 }  # fmt: skip
 _SEARCH_BY_DATASET: dict[str, dict[str, Any]] = {
     # zoopt-nas: three minutes on two CPU cores (`make demo`).
@@ -46,14 +46,23 @@ _SEARCH_BY_ALGO: dict[str, dict[str, Any]] = {
     "darts_pt": {"epochs": 85, "lr": 0.0025},
     # DrNAS (Chen et al., 2021), released code: the penalty is the weight decay of alpha.
     "drnas": {"relaxation": "dirichlet"},
+    # P-DARTS (Chen et al., 2019): three stages of 25 epochs, the first with 5 cells.
+    "p_darts": {"epochs": 75, "n_cells": 5, "skip_dropout": (0.0, 0.4, 0.7)},
 }  # fmt: skip
-# The same at the size of the digits: half the side, and two channels of four.
-_DIGITS_BY_ALGO: dict[str, dict[str, Any]] = {
-    "dp": {"cutout": 4},
-    "pc": {"partial_channels": 2},
-    "darts_pt": {"epochs": 17},
-}
+# The same in one space or on one data set.
+_SEARCH_BY_ALGO_AND: dict[tuple[str, str], dict[str, Any]] = {
+    # The size of the digits: half the side, and two channels of four.
+    ("dp", "digits"): {"cutout": 4},
+    ("pc", "digits"): {"partial_channels": 2},
+    ("darts_pt", "digits"): {"epochs": 17},
+    ("p_darts", "digits"): {"epochs": 12, "n_cells": 2},
+    ("p_darts", "cifar100"): {"skip_dropout": (0.1, 0.2, 0.3)},
+    # The last of its stages has the 15 cells of the benchmark (zoopt-nas).
+    ("p_darts", "nasbench201"): {"n_cells": 3},
+}  # fmt: skip
 _PC_WARMUP = 0.3  # 15 of 50 epochs
+_P_DARTS_WARMUP = 0.4  # 10 of the 25 epochs of a stage
+_P_DARTS_STAGES = 3
 # Options of the zero-order solvers. N = 4: paper B.2.
 _SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
     # The paper gives no numbers for RS. smoothing: the released landscape script. learning_rate:
@@ -115,6 +124,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "pc": {"batch_size": 256, "lr": 0.1, "lr_min": 0.0, "alpha_lr": 6e-4},
     "fair_darts": {"batch_size": 128, "lr": 0.005},
     "snas": {"drop_path": 0.3},
+    "p_darts": {"batch_size": 96, "lr_min": 0.0, "alpha_lr": 6e-4},
 }
 # The same in the spaces of two cells.
 _PUBLISHED_FOR_TWO_CELLS: dict[str, dict[str, Any]] = {
@@ -171,7 +181,9 @@ def search_defaults(dataset: str, algo: str, space: str) -> dict[str, Any]:
     """Return the defaults of a search that depend on the data set, the method or the space."""
     defaults = _SEARCH | _SEARCH_BY_SPACE.get(space, {})
     defaults |= _SEARCH_BY_DATASET.get(dataset, {}) | _SEARCH_BY_ALGO.get(algo, {})
-    return defaults | (_DIGITS_BY_ALGO.get(algo, {}) if dataset == "digits" else {})
+    for where in (dataset, space):
+        defaults |= _SEARCH_BY_ALGO_AND.get((algo, where), {})
+    return defaults
 
 
 def preset_fields(preset: str | None, algo: str, space: str) -> dict[str, Any]:
@@ -226,6 +238,8 @@ def warmup_epochs(algo: str, epochs: int, dataset: str = "", preset: str | None 
     """Return the number of epochs, of ``epochs``, in which alpha is frozen."""
     if algo == "pc":
         return int(_PC_WARMUP * epochs)
+    if algo == "p_darts":
+        return int(_P_DARTS_WARMUP * (epochs // _P_DARTS_STAGES))
     if kind_of(algo) != ZERO_ORDER or preset == "paper":
         return 0
     fraction = _RELEASED_WARMUP.get(dataset, 0.2) if preset == "released" else 0.2

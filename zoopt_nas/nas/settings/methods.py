@@ -30,6 +30,7 @@ _TABLE = {
     "amended_darts": (GRADIENT, "amended:AmendedGradient"),
     "sgas": (GRADIENT, "sgas:GreedyEdges"),
     "sgas2": (GRADIENT, "sgas:StableGreedyEdges"),
+    "p_darts": (GRADIENT, "progressive:ProgressiveStages"),
     "darts_pt": (GRADIENT, "perturbation:PerturbationSelection"),
     "snas": (GRADIENT, "snas:ConcreteSamples"),
     "gdas": (GRADIENT, "gdas:GumbelPaths"),

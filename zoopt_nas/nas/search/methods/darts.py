@@ -112,6 +112,11 @@ class GradientUpdater(AlphaUpdater):
         with torch.no_grad():
             self._alpha.copy_(alpha)
 
+    def restart(self, alpha: Tensor) -> None:
+        """Set alpha and forget the moments of Adam."""
+        self.move_to(alpha)
+        self._adam.state.clear()
+
     def step(self, objective: BilevelObjective, progress: float) -> Metrics:
         """Take one step of Adam."""
         gradient = self.gradient(objective)
