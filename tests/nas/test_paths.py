@@ -197,7 +197,7 @@ def config(**settings) -> SearchConfig:
     return SearchConfig(**{**fields, **sizes, "paths": "fair", **settings})
 
 
-@pytest.mark.parametrize("space", ["nasbench201", "s3"])
+@pytest.mark.parametrize("space", ["nasbench201", "s3", "s4"])
 @pytest.mark.parametrize("paths", ["uniform", "fair"])
 def test_a_search_on_paths_resumes_bit_for_bit(space, paths, tmp_path, without_seconds):
     settings = config(space=space, paths=paths, algo="gld", score="accuracy")

@@ -302,16 +302,18 @@ class BilevelObjective:
         alpha: Tensor | Path,
         draw: Draw,
         weigh: Weigh = Supernet.edge_weights,
+        scales: Tensor | None = None,
     ) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the validation batches.
 
-        ``weigh`` gives the architecture weights at alpha.
+        ``weigh`` gives the architecture weights at alpha; ``scales`` are those along a path.
         """
         self._noise.manual_seed(draw.noise_seed + 1)
         if isinstance(alpha, Tensor):
             weights = weigh(network, alpha)
             return value_of("loss", score_batches(network.mix, weights, draw.val))
-        return value_of("loss", score_batches(network, alpha, draw.val))
+        follow = partial(network.follow, scales=scales)
+        return value_of("loss", score_batches(follow, alpha, draw.val))
 
     def train_loss(self, network: Supernet, alpha: Tensor, draw: Draw) -> Tensor:
         """Return the mean cross-entropy () of ``network`` over the training batches."""

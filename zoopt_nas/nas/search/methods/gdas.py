@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from zoopt_nas.nas.data.transfer import to_device
 from zoopt_nas.nas.networks.space import Path, SearchSpace
@@ -53,10 +52,9 @@ class GumbelPaths(GradientUpdater):
         draw, space = objective.draw(), objective.supernet.space
         alpha = self.alpha.requires_grad_()
         path, weights = self._sample(space, alpha, self._progress)
-        network = objective.start(draw.noise_seed + 1)
-        losses = [F.cross_entropy(network.follow(x, path, weights), y) for x, y in draw.val]
+        loss = objective.val_loss(objective.start(), path, draw, scales=weights)
         # A path of which no operation is connected does not depend on alpha.
-        return torch.autograd.grad(torch.stack(losses).mean(), alpha, materialize_grads=True)[0]
+        return torch.autograd.grad(loss, alpha, materialize_grads=True)[0]
 
     def training_paths(self, space: SearchSpace, progress: float) -> list[Path]:
         """Return a sampled path."""
