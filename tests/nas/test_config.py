@@ -54,6 +54,7 @@ SEARCH = COMMON | {
     "inner_momentum": False,
     "inner_average": 0.75,
     "inner_amp": "bf16",
+    "sampled_paths": 2,
     "val_batches": 3,
     "score": "accuracy",
     "noise_aware": True,

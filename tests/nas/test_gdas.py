@@ -12,7 +12,7 @@ from stopping import StopAt
 from tiny_supernets import OneBatch
 from torch.nn import functional as F
 
-from zoopt_nas.errors import RunInterrupted
+from zoopt_nas.errors import InvalidValueError, RunInterrupted
 from zoopt_nas.nas import SearchConfig, resume_search, run_search
 from zoopt_nas.nas.networks.darts_supernet import DartsSupernet
 from zoopt_nas.nas.networks.nasbench201_modules import NasBench201Supernet
@@ -21,7 +21,7 @@ from zoopt_nas.nas.search.methods.gdas import GumbelPaths, temperature
 from zoopt_nas.nas.search.objective import BilevelObjective
 
 
-def built(name: str):
+def built(name: str, n_paths: int = 1):
     torch.manual_seed(0)
     space = SPACES[name]
     build = NasBench201Supernet if name == "nasbench201" else DartsSupernet
@@ -29,7 +29,8 @@ def built(name: str):
     optimizer = torch.optim.SGD(supernet.parameters(), lr=0.05)
     objective = BilevelObjective(supernet, optimizer, OneBatch(), OneBatch(), seed=0, inner="first")
     alpha = torch.randn(space.dim, generator=torch.Generator().manual_seed(1)).double()
-    return space, supernet, objective, GumbelPaths(SearchConfig(algo="gdas"), alpha, seed=3)
+    config = SearchConfig(algo="gdas", sampled_paths=n_paths)
+    return space, supernet, objective, GumbelPaths(config, alpha, seed=3)
 
 
 def test_the_temperature_falls_linearly_from_10_to_a_tenth():
@@ -48,20 +49,11 @@ def test_operations_are_sampled_from_the_softmax_of_alpha():
             assert abs(counts[edge, choice] - n * p) < 5.6 * math.sqrt(n * p * (1 - p))
 
 
-@pytest.mark.parametrize("name", ["nasbench201", "s3"])
-@pytest.mark.parametrize("progress", [0.0, 0.9])
-def test_the_gradient_flows_through_the_sampled_operations_only(name, progress):
+def straight_through(space, supernet, alpha, uniform, tau):
     """The straight-through gradient, written out: dL/dh_e times the derivative of the softmax."""
-    space, supernet, objective, updater = built(name)
-    updater._progress = progress
-    generator = torch.Generator()
-    generator.set_state(updater._generator.get_state())
-    gradient = updater.gradient(objective)
-
-    uniform = torch.empty(sum(space.sizes)).exponential_(generator=generator)
     gumbel = torch.split(-uniform.log().double(), list(space.sizes))
-    alpha = torch.split(updater.alpha, list(space.sizes))
-    logits = [torch.log_softmax(a, 0) + g for a, g in zip(alpha, gumbel, strict=True)]
+    parts = torch.split(alpha, list(space.sizes))
+    logits = [torch.log_softmax(a, 0) + g for a, g in zip(parts, gumbel, strict=True)]
     path = tuple(int(values.argmax()) for values in logits)
     images, labels = OneBatch().batch
     network = copy.deepcopy(supernet).train()
@@ -75,13 +67,41 @@ def test_the_gradient_flows_through_the_sampled_operations_only(name, progress):
         step[edge] = 1e-5
         with torch.no_grad():
             slope = (loss(1 + step) - loss(1 - step)) / 2e-5
-        tau = temperature(progress)
         soft = torch.softmax(values / tau, 0)
         # d log_softmax_j / d alpha_k = (j == k) - softmax_k, and the rows of soft sum to 1,
         # so the normalization of the log-softmax drops out.
         one_hot = F.one_hot(torch.tensor(choice), len(values))
         expected.append(slope * soft[choice] * (one_hot - soft) / tau)
-    torch.testing.assert_close(gradient, torch.cat(expected), rtol=1e-5, atol=1e-9)
+    return torch.cat(expected)
+
+
+@pytest.mark.parametrize("name", ["nasbench201", "s3"])
+@pytest.mark.parametrize(("progress", "n_paths"), [(0.0, 1), (0.9, 1), (0.9, 3)])
+def test_the_gradient_flows_through_the_sampled_operations_only(name, progress, n_paths):
+    space, supernet, objective, updater = built(name, n_paths)
+    updater._progress = progress
+    generator = torch.Generator()
+    generator.set_state(updater._generator.get_state())
+    gradient = updater.gradient(objective)
+    uniform = torch.empty(n_paths, sum(space.sizes)).exponential_(generator=generator)
+    tau = temperature(progress)
+    of_paths = [straight_through(space, supernet, updater.alpha, row, tau) for row in uniform]
+    torch.testing.assert_close(gradient, sum(of_paths) / n_paths, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_paths", [1, 4])
+def test_a_weight_step_trains_new_paths(n_paths):
+    space, _, _, updater = built("s3", n_paths)
+    first, second = (updater.training_paths(space, 0.5) for _ in range(2))
+    assert len(first) == n_paths
+    assert len({*first, *second}) == 2 * n_paths
+
+
+@pytest.mark.parametrize("algo", ["darts1", "random_ws", "mgs"])
+def test_methods_that_sample_no_paths_refuse_their_number(algo, search_config):
+    message = f"sampled_paths must be 1 with {algo}, which samples none, got 2"
+    with pytest.raises(InvalidValueError, match=message):
+        run_search(search_config(algo, sampled_paths=2))
 
 
 @pytest.mark.parametrize("live", [(), (0,), (4, 5)])  # edges with an operation; none reaches an end

@@ -25,7 +25,13 @@ N_TRIED, N_FAILED = "n_tried", "n_failed"
 """Metrics that are summed over an epoch: candidates or gradients, and the non-finite ones."""
 
 
-OWN_SETTINGS = ("supernet", "alpha_penalty", "skip_dropout")
+OWN_SETTINGS = (
+    "supernet",
+    "candidate_devices",
+    "alpha_penalty",
+    "skip_dropout",
+    "sampled_paths",
+)
 """Settings that only some methods have."""
 
 
@@ -83,6 +89,7 @@ class AlphaUpdater(ABC):
         goes_back: whether a verdict may send the search back to an earlier epoch.
         follows_paths: whether the method works on the paths of the setting ``paths``.
         trains_paths: whether the method trains single paths of its own, by ``training_paths``.
+        samples_paths: whether the method samples as many of them as ``sampled_paths`` says.
         relaxations: the settings of ``relaxation`` with which the method works.
         is_joint: whether alpha moves on the loss of the weight step: ``step`` follows it, and its
             gradient flows to alpha through ``training_weights``. Such steps are not compiled, since
@@ -100,6 +107,7 @@ class AlphaUpdater(ABC):
     goes_back: ClassVar[bool] = False
     follows_paths: ClassVar[bool] = False
     trains_paths: ClassVar[bool] = False
+    samples_paths: ClassVar[bool] = False
     relaxations: ClassVar[tuple[str, ...]] = RELAXATIONS
     is_joint: ClassVar[bool] = False
     continues: ClassVar[bool] = False
@@ -169,6 +177,11 @@ class AlphaUpdater(ABC):
             raise InvalidValueError(
                 f"skip_dropout must be 0, 0, 0 with {config.algo}, which has none, "
                 f"got {', '.join(f'{rate:g}' for rate in config.skip_dropout)}"
+            )
+        if config.sampled_paths != 1 and not cls.samples_paths:
+            raise InvalidValueError(
+                f"sampled_paths must be 1 with {config.algo}, which samples none, "
+                f"got {config.sampled_paths}"
             )
 
     @classmethod

@@ -150,6 +150,10 @@ class SearchConfig(RunConfig):
         None, ALPHA, "Weight steps between two updates of alpha.",
         "Released; not in the paper. DARTS: 1.", rule=POSITIVE_INTEGER,
         shown="zero-order: M; gradient methods: 1")
+    sampled_paths: int = setting(
+        1, ALPHA, "Paths that gdas samples for a weight step, and for an update of alpha.",
+        "Gradients of weights are summed, gradients of alpha averaged (ROME). GDAS: 1.",
+        rule=POSITIVE_INTEGER)
     val_batches: int = setting(
         1, ALPHA, "Batches that score a candidate.", "Released; not in the paper.",
         rule=POSITIVE_INTEGER)
