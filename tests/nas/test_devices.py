@@ -246,8 +246,8 @@ def test_a_search_waits_in_no_step(algo, search_config, device: Device, monkeypa
     allowed = ALLOWED.get(algo, [])
     by_solver = [e for e in device.waits() if e.place.startswith(("solvers/", "_arrays"))]
     others = [event for event in device.waits() if event not in by_solver]
-    # GDAS reads its sampled operations: for eight weight steps and four updates.
-    n_sampled = 8 + 4 if algo == "gdas" else 0
+    # GDAS and ROME read what they sampled: for eight weight steps and four updates.
+    n_sampled = 8 + 4 if algo in ("gdas", "rome") else 0
     assert len(others) == n_sampled
     assert all(event.place.startswith("nas/search/methods/gdas") for event in others)
     if algo in ALLOWED or algo not in SOLVERS:

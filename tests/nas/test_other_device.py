@@ -20,9 +20,11 @@ ON_GPU = torch.arange(16, dtype=torch.uint8)  # a seed and an offset
 # Generators that live on the device of the run, by their names in a checkpoint. Those of the
 # batches, the paths and the seeds live on the CPU.
 ON_DEVICE = {"own": ("noise", "drop_path"), "updater": ("noise", "samples")}
+ON_CPU = ("gdas", "rome")  # methods that draw on the CPU
 ALGOS = {
     "gld": {},
     "gdas": {},
+    "rome": {},
     "drnas": {},
     "snas": {},
     "sdarts_rs": {},
@@ -36,10 +38,9 @@ def as_of_a_gpu(state: dict[str, Any], algo: str = "") -> None:
     own = state["own"]
     for name, part in (("own", own), ("updater", own.get("updater", {}))):
         for key in ON_DEVICE[name]:
-            if isinstance(part.get(key), torch.Tensor) and algo != "gdas":
+            draws_on_cpu = algo in ON_CPU and name == "updater"
+            if isinstance(part.get(key), torch.Tensor) and not draws_on_cpu:
                 part[key] = ON_GPU
-    if algo == "gdas":
-        own["noise"] = ON_GPU  # GDAS draws on the CPU
     if "meta" in own.get("updater", {}):
         text = own["updater"]["meta"].replace('"device": "cpu"', '"device": "cuda:0"')
         meta = json.loads(text)

@@ -88,6 +88,11 @@ def test_pc_has_its_own_share_of_channels():
     assert reductions(search_of("pc", partial_channels=8)) == ["partial_channels 8, not 4"]
 
 
+def test_rome_samples_seven_cells_and_gdas_one():
+    assert reductions(search_of("rome", sampled_paths=3)) == ["sampled_paths 3 of 7"]
+    assert reductions(search_of("gdas"), TrainConfig.for_dataset("cifar10", "DARTS_V2")) == []
+
+
 def test_smaller_images_are_named():
     assert reductions(search_of("mgs", image_size=16)) == ["image_size 16 of 32"]
     assert reductions(search_of("mgs", image_size=32)) == []

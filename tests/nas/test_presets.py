@@ -94,7 +94,7 @@ def test_the_other_solvers_as_released():
     assert radii[14] == pytest.approx(0.13 * 2**-14)
 
 
-OTHER_TRAINING = ("pc", "fair_darts", "drnas", "snas", "p_darts")
+OTHER_TRAINING = ("pc", "fair_darts", "drnas", "snas", "p_darts", "rome")
 
 
 def test_baselines_are_as_their_own_papers_have_them():
@@ -110,6 +110,9 @@ def test_baselines_are_as_their_own_papers_have_them():
         of_one_cell = preset(name, "drnas", space="nasbench201")
         assert (of_one_cell.lr, of_one_cell.lr_min, of_one_cell.alpha_lr) == (0.025, 0.001, 3e-4)
         assert preset(name, "snas").drop_path == 0.3
+        rome = preset(name, "rome")
+        assert (rome.epochs, rome.batch_size, rome.lr, rome.lr_min) == (50, 64, 0.05, 0.001)
+        assert (rome.alpha_lr, rome.sampled_paths) == (3e-4, 7)
         assert (fair.batch_size, fair.lr, fair.lr_min, fair.alpha_lr) == (128, 0.005, 0.001, 3e-3)
         assert (pc.warmup_epochs, pc.partial_channels, pc.edge_normalization) == (15, 4, True)
 

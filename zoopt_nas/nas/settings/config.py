@@ -80,7 +80,7 @@ class SearchConfig(RunConfig):
         rule=POSITIVE_INTEGER)
     edge_normalization: bool = setting(
         False, NETWORK, "Alpha also weighs edges.",
-        "The edges into each node (PC-DARTS; off: DARTS).")
+        "The edges into each node (PC-DARTS, ROME; off: DARTS).", shown="no; pc, rome: yes")
     relaxation: str = setting(
         "softmax", NETWORK, "Weights of candidates: softmax, sigmoid or dirichlet of alpha.",
         "softmax: DARTS; sigmoid: FairDARTS; dirichlet: DrNAS, the mean of the distribution.",
@@ -151,9 +151,9 @@ class SearchConfig(RunConfig):
         "Released; not in the paper. DARTS: 1.", rule=POSITIVE_INTEGER,
         shown="zero-order: M; gradient methods: 1")
     sampled_paths: int = setting(
-        1, ALPHA, "Paths that gdas samples for a weight step, and for an update of alpha.",
-        "Gradients of weights are summed, gradients of alpha averaged (ROME). GDAS: 1.",
-        rule=POSITIVE_INTEGER)
+        1, ALPHA, "Paths that gdas, rome sample for a weight step, and for an update of alpha.",
+        "K: gradients of weights are summed, gradients of alpha averaged (ROME).",
+        rule=POSITIVE_INTEGER, shown="1; rome: 7")
     val_batches: int = setting(
         1, ALPHA, "Batches that score a candidate.", "Released; not in the paper.",
         rule=POSITIVE_INTEGER)

@@ -46,6 +46,8 @@ _SEARCH_BY_ALGO: dict[str, dict[str, Any]] = {
     "darts_pt": {"epochs": 85, "lr": 0.0025},
     # DrNAS (Chen et al., 2021), released code: the penalty is the weight decay of alpha.
     "drnas": {"relaxation": "dirichlet"},
+    # ROME (Wang et al., 2023), section 4.1: K.
+    "rome": {"edge_normalization": True, "sampled_paths": 7},
     # P-DARTS (Chen et al., 2019): three stages of 25 epochs, the first with 5 cells.
     "p_darts": {"epochs": 75, "n_cells": 5, "skip_dropout": (0.0, 0.4, 0.7)},
 }  # fmt: skip
@@ -125,6 +127,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "fair_darts": {"batch_size": 128, "lr": 0.005},
     "snas": {"drop_path": 0.3},
     "p_darts": {"batch_size": 96, "lr_min": 0.0, "alpha_lr": 6e-4},
+    "rome": {"lr": 0.05},
 }
 # The same in the spaces of two cells.
 _PUBLISHED_FOR_TWO_CELLS: dict[str, dict[str, Any]] = {

@@ -34,6 +34,7 @@ _TABLE = {
     "darts_pt": (GRADIENT, "perturbation:PerturbationSelection"),
     "snas": (GRADIENT, "snas:ConcreteSamples"),
     "gdas": (GRADIENT, "gdas:GumbelPaths"),
+    "rome": (GRADIENT, "rome:GumbelCells"),
     "sdarts_rs": (GRADIENT, "smooth:RandomSmoothing"),
     "sdarts_adv": (GRADIENT, "smooth:AdversarialSmoothing"),
     "random": (RANDOM, "random_search:RandomArchitecture"),

@@ -75,7 +75,7 @@ def _paper_sizes(config: RunConfig) -> dict[str, int]:
     else:
         assert isinstance(config, TrainConfig)
         usual = config.defaults_for(dataset, config.genotype)
-    sizes = {name: usual[name] for name in _SIZES}
+    sizes = {name: usual[name] for name in (*_SIZES, "sampled_paths") if name in usual}
     published = RDARTS_SIZES.get(config.dataset, {}).values()
     if isinstance(config, TrainConfig) and (config.n_cells, config.init_channels) in published:
         sizes["n_cells"], sizes["init_channels"] = config.n_cells, config.init_channels
