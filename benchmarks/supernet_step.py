@@ -4,13 +4,15 @@ A step is zero_grad, forward, backward, clipping and SGD. The plain form (plain_
 module for each candidate operation, every edge on its own and the default memory format. Time: the
 median ratio over interleaved repeats. Memory: what the process grows by, at its peak, in a process
 of its own for each form. Launches: operators of a step that compute something, counted by the
-torch profiler. `network` is the retraining network (DARTS_V2). With --partial-channels the plain
-form is compared with another supernet, that of partial channel connections.
+torch profiler. `network` is the retraining network (DARTS_V2). With --partial-channels or
+--merge-kernels the plain form is compared with another supernet: with partial channel connections,
+or with one kernel for the convolutions of an edge.
 
     python benchmarks/supernet_step.py                          # every space at the paper's size
     python benchmarks/supernet_step.py s3 --size digits
     python benchmarks/supernet_step.py network --cells 20 --channels 36 --batch 96
     python benchmarks/supernet_step.py s3 darts --partial-channels 4
+    python benchmarks/supernet_step.py darts --merge-kernels
 """
 
 from __future__ import annotations
@@ -90,13 +92,12 @@ def build(
     space: str,
     form: str,
     size: tuple[int, int, int, int, int],
-    n_parts: int = 1,
     device: str = "cpu",
+    **others: int,
 ) -> Step:
     """The ``"plain"`` or ``"ours"`` form of a supernet, or of the network.
 
-    Args:
-        n_parts: K of partial channel connections, in our form only.
+    ``others`` are settings of another supernet, in our form only.
     """
     torch.manual_seed(0)
     batch, in_channels, side, init_channels, n_cells = size
@@ -114,7 +115,7 @@ def build(
         init_channels,
         n_cells,
         in_channels=in_channels,
-        partial_channels=1 if form == "plain" else n_parts,
+        **({} if form == "plain" else others),  # type: ignore[arg-type]
     )
     if form == "plain":
         supernet = PlainSupernet(supernet)  # type: ignore[arg-type]
@@ -168,17 +169,18 @@ def _launches(event: Any) -> int:
     return within or int(is_one)
 
 
-def peak_growth(space: str, form: str, size: tuple[int, ...], n_parts: int = 1) -> float:
+def peak_growth(space: str, form: str, size: tuple[int, ...], **others: int) -> float:
     """GB by which three steps make a fresh process grow, at the peak."""
     command = [sys.executable, __file__, space, "--peak-of", form]
     command += ["--numbers", *map(str, size), "--threads", str(torch.get_num_threads())]
-    command += ["--partial-channels", str(n_parts)]
+    command += ["--partial-channels", str(others.get("partial_channels", 1))]
+    command += ["--merge-kernels"] if others.get("merge_kernels") else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(space: str, form: str, size: tuple[int, int, int, int, int], n_parts: int) -> None:
+def print_peak(space: str, form: str, size: tuple[int, int, int, int, int], **others: int) -> None:
     before = peak_kilobytes()
-    step = build(space, form, size, n_parts)
+    step = build(space, form, size, **others)
     for _ in range(3):
         step()
     print((peak_kilobytes() - before) / 2**20)
@@ -190,12 +192,12 @@ def peak_kilobytes() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def report(space: str, size: tuple[int, int, int, int, int], repeats: int, n_parts: int) -> None:
-    plain, ours = build(space, "plain", size), build(space, "ours", size, n_parts)
+def report(space: str, size: tuple[int, int, int, int, int], repeats: int, **others: int) -> None:
+    plain, ours = build(space, "plain", size), build(space, "ours", size, **others)
     seconds, found = ratios(plain, ours, repeats)
     counts = launches(plain), launches(ours)
     del plain, ours
-    memory = peak_growth(space, "plain", size), peak_growth(space, "ours", size, n_parts)
+    memory = peak_growth(space, "plain", size), peak_growth(space, "ours", size, **others)
     spread = f"{min(found):.2f} to {max(found):.2f}"
     print(
         f"| {space} | {seconds:.2f} s | {statistics.median(found):.3f} ({spread}) "
@@ -215,6 +217,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int)
     parser.add_argument("--cells", type=int)
     parser.add_argument("--partial-channels", type=int, default=1, help="K, in our form only")
+    parser.add_argument("--merge-kernels", action="store_true", help="in our form only")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--numbers", type=int, nargs=5, help=argparse.SUPPRESS)
@@ -225,14 +228,15 @@ def main() -> None:
     size = (
         args.batch or batch, in_channels, side, args.channels or channels, args.cells or cells,
     )  # fmt: skip
+    others = {"partial_channels": args.partial_channels, "merge_kernels": args.merge_kernels}
     if args.peak_of:
-        print_peak(args.spaces[0], args.peak_of, size, args.partial_channels)
+        print_peak(args.spaces[0], args.peak_of, size, **others)
         return
     print(f"batch, image channels, side, init_channels, n_cells: {size}; {args.threads} threads")
     print("| | plain step | time | plain memory | memory | plain launches | launches |")
     print("|---|---|---|---|---|---|---|")
     for space in args.spaces:
-        report(space, size, args.repeats, args.partial_channels)
+        report(space, size, args.repeats, **others)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ SEARCH = COMMON | {
     "solver": {"schedule": "adaptive", "max_radius": 3.0, "min_radius": 0.5, "direction": "ball"},
     "candidates_per_batch": 3,
     "candidate_devices": "cuda:0, cuda:1",
+    "merge_kernels": False,
     "edge_normalization": True,
     "relaxation": "dirichlet",
     "auxiliary_skip": 0.0,
@@ -102,7 +103,11 @@ TRAIN = COMMON | {
     "warmup_epochs": 2,
     "report": "best",
 }
-WITH_SKIP = SEARCH | {"edge_normalization": False, "auxiliary_skip": 0.625}
+WITH_SKIP = SEARCH | {
+    "edge_normalization": False,
+    "auxiliary_skip": 0.625,
+    "merge_kernels": True,
+}
 CASES = [
     (SearchConfig, SEARCH),
     (SearchConfig, WITH_SKIP),

@@ -215,7 +215,8 @@ def test_a_function_of_the_device_is_minimized_as_one_of_the_cpu(name, bounds, d
 
 def search_of(algo: str, search_config: Any, **options: Any) -> Search:
     # PC-DARTS has four parts of the channels.
-    config = search_config(algo, space="small_s4", init_channels=4, **ON_A_GPU, **options)
+    space = "s1" if algo == "merge_nas" else "small_s4"  # which has nothing to merge
+    config = search_config(algo, space=space, init_channels=4, **ON_A_GPU, **options)
     n_epochs = 6 if algo == "p_darts" else 2  # in three stages
     config = config.replace(epochs=n_epochs, warmup_epochs=1, inner_steps=2, cutout=2, batch_size=8)
     return Search(config, prepare(config))

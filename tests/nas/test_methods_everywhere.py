@@ -13,6 +13,8 @@ from zoopt_nas.nas.settings.methods import BASELINES
 
 # FairDARTS cannot tell whether `none` is good, SGAS chooses edges (tests/nas/test_sgas.py).
 UNDEFINED = {(algo, "nasbench201") for algo in ("fair_darts", "sgas", "sgas2")}
+# There is one convolution on each edge.
+UNDEFINED |= {("merge_nas", space) for space in ("s2", "s3", "s4")}
 # DARTS-PT continues another search (tests/nas/test_perturbation.py), and P-DARTS has three stages
 # (tests/nas/test_progressive_runs.py).
 DEFINED = [

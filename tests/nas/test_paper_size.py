@@ -88,6 +88,11 @@ def test_pc_has_its_own_share_of_channels():
     assert reductions(search_of("pc", partial_channels=8)) == ["partial_channels 8, not 4"]
 
 
+def test_merged_kernels_are_a_smaller_supernet_than_that_of_other_methods():
+    assert reductions(search_of("mgs", merge_kernels=True)) == ["merge_kernels"]
+    assert reductions(search_of("merge_nas")) == []
+
+
 def test_rome_samples_seven_cells_and_gdas_one():
     assert reductions(search_of("rome", sampled_paths=3)) == ["sampled_paths 3 of 7"]
     assert reductions(search_of("gdas"), TrainConfig.for_dataset("cifar10", "DARTS_V2")) == []

@@ -10,7 +10,9 @@ from zoopt_nas.nas.analyses.sweep import Sweep
 
 SPACES = {"s1", "s2", "s3", "s4"}
 IMAGES = {"cifar10", "cifar100", "svhn"}
-PUBLISHED_IN_TABLE_3 = ("p_darts", "gdas", "rome", "sgas2", "sdarts_adv", "amended_darts")
+PUBLISHED_IN_TABLE_3 = (
+    *("p_darts", "gdas", "rome", "merge_nas", "sgas2", "sdarts_adv", "amended_darts"),
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +20,7 @@ PUBLISHED_IN_TABLE_3 = ("p_darts", "gdas", "rome", "sgas2", "sdarts_adv", "amend
     [
         ("table2", 384, {"darts2", "dp", "l2", "es", "ada", "rs", "mgs", "gld"}, SPACES, IMAGES, 4),
         (
-            *("table3", 80),
+            *("table3", 88),
             {"darts1", "darts2", "l2", "mgs", *PUBLISHED_IN_TABLE_3},
             *({"darts"}, {"cifar10", "cifar100"}, 4),
         ),

@@ -66,6 +66,7 @@ def build_supernet(
         "auxiliary_skip": config.auxiliary_skip > 0,
         "kept": kept,
         "drops_skips": drops_skips,
+        "merge_kernels": config.merge_kernels,
     }
     with seeded_init(seed):
         supernet: Supernet

@@ -12,8 +12,14 @@ from torch.nn import functional as F
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels.channels_last import join_channels
 from zoopt_nas.nas.networks.darts_space import DartsSpace
+from zoopt_nas.nas.networks.fused import Fused
 from zoopt_nas.nas.networks.genotype import CELL_KINDS, N_INPUTS
 from zoopt_nas.nas.networks.joined_edges import JoinedEdges, Node, Place, join_edges
+from zoopt_nas.nas.networks.merged_kernels import (
+    MergedConvolution,
+    SharedKernel,
+    build_candidates,
+)
 from zoopt_nas.nas.networks.operations import (
     AfterReLU,
     FactorizedReduce,
@@ -55,14 +61,17 @@ class NodeOutput:
         x, joined = self._node.x, self._joined.get(index)
         if joined is not None:
             total = joined if total is None else total + joined
-        fused = []
+        fused: list[tuple[Fused, Tensor]] = []
+        merged: dict[SharedKernel, list[Tensor]] = {}
         identity: Tensor | None = None
         for position, operation in enumerate(candidates):
             # ``none`` adds zeros; only its weight counts, in the softmax.
             if (index, position) in self._done or isinstance(operation, Zero):
                 continue
             weight = self._weights[index, position]
-            if isinstance(operation, Separable) and operation.can_fuse(x):
+            if isinstance(operation, MergedConvolution):
+                merged.setdefault(operation.kernel, []).append(weight)
+            elif isinstance(operation, Separable) and operation.can_fuse(x):
                 fused.append((operation, weight))
             elif isinstance(operation, nn.Identity):
                 identity = weight if identity is None else identity + weight
@@ -72,10 +81,16 @@ class NodeOutput:
             else:
                 out = self._node.pooled(operation) if isinstance(operation, Pool) else operation(x)
                 total = _add_product(total, out, weight)
+        for kernel, weights in merged.items():
+            if kernel.can_fuse(x):
+                fused.append((kernel, torch.stack(weights)))
+            else:
+                out = kernel.mixture(self._node.relu, torch.stack(weights))
+                total = out if total is None else total + out
         if identity is not None and not fused:
             total = _add_product(total, x, identity)
-        for separable, weight in fused:  # the kernels add ``total`` and the identity at no cost
-            total = separable.fused(x, weight, total, identity)
+        for module, weight in fused:  # the kernels add ``total`` and the identity at no cost
+            total = module.fused(x, weight, total, identity)
             identity = None
         return cast(Tensor, total)
 
@@ -111,6 +126,7 @@ class SearchCell(nn.Module):
 
     ``builders`` build the operations of each edge, and ``table_width`` is the largest number of
     them in the cells of all kinds.
+    See `DartsSupernet` for ``merge_kernels``.
     """
 
     def __init__(
@@ -120,6 +136,7 @@ class SearchCell(nn.Module):
         builders: Sequence[Sequence[OperationBuilder]],
         table_width: int,
         n_parts: int = 1,
+        merge_kernels: bool = False,
     ) -> None:
         super().__init__()
         self.kind = plan.kind
@@ -133,7 +150,7 @@ class SearchCell(nn.Module):
         pools: dict[tuple[int, OperationBuilder], nn.Module] = {}
         self.edges = nn.ModuleList()
         for (source, _), of_edge in zip(self._edges, builders, strict=True):
-            built = [build(width, plan.stride(source), True) for build in of_edge]
+            built = build_candidates(of_edge, width, plan.stride(source), merge_kernels)
             shared = [
                 pools.setdefault((source, build), op) if isinstance(op, Pool) else op
                 for build, op in zip(of_edge, built, strict=True)
@@ -252,7 +269,7 @@ class DartsSupernet(Supernet):
         in_channels: Channels of the images.
         stem: ``"cifar"`` or ``"imagenet"``.
         partial_channels: K: the operations use 1/K of the channels; see ``partial_channels.py``.
-        auxiliary_skip, kept, drops_skips: See ``Supernet``.
+        auxiliary_skip, kept, drops_skips, merge_kernels: See ``Supernet``.
     """
 
     space: DartsSpace
@@ -270,8 +287,9 @@ class DartsSupernet(Supernet):
         auxiliary_skip: bool = False,
         kept: Kept | None = None,
         drops_skips: bool = False,
+        merge_kernels: bool = False,
     ) -> None:
-        super().__init__(space, auxiliary_skip, kept, drops_skips)
+        super().__init__(space, auxiliary_skip, kept, drops_skips, merge_kernels)
         plans = list(plan_cells(n_cells, init_channels, (space.n_nodes,) * 2, stem))
         self.stem = build_stem(stem, in_channels, init_channels)
         self.stem_channels = plans[0].in_channels[0]
@@ -282,9 +300,9 @@ class DartsSupernet(Supernet):
             ]
             for k, kind in enumerate(CELL_KINDS)
         }
+        form = self.table_width, partial_channels, merge_kernels
         self.cells = nn.ModuleList(
-            SearchCell(space, plan, builders[plan.kind], self.table_width, partial_channels)
-            for plan in plans
+            SearchCell(space, plan, builders[plan.kind], *form) for plan in plans
         )
         self.head = build_head(space.n_nodes * plans[-1].channels, n_classes)
 

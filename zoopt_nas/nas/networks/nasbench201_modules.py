@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoopt_nas.errors import InvalidValueError
+from zoopt_nas.nas.networks.merged_kernels import (
+    MergedConvolution,
+    SharedKernel,
+    build_candidate,
+    build_candidates,
+)
 from zoopt_nas.nas.networks.nasbench201 import CELL, NasBench201Genotype, NasBench201Space
 from zoopt_nas.nas.networks.nasbench201_cell import EDGES
 from zoopt_nas.nas.networks.network import Network
@@ -77,12 +83,14 @@ class SearchCell(nn.Module):
         channels: int,
         builders: Sequence[Sequence[OperationBuilder]],
         n_parts: int = 1,
+        merge_kernels: bool = False,
     ) -> None:
         super().__init__()
         self._n_parts, self._weighs_edges = n_parts, space.edge_normalization
         width = part_width(channels, n_parts)
         self.edges = nn.ModuleList(
-            nn.ModuleList(_built(build, width) for build in of_edge) for of_edge in builders
+            nn.ModuleList(build_candidates(of_edge, width, 1, merge_kernels, _build_candidate))
+            for of_edge in builders
         )
 
     def forward(self, x: Tensor, weights: Tensor, drop: Drop | None) -> Tensor:
@@ -142,13 +150,20 @@ class SearchCell(nn.Module):
     def _mixed(self, edge: int, x: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted candidates of an edge from a node ``x`` with ReLU ``positive``."""
         total: Tensor | None = None
+        merged: dict[SharedKernel, list[Tensor]] = {}
         for operation, weight in zip(self._candidates(edge), weights, strict=True):
             if isinstance(operation, Zero):  # only its weight counts, in the softmax
+                continue
+            if isinstance(operation, MergedConvolution):
+                merged.setdefault(operation.kernel, []).append(weight)
                 continue
             if isinstance(operation, AfterReLU):
                 term = operation.after_relu(positive, weight)
             else:
                 term = operation(x) * weight
+            total = term if total is None else total + term
+        for kernel, of_kernel in merged.items():
+            term = kernel.mixture(positive, torch.stack(of_kernel))
             total = term if total is None else total + term
         return torch.zeros_like(x) if total is None else total
 
@@ -156,10 +171,10 @@ class SearchCell(nn.Module):
         return cast(Sequence[nn.Module], self.edges[edge])
 
 
-def _built(build: OperationBuilder, channels: int) -> nn.Module:
+def _build_candidate(builder: OperationBuilder, channels: int, stride: int) -> nn.Module:
     """Return a candidate of the supernet; the pools of this space have no BatchNorm."""
-    operation = build(channels, 1, True)
-    return build(channels, 1, False) if isinstance(operation, Pool) else operation
+    operation = build_candidate(builder, channels, stride)
+    return builder(channels, stride, False) if isinstance(operation, Pool) else operation
 
 
 class NasBench201Supernet(Supernet):
@@ -172,7 +187,7 @@ class NasBench201Supernet(Supernet):
         n_cells: Number of cells, a multiple of 3 (15 in the paper).
         in_channels: Channels of the images.
         partial_channels: K: the operations use 1/K of the channels; see ``partial_channels.py``.
-        auxiliary_skip, kept, drops_skips: See ``Supernet``.
+        auxiliary_skip, kept, drops_skips, merge_kernels: See ``Supernet``.
 
     Raises:
         InvalidValueError: A number is out of range.
@@ -192,14 +207,15 @@ class NasBench201Supernet(Supernet):
         auxiliary_skip: bool = False,
         kept: Kept | None = None,
         drops_skips: bool = False,
+        merge_kernels: bool = False,
     ) -> None:
-        super().__init__(space, auxiliary_skip, kept, drops_skips)
+        super().__init__(space, auxiliary_skip, kept, drops_skips, merge_kernels)
         widths = _widths(n_cells, init_channels)
         self.stem = Stem(in_channels, init_channels)
         self.stem_channels = init_channels
         builders = [self._builders(*edge) for edge in enumerate(space.candidates(CELL))]
         self.cells = nn.ModuleList(
-            SearchCell(space, width, builders, partial_channels) for width in widths
+            SearchCell(space, width, builders, partial_channels, merge_kernels) for width in widths
         )
         self.blocks = _build_blocks(widths)
         self.head = _build_head(widths[-1], n_classes)

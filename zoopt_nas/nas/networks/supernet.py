@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.kernels.channels_last import channels_last
+from zoopt_nas.nas.networks.merged_kernels import merges
 from zoopt_nas.nas.networks.operations import (
     OPERATIONS,
     OperationBuilder,
@@ -40,6 +41,7 @@ class Supernet(Stochastic, ABC):
         kept: The candidates to build; None builds all. The others compute zeros, so alpha should
             give them no weight.
         drops_skips: Whether skip connections have dropout (P-DARTS), except auxiliary ones.
+        merge_kernels: Whether the convolutions of an edge share a kernel; see ``merged_kernels``.
 
     Attributes:
         drop_path_probability: Probability in [0, 1) to drop a sample on an edge in training mode
@@ -47,6 +49,9 @@ class Supernet(Stochastic, ABC):
         auxiliary_weight: Weight () of the auxiliary skip connections; 0 at first.
         stem_channels: Output channels of the stem.
         channels_last: Whether to compute in the channels-last memory format.
+
+    Raises:
+        InvalidValueError: ``merge_kernels`` is true, and no edge has two such convolutions.
     """
 
     stem: nn.Module
@@ -60,8 +65,15 @@ class Supernet(Stochastic, ABC):
         auxiliary_skip: bool = False,
         kept: Kept | None = None,
         drops_skips: bool = False,
+        merge_kernels: bool = False,
     ) -> None:
         super().__init__()
+        edges = [names for kind in space.kinds for names in space.candidates(kind)]
+        if merge_kernels and not any(map(merges, edges)):
+            raise InvalidValueError(
+                f"merge_kernels must be false in space {space.name}, where no edge has two "
+                "convolutions that can share a kernel, got true"
+            )
         self.space = space
         self._kept, self._drops_skips = kept, drops_skips
         self.channels_last = True

@@ -119,7 +119,7 @@ best   |cifar10 |P-DARTS        |p_darts      |3.4|2.50|0.3
 best   |cifar10 |GDAS           |gdas         |3.4|2.93|0.2
 best   |cifar10 |ZARTS          |mgs          |3.5|2.46|1.0
 average|cifar10 |DARTS (1st)    |darts1       |-  |3.38 ± 0.23|0.4
-average|cifar10 |MergeNAS       |             |2.9|2.68 ± 0.01|0.6
+average|cifar10 |MergeNAS       |merge_nas    |2.9|2.68 ± 0.01|0.6
 average|cifar10 |SGAS (Cri. 2)  |sgas2        |3.9|2.67 ± 0.21|0.3
 average|cifar10 |R-DARTS        |dp l2 es ada |-  |2.95 ± 0.21|1.6
 average|cifar10 |SDARTS-ADV     |sdarts_adv   |3.3|2.61 ± 0.02|1.3

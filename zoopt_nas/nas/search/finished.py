@@ -12,7 +12,7 @@ from zoopt_nas.nas.settings.config import SearchConfig
 # What both searches must agree on, so that the weights fit and mean the same.
 _AGREED = (
     *("dataset", "space", "relaxation", "edge_normalization", "partial_channels"),
-    *("init_channels", "n_cells", "paths"),
+    *("merge_kernels", "init_channels", "n_cells", "paths"),
 )
 
 

@@ -78,6 +78,10 @@ class SearchConfig(RunConfig):
         1, NETWORK, "K: operations use 1/K of the channels.",
         "Saves memory with a different supernet; PC-DARTS: 4. 1 is the full one (paper).",
         rule=POSITIVE_INTEGER)
+    merge_kernels: bool = setting(
+        False, NETWORK, "Whether the convolutions of an edge share one kernel.",
+        "A smaller supernet (MergeNAS; released ZARTS code: an option).",
+        shown="no; merge_nas: yes")
     edge_normalization: bool = setting(
         False, NETWORK, "Alpha also weighs edges.",
         "The edges into each node (PC-DARTS, ROME; off: DARTS).", shown="no; pc, rome: yes")
@@ -247,6 +251,8 @@ class SearchConfig(RunConfig):
             raise InvalidValueError(
                 f"auxiliary_skip must be 0 with edge_normalization, got {self.auxiliary_skip}"
             )
+        if self.merge_kernels:  # BatchNorm follows the weights of merged convolutions
+            raise InvalidValueError("merge_kernels must be false with edge_normalization, got true")
 
     @classmethod
     def defaults_for(cls, dataset: str, algo: str = "mgs", space: str = "s3") -> dict[str, Any]:

@@ -46,6 +46,8 @@ _SEARCH_BY_ALGO: dict[str, dict[str, Any]] = {
     "darts_pt": {"epochs": 85, "lr": 0.0025},
     # DrNAS (Chen et al., 2021), released code: the penalty is the weight decay of alpha.
     "drnas": {"relaxation": "dirichlet"},
+    # MergeNAS (Wang et al., 2020).
+    "merge_nas": {"merge_kernels": True},
     # ROME (Wang et al., 2023), section 4.1: K.
     "rome": {"edge_normalization": True, "sampled_paths": 7},
     # P-DARTS (Chen et al., 2019): three stages of 25 epochs, the first with 5 cells.

@@ -23,6 +23,7 @@ _TABLE = {
     "es": (GRADIENT, "robust:EarlyStopping"),
     "ada": (GRADIENT, "robust:AdaptiveRegularization"),
     "pc": (GRADIENT, "darts:PartialChannels"),
+    "merge_nas": (GRADIENT, "darts:MergedKernels"),
     "fair_darts": (GRADIENT, "fair_darts:FairSwitches"),
     "darts_minus": (GRADIENT, "darts:AuxiliarySkip"),
     "beta_darts": (GRADIENT, "beta_darts:BetaDecay"),

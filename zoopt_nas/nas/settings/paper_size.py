@@ -99,6 +99,8 @@ def _search_reductions(config: SearchConfig, largest: Largest) -> list[str]:
     parts = _PC_CHANNELS if config.algo == "pc" else 1
     if config.partial_channels > parts:
         smaller.append(f"partial_channels {config.partial_channels}, not {parts}")
+    if config.merge_kernels and config.algo != "merge_nas":
+        smaller.append("merge_kernels")
     return smaller
 
 

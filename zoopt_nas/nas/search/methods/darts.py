@@ -195,6 +195,20 @@ class PartialChannels(FirstOrder):
     """PC-DARTS: darts1 on partial channels, edges normalized."""
 
 
+class MergedKernels(FirstOrder):
+    """MergeNAS: darts1, with one kernel for the convolutions of an edge.
+
+    See ``networks.merged_kernels`` and the setting ``merge_kernels``.
+    """
+
+    @classmethod
+    def check_supernet(cls, config: SearchConfig) -> None:
+        """Refuse the other settings of the supernet, and separate kernels."""
+        super().check_supernet(config)
+        if not config.merge_kernels:
+            raise InvalidValueError(f"merge_kernels must be true with {config.algo}, got false")
+
+
 class AuxiliarySkip(FirstOrder):
     """DARTS-: darts1 with a skip connection beside each edge, which fades out.
 
