@@ -266,9 +266,12 @@ def test_the_paths_of_all_methods(run):
     assert np.array_equal(again.tracks["mgs"].coordinates, found.tracks["mgs"].coordinates)
 
 
-def test_paths_of_other_methods_have_their_own_settings(search_config, tmp_path):
-    """The run has a penalty on alpha, which the methods of the paths refuse."""
-    nas.run_search(search_config("beta_darts", epochs=2), run_dir=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("algo", "options"), [("beta_darts", {}), ("gdas", {"sampled_paths": 2}), ("rome", {})]
+)
+def test_paths_of_other_methods_have_their_own_settings(algo, options, search_config, tmp_path):
+    """The run has a setting that the methods of the paths refuse, as a penalty on alpha."""
+    nas.run_search(search_config(algo, epochs=2, **options), run_dir=tmp_path / "run")
     paths = ("darts1", "gld")
     settings = with_(SMALL, paths=paths)
     assert tuple(compute_landscape(tmp_path / "run", settings).tracks) == paths
