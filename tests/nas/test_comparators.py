@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.special import betainc, digamma, gammaln
 from scipy.stats import beta as beta_distribution
-from tiny_supernets import TINY, OneBatch, supernet_of
+from tiny_supernets import TINY, OneBatch, slopes_of_weights, supernet_of
 from torch.distributions import Dirichlet, kl_divergence
 from torch.nn import functional as F
 
@@ -23,8 +23,6 @@ from zoopt_nas.nas.settings.config import SearchConfig
 from zoopt_nas.nas.steps.weight_step import weight_step
 
 SIZES = [3, 3, 2, 2]  # candidates of the edges of TINY
-# Steps of 1e-5 pass kinks of rectifiers; the rounding of this one is about 1e-8.
-STEP = 1e-7
 PLACES = [(edge, k) for edge, size in enumerate(SIZES) for k in range(size)]
 
 
@@ -42,22 +40,6 @@ def built(algo: str, **fields):
 
 def by_edge(alpha: np.ndarray) -> list[np.ndarray]:
     return np.split(alpha, np.cumsum(SIZES)[:-1])
-
-
-def slopes(net, table: np.ndarray) -> np.ndarray:
-    """The derivative of the loss by each architecture weight, from central differences."""
-    images, labels = OneBatch().batch
-    net = copy.deepcopy(net).train()
-    found = np.zeros_like(table)
-    with torch.no_grad():
-        for place in PLACES:
-            sides = []
-            for sign in (1, -1):
-                moved = table.copy()
-                moved[place] += sign * STEP
-                sides.append(float(F.cross_entropy(net.mix(images, torch.tensor(moved)), labels)))
-            found[place] = (sides[0] - sides[1]) / (2 * STEP)
-    return found
 
 
 def padded(rows: list[np.ndarray]) -> np.ndarray:
@@ -96,7 +78,7 @@ def adam(alpha: np.ndarray, gradients: list[np.ndarray], config: SearchConfig) -
 
 def fair_gradient(net, alpha: np.ndarray, penalty: float) -> np.ndarray:
     on = 1 / (1 + np.exp(-alpha))
-    slope = slopes(net, padded(by_edge(on)))
+    slope = slopes_of_weights(net, padded(by_edge(on)))
     flat = np.array([slope[place] for place in PLACES])
     # -mean((s - 1/2)^2) has the derivative -2 (s - 1/2) s (1 - s) / n.
     return flat * on * (1 - on) - penalty * 2 * (on - 0.5) * on * (1 - on) / len(alpha)
@@ -144,7 +126,7 @@ def test_beta_decay_adds_the_softmax_of_alpha(progress: float):
     assert config.alpha_penalty == 50
     updater.begin_epoch(progress)
     rows = [softmax(row) for row in by_edge(updater.alpha.numpy())]
-    slope = slopes(objective.supernet, padded(rows))
+    slope = slopes_of_weights(objective.supernet, padded(rows))
     expected = [
         down_the_softmax(row, slope[edge, : len(row)]) + 50 * progress * row / len(SIZES)
         for edge, row in enumerate(rows)
@@ -205,7 +187,7 @@ def test_the_gradient_of_drnas_flows_through_the_sample():
     twin.set_state(updater._generator.get_state())
     net, alpha = objective.supernet, updater.alpha.clone().requires_grad_()
     drawn = drnas.sample_weights(net, alpha, twin)
-    slope = torch.tensor(slopes(net, drawn.detach().numpy()))
+    slope = torch.tensor(slopes_of_weights(net, drawn.detach().numpy()))
     (expected,) = torch.autograd.grad((drawn * slope).sum(), alpha)
     got = updater.gradient(objective)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-7)
@@ -297,7 +279,7 @@ def test_weights_and_alpha_descend_the_same_loss(progress: float):
     gumbel = -torch.empty(4, 3, dtype=torch.float64).exponential_(generator=twin).log().numpy()
     start = updater.alpha.numpy().copy()
     rows = [softmax((row + gumbel[e, : len(row)]) / tau) for e, row in enumerate(by_edge(start))]
-    slope = slopes(net, padded(rows))
+    slope = slopes_of_weights(net, padded(rows))
     gradient = np.concatenate(
         [down_the_softmax(row, slope[e, : len(row)]) / tau for e, row in enumerate(rows)]
     )

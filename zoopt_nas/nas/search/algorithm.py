@@ -78,8 +78,14 @@ class Search(EpochLoop):
         self._updater = method.build(config, alpha, seeds["solver"], self._space)
         self._stages = method.stages(config, self._space)
         self._supernets = Supernets(
-            *(config, setup, self._space, method, self._stages),
-            *(self._streams, seeds, self._noise),
+            config=config,
+            setup=setup,
+            space=self._space,
+            method=method,
+            stages=self._stages,
+            streams=self._streams,
+            seeds=seeds,
+            noise=self._noise,
         )
         self._begin_stage(self._stages[0])
         self.trains_weights = config.weights == SHARED
@@ -96,7 +102,8 @@ class Search(EpochLoop):
         """Build the supernet of a stage, with new weights, and what trains it."""
         self._stage, self._kept = stage, self._updater.kept
         trained = self._supernets.start(stage, self._kept)
-        self.supernet, self._optimizer, self._step, self._path_step = trained[:4]
+        self.supernet, self._optimizer = trained.supernet, trained.optimizer
+        self._step, self._path_step = trained.step, trained.path_step
         self._objective, self._workers = trained.objective, trained.workers
 
     def estimate_memory(self) -> MemoryEstimate:

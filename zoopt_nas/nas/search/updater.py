@@ -127,6 +127,13 @@ class AlphaUpdater(ABC):
         cls.check_supernet(config)
         if space is not None:
             cls.check_space(config, space)
+        return cls.create(config, alpha, seed, space)
+
+    @classmethod
+    def create(
+        cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None
+    ) -> Self:
+        """Return the updater for checked settings; a method that needs the space overrides it."""
         return cls(config, alpha, seed)
 
     @classmethod

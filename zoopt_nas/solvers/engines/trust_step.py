@@ -7,6 +7,7 @@ Computing 4, 1983 (the ball). The box is treated by an active set.
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ def _diagonal_step(
     size = math.sqrt(slopes @ slopes)
     gaps = curvatures + low
     is_least = gaps <= 1e-14 * largest
-    hidden = max(LEAST_SLOPE * size, 4 * np.finfo(np.float64).eps * low * radius)
+    hidden = max(LEAST_SLOPE * size, 4 * sys.float_info.epsilon * low * radius)
     if is_least.any() and np.abs(slopes[is_least]).max() <= hidden:
         # The hard case: g hardly tells which way to go along the least eigenvalue.
         d = np.where(is_least, 0.0, -slopes / np.where(is_least, 1.0, gaps))

@@ -160,7 +160,7 @@ class FirstOrder(GradientUpdater):
 
 
 class FirstOrderInSpace(FirstOrder):
-    """DARTS of first order, for methods that depend on the search space."""
+    """DARTS of first order, for methods that fix a part of alpha, depending on the search space."""
 
     def __init__(
         self, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
@@ -170,15 +170,26 @@ class FirstOrderInSpace(FirstOrder):
         self.space = space
 
     @classmethod
-    def build(
-        cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None = None
+    def create(
+        cls, config: SearchConfig, alpha: Tensor, seed: int, space: SearchSpace | None
     ) -> Self:
-        """Check the settings, and return the updater of a search in ``space``."""
-        cls.check(config)
-        cls.check_supernet(config)
-        assert space is not None
-        cls.check_space(config, space)
+        """Return the updater of a search in ``space``."""
         return cls(config, alpha, seed, space)
+
+    def move_to(self, alpha: Tensor) -> None:
+        """Set alpha where it is free, and keep the moments of Adam."""
+        super().move_to(alpha)
+        self._restore()
+
+    def step(self, objective: BilevelObjective, progress: float) -> Metrics:
+        """Take one step of Adam where alpha is free."""
+        metrics = super().step(objective, progress)
+        self._restore()
+        return metrics
+
+    def _restore(self) -> None:
+        """Set the entries of alpha that do not move."""
+        raise NotImplementedError
 
 
 class SecondOrder(GradientUpdater):

@@ -13,7 +13,6 @@ from zoopt_nas.nas.networks.space import UNUSED, SearchSpace
 from zoopt_nas.nas.networks.supernet import Supernet
 from zoopt_nas.nas.search.methods.darts import FirstOrderInSpace, first_order_gradient
 from zoopt_nas.nas.search.objective import BilevelObjective
-from zoopt_nas.nas.search.updater import Metrics
 from zoopt_nas.nas.settings.config import SearchConfig
 
 # Alpha of a decided operation; the other entries of the edge are 0.
@@ -58,17 +57,6 @@ class DecidedEdges(FirstOrderInSpace):
     def gradient(self, objective: BilevelObjective) -> Tensor:
         """Return the first-order gradient; it is 0 on decided edges."""
         return first_order_gradient(objective, self.alpha, self.weights)
-
-    def move_to(self, alpha: Tensor) -> None:
-        """Set alpha on open edges, and keep the decisions and the moments of Adam."""
-        super().move_to(alpha)
-        self._restore()
-
-    def step(self, objective: BilevelObjective, progress: float) -> Metrics:
-        """Take one step of Adam on the open edges."""
-        metrics = super().step(objective, progress)
-        self._restore()
-        return metrics
 
     def decide(self, choices: dict[int, int]) -> None:
         """Give edges an operation by position, or remove those that become ``UNUSED``."""

@@ -13,9 +13,8 @@ from zoopt_nas.errors import InvalidValueError
 from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.networks.space import Kept, LogWeights, SearchSpace
 from zoopt_nas.nas.search.methods.darts import FirstOrderInSpace
-from zoopt_nas.nas.search.objective import BilevelObjective
 from zoopt_nas.nas.search.stages import SearchStage, stage_at
-from zoopt_nas.nas.search.updater import EpochEnd, Metrics, Verdict
+from zoopt_nas.nas.search.updater import EpochEnd, Verdict
 from zoopt_nas.nas.settings.config import SOFTMAX, SearchConfig
 
 # Section 4.1: of 8 candidates the stages have 8, 5 and 3, and their supernets 5, 11 and 17 cells.
@@ -167,17 +166,6 @@ class ProgressiveStages(FirstOrderInSpace):
         seed = self._seed + self._stages.index(stage)
         self.restart(self.space.init_alpha(rng=seed, device=self.alpha.device))
         self._keep(kept)
-
-    def move_to(self, alpha: Tensor) -> None:
-        """Set alpha of the candidates that are left, and keep the moments of Adam."""
-        super().move_to(alpha)
-        self._restore()
-
-    def step(self, objective: BilevelObjective, progress: float) -> Metrics:
-        """Take one step of Adam on the candidates that are left."""
-        metrics = super().step(objective, progress)
-        self._restore()
-        return metrics
 
     def end_epoch(self, end: EpochEnd) -> Verdict:
         """Count the epoch."""
