@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -286,8 +286,14 @@ def epoch_line(row: Mapping[str, Any]) -> str:
     known = {key: value for key, value in row.items() if value is not None}
     if not known.get("failures"):
         known.pop("failures", None)
-    parts = [form.format(known[key]) for key, form in _COLUMNS if key in known]
-    return f"epoch {row['epoch'] + 1}: " + ", ".join(parts)
+    return f"epoch {row['epoch'] + 1}: " + metrics_line(known, known)
+
+
+def metrics_line(row: Mapping[str, Any], names: Collection[str]) -> str:
+    """Return the named columns of a row, those that it has, as one line."""
+    return ", ".join(
+        form.format(row[key]) for key, form in _COLUMNS if key in names and key in row
+    )
 
 
 def failures_line(rows: Sequence[Mapping[str, Any]]) -> str | None:

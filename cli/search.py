@@ -54,6 +54,8 @@ def search(
     """Search an architecture; without options, MGS on the bundled handwritten digits."""
     let_threads_sleep()
     from zoopt_nas import nas  # torch takes a second or two to import: not for --help
+    from zoopt_nas.nas.analyses.run_once import last_row
+    from zoopt_nas.nas.tabular.table import TRUE_ACCURACIES
 
     if resume is not None:
         resume_alone(ctx)
@@ -70,21 +72,24 @@ def search(
         else:
             result = nas.run_search(resolved, run_dir=run_dir, observer=observer)
 
-    last = result.metrics[-1] if result.metrics else {}  # the method random trains nothing
-    done = nas.RunFolder.open(str(result.run_dir)).config(SearchConfig)
-    reduced = reductions(done) if last else []
+    folder = nas.RunFolder.open(str(result.run_dir))
+    last, done = last_row(folder), folder.config(SearchConfig)
+    is_trained = bool(result.metrics)  # the method random trains nothing
+    reduced = reductions(done) if is_trained else []
     if json:
         found = {"run_dir": result.run_dir, "genotype": result.genotype.to_dict()}
         console.say_json({**found, "reduced": reduced, **last})
         return
     console.say(result.genotype)
-    if last:
+    if is_trained:
         what = "supernet" if done.weights == SHARED else "cell's"
         kind, graph = next(iter(result.genotype.cells.items()))
         console.say(
             f"{what} validation accuracy {last['val_accuracy']:.2%}, "
             f"{last['skip_connections']} of {len(graph.edges)} {kind} edges are skip connections"
         )
+    elif accuracies := console.metrics_line(last, TRUE_ACCURACIES):
+        console.say(accuracies)
     console.say_reduced(reduced)
     console.say(f"run folder: {result.run_dir}")
     run = shlex.quote(str(result.run_dir))

@@ -72,6 +72,27 @@ def test_show_has_the_true_accuracies_of_a_cell(cli, table, tmp_path):
     ]
 
 
+def test_a_method_without_epochs_has_the_true_accuracy_of_its_cell(cli, table, tmp_path):
+    run = tmp_path / "run"
+    settings = ("--space", "nasbench201", "--algo", "random", "--table", table, "--run-dir", run)
+    shown = cli("search", *settings)
+    cell = str(nas.RunFolder.open(run).genotype())
+    known = [nas.CellTable.load(table).accuracy(cell, name) / 100 for name in TESTS]
+    names = ("CIFAR-10", "CIFAR-100", "ImageNet16-120")
+    on = [f"{value:.2%} on {name}" for value, name in zip(known, names, strict=True)]
+    assert f"true accuracy {', '.join(on)}" in shown.out
+
+    report = tmp_path / "report.md"
+    assert cli("report", run, "--out", report.with_suffix(".html")).code == 0
+    assert f"{100 * known[0]:.2f}" in report.read_text()
+    table.rename(table.with_suffix(".away"))  # only this number is lost with the table
+    try:
+        assert cli("report", run, "--out", report.with_suffix(".html")).code == 0
+    finally:
+        table.with_suffix(".away").rename(table)
+    assert f"{100 * known[0]:.2f}" not in report.read_text()
+
+
 def test_cells_that_a_table_lacks_have_no_true_accuracy(cli, run, table, tmp_path):
     rows = nas.RunFolder.open(run).rows(ARCHITECTURES)
     cells = [str(nas.NasBench201Genotype.from_dict(row["genotype"])) for row in rows]

@@ -14,16 +14,17 @@ from typing import Any, TypeVar
 
 import torch
 
-from zoopt_nas.errors import InvalidValueError, MissingDataError, RunError
+from zoopt_nas.errors import DataError, InvalidValueError, MissingDataError, RunError
 from zoopt_nas.nas.data.datasets import DATASETS
 from zoopt_nas.nas.networks.architecture import Architecture
 from zoopt_nas.nas.retraining.retrain import TrainResult, resume_training, run_training
-from zoopt_nas.nas.runs.folder import RunFolder
+from zoopt_nas.nas.runs.folder import METRICS, RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.runs.setup import load_images
 from zoopt_nas.nas.search.run import resume_search, run_search
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.settings.run_config import RunConfig
+from zoopt_nas.nas.tabular.table import CellTable
 
 # What a retraining takes over from its search. Not n_train: it trains on all images by default.
 _OF_DATA = ("dataset", "seed", "data_dir", "download", "image_size")
@@ -121,6 +122,25 @@ def train_result(run_dir: str | Path) -> TrainResult:
         return TrainResult(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{path} is not the result of a retraining") from error
+
+
+def last_row(folder: RunFolder) -> dict[str, Any]:
+    """Return the metrics of the last epoch of a finished search.
+
+    A method without epochs has those of its cell: ``skip_connections``, and the true accuracies if
+    the table that the search names can still be read.
+
+    Raises:
+        RunError: the search is not finished, or its folder is damaged.
+    """
+    if rows := folder.rows(METRICS):
+        return rows[-1]
+    genotype, table = folder.genotype(), folder.config(SearchConfig).table
+    row: dict[str, Any] = {"skip_connections": genotype.count("skip_connect")}
+    if table is not None:
+        with contextlib.suppress(DataError):
+            row |= CellTable.load(table).true_accuracies(str(genotype))
+    return row
 
 
 def _open_as(path: Path, config: RunConfig) -> RunFolder:

@@ -39,6 +39,7 @@ from zoopt_nas.nas.analyses.engines import Engine, Outcome
 from zoopt_nas.nas.analyses.run_once import (
     GENOTYPE,
     RESULT,
+    last_row,
     retraining_of,
     search_once,
     train_once,
@@ -349,12 +350,12 @@ def _config(settings: Mapping[str, Any], point: Mapping[str, Any]) -> SearchConf
 
 
 def _searched(folder: RunFolder) -> dict[str, float]:
-    rows = folder.rows(METRICS)
     numbers: dict[str, float] = {"skip_connections": folder.genotype().count("skip_connect")}
+    last = last_row(folder)
     for name in (*_LAST_EPOCH, *TRUE_ACCURACIES):
-        if rows and rows[-1].get(name) is not None:
-            numbers[name] = rows[-1][name]
-    numbers["seconds"] = math.fsum(row["seconds"] for row in rows)
+        if last.get(name) is not None:
+            numbers[name] = last[name]
+    numbers["seconds"] = math.fsum(row["seconds"] for row in folder.rows(METRICS))
     return numbers
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from zoopt_nas.errors import RunError, ZooptNasError
 from zoopt_nas.nas.analyses.landscape.compute import SUMMARY
+from zoopt_nas.nas.analyses.run_once import last_row
 from zoopt_nas.nas.analyses.sweep import FILE as SWEEP_FILE
 from zoopt_nas.nas.analyses.sweep import Sweep
 from zoopt_nas.nas.runs.folder import MAY_CHANGE, METRICS, RunFolder
@@ -292,7 +293,7 @@ def _numbers(run: Run | None) -> dict[str, float]:
     if isinstance(run.config, TrainConfig):
         accuracy, *sizes = (run.result[name] for name in _OF_RESULT)
         return {"test_error": 1.0 - accuracy} | dict(zip(_OF_RESULT[1:], sizes, strict=True))
-    last = run.rows[-1] if run.rows else {}
+    last = last_row(run.folder) if run.is_finished else {}
     known = {name: last.get(name) for name in ("skip_connections", *TRUE_ACCURACIES)}
     return {name: value for name, value in known.items() if value is not None} | {
         "seconds": run.seconds
