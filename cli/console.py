@@ -291,9 +291,7 @@ def epoch_line(row: Mapping[str, Any]) -> str:
 
 def metrics_line(row: Mapping[str, Any], names: Collection[str]) -> str:
     """Return the named columns of a row, those that it has, as one line."""
-    return ", ".join(
-        form.format(row[key]) for key, form in _COLUMNS if key in names and key in row
-    )
+    return ", ".join(form.format(row[key]) for key, form in _COLUMNS if key in names and key in row)
 
 
 def failures_line(rows: Sequence[Mapping[str, Any]]) -> str | None:

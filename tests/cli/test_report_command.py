@@ -39,6 +39,34 @@ def test_a_page_of_real_runs(cli, runs):
         assert "search epochs 1 of 50" in text
 
 
+def test_only_what_was_measured_without_pictures(cli, runs):
+    assert cli("report", "runs").code == 0
+    assert cli("report", "runs", "--only-measured", "--no-pictures", "--out", "few.html").code == 0
+    whole, few = ((runs.parent / name).read_text() for name in ("report.html", "few.html"))
+    assert (whole.count("<img"), few.count("<img")) == (4, 0)  # curves twice, two cells
+    assert "R-DARTS (DP)" in whole
+    assert "R-DARTS (DP)" not in few
+    markdown = (runs.parent / "few.md").read_text()
+    assert [line for line in markdown.splitlines() if line.startswith("## ")] == [
+        *("## Other results", "## Run sets", "## All runs")
+    ]
+    assert "1 of 1 rows are measured" in markdown
+
+
+def test_paths_on_a_page_begin_at_the_working_directory(cli, runs, monkeypatch):
+    assert cli("report", "runs").code == 0
+    text = (runs.parent / "report.md").read_text()
+    assert "`zoopt-nas search --config runs/a/config.toml`" in text
+    assert "| runs/a/train | train | finished |" in text
+    monkeypatch.chdir(runs / "a")
+    assert cli("report", runs, "--out", "report.html").code == 0
+    text = (runs / "a/report.md").read_text()
+    assert "`zoopt-nas search --config config.toml`" in text
+    monkeypatch.chdir("/")
+    assert cli("report", runs, "--out", runs / "report.html").code == 0
+    assert f"| {str(runs)[1:]}/a/train |" in (runs / "report.md").read_text()
+
+
 def test_json_counts_what_was_found(cli, runs):
     result = cli("report", "runs", "--json")
     found = json.loads(result.out)

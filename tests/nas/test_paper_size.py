@@ -33,6 +33,9 @@ def test_what_is_smaller_is_named():
         *("dataset digits", "n_train 64", "epochs 10 of 50", "init_channels 4 of 16"),
         "inner_steps 4 of 10",
     ]
+    file = SearchConfig.for_dataset("images.npz", image_size=16)
+    assert reductions(file) == ["dataset images.npz", "image_size 16 of 32"]
+    assert reductions(file.replace(image_size=32)) == ["dataset images.npz"]
     few = TrainConfig.for_dataset("imagenet", "DARTS_V2", epochs=5, init_channels=8)
     assert reductions(few) == ["epochs 5 of 250", "init_channels 8 of 48"]
     assert reductions(SearchConfig.for_dataset("cifar10", epochs=200)) == []

@@ -64,6 +64,11 @@ class Run:
         return self.folder.path
 
     @property
+    def where(self) -> str:
+        """The path, from the working directory if it is inside."""
+        return _from_here(self.path)
+
+    @property
     def seconds(self) -> float:
         """The time of all epochs."""
         return math.fsum(row.get("seconds") or 0.0 for row in self.rows)
@@ -78,7 +83,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command that runs it again."""
-        config = shlex.quote(str(self.path / "config.toml"))
+        config = shlex.quote(_from_here(self.path / "config.toml"))
         what = [self.config.kind]
         if isinstance(self.config, TrainConfig):
             what.append(shlex.quote(self.config.genotype))
@@ -196,7 +201,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         except ZooptNasError as error:
             problems.append(str(error))
     missing = [
-        str(folder / run.name)
+        _from_here(folder / run.name)
         for folder, sweep in sweeps.items()
         for run in sweep.runs()
         if not _is_run(folder / run.name)
@@ -230,6 +235,11 @@ def read_run(path: Path, sweep: Sweep | None = None) -> Run:
     machine = folder.machine()
     words = "not recorded" if machine is None else machine_in_words(machine)
     return Run(folder, config, folder.rows(METRICS), result, is_finished, words, sweep)
+
+
+def _from_here(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _folders(path: Path) -> Iterator[Path]:

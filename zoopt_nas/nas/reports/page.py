@@ -14,7 +14,7 @@ from zoopt_nas import __version__
 from zoopt_nas._files import replacing
 from zoopt_nas.errors import RunError
 from zoopt_nas.nas.reports.collect import Collection, Group, Run
-from zoopt_nas.nas.reports.pictures import Gallery, Picture
+from zoopt_nas.nas.reports.pictures import Gallery, NoPictures, Picture
 from zoopt_nas.nas.reports.tables import FULL_SIZE, Table, make_tables, name_groups
 from zoopt_nas.nas.settings.config import SearchConfig, TrainConfig
 from zoopt_nas.nas.settings.run_config import RunConfig
@@ -74,15 +74,26 @@ class Report:
     figures: list[Picture]
 
     @classmethod
-    def of(cls, found: Collection, gallery: Gallery) -> Report:
-        """Return the report of what was found, with its pictures."""
-        names = name_groups(found.groups)
+    def of(
+        cls, found: Collection, gallery: Gallery | None, *, only_measured: bool = False
+    ) -> Report:
+        """Return the report of what was found.
+
+        Args:
+            found: the runs.
+            gallery: draws the pictures; None leaves them out.
+            only_measured: leave out published figures without a measured number.
+        """
+        names, tables = name_groups(found.groups), make_tables(found)
+        if only_measured:
+            tables = [table.only_measured() for table in tables if table.n_measured]
+        gallery = gallery or NoPictures()
         return cls(
             found,
-            make_tables(found),
+            tables,
             [_run_set(group, names[group.number], gallery) for group in found.groups],
             [(run, gallery.of_run(run)) for run in found.runs if not run.is_finished],
-            [gallery.of_file(path) for path in found.figures],
+            gallery.of_files(found.figures),
         )
 
     def to_html(self, *, refresh: float | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +50,24 @@ class Gallery:
             self._known[key] = _draw(run)
         return self._known[key]
 
-    @staticmethod
-    def of_file(path: Path) -> Picture:
-        """Return a figure that another command has drawn."""
-        return Picture(str(path), data_uri(path.suffix, path.read_bytes()), path.suffix == ".svg")
+    def of_files(self, paths: Iterable[Path]) -> list[Picture]:
+        """Return figures that other commands have drawn."""
+        return [
+            Picture(str(path), data_uri(path.suffix, path.read_bytes()), path.suffix == ".svg")
+            for path in paths
+        ]
+
+
+class NoPictures(Gallery):
+    """Draws nothing."""
+
+    def of_run(self, run: Run) -> list[Picture]:
+        """Return no picture."""
+        return []
+
+    def of_files(self, paths: Iterable[Path]) -> list[Picture]:
+        """Return no picture."""
+        return []
 
 
 def best_runs(group: Group) -> list[Run]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,12 @@ class Table:
     def n_measured(self) -> int:
         """The number of rows with a measured number."""
         return sum(self.is_measured)
+
+    def only_measured(self) -> Table:
+        """Return the table without the rows that have no measured number."""
+        pairs = zip(self.rows, self.is_measured, strict=True)
+        rows = tuple(row for row, is_measured in pairs if is_measured)
+        return replace(self, rows=rows, is_measured=(True,) * len(rows))
 
 
 def make_tables(found: Collection) -> list[Table]:

@@ -14,6 +14,7 @@ from zoopt_nas.solvers import GLD, SOLVERS, make_solver
 # Batches and rates follow the data.
 _SIZES = ("epochs", "n_cells", "init_channels")
 _IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "svhn": 32, "imagenet": 224}
+_SMALLEST_IMAGE = min(_IMAGE_SIZES.values())  # in the paper, for data that it does not have
 _NAMES = {"search": "search", "train": "retraining"}
 _N, _M = 4, 10  # samples of an update, and inner steps of each (paper B.2)
 _PC_CHANNELS = 4  # K of PC-DARTS
@@ -79,8 +80,8 @@ def _paper_sizes(config: RunConfig) -> dict[str, int]:
     published = RDARTS_SIZES.get(config.dataset, {}).values()
     if isinstance(config, TrainConfig) and (config.n_cells, config.init_channels) in published:
         sizes["n_cells"], sizes["init_channels"] = config.n_cells, config.init_channels
-    if config.dataset in _IMAGE_SIZES:
-        sizes["image_size"] = _IMAGE_SIZES[config.dataset]
+    if config.dataset in _IMAGE_SIZES or config.dataset not in installed("zoopt_nas.datasets"):
+        sizes["image_size"] = _IMAGE_SIZES.get(config.dataset, _SMALLEST_IMAGE)
     return sizes
 
 
