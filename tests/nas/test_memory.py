@@ -119,6 +119,25 @@ def test_candidates_at_once_and_kept_fits_take_their_share(search_config):
     assert estimate_search(gradient, data) == estimate_search(alone, data)
 
 
+def test_methods_on_single_paths_need_the_memory_of_one_path(search_config):
+    def activations(algo: str, **fields) -> int:
+        config = search_config(algo, space="darts", init_channels=4, n_cells=1, **fields)
+        return estimate_search(config, data_of(config)).activations
+
+    mixture, cell = activations("darts1"), activations("gld", paths="fair", inner="first")
+    # A separable convolution, the heaviest operation, on 14 edges; on 8 of them with a copy of
+    # each output, which its factor multiplies; and on 8 of them.
+    gdas, rome = activations("gdas"), activations("rome", edge_normalization=True)
+    assert mixture > 1.7 * gdas  # the stem has its share
+    assert gdas > 1.4 * rome
+    assert rome > cell
+    assert activations("random_ws") == cell
+    assert activations("gdas", sampled_paths=3) == gdas  # one path after the other
+    # The eigenvalue is that of the mixture, whatever is trained.
+    with_eigenvalue = activations("gdas", track_eigenvalue=True)
+    assert with_eigenvalue == activations("darts1", track_eigenvalue=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "n_kept"),
     [

@@ -118,8 +118,11 @@ def _passes(
     alpha: Tensor | Path = torch.zeros(
         supernet.space.dim, device=setup.device, requires_grad=in_alpha
     )
-    if config.paths != MIXED:
-        alpha = _heaviest_path(supernet.space)
+    scales: Tensor | None = None  # the factors of a path's outputs, with a gradient
+    if config.paths != MIXED or (updater.trains_paths and not has_eigenvalue):
+        alpha = _heaviest_path(supernet.space, on_every_edge=updater.on_every_edge)
+        if is_gradient:
+            scales = torch.ones(len(alpha), device=setup.device, requires_grad=True)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         if has_eigenvalue:  # keeps the graphs of the loss and of its gradient
@@ -128,7 +131,9 @@ def _passes(
             (gradient,) = torch.autograd.grad(value, alpha, create_graph=True)
             return torch.autograd.grad(gradient.sum(), alpha)[0]
         with widest.precision():
-            return F.cross_entropy(supernet(images, alpha), labels)
+            if isinstance(alpha, Tensor):
+                return F.cross_entropy(supernet(images, alpha), labels)
+            return F.cross_entropy(supernet.follow(images, alpha, scales), labels)
 
     return loss, lambda images: supernet(images, alpha)
 
@@ -152,9 +157,13 @@ def heaviest_kept(space: SearchSpace, n_kept: Sequence[int]) -> Kept:
     return tuple(tuple(sorted(order[:n])) for order, n in zip(orders, n_kept, strict=True))
 
 
-def _heaviest_path(space: SearchSpace) -> Path:
-    """Return the path of the operations with the most parameters."""
-    return space.path(space.discretize(space.flatten(_candidate_sizes(space))))
+def _heaviest_path(space: SearchSpace, *, on_every_edge: bool = False) -> Path:
+    """Return the path of the operations with the most parameters, of a cell or on every edge."""
+    sizes = _candidate_sizes(space)
+    if on_every_edge:
+        return tuple(int(part.argmax()) for kind in space.kinds for part in sizes[kind])
+    alpha = space.flatten(sizes)
+    return space.path(space.discretize(F.pad(alpha, (0, space.dim - len(alpha)))))  # equal edges
 
 
 def _candidate_sizes(space: SearchSpace) -> dict[str, list[Tensor]]:

@@ -89,6 +89,7 @@ class AlphaUpdater(ABC):
         goes_back: whether a verdict may send the search back to an earlier epoch.
         follows_paths: whether the method works on the paths of the setting ``paths``.
         trains_paths: whether the method trains single paths of its own, by ``training_paths``.
+        on_every_edge: whether these have an operation on the edges that a cell drops, too.
         samples_paths: whether the method samples as many of them as ``sampled_paths`` says.
         relaxations: the settings of ``relaxation`` with which the method works.
         is_joint: whether alpha moves on the loss of the weight step: ``step`` follows it, and its
@@ -107,6 +108,7 @@ class AlphaUpdater(ABC):
     goes_back: ClassVar[bool] = False
     follows_paths: ClassVar[bool] = False
     trains_paths: ClassVar[bool] = False
+    on_every_edge: ClassVar[bool] = False
     samples_paths: ClassVar[bool] = False
     relaxations: ClassVar[tuple[str, ...]] = RELAXATIONS
     is_joint: ClassVar[bool] = False

@@ -69,6 +69,7 @@ class GumbelPaths(GradientUpdater):
 
     inner = "first"
     trains_paths = True
+    on_every_edge = True
     samples_paths = True
     relaxations = (SOFTMAX,)
 

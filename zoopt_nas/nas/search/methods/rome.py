@@ -50,6 +50,8 @@ class GumbelCells(GumbelPaths):
     those of K others (``sampled_paths``). Where a cell keeps all edges, beta has no effect.
     """
 
+    on_every_edge = False
+
     @classmethod
     def check_space(cls, config: SearchConfig, space: SearchSpace) -> None:
         """Refuse an alpha without the importance of edges."""
