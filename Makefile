@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One stamp file stands for "everything pyproject.toml asks for is installed".
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types docs clean
+.PHONY: setup demo all-methods test lint types docs clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,22 @@ demo: setup
 	$(BIN)/zoopt-nas train $(RUN) --run-dir $(RUN)/train
 	$(BIN)/zoopt-nas show $(RUN)
 	@echo "run folder: $(RUN), pictures: $(RUN)/pictures"
+
+# Every search method at reduced size, some hours on two cores, and its report (docs/all-methods.md).
+# The command continues what it was stopped in.
+all-methods: JOBS ?= 2
+all-methods: FILES := benchmarks/all_methods
+all-methods: RUNS := runs/all-methods
+all-methods: setup
+	@test -n "$(DATA)" -a -n "$(TABLE)" || \
+	  { echo "usage: make all-methods DATA=cifar10.npz TABLE=nasbench201.csv [JOBS=2]" >&2; exit 2; }
+	for part in "" _darts_pt _robust; do \
+	  $(BIN)/zoopt-nas sweep --from $(FILES)/nasbench201$$part.toml --dataset $(DATA) \
+	    --table $(TABLE) --jobs $(JOBS) --run-dir $(RUNS)/nasbench201$$part && \
+	  $(BIN)/zoopt-nas sweep --from $(FILES)/s3$$part.toml --dataset $(DATA) \
+	    --jobs $(JOBS) --run-dir $(RUNS)/s3$$part || exit; \
+	done
+	$(BIN)/zoopt-nas report $(RUNS) --out $(RUNS)/report.html
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto

@@ -157,6 +157,15 @@ def test_what_is_refused_before_anything_is_run(make_sweep):
         make_sweep(vary={"inner_steps": (1, -1)})
     with pytest.raises(UnknownNameError, match="unknown space 'small_s5'"):
         make_sweep(vary={"space": ("small_s5",)})
+    for space, algo, message in (
+        ("nasbench201", "sgas", "space must have cells that keep some of their edges with sgas"),
+        ("s3", "merge_nas", "merge_kernels must be false in space s3"),
+        ("s3", "adaptive_gld", "algo must not compare values of different updates"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            make_sweep(vary={"space": (space,), "algo": ("darts1", algo)})
+    with pytest.raises(InvalidValueError, match="weights must be shared with darts1"):
+        make_sweep(vary={"algo": ("darts1",), "weights": ("fresh",)})
     with pytest.raises(InvalidValueError, match="epochs must be a positive integer, got 0"):
         make_sweep(train={"epochs": 0})
 

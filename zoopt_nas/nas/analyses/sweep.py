@@ -46,7 +46,8 @@ from zoopt_nas.nas.analyses.run_once import (
     train_result,
 )
 from zoopt_nas.nas.networks.genotype import GENOTYPES
-from zoopt_nas.nas.networks.spaces import SPACES
+from zoopt_nas.nas.networks.spaces import space_of
+from zoopt_nas.nas.networks.supernet import check_merging
 from zoopt_nas.nas.runs.folder import METRICS, RunFolder
 from zoopt_nas.nas.runs.loop import Observer
 from zoopt_nas.nas.search.methods import METHODS
@@ -342,10 +343,14 @@ def _config(settings: Mapping[str, Any], point: Mapping[str, Any]) -> SearchConf
     if options:
         chosen["solver"] = {**chosen.get("solver", {}), **options}
     config = SearchConfig.for_dataset(**chosen)
-    method, _ = METHODS[config.algo], SPACES[config.space]
+    method, space = METHODS[config.algo], space_of(config)
     if options and method.kind != ZERO_ORDER:
         raise UnknownNameError(f"setting of {config.algo}", next(iter(options)), names)
     method.check(config)
+    method.check_supernet(config)
+    method.check_space(config, space)
+    if config.merge_kernels:
+        check_merging(space)
     return config
 
 

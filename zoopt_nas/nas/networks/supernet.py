@@ -27,6 +27,20 @@ Drop = Callable[[Tensor], Tensor]
 """Drop path, applied to the output of each edge."""
 
 
+def check_merging(space: SearchSpace) -> None:
+    """Refuse a space in which ``merge_kernels`` has no effect.
+
+    Raises:
+        InvalidValueError: No edge has two convolutions that can share a kernel.
+    """
+    edges = [names for kind in space.kinds for names in space.candidates(kind)]
+    if not any(map(merges, edges)):
+        raise InvalidValueError(
+            f"merge_kernels must be false in space {space.name}, where no edge has two "
+            "convolutions that can share a kernel, got true"
+        )
+
+
 class Supernet(Stochastic, ABC):
     """The supernet of a search space. Alpha is an argument of ``forward``, never an attribute.
 
@@ -68,12 +82,8 @@ class Supernet(Stochastic, ABC):
         merge_kernels: bool = False,
     ) -> None:
         super().__init__()
-        edges = [names for kind in space.kinds for names in space.candidates(kind)]
-        if merge_kernels and not any(map(merges, edges)):
-            raise InvalidValueError(
-                f"merge_kernels must be false in space {space.name}, where no edge has two "
-                "convolutions that can share a kernel, got true"
-            )
+        if merge_kernels:
+            check_merging(space)
         self.space = space
         self._kept, self._drops_skips = kept, drops_skips
         self.channels_last = True
