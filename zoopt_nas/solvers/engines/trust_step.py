@@ -12,12 +12,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from zoopt_nas.solvers.engines.small_matrices import (
+    eigen_symmetric,
+    inverse,
+    solve_positive,
+    solve_transposed,
+)
+
 # The relative error of the length of a step that ends on the sphere, and the largest number of
 # iterations for it.
 LENGTH_ERROR = 1e-3
 MAX_ITERATIONS = 50
 # A slope below this fraction of the largest one is 0 along an eigenvector.
 LEAST_SLOPE = 1e-13
+# Points on a circle: cosines and sines, (n, 2).
+CIRCLE = np.array([[math.cos(a), math.sin(a)] for a in np.linspace(0, 2 * math.pi, 33)[:-1]])
 
 
 class Region(NamedTuple):
@@ -48,9 +57,38 @@ def ball_step(gradient: np.ndarray, hessian: np.ndarray, radius: float) -> tuple
 
     (H + λ) d = -g, where H + λ has no negative eigenvalue.
     """
-    eigenvalues, vectors = np.linalg.eigh(hessian)
+    minimum, factor = solve_positive(hessian, -gradient)
+    if minimum is not None:
+        if minimum @ minimum <= radius * radius:
+            return minimum, 0.0
+        return _sphere_step(gradient, hessian, radius, minimum, factor)
+    eigenvalues, vectors = eigen_symmetric(hessian)
     d, multiplier = _diagonal_step(gradient @ vectors, eigenvalues, radius)
     return vectors @ d, multiplier
+
+
+def _sphere_step(
+    gradient: np.ndarray, hessian: np.ndarray, radius: float, d: np.ndarray, factor: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Return what `ball_step` does for a convex quadratic with its minimum d outside of the ball.
+
+    Newton's method for 1/|d| as a function of λ: from λ = 0 it approaches the solution from below,
+    so H + λ = Uᵀ U stays positive definite.
+    """
+    multiplier, length = 0.0, math.sqrt(d @ d)
+    for _ in range(MAX_ITERATIONS):
+        # |w|² / |d|² is the relative change of |d| with λ, where Uᵀ w = d.
+        w = solve_transposed(factor, d)
+        multiplier += (length / radius - 1) * length * length / float(w @ w)
+        shifted = hessian.copy()
+        shifted.flat[:: len(d) + 1] += multiplier
+        following, factor = solve_positive(shifted, -gradient)
+        if following is None:  # numbers overflow
+            break
+        d, length = following, math.sqrt(following @ following)
+        if not length > (1 + LENGTH_ERROR) * radius:
+            break
+    return d * min(1.0, radius / length), multiplier
 
 
 def _diagonal_step(
@@ -99,19 +137,43 @@ def _diagonal_step(
 
 
 def largest_change(gradient: np.ndarray, hessian: np.ndarray, region: Region) -> np.ndarray:
-    """Return a step d, (dim,), in a region with a large |g·d + d·H d / 2|."""
-    eigenvalues, vectors = np.linalg.eigh(hessian)
-    slopes = gradient @ vectors
-    best, most = np.zeros_like(gradient), -1.0
-    for sign in (1.0, -1.0):
-        d, _ = _diagonal_step(sign * slopes, sign * eigenvalues, region.radius)
-        d = vectors @ d
-        if not region.contains(d):
-            d = region_step(sign * gradient, sign * hessian, region)
-        change = abs(float(d @ (gradient + 0.5 * (hessian @ d))))
-        if change > most:
-            best, most = d, change
-    return best
+    """Return a step d, (dim,), in a region with a large |g·d + d·H d / 2|.
+
+    Without bounds it is at least half of the largest one.
+
+    Raises:
+        numpy.linalg.LinAlgError: numbers overflow.
+    """
+    d = _largest_on_circle(gradient, hessian, region.radius)
+    if region.contains(d):
+        return d
+    steps = [region_step(sign * gradient, sign * hessian, region) for sign in (1.0, -1.0)]
+    return max(steps, key=lambda d: abs(float(d @ (gradient + 0.5 * (hessian @ d)))))
+
+
+def _largest_on_circle(gradient: np.ndarray, hessian: np.ndarray, radius: float) -> np.ndarray:
+    """Return a step d, (dim,), of this length with a large |g·d + d·H d / 2|.
+
+    It is the best point of a circle in the plane of the gradient and of the eigenvector v of the
+    largest eigenvalue λ. The circle contains steps along each of them, with changes of at least
+    |g| radius and |λ| radius² / 2. In the ball, no change exceeds the sum of these two.
+    """
+    eigenvalues, vectors = eigen_symmetric(hessian)
+    v = vectors[:, 0 if -eigenvalues[0] > eigenvalues[-1] else -1]
+    plane = np.array([v, _unit(gradient - (gradient @ v) * v)])
+    slopes, bends = plane @ gradient, plane @ hessian @ plane.T
+    changes = CIRCLE @ slopes + 0.5 * radius * np.add.reduce((CIRCLE @ bends) * CIRCLE, 1)
+    best = int(np.abs(changes).argmax())
+    if not math.isfinite(changes[best]):
+        raise np.linalg.LinAlgError("the quadratic overflows")
+    # Of length 1 only up to rounding, which is large if the gradient is along v.
+    return radius * _unit(CIRCLE[best] @ plane)
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    """Return a vector of length 1 in this direction; 0 for 0."""
+    unit: np.ndarray = vector / (math.sqrt(vector @ vector) or 1.0)
+    return unit
 
 
 def region_step(gradient: np.ndarray, hessian: np.ndarray, region: Region) -> np.ndarray:
@@ -120,9 +182,9 @@ def region_step(gradient: np.ndarray, hessian: np.ndarray, region: Region) -> np
     lower, upper = region.lower, region.upper
     if lower is None or upper is None or region.contains(d):
         return d
-    inverse = np.linalg.inv(region.axes)
-    quadratic = _Quadratic(inverse.T @ gradient, inverse.T @ hessian @ inverse, inverse.T @ inverse)
-    step: np.ndarray = inverse @ _box_step(quadratic, region.radius, lower, upper)
+    to_y = inverse(region.axes)
+    quadratic = _Quadratic(to_y.T @ gradient, to_y.T @ hessian @ to_y, to_y.T @ to_y)
+    step: np.ndarray = to_y @ _box_step(quadratic, region.radius, lower, upper)
     return step
 
 
