@@ -35,6 +35,7 @@ class TrustState:
     """
 
     eps: float  # the relative rounding error of points
+    limit: float  # the largest coordinate of a point
     start: Array = None  # the first iterate, (dim,) like x; None before the first batch
     best: Array = None  # the best end of a run, (dim,) like x
     best_value: float = math.inf  # the value of ``best``; +inf before the first end
