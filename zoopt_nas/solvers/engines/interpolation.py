@@ -131,17 +131,23 @@ class Model:
         sums = np.add.reduce(self.gradient), np.add.reduce(self.hessian, None)
         return math.isfinite(self.constant + float(sums[0]) + float(sums[1]))
 
-    @property
-    def error(self) -> float:
-        """The largest error by rounding of q at a point, relative to the range of values."""
-        if self.damping > 0:
-            return 0.0
-        spread = float(self.values.max() - self.values.min())
-        return float(np.abs(self.values - self.fitted()).max()) / (spread or 1.0)
+    def correct(self, tolerance: float, n_trials: int) -> bool:
+        """Correct the errors by rounding, which the inverse can do even if it is inexact.
 
-    def correct(self) -> None:
-        """Reduce the error by rounding, as far as the inverse is accurate."""
-        self._fit()
+        Returns:
+            Whether, after at most ``n_trials`` corrections, q misses no value by more than
+            ``tolerance`` times the range of all values. True with noise.
+        """
+        if self.damping > 0:
+            return True
+        limit = tolerance * (float(self.values.max() - self.values.min()) or 1.0)
+        for trial in range(n_trials + 1):
+            residuals = self.values - self.fitted()
+            if float(np.abs(residuals).max()) <= limit:
+                return True
+            if trial < n_trials:
+                self._add(self.inverse[:, 1 + len(self.base) :] @ residuals)
+        return False
 
     def predict(self, y: np.ndarray) -> float:
         """Return q(y)."""
@@ -223,10 +229,7 @@ class Model:
         if self.damping > 0:
             self._fit()
             return
-        constant, gradient, hessian = self.lagrange(t)
-        self.constant += residual * constant
-        self.gradient = self.gradient + residual * gradient
-        self.hessian = self.hessian + residual * hessian
+        self._add(residual * self.inverse[:, 1 + len(self.base) + t])
 
     def _fit(self, matrix: np.ndarray | None = None) -> None:
         """Fit q to all values: from the last model or, with noise, from 0.
@@ -234,7 +237,6 @@ class Model:
         ``matrix`` is W if it is known; then the solution is refined.
         """
         dim = len(self.base)
-        y = self.points
         if self.damping > 0:
             self.hessian, self.gradient = np.zeros((dim, dim)), np.zeros(dim)
             self.constant = 0.0
@@ -244,6 +246,11 @@ class Model:
             rest = -(matrix @ v)
             rest[1 + dim :] += changes
             v = v + self.inverse @ rest
+        self._add(v)
+
+    def _add(self, v: np.ndarray) -> None:
+        """Add the quadratic with the coefficients v = (c, g, λ) to q."""
+        y, dim = self.points, len(self.base)
         self.constant += float(v[0])
         self.gradient = self.gradient + v[1 : 1 + dim]
         self.hessian = self.hessian + (y.T * v[1 + dim :]) @ y

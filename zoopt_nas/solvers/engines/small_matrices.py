@@ -19,16 +19,14 @@ def _lapack() -> Any:
     return lapack
 
 
-def solve_positive(
-    matrix: np.ndarray, vector: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+def solve_positive(matrix: np.ndarray, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return x with A x = b, (dim,), and the factor U of A = Uᵀ U, (dim, dim).
 
     None if the symmetric matrix A has no such factor, because it is not positive definite. Entries
     of U below the diagonal are not set.
     """
     factor, x, info = _lapack().dposv(matrix, vector)
-    return (x, factor) if info == 0 else (None, None)
+    return (x, factor) if info == 0 else None
 
 
 def solve_transposed(factor: np.ndarray, vector: np.ndarray) -> np.ndarray:

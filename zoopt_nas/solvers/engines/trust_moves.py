@@ -287,7 +287,22 @@ def _set_batch(
     gains: list[float],
     n_samples: int,
 ) -> None:
-    """Plan a batch of steps, (k,) each, and fill it up to ``n_samples``.
+    """Plan a batch of steps, (k,) each, and fill it up to ``n_samples``."""
+    inner: TrustState = state.inner
+    if n_samples > 1:
+        _fill_batch(state, steps, targets, gains, n_samples)
+    inner.planned = _rows(inner, np.array(steps), *ends_of(state))
+    inner.targets, inner.gains = np.array(targets), np.array(gains)
+
+
+def _fill_batch(
+    state: SolverState,
+    steps: list[np.ndarray],
+    targets: list[int],
+    gains: list[float],
+    n_samples: int,
+) -> None:
+    """Append to the lists of a batch until it has ``n_samples`` steps.
 
     Beside the first step come the steps in a region of twice and half the radius, then points that
     replace far ones, then random points on the surface of the region.
@@ -295,12 +310,17 @@ def _set_batch(
     inner: TrustState = state.inner
     model: Model = inner.model
     lower, upper = ends_of(state)
-    steps, targets, gains = list(steps), list(targets), list(gains)
+
+    def add(d: np.ndarray, target: int, gain: float = 0.0) -> None:
+        steps.append(d)
+        targets.append(target)
+        gains.append(gain)
+
     for factor in (2.0, 0.5) if targets[0] == STEP else ():
         if len(steps) < n_samples:
             d, gain = _step(model, _region(inner, factor * inner.radius, lower, upper))
             if _is_worth_trying(state, d, gain) and not np.array_equal(d, steps[0]):
-                steps, targets, gains = [*steps, d], [*targets, STEP], [*gains, gain]
+                add(d, STEP, gain)
     if len(steps) < n_samples:
         offsets = model.points - model.points[model.centre]
         squares = np.add.reduce(offsets * offsets, 1)
@@ -309,12 +329,9 @@ def _set_batch(
                 break
             if t not in targets:
                 region = _region(inner, inner.radius, lower, upper)
-                steps, targets = [*steps, _geometry_step(inner, t, region)], [*targets, t]
+                add(_geometry_step(inner, t, region), t)
     while len(steps) < n_samples:
-        steps, targets = [*steps, _random_step(state, inner.radius)], [*targets, SAMPLE]
-    inner.planned = _rows(inner, np.array(steps), lower, upper)
-    inner.targets = np.array(targets)
-    inner.gains = np.array([*gains, *[0.0] * (len(steps) - len(gains))])
+        add(_random_step(state, inner.radius), SAMPLE)
 
 
 def _rows(

@@ -35,11 +35,12 @@ LEAST_BEND = 1e-8
 # noise, NOISY_POINTS times as many.
 MAX_POINTS = 250
 NOISY_POINTS = 3
-# The model is rebuilt in new coordinates when the radius has changed by the factor MAX_DRIFT, when
-# the best point is MAX_DRIFT radii away from the base, or when its error by rounding is too large.
-# Then points farther away than REACH radii are dropped.
+# The model gets new coordinates when the radius has changed by the factor MAX_DRIFT, and is rebuilt
+# when the best point is MAX_DRIFT radii away from the base, or its error by rounding is still too
+# large after MAX_CORRECTIONS. Then points farther away than REACH radii are dropped.
 MAX_DRIFT = 4.0
 MAX_ERROR = 1e-6
+MAX_CORRECTIONS = 2
 REACH = 100.0
 # A run restarts if a decrease by this multiple of what the model expects leaves it above the best.
 GIVE_UP_RATIO = 10.0
@@ -96,12 +97,9 @@ def refresh(inner: TrustState) -> None:
     centre = model.points[model.centre]
     is_far = float(centre @ centre) > (MAX_DRIFT * max(inner.radius, 1.0)) ** 2
     has_changed = not 1 / MAX_DRIFT <= inner.radius <= MAX_DRIFT
-    if inner.is_stale or is_far or (has_changed and not _rescale(inner)):
+    is_unfit = inner.is_stale or is_far or (has_changed and not _rescale(inner))
+    if is_unfit or not model.correct(MAX_ERROR, MAX_CORRECTIONS):
         rebuild(inner)
-    elif model.error > MAX_ERROR:
-        model.correct()
-        if model.error > MAX_ERROR:
-            rebuild(inner)
 
 
 def _rescale(inner: TrustState) -> bool:

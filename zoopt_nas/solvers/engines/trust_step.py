@@ -57,8 +57,9 @@ def ball_step(gradient: np.ndarray, hessian: np.ndarray, radius: float) -> tuple
 
     (H + λ) d = -g, where H + λ has no negative eigenvalue.
     """
-    minimum, factor = solve_positive(hessian, -gradient)
-    if minimum is not None:
+    solution = solve_positive(hessian, -gradient)
+    if solution is not None:
+        minimum, factor = solution
         if minimum @ minimum <= radius * radius:
             return minimum, 0.0
         return _sphere_step(gradient, hessian, radius, minimum, factor)
@@ -82,10 +83,11 @@ def _sphere_step(
         multiplier += (length / radius - 1) * length * length / float(w @ w)
         shifted = hessian.copy()
         shifted.flat[:: len(d) + 1] += multiplier
-        following, factor = solve_positive(shifted, -gradient)
-        if following is None:  # numbers overflow
+        solution = solve_positive(shifted, -gradient)
+        if solution is None:  # numbers overflow
             break
-        d, length = following, math.sqrt(following @ following)
+        d, factor = solution
+        length = math.sqrt(d @ d)
         if not length > (1 + LENGTH_ERROR) * radius:
             break
     return d * min(1.0, radius / length), multiplier
@@ -94,31 +96,25 @@ def _sphere_step(
 def _diagonal_step(
     slopes: np.ndarray, curvatures: np.ndarray, radius: float
 ) -> tuple[np.ndarray, float]:
-    """Return what `ball_step` does for a diagonal Hessian."""
-    ends = curvatures[0], curvatures[-1]  # of an ordered array
-    least, largest = float(min(ends)), float(max(abs(ends[0]), abs(ends[1])))
-    if least > 1e-15 * largest:
-        d = -slopes / curvatures
-        if d @ d <= radius * radius:
-            return d, 0.0
+    """Return what `ball_step` does for ascending curvatures that are not all positive."""
+    least, largest = float(curvatures[0]), max(abs(float(curvatures[0])), float(curvatures[-1]))
     low = max(0.0, -least)
     size = math.sqrt(slopes @ slopes)
-    gaps = curvatures + low
-    is_least = gaps <= 1e-14 * largest
     hidden = max(LEAST_SLOPE * size, 4 * sys.float_info.epsilon * low * radius)
-    if is_least.any() and np.abs(slopes[is_least]).max() <= hidden:
+    if abs(slopes[0]) <= hidden:
         # The hard case: g hardly tells which way to go along the least eigenvalue.
+        gaps = curvatures + low
+        is_least = gaps <= 1e-14 * largest
         d = np.where(is_least, 0.0, -slopes / np.where(is_least, 1.0, gaps))
         square = float(d @ d)
-        if square < radius * radius:
+        if square < radius * radius and np.abs(slopes[is_least]).max(initial=0.0) <= hidden:
             if low > 0:
-                k = int(np.argmin(curvatures))
-                d[k] = -math.copysign(math.sqrt(radius * radius - square), slopes[k])
+                d[0] = -math.copysign(math.sqrt(radius * radius - square), slopes[0])
             return d, low
     # Newton's method for 1/|d| as a function of λ, kept between the ends of an interval. The first
     # value has an error only of the slopes along other eigenvectors.
     high = low + size / radius
-    multiplier = max(low, float(np.max(np.abs(slopes) / radius - curvatures)))
+    multiplier = max(low, float((np.abs(slopes) / radius - curvatures).max()))
     for _ in range(MAX_ITERATIONS):
         shifted = curvatures + multiplier
         d = slopes / shifted
