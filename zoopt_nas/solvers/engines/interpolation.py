@@ -140,10 +140,11 @@ class Model:
         """
         if self.damping > 0:
             return True
-        limit = tolerance * (float(self.values.max() - self.values.min()) or 1.0)
+        spread = float(np.maximum.reduce(self.values) - np.minimum.reduce(self.values))
+        limit = tolerance * (spread or 1.0)
         for trial in range(n_trials + 1):
             residuals = self.values - self.fitted()
-            if float(np.abs(residuals).max()) <= limit:
+            if float(np.maximum.reduce(np.abs(residuals))) <= limit:
                 return True
             if trial < n_trials:
                 self._add(self.inverse[:, 1 + len(self.base) :] @ residuals)
@@ -185,11 +186,9 @@ class Model:
         beta, size = place.beta, len(self.inverse)
         if not beta > LEAST_PIVOT * max(1.0, float(place.y @ place.y) ** 2):
             return False
-        inverse = np.empty((size + 1, size + 1))
-        scaled = place.column / beta
-        inverse[:size, :size] = self.inverse + scaled[:, None] * place.column
-        inverse[:size, size] = inverse[size, :size] = -scaled
-        inverse[size, size] = 1 / beta
+        border = np.concatenate([place.column, [-1.0]])
+        inverse = (border / beta)[:, None] * border
+        inverse[:size, :size] += self.inverse
         residual = value - self.level - self.predict(place.y)
         self.inverse = inverse
         self.rows = np.concatenate([self.rows, row[None, :]])

@@ -67,7 +67,8 @@ def learn(state: SolverState, rows: np.ndarray, values: np.ndarray) -> float | N
         y = model.to_points(row)
         if target == STEP and (ratio is None or value < tried):
             tried = value
-            length = math.sqrt(float((y - centre) @ (y - centre)))
+            d = y - centre
+            length = math.sqrt(float(d @ d))
             ratio = _ratio(inner, before - value, float(inner.gains[k]))
         if math.isfinite(value) or target >= 0:
             _take(inner, row, y, value, target)

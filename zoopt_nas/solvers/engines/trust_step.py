@@ -78,13 +78,16 @@ def _sphere_step(
     """
     multiplier, length = 0.0, math.sqrt(d @ d)
     for _ in range(MAX_ITERATIONS):
-        # |w|² / |d|² is the relative change of |d| with λ, where Uᵀ w = d.
-        w = solve_transposed(factor, d)
-        multiplier += (length / radius - 1) * length * length / float(w @ w)
+        # -|w|² is the relative change of |d| with λ, where Uᵀ w = d / |d|.
+        w = solve_transposed(factor, d / length)
+        change = float(w @ w)
+        if not change > 0:  # numbers overflow
+            break
+        multiplier += (length / radius - 1) / change
         shifted = hessian.copy()
         shifted.flat[:: len(d) + 1] += multiplier
         solution = solve_positive(shifted, -gradient)
-        if solution is None:  # numbers overflow
+        if solution is None:
             break
         d, factor = solution
         length = math.sqrt(d @ d)
