@@ -32,6 +32,7 @@ ORDER = [
     "solvers.engines.comparison_metric",
     "solvers.engines.cma_rates",
     "solvers.engines.quadratic_model",
+    "solvers.engines.small_matrices",
     "solvers.engines.interpolation",
     "solvers.engines.trust_step",
     "solvers.engines.trust_state",

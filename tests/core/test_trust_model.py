@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import Bounds, NonlinearConstraint
+from scipy.optimize import Bounds, NonlinearConstraint, brentq
 from scipy.optimize import minimize as scipy_minimize
 
 from zoopt_nas.solvers.engines.interpolation import Model
@@ -169,6 +169,48 @@ def test_a_rebuilt_model_drops_far_points_and_keeps_the_best():
     np.testing.assert_allclose(model.fitted(), model.values, atol=1e-8)
 
 
+@quick
+@given(seed=seeds, dim=st.integers(1, 4), exponent=st.integers(-3, 3))
+def test_a_rescaled_model_is_the_same_in_another_unit(seed, dim, exponent):
+    rng = np.random.default_rng(seed)
+    model, _ = random_model(rng, dim, dim + 2)
+    x = rng.standard_normal((5, dim))
+    before = [model.predict(y) for y in model.to_points(x)]
+    axes, inverse, unit = model.axes.copy(), model.inverse.copy(), 2.0**exponent
+    model.rescale(unit)
+    np.testing.assert_array_equal(model.axes, unit * axes)
+    assert model.longest == np.abs(model.axes).max()
+    np.testing.assert_allclose(model.base + model.points @ model.axes.T, model.rows, atol=1e-9)
+    np.testing.assert_allclose([model.predict(y) for y in model.to_points(x)], before, rtol=1e-9)
+    # The inverse is the one of the matrix of the new points.
+    m, y = len(model.points), model.points
+    p = np.hstack([np.ones((m, 1)), y])
+    matrix = np.block([[np.zeros((1 + dim, 1 + dim)), p.T], [p, 0.5 * (y @ y.T) ** 2]])
+    error, size = model.inverse @ matrix - np.eye(len(matrix)), np.abs(inverse).max()
+    assert np.abs(error).max() <= 1e-9 * size * unit**4 + 1e-9 * size / unit**4
+    # Nothing is rounded.
+    model.rescale(1 / unit)
+    np.testing.assert_array_equal(model.inverse, inverse)
+
+
+def test_an_inexact_inverse_corrects_errors_of_the_model():
+    rng = np.random.default_rng(0)
+    model, _ = random_model(rng, 3, 8)
+    model.gradient += 0.01 * rng.standard_normal(3)
+    model.inverse *= 1 + 1e-4 * rng.standard_normal(model.inverse.shape)
+    assert not model.correct(1e-6, 0)
+    assert model.correct(1e-6, 3)
+    spread = np.ptp(model.values)
+    assert np.abs(model.fitted() - model.values).max() <= 1e-6 * spread
+
+
+def test_a_useless_inverse_does_not_correct_the_model():
+    model, _ = random_model(np.random.default_rng(0), 3, 8)
+    model.gradient += 0.01
+    model.inverse[:] = 0.0
+    assert not model.correct(1e-6, 3)
+
+
 # --- the step ------------------------------------------------------------------------------------
 
 
@@ -199,6 +241,65 @@ def test_a_step_in_a_ball_satisfies_the_conditions_of_a_global_minimum(
     residual = (hessian + multiplier * np.eye(dim)) @ d + gradient
     assert np.abs(residual).max() <= 3e-3 * scale
     assert np.linalg.eigvalsh(hessian)[0] + multiplier >= -1e-9 * scale / radius
+
+
+def sphere_step(gradient, hessian, radius):
+    """The minimum on the sphere by bisection, if no eigenvector of H is orthogonal to g."""
+    curvatures, vectors = np.linalg.eigh(hessian)
+    slopes = vectors.T @ gradient
+    low, size = max(0.0, -curvatures[0]), np.linalg.norm(gradient)
+
+    def excess(shift):
+        return 1 / radius - 1 / np.linalg.norm(slopes / (curvatures + low + shift))
+
+    # At the first end the step is longer than the radius, because of its first component alone or,
+    # for a shift of 0, because the minimum is outside.
+    first = max(0.5 * abs(slopes[0]) / radius - (curvatures[0] + low), 0.0)
+    shift = brentq(excess, first, size / radius * (1 + 1e-9), xtol=1e-300, rtol=1e-14)
+    return -vectors @ (slopes / (curvatures + low + shift)), low + shift
+
+
+@quick
+@given(seed=seeds, dim=st.integers(1, 8), is_convex=st.booleans())
+def test_a_step_to_the_sphere_is_that_of_bisection(seed, dim, is_convex):
+    rng = np.random.default_rng(seed)
+    gradient, hessian = random_quadratic(rng, dim, is_convex)
+    radius = 10 ** rng.uniform(-2, 0)
+    if is_convex:  # shorter than the step to the minimum
+        radius *= np.linalg.norm(np.linalg.solve(hessian, gradient))
+    d, multiplier = ball_step(gradient, hessian, radius)
+    if multiplier == 0:
+        np.testing.assert_allclose(hessian @ d, -gradient, atol=1e-9 * np.abs(gradient).max())
+        return
+    expected, expected_multiplier = sphere_step(gradient, hessian, radius)
+    value, least = (v @ (gradient + 0.5 * (hessian @ v)) for v in (d, expected))
+    # The length of a step has a relative error of 1e-3.
+    assert value <= least + 4e-3 * abs(least)
+    scale = np.abs(hessian).max() + np.abs(gradient).max() / radius
+    assert abs(multiplier - expected_multiplier) <= 1e-2 * scale
+
+
+def test_a_step_along_a_flat_direction():
+    hessian = np.diag([2.0, 0.0, 1.0])
+    # Without a slope along it, the minimum is inside of a large ball.
+    d, multiplier = ball_step(np.array([-2.0, 0.0, 3.0]), hessian, radius=10.0)
+    np.testing.assert_allclose(d, [1, 0, -3], atol=1e-12)
+    assert multiplier == 0
+    # With one, the step goes to the surface; it solves (2 + λ, λ, 1 + λ) d = (0, 1, 0).
+    d, multiplier = ball_step(np.array([0.0, -1.0, 0.0]), hessian, radius=10.0)
+    np.testing.assert_allclose(d, [0, 10, 0], rtol=2e-3, atol=1e-12)
+    assert multiplier == pytest.approx(0.1, rel=2e-3)
+
+
+def test_a_step_without_a_slope():
+    d, multiplier = ball_step(np.zeros(2), np.diag([1.0, 2.0]), radius=1.0)
+    np.testing.assert_array_equal(d, [0, 0])
+    assert multiplier == 0
+    d, multiplier = ball_step(np.zeros(2), np.diag([1.0, -2.0]), radius=3.0)
+    np.testing.assert_allclose(np.abs(d), [0, 3])
+    assert multiplier == pytest.approx(2)
+    d, _ = ball_step(np.zeros(2), np.zeros((2, 2)), radius=1.0)
+    np.testing.assert_array_equal(d, [0, 0])
 
 
 @pytest.mark.parametrize("slope", [1e-17, 1e-30, 1e-300])
@@ -270,6 +371,37 @@ def test_a_step_in_a_box_with_an_indefinite_model_beats_the_axes(seed, dim):
     change = largest_change(gradient, hessian, region)
     assert ((lower <= change) & (change <= upper)).all()
     assert np.linalg.norm(change) <= 1 + 1e-9
+
+
+@quick
+@given(seed=seeds, dim=st.integers(1, 8), exponent=st.integers(-3, 3))
+def test_a_large_change_is_at_least_half_of_the_largest(seed, dim, exponent):
+    rng = np.random.default_rng(seed)
+    gradient, hessian = random_quadratic(rng, dim, is_convex=False)
+    radius = 10.0**exponent
+    d = largest_change(gradient, hessian, Region(radius, np.eye(dim), None, None))
+    assert np.linalg.norm(d) == pytest.approx(radius)
+    change = abs(gradient @ d + 0.5 * d @ hessian @ d)
+    # No change in the ball exceeds the sum of these two.
+    linear = np.linalg.norm(gradient) * radius
+    quadratic = 0.5 * np.abs(np.linalg.eigvalsh(hessian)).max() * radius**2
+    # The points on the circle are 2 π / 32 apart, so one is near the gradient.
+    assert change >= max(math.cos(math.pi / 32) * linear, quadratic) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "curvatures"), [([0.0, 0.0], [0.0, 0.0]), ([1.0, 0.0], [0.0, 0.0])]
+)
+def test_the_largest_change_of_a_quadratic_without_curvature(gradient, curvatures):
+    d = largest_change(np.array(gradient), np.diag(curvatures), Region(2.0, np.eye(2), None, None))
+    assert np.linalg.norm(d) == pytest.approx(2)
+    assert abs(d @ gradient) == pytest.approx(2 * gradient[0], rel=0.01)
+
+
+def test_the_largest_change_of_an_overflow_is_an_error():
+    region = Region(1.0, np.eye(2), None, None)
+    with pytest.raises(np.linalg.LinAlgError), np.errstate(invalid="ignore"):
+        largest_change(np.array([math.inf, 1.0]), np.eye(2), region)
 
 
 def test_the_largest_change_in_a_ball_is_the_larger_of_both_extremes():

@@ -204,6 +204,55 @@ def test_a_singular_model_is_rebuilt():
     assert np.isfinite(state.inner.planned).all()
 
 
+def moved_state(dim=3, n_batches=5):
+    solver, fun = TrustRegion(), quadratic(dim, 10)
+    state = solver.init(np.ones(dim), rng=0)
+    for _ in range(n_batches):
+        rows = solver.ask(state)
+        solver.tell(state, rows, [fun(x) for x in rows])
+    return state
+
+
+@pytest.mark.parametrize("radius", [0.1, 30.0])
+def test_another_radius_changes_the_unit_and_not_the_model(radius):
+    inner = moved_state().inner
+    model = inner.model
+    inner.radius, inner.resolution = radius, radius / 2
+    length, rows = radius * model.longest, model.rows.copy()
+    fitted = model.fitted()
+    trust_shape.refresh(inner)
+    assert 0.7 < inner.radius < 1.5
+    assert inner.resolution == inner.radius / 2
+    assert inner.radius * model.longest == pytest.approx(length)
+    np.testing.assert_array_equal(model.rows, rows)
+    np.testing.assert_allclose(model.fitted(), fitted, rtol=1e-9)
+
+
+def test_points_that_are_far_beside_a_shorter_radius_are_dropped():
+    inner = moved_state().inner
+    model = inner.model
+    n = len(model.values)
+    assert n > trust_shape.min_points(inner)
+    inner.radius = inner.resolution = 1e-3  # the points are more than 1000 radii away
+    trust_shape.refresh(inner)
+    assert inner.radius == 1.0
+    assert trust_shape.min_points(inner) <= len(model.values) < n
+
+
+def test_errors_by_rounding_are_corrected_or_the_model_is_rebuilt():
+    inner = moved_state().inner
+    model = inner.model
+    base, exact = model.base.copy(), model.gradient.copy()
+    model.gradient = exact + 1e-3
+    trust_shape.refresh(inner)
+    np.testing.assert_allclose(model.gradient, exact, atol=1e-6)
+    np.testing.assert_array_equal(model.base, base)  # with the same inverse
+    model.gradient, model.inverse = exact + 1e-3, np.zeros_like(model.inverse)
+    trust_shape.refresh(inner)
+    np.testing.assert_allclose(model.fitted(), model.values, atol=1e-6 * np.ptp(model.values))
+    assert model.inverse.any()
+
+
 def test_values_near_overflow_do_not_break_the_run():
     solver = TrustRegion()
     state = solver.init(np.ones(3), rng=0)

@@ -58,7 +58,8 @@ class TrustRegion(Solver):
 
     def _init(self, state: SolverState) -> None:
         state.value = math.inf
-        state.inner = TrustState(eps=float(array_namespace(state.x).finfo(state.x.dtype).eps))
+        limits = array_namespace(state.x).finfo(state.x.dtype)
+        state.inner = TrustState(eps=float(limits.eps), limit=float(limits.max))
 
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         inner: TrustState = state.inner
@@ -68,7 +69,9 @@ class TrustRegion(Solver):
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
         inner: TrustState = state.inner
-        rows, told = as_float64(candidates)[:, inner.block], as_float64(values)
+        rows, told = as_float64(candidates), as_float64(values)
+        if len(inner.block) < rows.shape[1]:
+            rows = rows[:, inner.block]
         ratio = None
         if inner.phase == TrustPhase.CHECK:
             if not trust_moves.check(state, float(told[0])):
@@ -85,15 +88,15 @@ class TrustRegion(Solver):
                 return state.x
             trust_shape.start(inner, trust_start.first_model(inner, rows, told))
         trust_moves.plan(state, ratio, self.n_samples)
-        inner.end_length = inner.radius * float(np.abs(inner.model.axes).max())
+        inner.end_length = inner.radius * inner.model.longest
         state.metrics["radius"] = inner.end_length
         return state.x
 
 
 def _whole(state: SolverState, rows: np.ndarray) -> Array:
     """Return whole points, (n, dim) like x, that have these coordinates of the block."""
-    limit = float(array_namespace(state.x).finfo(state.x.dtype).max)
-    rows = np.clip(rows, -limit, limit)
+    limit = state.inner.limit
+    rows = np.minimum(np.maximum(rows, -limit), limit)
     if rows.shape[1] < state.x.shape[0]:
         whole = np.repeat(as_float64(state.x)[None, :], len(rows), axis=0)
         whole[:, state.inner.block] = rows
@@ -112,5 +115,7 @@ def _take_best(state: SolverState, candidates: Array, told: np.ndarray) -> None:
 def _follow_centre(state: SolverState) -> None:
     """Move to the best point of the model."""
     model: Model = state.inner.model
-    state.x = _whole(state, model.rows[model.centre][None, :])[0]
-    state.value = float(model.values[model.centre])
+    value = float(model.values[model.centre])
+    if value != state.value or state.inner.noise > 0:  # without noise, equal values mean no move
+        state.x = _whole(state, model.rows[model.centre][None, :])[0]
+        state.value = value

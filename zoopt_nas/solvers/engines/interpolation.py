@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoopt_nas.solvers.engines import small_matrices
+
 # The least σ of a point that replaces another, and the least β of one that is added; see `Place`.
 # They are 1 if the points are in good position.
 LEAST_PIVOT = 1e-10
@@ -62,6 +64,7 @@ class Model:
     points: Any = None  # the points y, (m, dim)
     inverse: Any = None  # of W, (1 + dim + m, 1 + dim + m)
     to_y: Any = None  # the transposed inverse of ``axes``
+    longest: float = 0.0  # the largest absolute value in ``axes``
     level: float = 0.0  # q models values minus ``level``
     constant: float = 0.0  # q(0)
     gradient: Any = None  # of q at 0, (dim,)
@@ -76,7 +79,8 @@ class Model:
             reach: other points farther away than this are dropped.
         """
         self.base, self.axes = self.rows[self.centre].copy(), axes
-        self.to_y = np.linalg.inv(axes).T
+        self.longest = float(np.abs(axes).max())
+        self.to_y = small_matrices.inverse(axes).T
         self.points = (self.rows - self.base) @ self.to_y
         squares = np.add.reduce(self.points * self.points, 1)
         if len(squares) > n_least and float(squares.max()) > reach * reach:
@@ -96,11 +100,25 @@ class Model:
         matrix[1 + dim :, 1 + dim :] = 0.5 * (y @ y.T) ** 2
         matrix[1 + dim :, 1 + dim :].flat[:: m + 1] += self.damping
         try:
-            self.inverse = np.linalg.inv(matrix)
+            self.inverse = small_matrices.inverse(matrix)
         except np.linalg.LinAlgError:  # two equal points, or all in a plane
             self.inverse = np.linalg.pinv(matrix, rcond=1e-14)
         self.hessian, self.gradient, self.constant = hessian, np.zeros(dim), 0.0
         self._fit(matrix)
+
+    def rescale(self, unit: float) -> None:
+        """Make ``unit``, a power of 2, the unit of y; nothing is rounded. Requires μ = 0.
+
+        W becomes D W D with a diagonal D, because P and A have entries of degree 0, 1 and 4 in y.
+        """
+        dim = len(self.base)
+        self.axes, self.to_y = self.axes * unit, self.to_y / unit
+        self.longest *= unit
+        self.points = self.points / unit
+        self.gradient, self.hessian = self.gradient * unit, self.hessian * unit**2
+        inverse_d = np.full(len(self.inverse), unit**2)
+        inverse_d[0], inverse_d[1 : 1 + dim] = unit**-2, 1 / unit
+        self.inverse = self.inverse * inverse_d[:, None] * inverse_d
 
     def to_points(self, rows: np.ndarray) -> np.ndarray:
         """Return the coordinates y of points x, (..., dim)."""
@@ -110,15 +128,27 @@ class Model:
     @property
     def is_finite(self) -> bool:
         """Whether the coefficients of q are finite."""
-        return math.isfinite(self.constant + float(self.gradient.sum()) + float(self.hessian.sum()))
+        sums = np.add.reduce(self.gradient), np.add.reduce(self.hessian, None)
+        return math.isfinite(self.constant + float(sums[0]) + float(sums[1]))
 
-    @property
-    def error(self) -> float:
-        """The largest error by rounding of q at a point, relative to the range of values."""
+    def correct(self, tolerance: float, n_trials: int) -> bool:
+        """Correct the errors by rounding, which the inverse can do even if it is inexact.
+
+        Returns:
+            Whether, after at most ``n_trials`` corrections, q misses no value by more than
+            ``tolerance`` times the range of all values. True with noise.
+        """
         if self.damping > 0:
-            return 0.0
-        spread = float(self.values.max() - self.values.min())
-        return float(np.abs(self.values - self.fitted()).max()) / (spread or 1.0)
+            return True
+        spread = float(np.maximum.reduce(self.values) - np.minimum.reduce(self.values))
+        limit = tolerance * (spread or 1.0)
+        for trial in range(n_trials + 1):
+            residuals = self.values - self.fitted()
+            if float(np.maximum.reduce(np.abs(residuals))) <= limit:
+                return True
+            if trial < n_trials:
+                self._add(self.inverse[:, 1 + len(self.base) :] @ residuals)
+        return False
 
     def predict(self, y: np.ndarray) -> float:
         """Return q(y)."""
@@ -138,14 +168,16 @@ class Model:
 
     def place(self, y: np.ndarray) -> Place:
         """Return the column of y, and β = |y|⁴/2 + μ - w(y)ᵀ W⁻¹ w(y)."""
-        w = np.concatenate([[1.0], y, 0.5 * (self.points @ y) ** 2])
+        w = np.empty(len(self.inverse))
+        w[0], w[1 : 1 + len(y)] = 1.0, y
+        w[1 + len(y) :] = 0.5 * (self.points @ y) ** 2
         column = self.inverse @ w
-        return Place(y, column, float(0.5 * (y @ y) ** 2 + self.damping - w @ column))
+        return Place(y, column, 0.5 * float(y @ y) ** 2 + self.damping - float(w @ column))
 
     def pivots(self, place: Place) -> np.ndarray:
         """Return σ_t = α_t β + τ_t², (m,): the factor of det W if the place replaces point t."""
         first = 1 + len(self.base)
-        alphas = np.diagonal(self.inverse)[first:]
+        alphas = self.inverse.diagonal()[first:]
         sigmas: np.ndarray = alphas * place.beta + place.column[first:] ** 2
         return sigmas
 
@@ -154,16 +186,14 @@ class Model:
         beta, size = place.beta, len(self.inverse)
         if not beta > LEAST_PIVOT * max(1.0, float(place.y @ place.y) ** 2):
             return False
-        inverse = np.empty((size + 1, size + 1))
-        scaled = place.column / beta
-        inverse[:size, :size] = self.inverse + scaled[:, None] * place.column
-        inverse[:size, size] = inverse[size, :size] = -scaled
-        inverse[size, size] = 1 / beta
+        border = np.concatenate([place.column, [-1.0]])
+        inverse = (border / beta)[:, None] * border
+        inverse[:size, :size] += self.inverse
         residual = value - self.level - self.predict(place.y)
         self.inverse = inverse
         self.rows = np.concatenate([self.rows, row[None, :]])
         self.points = np.concatenate([self.points, place.y[None, :]])
-        self.values = np.append(self.values, value)
+        self.values = np.concatenate([self.values, [value]])
         self._adjust(len(self.values) - 1, residual)
         return True
 
@@ -177,10 +207,10 @@ class Model:
             return False
         rest = -column
         rest[index] += 1
-        own = self.inverse[index].copy()
-        # α r rᵀ - β o oᵀ + τ (o rᵀ + r oᵀ), as two products
-        self.inverse += ((alpha * rest + tau * own) / sigma)[:, None] * rest
-        self.inverse += ((tau * rest - beta * own) / sigma)[:, None] * own
+        # α r rᵀ - β o oᵀ + τ (o rᵀ + r oᵀ) for the row o of t
+        both = np.array([rest, self.inverse[index]])
+        weights = np.array([[alpha / sigma, tau / sigma], [tau / sigma, -beta / sigma]])
+        self.inverse += both.T @ (weights @ both)
         residual = value - self.level - self.predict(place.y)
         self.rows[t], self.values[t], self.points[t] = row, value, place.y
         self._adjust(t, residual)
@@ -189,8 +219,8 @@ class Model:
     def fitted(self) -> np.ndarray:
         """Return q at the points plus ``level``, (m,)."""
         y = self.points
-        products = y @ self.gradient + 0.5 * np.add.reduce((y @ self.hessian) * y, 1)
-        fitted: np.ndarray = products + (self.constant + self.level)
+        slopes = y @ (0.5 * self.hessian) + self.gradient
+        fitted: np.ndarray = np.add.reduce(slopes * y, 1) + (self.constant + self.level)
         return fitted
 
     def _adjust(self, t: int, residual: float) -> None:
@@ -198,10 +228,7 @@ class Model:
         if self.damping > 0:
             self._fit()
             return
-        constant, gradient, hessian = self.lagrange(t)
-        self.constant += residual * constant
-        self.gradient = self.gradient + residual * gradient
-        self.hessian = self.hessian + residual * hessian
+        self._add(residual * self.inverse[:, 1 + len(self.base) + t])
 
     def _fit(self, matrix: np.ndarray | None = None) -> None:
         """Fit q to all values: from the last model or, with noise, from 0.
@@ -209,7 +236,6 @@ class Model:
         ``matrix`` is W if it is known; then the solution is refined.
         """
         dim = len(self.base)
-        y = self.points
         if self.damping > 0:
             self.hessian, self.gradient = np.zeros((dim, dim)), np.zeros(dim)
             self.constant = 0.0
@@ -219,6 +245,11 @@ class Model:
             rest = -(matrix @ v)
             rest[1 + dim :] += changes
             v = v + self.inverse @ rest
+        self._add(v)
+
+    def _add(self, v: np.ndarray) -> None:
+        """Add the quadratic with the coefficients v = (c, g, λ) to q."""
+        y, dim = self.points, len(self.base)
         self.constant += float(v[0])
         self.gradient = self.gradient + v[1 : 1 + dim]
         self.hessian = self.hessian + (y.T * v[1 + dim :]) @ y

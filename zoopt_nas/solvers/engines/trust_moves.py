@@ -61,12 +61,14 @@ def learn(state: SolverState, rows: np.ndarray, values: np.ndarray) -> float | N
     if inner.noise > 0:
         before = model.level + model.predict(centre)
     ratio, tried, length = None, math.inf, 0.0
-    for k in np.argsort(inner.targets == STEP, kind="stable").tolist():
-        row, value, target = rows[k], float(values[k]), int(inner.targets[k])
+    targets: list[int] = inner.targets.tolist()
+    for k in sorted(range(len(targets)), key=lambda k: targets[k] == STEP):  # steps come last
+        row, value, target = rows[k], float(values[k]), targets[k]
         y = model.to_points(row)
         if target == STEP and (ratio is None or value < tried):
             tried = value
-            length = math.sqrt(float((y - centre) @ (y - centre)))
+            d = y - centre
+            length = math.sqrt(float(d @ d))
             ratio = _ratio(inner, before - value, float(inner.gains[k]))
         if math.isfinite(value) or target >= 0:
             _take(inner, row, y, value, target)
@@ -196,12 +198,12 @@ def _dispensable_point(inner: TrustState, place: Place, is_better: bool) -> int:
     """Return the index of the point that a place replaces: a far one that it can stand in for."""
     model: Model = inner.model
     centre = place.y if is_better else model.points[model.centre]
-    offsets = (model.points - centre) / inner.radius
-    weights = np.maximum(1.0, np.add.reduce(offsets * offsets, 1)) ** 2
+    offsets = model.points - centre
+    weights = np.maximum(inner.radius**2, np.add.reduce(offsets * offsets, 1)) ** 2
     scores = np.abs(model.pivots(place)) * weights
     if not is_better:
         scores[model.centre] = -1.0
-    return int(np.argmax(scores))
+    return int(scores.argmax())
 
 
 def _region(
@@ -237,7 +239,7 @@ def _far_point(inner: TrustState, *, has_failed: bool) -> int:
     model: Model = inner.model
     offsets = model.points - model.points[model.centre]
     squares = np.add.reduce(offsets * offsets, 1)
-    far = int(np.argmax(squares))
+    far = int(squares.argmax())
     reach = max(FAR * inner.radius, limit * inner.resolution)
     n_near = int(np.add.reduce(squares <= reach * reach))
     if not has_failed and n_near >= trust_shape.min_points(inner):
@@ -266,7 +268,7 @@ def _plan_average(state: SolverState, region: Region, n_samples: int) -> None:
     model: Model = inner.model
     inner.n_averaged += 1
     signal = trust_shape.change_within(model, inner.radius)
-    length = inner.radius * float(np.abs(model.axes).max())
+    length = inner.radius * model.longest
     if signal < trust_shape.SIGNAL * inner.noise and length < MAX_NOISY_LENGTH * inner.scales.max():
         inner.radius *= NOISY_GROWTH
     d = _step(model, region)[0] if inner.n_averaged % 2 else _random_step(state, inner.radius)
@@ -286,7 +288,22 @@ def _set_batch(
     gains: list[float],
     n_samples: int,
 ) -> None:
-    """Plan a batch of steps, (k,) each, and fill it up to ``n_samples``.
+    """Plan a batch of steps, (k,) each, and fill it up to ``n_samples``."""
+    inner: TrustState = state.inner
+    if n_samples > 1:
+        _fill_batch(state, steps, targets, gains, n_samples)
+    inner.planned = _rows(inner, np.array(steps), *ends_of(state))
+    inner.targets, inner.gains = np.array(targets), np.array(gains)
+
+
+def _fill_batch(
+    state: SolverState,
+    steps: list[np.ndarray],
+    targets: list[int],
+    gains: list[float],
+    n_samples: int,
+) -> None:
+    """Append to the lists of a batch until it has ``n_samples`` steps.
 
     Beside the first step come the steps in a region of twice and half the radius, then points that
     replace far ones, then random points on the surface of the region.
@@ -294,12 +311,17 @@ def _set_batch(
     inner: TrustState = state.inner
     model: Model = inner.model
     lower, upper = ends_of(state)
-    steps, targets, gains = list(steps), list(targets), list(gains)
+
+    def add(d: np.ndarray, target: int, gain: float = 0.0) -> None:
+        steps.append(d)
+        targets.append(target)
+        gains.append(gain)
+
     for factor in (2.0, 0.5) if targets[0] == STEP else ():
         if len(steps) < n_samples:
             d, gain = _step(model, _region(inner, factor * inner.radius, lower, upper))
             if _is_worth_trying(state, d, gain) and not np.array_equal(d, steps[0]):
-                steps, targets, gains = [*steps, d], [*targets, STEP], [*gains, gain]
+                add(d, STEP, gain)
     if len(steps) < n_samples:
         offsets = model.points - model.points[model.centre]
         squares = np.add.reduce(offsets * offsets, 1)
@@ -308,12 +330,9 @@ def _set_batch(
                 break
             if t not in targets:
                 region = _region(inner, inner.radius, lower, upper)
-                steps, targets = [*steps, _geometry_step(inner, t, region)], [*targets, t]
+                add(_geometry_step(inner, t, region), t)
     while len(steps) < n_samples:
-        steps, targets = [*steps, _random_step(state, inner.radius)], [*targets, SAMPLE]
-    inner.planned = _rows(inner, np.stack(steps), lower, upper)
-    inner.targets = np.array(targets)
-    inner.gains = np.array([*gains, *[0.0] * (len(steps) - len(gains))])
+        add(_random_step(state, inner.radius), SAMPLE)
 
 
 def _rows(

@@ -19,6 +19,7 @@ import math
 import numpy as np
 
 from zoopt_nas.solvers.engines.interpolation import Model
+from zoopt_nas.solvers.engines.small_matrices import eigen_symmetric, singular_values
 from zoopt_nas.solvers.engines.trust_state import TrustState, value_error
 from zoopt_nas.solvers.state import SolverState
 
@@ -34,11 +35,12 @@ LEAST_BEND = 1e-8
 # noise, NOISY_POINTS times as many.
 MAX_POINTS = 250
 NOISY_POINTS = 3
-# The model is rebuilt in new coordinates when the radius has changed by the factor MAX_DRIFT, when
-# the best point is MAX_DRIFT radii away from the base, or when its error by rounding is too large.
-# Then points farther away than REACH radii are dropped.
+# The model gets new coordinates when the radius has changed by the factor MAX_DRIFT, and is rebuilt
+# when the best point is MAX_DRIFT radii away from the base, or its error by rounding is still too
+# large after MAX_CORRECTIONS. Then points farther away than REACH radii are dropped.
 MAX_DRIFT = 4.0
 MAX_ERROR = 1e-6
+MAX_CORRECTIONS = 2
 REACH = 100.0
 # A run restarts if a decrease by this multiple of what the model expects leaves it above the best.
 GIVE_UP_RATIO = 10.0
@@ -95,14 +97,36 @@ def refresh(inner: TrustState) -> None:
     centre = model.points[model.centre]
     is_far = float(centre @ centre) > (MAX_DRIFT * max(inner.radius, 1.0)) ** 2
     has_changed = not 1 / MAX_DRIFT <= inner.radius <= MAX_DRIFT
-    if inner.is_stale or is_far or has_changed or model.error > MAX_ERROR:
+    is_unfit = inner.is_stale or is_far or (has_changed and not _rescale(inner))
+    if is_unfit or not model.correct(MAX_ERROR, MAX_CORRECTIONS):
         rebuild(inner)
 
 
-def change_within(model: Model, radius: float) -> float:
-    """Return a bound on the changes of the model within a radius around the best point."""
+def _rescale(inner: TrustState) -> bool:
+    """Make the radius about 1 by another unit of y; return False if the model has to be rebuilt.
+
+    That is if it has noise, because its damping depends on the unit, or points to be dropped.
+    """
+    model: Model = inner.model
+    unit = 2.0 ** round(math.log2(inner.radius))
+    squares = np.add.reduce(model.points * model.points, 1)
+    is_wide = len(squares) > min_points(inner) and float(squares.max()) > (REACH * unit) ** 2
+    if inner.noise > 0 or is_wide:
+        return False
+    model.rescale(unit)
+    inner.radius /= unit
+    inner.resolution /= unit
+    return True
+
+
+def change_within(model: Model, radius: float, top: float | None = None) -> float:
+    """Return a bound on the changes of the model within a radius around the best point.
+
+    ``top`` is the largest absolute curvature, if it is known.
+    """
     slope = model.slope(model.points[model.centre])
-    top = float(np.linalg.norm(model.hessian, 2))
+    if top is None:
+        top = float(np.abs(eigen_symmetric(model.hessian)[0]).max())
     return (math.sqrt(float(slope @ slope)) + 0.5 * top * radius) * radius
 
 
@@ -112,35 +136,30 @@ def refine(state: SolverState) -> bool:
     model: Model = inner.model
     rho, value = inner.resolution, float(model.values[model.centre])
     shrink = NOISY_SHRINK if inner.noise > 0 else SHRINK
-    if inner.noise > 0 and not change_within(model, shrink * rho) > SIGNAL * inner.noise:
+    eigenvalues, vectors = eigen_symmetric(model.hessian)
+    bends = np.abs(eigenvalues)
+    top = float(bends.max())
+    if inner.noise > 0 and not change_within(model, shrink * rho, top) > SIGNAL * inner.noise:
         return False
-    change = change_within(model, rho)
+    change = change_within(model, rho, top)
     if not (math.isfinite(change) and change > value_error(state, value)):
         return False
     if value - GIVE_UP_RATIO * change > inner.best_value:
         return False
-    longest = rho * float(np.abs(model.axes).max())
     size = float(np.abs(model.rows[model.centre]).max())
-    if longest <= max(4 * inner.eps * size, inner.least_length):
+    if rho * model.longest <= max(4 * inner.eps * size, inner.least_length):
         return False
     inner.is_proven = False
     inner.resolution = shrink * rho
     inner.radius = max(0.5 * rho, inner.resolution)
-    rebuild(inner, _directions(model, shrink))
+    directions = None
+    if top > 0:  # the eigenvectors, longer by up to 1 / shrink where the model bends less
+        directions = vectors * np.sqrt(top / np.maximum(bends, top * shrink**2))
+        lengths = singular_values(model.axes @ directions)
+        if not lengths[0] <= MAX_CONDITION * lengths[-1]:
+            directions = None
+    rebuild(inner, directions)
     return True
-
-
-def _directions(model: Model, shrink: float) -> np.ndarray | None:
-    """Return the eigenvectors, longer by up to 1 / shrink where the model bends less."""
-    eigenvalues, vectors = np.linalg.eigh(model.hessian)
-    bends = np.abs(eigenvalues)
-    top = float(bends.max())
-    if not top > 0:
-        return None
-    directions: np.ndarray = vectors * np.sqrt(top / np.maximum(bends, top * shrink**2))
-    if np.linalg.cond(model.axes @ directions) > MAX_CONDITION:
-        return None
-    return directions
 
 
 def _damping(inner: TrustState, bend: float) -> float:

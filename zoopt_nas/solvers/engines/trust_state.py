@@ -35,6 +35,7 @@ class TrustState:
     """
 
     eps: float  # the relative rounding error of points
+    limit: float  # the largest coordinate of a point
     start: Array = None  # the first iterate, (dim,) like x; None before the first batch
     best: Array = None  # the best end of a run, (dim,) like x
     best_value: float = math.inf  # the value of ``best``; +inf before the first end
@@ -85,4 +86,6 @@ def value_error(state: SolverState, value: float) -> float:
 
 def as_float64(array: Array) -> np.ndarray:
     """Return a copy as NumPy float64."""
+    if isinstance(array, np.ndarray):  # skips a look-up of a microsecond
+        return array.astype(np.float64)
     return np.array(to_numpy(array), dtype=np.float64)

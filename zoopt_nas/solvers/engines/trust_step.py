@@ -12,12 +12,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from zoopt_nas.solvers.engines.small_matrices import (
+    eigen_symmetric,
+    inverse,
+    solve_positive,
+    solve_transposed,
+)
+
 # The relative error of the length of a step that ends on the sphere, and the largest number of
 # iterations for it.
 LENGTH_ERROR = 1e-3
 MAX_ITERATIONS = 50
 # A slope below this fraction of the largest one is 0 along an eigenvector.
 LEAST_SLOPE = 1e-13
+# Points on a circle: cosines and sines, (n, 2).
+CIRCLE = np.array([[math.cos(a), math.sin(a)] for a in np.linspace(0, 2 * math.pi, 33)[:-1]])
 
 
 class Region(NamedTuple):
@@ -48,39 +57,67 @@ def ball_step(gradient: np.ndarray, hessian: np.ndarray, radius: float) -> tuple
 
     (H + λ) d = -g, where H + λ has no negative eigenvalue.
     """
-    eigenvalues, vectors = np.linalg.eigh(hessian)
+    solution = solve_positive(hessian, -gradient)
+    if solution is not None:
+        minimum, factor = solution
+        if minimum @ minimum <= radius * radius:
+            return minimum, 0.0
+        return _sphere_step(gradient, hessian, radius, minimum, factor)
+    eigenvalues, vectors = eigen_symmetric(hessian)
     d, multiplier = _diagonal_step(gradient @ vectors, eigenvalues, radius)
     return vectors @ d, multiplier
+
+
+def _sphere_step(
+    gradient: np.ndarray, hessian: np.ndarray, radius: float, d: np.ndarray, factor: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Return what `ball_step` does for a convex quadratic with its minimum d outside of the ball.
+
+    Newton's method for 1/|d| as a function of λ: from λ = 0 it approaches the solution from below,
+    so H + λ = Uᵀ U stays positive definite.
+    """
+    multiplier, length = 0.0, math.sqrt(d @ d)
+    for _ in range(MAX_ITERATIONS):
+        # -|w|² is the relative change of |d| with λ, where Uᵀ w = d / |d|.
+        w = solve_transposed(factor, d / length)
+        change = float(w @ w)
+        if not change > 0:  # numbers overflow
+            break
+        multiplier += (length / radius - 1) / change
+        shifted = hessian.copy()
+        shifted.flat[:: len(d) + 1] += multiplier
+        solution = solve_positive(shifted, -gradient)
+        if solution is None:
+            break
+        d, factor = solution
+        length = math.sqrt(d @ d)
+        if not length > (1 + LENGTH_ERROR) * radius:
+            break
+    return d * min(1.0, radius / length), multiplier
 
 
 def _diagonal_step(
     slopes: np.ndarray, curvatures: np.ndarray, radius: float
 ) -> tuple[np.ndarray, float]:
-    """Return what `ball_step` does for a diagonal Hessian."""
-    ends = curvatures[0], curvatures[-1]  # of an ordered array
-    least, largest = float(min(ends)), float(max(abs(ends[0]), abs(ends[1])))
-    if least > 1e-15 * largest:
-        d = -slopes / curvatures
-        if d @ d <= radius * radius:
-            return d, 0.0
+    """Return what `ball_step` does for ascending curvatures that are not all positive."""
+    least, largest = float(curvatures[0]), max(abs(float(curvatures[0])), float(curvatures[-1]))
     low = max(0.0, -least)
     size = math.sqrt(slopes @ slopes)
-    gaps = curvatures + low
-    is_least = gaps <= 1e-14 * largest
     hidden = max(LEAST_SLOPE * size, 4 * sys.float_info.epsilon * low * radius)
-    if is_least.any() and np.abs(slopes[is_least]).max() <= hidden:
+    if abs(slopes[0]) <= hidden:
         # The hard case: g hardly tells which way to go along the least eigenvalue.
+        gaps = curvatures + low
+        is_least = gaps <= 1e-14 * largest
         d = np.where(is_least, 0.0, -slopes / np.where(is_least, 1.0, gaps))
         square = float(d @ d)
-        if square < radius * radius:
+        if square < radius * radius and np.abs(slopes[is_least]).max(initial=0.0) <= hidden:
             if low > 0:
-                k = int(np.argmin(curvatures))
-                d[k] = -math.copysign(math.sqrt(radius * radius - square), slopes[k])
+                d[0] = -math.copysign(math.sqrt(radius * radius - square), slopes[0])
             return d, low
     # Newton's method for 1/|d| as a function of λ, kept between the ends of an interval. The first
     # value has an error only of the slopes along other eigenvectors.
     high = low + size / radius
-    multiplier = max(low, float(np.max(np.abs(slopes) / radius - curvatures)))
+    multiplier = max(low, float((np.abs(slopes) / radius - curvatures).max()))
     for _ in range(MAX_ITERATIONS):
         shifted = curvatures + multiplier
         d = slopes / shifted
@@ -99,19 +136,43 @@ def _diagonal_step(
 
 
 def largest_change(gradient: np.ndarray, hessian: np.ndarray, region: Region) -> np.ndarray:
-    """Return a step d, (dim,), in a region with a large |g·d + d·H d / 2|."""
-    eigenvalues, vectors = np.linalg.eigh(hessian)
-    slopes = gradient @ vectors
-    best, most = np.zeros_like(gradient), -1.0
-    for sign in (1.0, -1.0):
-        d, _ = _diagonal_step(sign * slopes, sign * eigenvalues, region.radius)
-        d = vectors @ d
-        if not region.contains(d):
-            d = region_step(sign * gradient, sign * hessian, region)
-        change = abs(float(d @ (gradient + 0.5 * (hessian @ d))))
-        if change > most:
-            best, most = d, change
-    return best
+    """Return a step d, (dim,), in a region with a large |g·d + d·H d / 2|.
+
+    Without bounds it is at least half of the largest one.
+
+    Raises:
+        numpy.linalg.LinAlgError: numbers overflow.
+    """
+    d = _largest_on_circle(gradient, hessian, region.radius)
+    if region.contains(d):
+        return d
+    steps = [region_step(sign * gradient, sign * hessian, region) for sign in (1.0, -1.0)]
+    return max(steps, key=lambda d: abs(float(d @ (gradient + 0.5 * (hessian @ d)))))
+
+
+def _largest_on_circle(gradient: np.ndarray, hessian: np.ndarray, radius: float) -> np.ndarray:
+    """Return a step d, (dim,), of this length with a large |g·d + d·H d / 2|.
+
+    It is the best point of a circle in the plane of the gradient and of the eigenvector v of the
+    largest eigenvalue λ. The circle contains steps along each of them, with changes of at least
+    |g| radius and |λ| radius² / 2. In the ball, no change exceeds the sum of these two.
+    """
+    eigenvalues, vectors = eigen_symmetric(hessian)
+    v = vectors[:, 0 if -eigenvalues[0] > eigenvalues[-1] else -1]
+    plane = np.array([v, _unit(gradient - (gradient @ v) * v)])
+    slopes, bends = plane @ gradient, plane @ hessian @ plane.T
+    changes = CIRCLE @ slopes + 0.5 * radius * np.add.reduce((CIRCLE @ bends) * CIRCLE, 1)
+    best = int(np.abs(changes).argmax())
+    if not math.isfinite(changes[best]):
+        raise np.linalg.LinAlgError("the quadratic overflows")
+    # Of length 1 only up to rounding, which is large if the gradient is along v.
+    return radius * _unit(CIRCLE[best] @ plane)
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    """Return a vector of length 1 in this direction; 0 for 0."""
+    unit: np.ndarray = vector / (math.sqrt(vector @ vector) or 1.0)
+    return unit
 
 
 def region_step(gradient: np.ndarray, hessian: np.ndarray, region: Region) -> np.ndarray:
@@ -120,9 +181,9 @@ def region_step(gradient: np.ndarray, hessian: np.ndarray, region: Region) -> np
     lower, upper = region.lower, region.upper
     if lower is None or upper is None or region.contains(d):
         return d
-    inverse = np.linalg.inv(region.axes)
-    quadratic = _Quadratic(inverse.T @ gradient, inverse.T @ hessian @ inverse, inverse.T @ inverse)
-    step: np.ndarray = inverse @ _box_step(quadratic, region.radius, lower, upper)
+    to_y = inverse(region.axes)
+    quadratic = _Quadratic(to_y.T @ gradient, to_y.T @ hessian @ to_y, to_y.T @ to_y)
+    step: np.ndarray = to_y @ _box_step(quadratic, region.radius, lower, upper)
     return step
 
 
