@@ -30,6 +30,9 @@ CERTAIN = 100.0
 FARTHER = 8.0
 VISIBLE = 16.0
 CLOSE = 1e-5
+# Values of a smooth objective are equal by chance about as often as an error of a value goes into
+# the change that the model predicts. Ties count if their probability is less than RARE.
+RARE = 1e-4
 
 
 def common_divisor(values: Sequence[float], eps: float) -> float:
@@ -92,7 +95,7 @@ def sees_nothing(state: SolverState, candidate: Array, value: float) -> bool:
     length = float(xp.linalg.vector_norm(candidate - state.x))
     if value != state.value or length == 0 or inner.closeness > 1:
         return False
-    if change > VISIBLE * value_error(state):
+    if change * RARE > value_error(state):
         inner.hidden = FARTHER * change
         inner.reach = max(inner.reach, FARTHER * length)
     inner.closeness *= FARTHER
@@ -100,21 +103,44 @@ def sees_nothing(state: SolverState, candidate: Array, value: float) -> bool:
 
 
 def is_blind(state: SolverState, candidates: Array, values: Array) -> bool:
-    """Return whether probes must go farther, because one has the value of the iterate.
+    """Return whether probes must go farther, because some have the value of the iterate.
 
     The slopes before must predict a change: along a coordinate that does not matter there is none.
+    Unless it is known that near points tell nothing, chance must not explain it.
     """
     xp = array_namespace(candidates)
     inner: DescentState = state.inner
     if inner.near is not None:
         return False
+    error = value_error(state)
     expected = xp.abs(inner.slopes * inner.steps)
     if inner.is_central:
-        expected = xp.reshape(xp.stack([expected, expected], axis=1), (-1,))
-    is_tied = (values == state.value) & (expected > VISIBLE * value_error(state))
+        expected = _alternating(expected, expected)
+    is_tied = (values == state.value) & (expected > VISIBLE * error)
+    if inner.reach == 0 and _may_be_chance(inner, is_tied, error):
+        return False
     lengths = xp.linalg.vector_norm(candidates - state.x, axis=1)
     reach = FARTHER * float(xp.max(xp.where(is_tied, lengths, 0.0)))
     if not inner.reach < reach <= float(xp.max(inner.look.scales)):
         return False
     inner.reach = reach
     return True
+
+
+def _may_be_chance(inner: DescentState, is_tied: Array, error: float) -> bool:
+    """Return whether these probes may have the value of the iterate by chance."""
+    xp = array_namespace(is_tied)
+    slopes = inner.slopes + inner.step if inner.has_pair else inner.slopes
+    linear, bends = slopes * inner.steps, inner.steps**2 / 2
+    changes = xp.abs(bends + linear)
+    if inner.is_central:
+        changes = _alternating(changes, xp.abs(bends - linear))
+    chances = xp.where(is_tied, error / xp.where(changes > error, changes, error), 1.0)
+    n_sets = math.comb(is_tied.shape[0], int(xp.sum(is_tied)))  # that could be tied instead
+    return float(xp.sum(xp.log(chances))) + math.log(n_sets) > math.log(RARE)
+
+
+def _alternating(ahead: Array, behind: Array) -> Array:
+    """Return the elements of both, (n,) each, in the order of the rows of a central probe."""
+    xp = array_namespace(ahead)
+    return xp.reshape(xp.stack([ahead, behind], axis=1), (-1,))
