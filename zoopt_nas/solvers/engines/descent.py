@@ -336,7 +336,9 @@ def _restart(state: SolverState, x: Array) -> Array:
     inner.phase, inner.n_restarts, inner.n_renewals = DescentPhase.START, n_restarts, 0
     inner.n_spent = 0
     scales = _first_scales(state, inner.start)
-    if n_restarts % 2 and max(inner.grain, inner.reach) > 0:  # rounding looks like it, too
+    is_new = inner.best_value < inner.looked_value
+    if is_new and max(inner.grain, inner.reach) > 0:  # rounding looks like convergence
+        inner.looked_value = inner.best_value
         inner.look = first_look.begin(inner.best, scales)
         return inner.look.origin
     if differences.measures_iterate(state):  # noise looks like convergence: stay and measure again
