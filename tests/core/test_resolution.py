@@ -1,5 +1,7 @@
 """Rounded values and coordinates, and failures: they are noticed, and the descent goes on."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -173,6 +175,19 @@ def test_equal_values_near_convergence_are_not_taken_for_rounded_coordinates():
     assert n_wrong <= 1
 
 
+@pytest.mark.parametrize("offset", [0.0, 5e-324])
+def test_ties_of_the_value_zero(offset):
+    """No error of a value follows from values that are all 0 near the iterate."""
+    solver = QuasiNewton()
+    state = solver.init([0.2, -0.3], rng=0, is_scaled=True)
+    with np.errstate(all="raise", under="ignore"):
+        for _ in range(100):
+            rows = solver.ask(state)
+            values = np.maximum(np.abs(rows).max(axis=1) - 1, 0.0) + offset
+            solver.tell(state, rows, values)
+    assert state.inner.best_value == offset
+
+
 def test_rounding_makes_a_descent_measure_its_best_point_once_more_and_not_again():
     mesh, dim = 1e-2, 3
     fun, start = quadratic(5, dim)
@@ -190,4 +205,4 @@ def test_rounding_makes_a_descent_measure_its_best_point_once_more_and_not_again
     assert inner.reach > 0
     assert n_restarts > 2 * len(looks)
     assert len(looks) >= 1
-    assert all(later < earlier for earlier, later in zip(looks, looks[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(looks))

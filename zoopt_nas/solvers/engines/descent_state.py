@@ -44,7 +44,7 @@ class DescentState:
     best: Array  # the best end of a local descent, (dim,)
     look: Look  # the last first look
     best_value: float = math.inf  # the value of ``best``; +inf before the first end
-    looked_value: float = math.inf  # ``best_value`` when the landscape at ``best`` was measured again
+    looked_value: float = math.inf  # ``best_value`` when rounding last made ``best`` an origin
     phase: DescentPhase = DescentPhase.START  # the purpose of the pending batch
     noise: float = 0.0  # the standard deviation of values; 0 if none was seen
     jitter: float = 0.0  # the largest difference of two values of one point that counts as rounding

@@ -117,7 +117,7 @@ def is_blind(state: SolverState, candidates: Array, values: Array) -> bool:
     if inner.is_central:
         expected = _alternating(expected, expected)
     is_tied = (values == state.value) & (expected > VISIBLE * error)
-    if inner.reach == 0 and _may_be_chance(inner, is_tied, error):
+    if not bool(xp.any(is_tied)) or (inner.reach == 0 and _may_be_chance(inner, is_tied, error)):
         return False
     lengths = xp.linalg.vector_norm(candidates - state.x, axis=1)
     reach = FARTHER * float(xp.max(xp.where(is_tied, lengths, 0.0)))
@@ -135,6 +135,7 @@ def _may_be_chance(inner: DescentState, is_tied: Array, error: float) -> bool:
     changes = xp.abs(bends + linear)
     if inner.is_central:
         changes = _alternating(changes, xp.abs(bends - linear))
+    error = max(error, float(xp.finfo(changes.dtype).smallest_normal))
     chances = xp.where(is_tied, error / xp.where(changes > error, changes, error), 1.0)
     n_sets = math.comb(is_tied.shape[0], int(xp.sum(is_tied)))  # that could be tied instead
     return float(xp.sum(xp.log(chances))) + math.log(n_sets) > math.log(RARE)
