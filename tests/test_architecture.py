@@ -26,6 +26,7 @@ ORDER = [
     "solvers.engines.resolution",
     "solvers.engines.first_look",
     "solvers.engines.second_differences",
+    "solvers.engines.restarts",
     "solvers.engines.descent",
     "solvers.engines.subspace",
     "solvers.engines.comparison_state",

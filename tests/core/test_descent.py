@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zoopt_nas import QuasiNewton
-from zoopt_nas.solvers.engines import descent
+from zoopt_nas.solvers.engines import descent, restarts
 from zoopt_nas.solvers.engines.differences import interpolated_gradient, orthogonal_to, parabola
 
 rng = np.random.default_rng(3)
@@ -85,3 +85,32 @@ def test_the_noise_is_the_root_mean_square_of_repeats():
         seen.append(noise**2)
     # Squares of normal numbers, averaged with weight 0.3: sd of the mean of 4000 is 2.3 %.
     assert np.mean(seen) == pytest.approx(deviation**2, rel=0.1)
+
+
+def test_a_descent_to_a_known_minimum_ends_early():
+    centre, widths = np.array([0.3, -0.2, 0.5, 0.1]), np.array([1.0, 2.0, 4.0, 8.0])
+
+    def bowl(x):
+        return float(3 + np.sqrt(1 + (widths * (x - centre)) ** 2).sum())
+
+    solver = QuasiNewton()
+    state = solver.init(np.full(4, 2.0), rng=0)
+    gaps, costs, cost = [], [], 0
+    while len(gaps) < 12:
+        rows = solver.ask(state)
+        solver.tell(state, rows, np.array([bowl(row) for row in rows]))
+        cost += len(rows)
+        if state.inner.n_restarts > len(gaps):
+            gaps.append(state.value - state.inner.best_value)
+            costs.append(cost)
+            cost = 0
+    # Convergence to rounding ends within 1e-13; the others end where the model knows the way.
+    assert gaps[0] == 0
+    assert sum(gap > 1e-10 for gap in gaps[1:]) >= 8
+    assert np.median(costs[1:]) < costs[0]
+
+
+def test_restarts_spread_less_and_more_than_the_first_scales():
+    spreads = [restarts.spread(n) for n in range(1, 16)]
+    assert spreads[::2] == [1, 0.5, 2, 0.25, 4, 0.125, 8, 1]
+    assert spreads[1::2] == spreads[:-1:2]

@@ -21,8 +21,14 @@ import math
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.engines import differences, first_look, resolution, second_differences
-from zoopt_nas.solvers.engines.box_steps import box_step
+from zoopt_nas.solvers.engines import (
+    differences,
+    first_look,
+    resolution,
+    restarts,
+    second_differences,
+)
+from zoopt_nas.solvers.engines.box_steps import BoxStep, box_step
 from zoopt_nas.solvers.engines.descent_state import DescentPhase, DescentState
 from zoopt_nas.solvers.state import within_bounds
 from zoopt_nas.solvers.widening import natural_size
@@ -46,9 +52,10 @@ SMOOTHING_PER_STEP = 0.01
 MAX_SHRINK = 0.1
 # A descent restarts if a decrease by this multiple of |g|² would leave it above the best value.
 GIVE_UP_RATIO = 10.0
-# The growth of the spread of restarts at every second restart, and the spreads of one cycle.
-RESTART_GROWTH = 1.5
-N_SPREADS = 8
+# It also restarts if a step is expected to end at the best point: within NEAR of its length, at a
+# decrease that is the gap to the best value up to the factor SIMILAR.
+NEAR = 0.1
+SIMILAR = 2.0
 
 
 def begin(state: SolverState) -> None:
@@ -232,9 +239,22 @@ def _begin_search(state: SolverState, x: Array) -> Array:
     step = box_step(state, slopes) if 0 < square < math.inf else None
     if step is None or not 0 < step.promised < math.inf:
         return _search_failed(state, x)
+    if _ends_at_best(state, x, step):
+        return _restart(state, x)
     inner.direction, inner.in_basis, inner.promised = step
     inner.phase, inner.length, inner.n_trials = DescentPhase.SEARCH, 1.0, 0
     return x
+
+
+def _ends_at_best(state: SolverState, x: Array, step: BoxStep) -> bool:
+    """Return whether the model expects its minimum at the best end of an earlier descent."""
+    xp = array_namespace(x)
+    inner: DescentState = state.inner
+    gap = state.value - inner.best_value
+    if inner.noise > 0 or not gap / SIMILAR <= step.promised / 2 <= gap * SIMILAR:
+        return False
+    off = x + step.direction - inner.best
+    return float(xp.linalg.vector_norm(off)) <= NEAR * float(xp.linalg.vector_norm(step.direction))
 
 
 def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
@@ -345,8 +365,7 @@ def _restart(state: SolverState, x: Array) -> Array:
         inner.look = first_look.begin(x, scales)
         return x
     centre = inner.best if n_restarts % 2 else inner.start
-    spread = RESTART_GROWTH ** ((n_restarts - 1) // 2 % N_SPREADS)
-    origin = centre + spread * scales * sampling.gaussian(state.rng, 1, x)[0]
+    origin = centre + restarts.spread(n_restarts) * scales * sampling.gaussian(state.rng, 1, x)[0]
     if state.lower is not None and state.upper is not None:
         # Coordinates outside are drawn uniformly, because clipping would favour corners.
         width = state.upper - state.lower

@@ -14,6 +14,7 @@ import numpy as np
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import copy
+from zoopt_nas.solvers.engines import restarts
 from zoopt_nas.solvers.engines.interpolation import Model
 from zoopt_nas.solvers.engines.trust_state import (
     SAMPLE,
@@ -39,9 +40,6 @@ JITTER = 1e-10
 N_AGAIN = 2
 # A second point shorter than this part of the first one is placed elsewhere.
 LEAST_REACH = 0.3
-# The growth of the spread of restarts at every second restart, and the spreads of one cycle.
-RESTART_GROWTH = 1.5
-N_SPREADS = 8
 
 
 def begin(state: SolverState, radius: float | None) -> None:
@@ -153,8 +151,8 @@ def restart(state: SolverState) -> None:
     block, scales = inner.block, inner.scales
     k = len(block)
     centre = as_float64(inner.best if n_restarts % 2 else inner.start)[block]
-    spread = RESTART_GROWTH ** ((n_restarts - 1) // 2 % N_SPREADS)
-    origin = centre + spread * scales * as_float64(sampling.gaussian(state.rng, 1, state.x)[0])[:k]
+    draw = as_float64(sampling.gaussian(state.rng, 1, state.x)[0])[:k]
+    origin = centre + restarts.spread(n_restarts) * scales * draw
     lower, upper = ends_of(state)
     if lower is not None and upper is not None:
         # Coordinates outside are drawn uniformly, because clipping would favour corners.
