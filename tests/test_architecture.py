@@ -27,6 +27,7 @@ ORDER = [
     "solvers.engines.first_look",
     "solvers.engines.second_differences",
     "solvers.engines.restarts",
+    "solvers.engines.ruggedness",
     "solvers.engines.descent",
     "solvers.engines.subspace",
     "solvers.engines.comparison_state",

@@ -20,23 +20,32 @@ def shares(message):
 
 def test_auto_is_the_default_and_says_what_it_chose():
     result = minimize(rastrigin(3), [2.5, -3.5, 1.5], maxfev=900, rng=0)
-    assert "auto chose quasi_newton and cma (3 dimensions): " in result.message
-    assert list(shares(result.message)) == ["quasi_newton", "cma"]
+    assert "auto chose quasi_newton and adaptive_mgs (3 dimensions, rugged): " in result.message
+    assert list(shares(result.message)) == ["quasi_newton", "adaptive_mgs"]
     assert sum(shares(result.message).values()) + 1 == result.nfev  # and one for the iterate
 
 
 def test_until_it_converges_the_first_solver_runs_as_it_would_alone():
     fun = rosenbrock(6)
-    result = minimize(fun, fun.x0, maxfev=300, rng=0, history=True)
-    alone = minimize(fun, fun.x0, QuasiNewton(), maxfev=300, rng=0, history=True)
-    n_alone = shares(result.message)["quasi_newton"]
-    assert n_alone >= 100
-    np.testing.assert_array_equal(result.history[: n_alone - 1], alone.history[: n_alone - 1])
+    solver, alone = Auto(), QuasiNewton()
+    state, other = solver.init(fun.x0, rng=0), alone.init(fun.x0, rng=0)
+    n_lines = 0
+    for _ in range(60):
+        rows = solver.ask(state)
+        if state.inner.line is not None:  # a test for ruggedness comes between, and draws numbers
+            n_lines += 1
+            other.rng.bit_generator.state = state.rng.bit_generator.state
+        else:
+            np.testing.assert_array_equal(rows, alone.ask(other))
+            alone.tell(other, rows, fun(rows))
+        solver.tell(state, rows, fun(rows))
+    assert 1 <= n_lines <= 2
+    assert not state.inner.is_race
 
 
 def test_the_second_begins_at_the_best_point_of_the_first():
-    fun = rastrigin(3)
-    state = Auto().init(fun.x0 + 0.5, rng=0)
+    fun = rosenbrock(3)
+    state = Auto().init(fun.x0, rng=0)
     solver = Auto()
     best = (math.inf, None)
     while state.inner is None or state.inner.turn == 0:
@@ -52,7 +61,7 @@ def test_the_second_begins_at_the_best_point_of_the_first():
 
 
 def test_the_two_share_the_evaluations_of_a_long_run():
-    result = minimize(rastrigin(4), np.full(4, 2.5), maxfev=6000, rng=1)
+    result = minimize(rosenbrock(4), np.full(4, -2.0), maxfev=6000, rng=1)
     counts = shares(result.message)
     # Each gets from a quarter to three quarters of the evaluations, except for the last turn of
     # 15 (dim + 2) evaluations and its last batch.
@@ -67,8 +76,8 @@ def test_the_leader_gets_three_quarters(leader):
     spent = None
     for _ in range(2000):
         rows = solver.ask(state)
-        # All values are rugged; one of the two finds a better one at each of its turns.
-        values = np.sin(1e3 * rows.sum(axis=1))
+        # When the descent has converged, one of the two finds better values at each of its turns.
+        values = (rows**2).sum(axis=1)
         if state.inner.is_race and state.inner.turn == leader:
             values = values - 3.0 - 1e-3 * state.n_steps
         solver.tell(state, rows, values)

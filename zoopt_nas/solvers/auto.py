@@ -12,6 +12,7 @@ from zoopt_nas.solvers.adaptive_gld import AdaptiveGLD
 from zoopt_nas.solvers.adaptive_mgs import AdaptiveMGS
 from zoopt_nas.solvers.base import Solver, SolverState, Task
 from zoopt_nas.solvers.cma import CMA
+from zoopt_nas.solvers.engines import ruggedness
 from zoopt_nas.solvers.quasi_newton import QuasiNewton
 from zoopt_nas.solvers.trust_region import TrustRegion
 
@@ -19,8 +20,8 @@ from zoopt_nas.solvers.trust_region import TrustRegion
 class Plan(NamedTuple):
     """The solvers of a run, and the reason for them as it reads in a message.
 
-    The first solver begins. When it restarts or crawls, the race begins: the second one starts at
-    the best point, and they take turns.
+    The first solver begins. When it restarts or crawls, or the objective is rugged, the race
+    begins: the second one starts at the best point, and they take turns.
     """
 
     reason: str
@@ -36,10 +37,11 @@ PLANS = (
     Plan(", slightly noisy", (QuasiNewton(), AdaptiveMGS())),
     Plan("", (TrustRegion(),)),
     Plan(", slightly noisy", (TrustRegion(), AdaptiveMGS())),
+    Plan(", rugged", (QuasiNewton(), AdaptiveMGS())),
 )
-FEW, MANY, SMALL, SMALL_MANY, NOISY, QUIET, LOW, QUIET_LOW = range(len(PLANS))
+FEW, MANY, SMALL, SMALL_MANY, NOISY, QUIET, LOW, QUIET_LOW, RUGGED = range(len(PLANS))
 # The plans that end if there is much noise, and the plans under little noise.
-QUIET_PLANS = {FEW: QUIET, LOW: QUIET_LOW, QUIET: QUIET, QUIET_LOW: QUIET_LOW}
+QUIET_PLANS = {FEW: QUIET, LOW: QUIET_LOW, QUIET: QUIET, QUIET_LOW: QUIET_LOW, RUGGED: QUIET}
 
 # The largest dim in which a quadratic model, of (dim + 1)(dim + 2) / 2 points, is cheap.
 MAX_LOW = 2
@@ -67,6 +69,9 @@ N_SLOW = 3
 # The solver that has found the best point gets LEAD times as many evaluations as the other one.
 EVALUATIONS_PER_TURN = 15
 LEAD = 3.0
+# If the objective is rugged, turns of the first solver are shorter by this factor, and its
+# evaluations count so many times.
+RARER = 5.0
 
 # cmaes cannot start farther out, where a run gets to if the objective has no minimum.
 FARTHEST = 1e30
@@ -102,6 +107,8 @@ class AutoState:
     gain: float = 0.0  # the gain at the last check
     n_unmarked: int = 0  # the number of values since the last check
     n_slow: int = 0  # the number of slow checks in a row
+    line: ruggedness.LineTest | None = None  # the pending test for ruggedness, or None
+    has_tested: bool = False  # whether a test has begun
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,9 @@ class Auto(Solver):
        that the objective is noisy.
     3. There are at most 2 dimensions: ``trust_region``.
     4. Otherwise: ``quasi_newton`` until it has converged or crawls, then a race of it and ``cma``:
-       the one that found the best point gets three quarters of the turns.
+       the one that found the best point gets three quarters of the turns. When it first rejects a
+       step, values along a line show whether the objective is rugged. If so, it races
+       ``adaptive_mgs`` at once, and gets fewer turns.
 
     If two values of the start differ by more than rounding, under rules 3 and 4, there is noise.
     Below 2 % of the range of values around, the first solver then races ``adaptive_mgs``; otherwise
@@ -137,6 +146,7 @@ class Auto(Solver):
     inner_states: ClassVar[tuple[type, ...]] = (
         AutoState,
         Arm,
+        ruggedness.LineTest,
         *{kind for plan in PLANS for solver in plan.solvers for kind in solver.inner_states},
     )
 
@@ -181,6 +191,13 @@ class Auto(Solver):
     def _ask(self, state: SolverState, guide: Array | None) -> Array:
         if state.inner is None:  # not before: a warm start may move x
             self._begin(state, self._plan(state.x.shape[0]))
+        inner: AutoState = state.inner
+        if self._may_be_rugged(inner):
+            inner.has_tested = True
+            scales = inner.arms[0].inner.look.scales
+            inner.line = ruggedness.begin(state, inner.best, scales)
+        if inner.line is not None:
+            return ruggedness.side(inner.line)
         return _with_turn(state, "_ask", guide)
 
     def _tell(self, state: SolverState, candidates: Array, values: Array) -> Array:
@@ -194,6 +211,11 @@ class Auto(Solver):
             state.x = _with_turn(state, "_tell", candidates, values)
             return state.x
         self._remember_best(inner, candidates, told)
+        if inner.line is not None:
+            is_rugged = ruggedness.tell(inner.line, told)
+            if is_rugged is not None:
+                self._end_test(state, is_rugged)
+            return state.x
         n_restarts = arm.inner.n_restarts
         state.x = _with_turn(state, "_tell", candidates, values)
         may_meet_noise = self.noisy is not False and not inner.is_race
@@ -209,12 +231,34 @@ class Auto(Solver):
         inner.n_turn += len(told)
         dim = state.x.shape[0]
         inner.is_race = inner.is_race or has_restarted or self._crawls(inner, len(told), dim)
-        ends_turn = has_restarted or inner.n_turn >= EVALUATIONS_PER_TURN * (dim + 2)
-        if inner.is_race and ends_turn:
-            inner.n_turn = 0
-            arms = range(len(inner.arms))
-            leads = [LEAD if k == inner.leader else 1.0 for k in arms]
-            self._give_turn(state, min(arms, key=lambda k: inner.arms[k].n_spent / leads[k]))
+        rarer = RARER if inner.plan == RUGGED and inner.turn == 0 else 1.0
+        is_long = rarer * inner.n_turn >= EVALUATIONS_PER_TURN * (dim + 2)
+        if inner.is_race and (has_restarted or is_long):
+            self._begin_turn(state)
+
+    def _begin_turn(self, state: SolverState) -> None:
+        """Give the turn to the solver that has had the least, for its lead."""
+        inner: AutoState = state.inner
+        inner.n_turn = 0
+        arms = range(len(inner.arms))
+        leads = [LEAD if k == inner.leader else 1.0 for k in arms]
+        if inner.plan == RUGGED:
+            leads[0] /= RARER
+        self._give_turn(state, min(arms, key=lambda k: inner.arms[k].n_spent / leads[k]))
+
+    def _may_be_rugged(self, inner: AutoState) -> bool:
+        """Return whether to test the objective: when the first step is rejected."""
+        is_new = inner.plan == FEW and not (inner.is_race or inner.has_tested)
+        return is_new and inner.arms[0].inner.n_rejected > 0
+
+    def _end_test(self, state: SolverState, is_rugged: bool) -> None:
+        """Begin the race if the objective is rugged; otherwise the first solver goes on."""
+        inner: AutoState = state.inner
+        inner.line = None
+        if is_rugged:
+            inner.plan, inner.is_race = RUGGED, True
+            inner.arms[1:] = [Arm()]  # for another solver
+            self._begin_turn(state)
 
     def _meets_noise(self, state: SolverState, told: list[float]) -> bool:
         """Change to a plan for the noise that the first solver sees; return whether it is much."""

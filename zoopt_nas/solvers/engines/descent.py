@@ -269,6 +269,7 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
         inner.phase = DescentPhase.EXPAND if expands else DescentPhase.PROBE
         return _move(state, candidate, value)
     inner.n_trials += 1
+    inner.n_rejected += 1
     bend = change + promised
     if not math.isfinite(bend):
         length *= 0.5 if inner.n_trials == 1 else 0.1  # a single failure may be chance

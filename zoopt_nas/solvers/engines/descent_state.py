@@ -69,6 +69,7 @@ class DescentState:
     in_basis: Array = None  # ``direction`` in coordinates of the basis
     promised: float = 0.0  # the decrease that the slope predicts for length 1
     length: float = 1.0  # the length to try, or of the last step
+    n_rejected: int = 0  # the number of steps of all searches that were not accepted
     n_trials: int = 0  # the number of lengths of this search that failed
     step: Array = None  # the last step, in coordinates of the basis, (dim,)
     has_pair: bool = False  # whether ``slopes`` precede ``step``, so the next ones give a curvature
