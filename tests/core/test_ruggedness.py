@@ -13,7 +13,7 @@ from zoopt_nas import Auto, load_state, minimize, save_state
 from zoopt_nas.problems import rastrigin, rosenbrock, sphere
 from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.engines import ruggedness
-from zoopt_nas.solvers.engines.ruggedness import MIN_TURNS, N_SIDE, n_turns
+from zoopt_nas.solvers.engines.ruggedness import MIN_TURNS, N_PEAKS, N_SIDE, n_turns, without_peaks
 
 
 def verdict(fun, seed, dim=4, centre=None, scales=1.0):
@@ -96,19 +96,35 @@ def test_independent_values_are_rugged():
     noise = np.random.default_rng(0)
     n = 400
     answers = [verdict(lambda rows: noise.standard_normal(len(rows)), k)[0] for k in range(n)]
-    # Missed are less than 0.3 % by the first side and 1 % by both: 4.5 deviations above.
-    assert n - sum(answers) <= 0.013 * n + 4.5 * math.sqrt(0.013 * n)
+    # Missed are 0.3 % by the first side and 6.2 % by both: 4.5 deviations above.
+    assert n - sum(answers) <= 0.065 * n + 4.5 * math.sqrt(0.065 * n)
 
 
 def test_the_probabilities_in_the_comments():
     draws = np.random.default_rng(1).random((20000, 2 * N_SIDE))
-    turns = np.array([n_turns(row) for row in draws.tolist()])
+    turns = np.array([n_turns(without_peaks(row)) for row in draws.tolist()])
     still = np.array([n_turns(row) == 0 for row in draws[:, N_SIDE:].tolist()])
     # 2 of the 6! orders never turn.
     assert still.mean() == pytest.approx(
         2 / math.factorial(N_SIDE), abs=4 * math.sqrt(0.0028 / 2e4)
     )
-    assert (turns < MIN_TURNS).mean() == pytest.approx(0.01, abs=0.005)
+    assert (turns < MIN_TURNS).mean() == pytest.approx(0.0618, abs=0.008)
+
+
+def test_peaks_are_left_out():
+    assert N_PEAKS == 2
+    assert without_peaks([5.0, 1.0, 9.0, math.inf, 2.0, 7.0, 3.0]) == [5.0, 1.0, 2.0, 3.0]
+    assert without_peaks([3.0, 3.0, 3.0]) == [3.0]
+    assert without_peaks([2.0, math.nan]) == []
+
+
+@pytest.mark.parametrize("places", [(2, 9), (4, 5), (7, 8), (6, 11)])
+def test_an_objective_with_two_poles_is_smooth(places):
+    # Two of the points hit a pole, and the others lie on a parabola.
+    values = (np.arange(2 * N_SIDE) - 5.2) ** 2
+    values[list(places)] = [1e6, 1e9]
+    told = iter([values[N_SIDE:], values[:N_SIDE]])
+    assert verdict(lambda rows: next(told), 0)[0] is False
 
 
 def test_failures_are_no_ruggedness():
