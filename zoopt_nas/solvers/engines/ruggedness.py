@@ -17,8 +17,9 @@ from zoopt_nas.solvers.state import SolverState, within_bounds
 
 # The number of points on each side of the centre. If the values of the first side do not turn, the
 # objective counts as smooth, as it does in the end if all turn fewer than MIN_TURNS times. The
-# N_PEAKS largest values are left out then, because a smooth objective may have poles. Of independent
-# values, 6 never turn with a probability of 0.3 %, and 10 turn fewer than four times with one of 6 %.
+# N_PEAKS largest values are left out then, because a smooth objective may have poles. Of
+# independent values, 6 never turn with a probability of 0.3 %, and 10 turn fewer than four times
+# with one of 6 %.
 N_SIDE = 6
 MIN_TURNS = 4
 N_PEAKS = 2
