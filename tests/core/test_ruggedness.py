@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from zoopt_nas import Auto, load_state, minimize, save_state
+from zoopt_nas import Auto, minimize
 from zoopt_nas.problems import rastrigin, rosenbrock, sphere
 from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.engines import ruggedness
@@ -192,23 +192,6 @@ def test_a_smooth_objective_goes_on_as_without_the_test():
     np.testing.assert_array_equal(state.x, x)
     assert not state.inner.is_race
     assert state.inner.best_value <= value
-
-
-def test_a_saved_test_continues_bitwise(tmp_path):
-    fun = rastrigin(4)
-    solver = Auto()
-    state = solver.init(np.full(4, 1.7), rng=0)
-    run_until(state, solver, fun, lambda s: s.inner and s.inner.line is not None)
-    for _ in range(40):
-        save_state(tmp_path / "state.npz", solver, state)
-        loaded_solver, loaded = load_state(tmp_path / "state.npz")
-        for run in (state, loaded):
-            rows = loaded_solver.ask(run)
-            loaded_solver.tell(run, rows, fun(rows))
-        np.testing.assert_array_equal(loaded.x, state.x)
-        state = loaded
-    assert state.inner.line is None
-    assert state.inner.turn == 1
 
 
 def test_torch_tensors_take_the_test_as_well():
