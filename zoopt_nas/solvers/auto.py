@@ -20,8 +20,8 @@ from zoopt_nas.solvers.trust_region import TrustRegion
 class Plan(NamedTuple):
     """The solvers of a run, and the reason for them as it reads in a message.
 
-    The first solver begins. When it restarts or crawls, or the objective is rugged, the race
-    begins: the second one starts at the best point, and they take turns.
+    The first solver begins. When it restarts, or the objective is noisy or rugged, the race begins:
+    the second one starts at the best point, and they take turns.
     """
 
     reason: str
@@ -54,17 +54,11 @@ ENOUGH_MANY = 1.5
 # The least dim for subspaces with a small budget; comparisons are better below.
 MIN_SUBSPACE = 30
 # Noise as a fraction of the range of values at the start. Below LITTLE_NOISE, differences over some
-# distance still are good slopes. From TINY_NOISE on, `minimize` measures its result again.
+# distance still are good slopes. From TINY_NOISE on, the race begins at once, and `minimize`
+# measures its result again.
 LITTLE_NOISE = 0.02
 TINY_NOISE = 1e-6
 
-# The first solver is checked every EVALUATIONS_PER_CHECK (dim + 2) evaluations. A check is slow if
-# the gain is at most the fraction SLOW of all gains so far, and at least SHRINKING times the last
-# one (gains of a run that converges shrink faster). After N_SLOW slow checks in a row it crawls.
-EVALUATIONS_PER_CHECK = 15
-SLOW = 0.05
-SHRINKING = 0.5
-N_SLOW = 3
 # In a race, a turn lasts EVALUATIONS_PER_TURN (dim + 2) evaluations or until the solver restarts.
 # The solver that has found the best point gets LEAD times as many evaluations as the other one.
 EVALUATIONS_PER_TURN = 15
@@ -99,14 +93,10 @@ class AutoState:
     best: Array = None  # the best point told, (dim,)
     best_value: float = math.inf  # the value of ``best``
     leader: int = 0  # the index of the arm that found ``best``
-    is_race: bool = False  # whether the first solver has restarted or crawled
+    is_race: bool = False  # whether the solvers take turns
     n_turn: int = 0  # the number of values of this turn
     first: float = math.inf  # the least value of the first batch
     spread: float = 0.0  # the range of the values that showed noise first; 0 before
-    mark: float = math.inf  # the least value at the last check of the first solver
-    gain: float = 0.0  # the gain at the last check
-    n_unmarked: int = 0  # the number of values since the last check
-    n_slow: int = 0  # the number of slow checks in a row
     line: ruggedness.LineTest | None = None  # the pending test for ruggedness, or None
     has_tested: bool = False  # whether a test has begun
 
@@ -123,14 +113,14 @@ class Auto(Solver):
     2. There are more than 100 dimensions: ``quasi_newton``, or ``adaptive_mgs`` if the caller says
        that the objective is noisy.
     3. There are at most 2 dimensions: ``trust_region``.
-    4. Otherwise: ``quasi_newton`` until it has converged or crawls, then a race of it and ``cma``:
-       the one that found the best point gets three quarters of the turns. When it first rejects a
-       step, values along a line show whether the objective is rugged. If so, it races
-       ``adaptive_mgs`` at once, and gets fewer turns.
+    4. Otherwise: ``quasi_newton`` until it has converged, then a race of it and ``cma``: the one
+       that found the best point gets three quarters of the turns. When it first rejects a step,
+       values along a line show whether the objective is rugged. If so, it races ``adaptive_mgs`` at
+       once, and gets fewer turns.
 
     If two values of the start differ by more than rounding, under rules 3 and 4, there is noise.
-    Below 2 % of the range of values around, the first solver then races ``adaptive_mgs``; otherwise
-    ``adaptive_mgs`` takes over at the best point.
+    Below 2 % of the range of values around, the first solver races ``adaptive_mgs``, from 1e-6 on at
+    once; above, ``adaptive_mgs`` takes over at the best point.
 
     The run does not depend on the number of workers, and the choice not on bounds. The message of
     `minimize` names the solvers that ran, and their evaluations.
@@ -218,7 +208,7 @@ class Auto(Solver):
             return state.x
         n_restarts = arm.inner.n_restarts
         state.x = _with_turn(state, "_tell", candidates, values)
-        may_meet_noise = self.noisy is not False and not inner.is_race
+        may_meet_noise = self.noisy is not False and inner.turn == 0 and n_restarts == 0
         if may_meet_noise and arm.inner.noise > 0 and self._meets_noise(state, told):
             return state.x
         if len(inner.arms) > 1:
@@ -226,11 +216,11 @@ class Auto(Solver):
         return state.x
 
     def _end_turn(self, state: SolverState, told: list[float], *, has_restarted: bool) -> None:
-        """Begin the race if the first solver restarts or crawls; in a race, end a long turn."""
+        """Begin the race if the first solver restarts; in a race, end a long turn."""
         inner: AutoState = state.inner
         inner.n_turn += len(told)
         dim = state.x.shape[0]
-        inner.is_race = inner.is_race or has_restarted or self._crawls(inner, len(told), dim)
+        inner.is_race = inner.is_race or has_restarted
         rarer = RARER if inner.plan == RUGGED and inner.turn == 0 else 1.0
         is_long = rarer * inner.n_turn >= EVALUATIONS_PER_TURN * (dim + 2)
         if inner.is_race and (has_restarted or is_long):
@@ -274,23 +264,12 @@ class Auto(Solver):
             if inner.plan != QUIET_PLANS[inner.plan]:
                 inner.plan = QUIET_PLANS[inner.plan]
                 inner.arms[1:] = [Arm()]  # for another solver
+            inner.is_race = inner.is_race or share >= TINY_NOISE
             return False
         state.x, state.value = inner.best, math.nan
         self._begin(state, NOISY)
         state.inner.n_before = inner.arms[0].n_told
         return True
-
-    def _crawls(self, inner: AutoState, n_told: int, dim: int) -> bool:
-        """Return whether the first solver crawls, after so many other values."""
-        inner.n_unmarked += n_told
-        if inner.n_unmarked < EVALUATIONS_PER_CHECK * (dim + 2):
-            return False
-        low = inner.best_value
-        gain = inner.mark - low
-        is_slow = gain <= SLOW * (inner.first - low) and gain >= SHRINKING * inner.gain
-        inner.mark, inner.gain, inner.n_unmarked = low, gain, 0
-        inner.n_slow = inner.n_slow + 1 if is_slow or gain <= 0 else 0
-        return inner.n_slow >= N_SLOW
 
     def _plan(self, dim: int) -> int:
         is_few = dim <= MAX_FEW
@@ -311,7 +290,7 @@ class Auto(Solver):
     def _remember_best(self, inner: AutoState, candidates: Array, told: list[float]) -> None:
         best = min(range(len(told)), key=told.__getitem__)
         if not math.isfinite(inner.first):
-            inner.first = inner.mark = told[best]
+            inner.first = told[best]
         if told[best] < inner.best_value:
             inner.best_value, inner.best = told[best], copy(candidates[best])
             inner.leader = inner.turn
