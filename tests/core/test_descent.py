@@ -5,6 +5,7 @@ import pytest
 
 from zoopt_nas import QuasiNewton
 from zoopt_nas.solvers.engines import descent, restarts
+from zoopt_nas.solvers.engines.descent_state import DescentPhase
 from zoopt_nas.solvers.engines.differences import interpolated_gradient, orthogonal_to, parabola
 
 rng = np.random.default_rng(3)
@@ -114,3 +115,85 @@ def test_restarts_spread_less_and_more_than_the_first_scales():
     spreads = [restarts.spread(n) for n in range(1, 16)]
     assert spreads[::2] == [1, 0.5, 2, 0.25, 4, 0.125, 8, 1]
     assert spreads[1::2] == spreads[:-1:2]
+
+
+def state_after_an_end(fun, x0, bounds=None):
+    """Return a state of quasi_newton whose next batch holds origins, and the solver."""
+    solver = QuasiNewton()
+    state = solver.init(np.asarray(x0, dtype=float), bounds=bounds, rng=0)
+    while state.inner is None or state.inner.phase != DescentPhase.ORIGINS:
+        rows = solver.ask(state)
+        solver.tell(state, rows, np.array([fun(row) for row in rows]))
+    return solver, state
+
+
+def test_a_restart_begins_at_the_best_of_as_many_points_as_dimensions():
+    def bowl(x):
+        return float((x**2).sum())
+
+    solver, state = state_after_an_end(bowl, np.full(6, 2.0))
+    rows = solver.ask(state)
+    assert rows.shape == (6, 6)
+    values = np.array([np.nan, 5.0, 4.0, 3.0, -np.inf, 7.0])
+    solver.tell(state, rows, values)
+    assert state.inner.phase == DescentPhase.START
+    np.testing.assert_array_equal(solver.ask(state)[0], rows[3])
+
+
+def test_a_restart_whose_points_all_fail_goes_on():
+    solver, state = state_after_an_end(lambda x: float((x**2).sum()), np.full(4, 2.0))
+    rows = solver.ask(state)
+    solver.tell(state, rows, np.full(4, np.nan))
+    np.testing.assert_array_equal(solver.ask(state)[0], rows[0])
+
+
+def test_origins_are_inside_the_bounds_and_not_in_the_corners():
+    width = np.array([0.5, 1.0, np.inf])
+    lower = np.array([0.0, -1.0, 2.0])
+    _, state = state_after_an_end(
+        lambda x: float(((x - lower) ** 2).sum()),
+        [0.3, -0.5, 4.0],
+        bounds=(lower, lower + width),
+    )
+    rows = []
+    for _ in range(40):
+        state.inner.n_restarts += 1
+        rows.append(restarts.origins(state))
+    rows = np.concatenate(rows)
+    assert np.all((rows >= lower) & (rows <= lower + width))
+    on_bounds = (rows == lower) | (rows == lower + width)
+    assert not on_bounds[:, :2].any()
+    assert on_bounds[:, 2].any()  # a coordinate without an upper bound is clipped
+
+
+def test_spreads_that_led_back_are_left_out_for_the_rest_of_the_cycle():
+    solver = QuasiNewton()
+    state = solver.init(np.zeros(4), rng=0)
+    solver.ask(state)
+    inner, drawn = state.inner, []
+    state.value = 0.0
+    restarts.remember_end(state, np.zeros(4))
+    for _ in range(12):
+        inner.n_restarts += 2 if inner.n_restarts else 1
+        restarts.origins(state)
+        drawn.append(inner.spread)
+        # The mean distance of its origins is 2 spreads; those up to 2 lead back.
+        restarts.remember_end(state, np.full(4, 0.49 if drawn[-1] <= 2 else 40.0))
+    assert drawn == [1, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8]
+    # A better end elsewhere: nothing is known about the spreads around it.
+    inner.returned, state.value = 4.0, -1.0
+    restarts.remember_end(state, np.full(4, 9.0))
+    assert inner.returned == 0
+    assert inner.best_value == -1
+
+
+def test_an_end_around_the_start_says_nothing_about_the_spreads():
+    solver = QuasiNewton()
+    state = solver.init(np.zeros(4), rng=0)
+    solver.ask(state)
+    state.value = 0.0
+    restarts.remember_end(state, np.zeros(4))
+    state.inner.n_restarts = 2
+    restarts.origins(state)
+    restarts.remember_end(state, np.zeros(4))
+    assert state.inner.returned == 0

@@ -119,8 +119,8 @@ class Auto(Solver):
        once, and gets fewer turns.
 
     If two values of the start differ by more than rounding, under rules 3 and 4, there is noise.
-    Below 2 % of the range of values around, the first solver races ``adaptive_mgs``, from 1e-6 on at
-    once; above, ``adaptive_mgs`` takes over at the best point.
+    Below 2 % of the range of values around, the first solver races ``adaptive_mgs``, at once if it
+    is at least 1e-6; above 2 %, ``adaptive_mgs`` takes over at the best point.
 
     The run does not depend on the number of workers, and the choice not on bounds. The message of
     `minimize` names the solvers that ran, and their evaluations.

@@ -1,10 +1,10 @@
 """Quasi-Newton descent along gradients by finite differences, up to 100 dimensions.
 
-A run is a sequence of batches of six kinds: START takes a central difference along every
+A run is a sequence of batches of seven kinds: START takes a central difference along every
 coordinate of a new origin; PROBE measures the slopes at the iterate; SEARCH tries one step length;
 EXPAND tries a longer step after a full step that fell as far as its slope predicted; HESSIAN
 measures all second derivatives if gradients alone are slow; CLOSE asks before how close two points
-may be.
+may be; ORIGINS compares places for the next descent.
 
 The steps are BFGS in product form (Powell, "Updating conjugate directions by the BFGS formula",
 Math. Programming 38, 1987): the columns of a basis Z, with Z Zᵀ the inverse Hessian estimate, are
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 
-from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy, device
 from zoopt_nas.solvers.base import SolverState
 from zoopt_nas.solvers.engines import (
@@ -31,7 +30,6 @@ from zoopt_nas.solvers.engines import (
 from zoopt_nas.solvers.engines.box_steps import BoxStep, box_step
 from zoopt_nas.solvers.engines.descent_state import DescentPhase, DescentState
 from zoopt_nas.solvers.state import within_bounds
-from zoopt_nas.solvers.widening import natural_size
 
 # The largest dim for which a (dim, dim) basis is cheap.
 MAX_BASIS_DIM = 100
@@ -61,7 +59,7 @@ SIMILAR = 2.0
 def begin(state: SolverState) -> None:
     """Initialize ``state.inner`` for a descent from ``state.x``."""
     state.value = math.inf
-    look = first_look.begin(state.x, _first_scales(state, state.x))
+    look = first_look.begin(state.x, restarts.first_scales(state, state.x))
     state.inner = DescentState(start=copy(state.x), best=copy(state.x), look=look)
 
 
@@ -71,6 +69,8 @@ def ask(state: SolverState, *, smoothing: float | None) -> Array:
     phase = inner.phase
     if phase == DescentPhase.START:
         return first_look.ask(state)
+    if phase == DescentPhase.ORIGINS:
+        return restarts.origins(state)
     if phase == DescentPhase.PROBE:
         return differences.probe_basis(state, smoothing)
     if phase == DescentPhase.HESSIAN:
@@ -91,6 +91,8 @@ def tell(state: SolverState, candidates: Array, values: Array, *, smoothing: flo
     resolution.remember(state, values)
     if phase == DescentPhase.START:
         return _tell_start(state, candidates, values)
+    if phase == DescentPhase.ORIGINS:
+        return _tell_origins(state, candidates, values)
     if phase == DescentPhase.PROBE:
         is_free = smoothing is None and not differences.was_repaired(state, candidates)
         return _tell_probe(state, candidates, values, may_measure_hessian=is_free)
@@ -156,6 +158,16 @@ def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
     inner.n_stalls = inner.n_poor = 0
     inner.has_hessian = False
     return _begin_search(state, inner.look.origin)
+
+
+def _tell_origins(state: SolverState, candidates: Array, values: Array) -> Array:
+    """Begin a descent at the best of the origins; all may have failed."""
+    xp = array_namespace(values)
+    inner: DescentState = state.inner
+    best = int(xp.argmin(xp.where(xp.isfinite(values), values, math.inf)))
+    inner.look = first_look.begin(candidates[best], restarts.first_scales(state, inner.start))
+    inner.phase = DescentPhase.START
+    return state.x
 
 
 def _start_elsewhere(state: SolverState, candidates: Array, values: Array) -> Array:
@@ -348,15 +360,13 @@ def _renew(state: SolverState, x: Array) -> Array:
 
 
 def _restart(state: SolverState, x: Array) -> Array:
-    """Draw the origin of the next START, alternately around the best point and the start."""
-    xp = array_namespace(x)
+    """End the descent at x, and plan the next one."""
     inner: DescentState = state.inner
-    if state.value < inner.best_value:
-        inner.best, inner.best_value = copy(x), state.value
-    n_restarts = inner.n_restarts + 1
-    inner.phase, inner.n_restarts, inner.n_renewals = DescentPhase.START, n_restarts, 0
+    restarts.remember_end(state, x)
+    inner.phase, inner.n_renewals = DescentPhase.START, 0
+    inner.n_restarts += 1
     inner.n_spent = 0
-    scales = _first_scales(state, inner.start)
+    scales = restarts.first_scales(state, inner.start)
     is_new = inner.best_value < inner.looked_value
     if is_new and max(inner.grain, inner.reach) > 0:  # rounding looks like convergence
         inner.looked_value = inner.best_value
@@ -365,24 +375,8 @@ def _restart(state: SolverState, x: Array) -> Array:
     if differences.measures_iterate(state):  # noise looks like convergence: stay and measure again
         inner.look = first_look.begin(x, scales)
         return x
-    centre = inner.best if n_restarts % 2 else inner.start
-    origin = centre + restarts.spread(n_restarts) * scales * sampling.gaussian(state.rng, 1, x)[0]
-    if state.lower is not None and state.upper is not None:
-        # Coordinates outside are drawn uniformly, because clipping would favour corners.
-        width = state.upper - state.lower
-        leaves = ((origin < state.lower) | (origin > state.upper)) & xp.isfinite(width)
-        if bool(xp.any(leaves)):
-            anywhere = state.lower + width * sampling.uniform(state.rng, x.shape[0], x)
-            origin = xp.where(leaves, anywhere, origin)
-    inner.look = first_look.begin(within_bounds(state, origin), scales)
+    inner.phase = DescentPhase.ORIGINS
     return x
-
-
-def _first_scales(state: SolverState, start: Array) -> Array:
-    """Return the distance of the first probes along each coordinate, (dim,)."""
-    xp = array_namespace(state.x)
-    scale = 1.0 if state.is_scaled else natural_size(start)
-    return xp.ones_like(state.x) * scale
 
 
 def _may_expand(state: SolverState) -> bool:

@@ -18,6 +18,7 @@ class DescentPhase(IntEnum):
     EXPAND = 3
     HESSIAN = 4
     CLOSE = 5
+    ORIGINS = 6
 
 
 @dataclass(eq=False)
@@ -55,6 +56,9 @@ class DescentState:
     reach: float = 0.0  # the least distance of a probe in x, as nearer ones tell nothing; or 0
     origin_value: float = 0.0  # the absolute value of the objective at the last origin
     n_restarts: int = 0  # the number of restarts
+    n_spreads: int = 0  # the number of spreads of all cycles so far
+    spread: float = 0.0  # the one around ``best`` that this descent began with; 0 if elsewhere
+    returned: float = 0.0  # the largest spread of this cycle that led back to ``best``
     n_renewals: int = 0  # the number of new models since the last restart
     fallback: Array = None  # the best of the last probes, (dim,)
     fallback_value: float = math.inf  # the value of ``fallback``
