@@ -70,8 +70,9 @@ def origins(state: SolverState) -> Array:
         gap = state.upper - state.lower
         has_gap = xp.isfinite(gap)
         leaves = ((rows < state.lower) | (rows > state.upper)) & has_gap
-        fractions = xp.reshape(sampling.uniform(state.rng, dim * dim, state.x), (dim, dim))
-        rows = xp.where(leaves, state.lower + xp.where(has_gap, gap, 0.0) * fractions, rows)
+        if bool(xp.any(leaves)):  # bounds that are far away do not change a run
+            fractions = xp.reshape(sampling.uniform(state.rng, dim * dim, state.x), (dim, dim))
+            rows = xp.where(leaves, state.lower + xp.where(has_gap, gap, 0.0) * fractions, rows)
     return within_bounds(state, rows)
 
 
