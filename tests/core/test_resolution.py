@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from zoopt_nas import QuasiNewton, load_state, minimize, save_state
 from zoopt_nas.solvers.engines.descent_state import DescentPhase
-from zoopt_nas.solvers.engines.resolution import common_divisor
+from zoopt_nas.solvers.engines.resolution import _may_be_chance, common_divisor
 
 EPS = float(np.finfo(float).eps)
 seeds = st.integers(0, 10**6)
@@ -207,3 +207,21 @@ def test_rounding_makes_a_descent_measure_its_best_point_once_more_and_not_again
     assert n_restarts > 2 * len(looks)
     assert len(looks) >= 1
     assert all(later < earlier for earlier, later in pairwise(looks))
+
+
+@pytest.mark.parametrize("error", [0.0, 1.0, 5e301, np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_chance_of_a_tie_has_a_value_whatever_the_numbers(error, dtype):
+    """A tie where the model predicts an infinite change is no chance unless errors are infinite."""
+    solver = QuasiNewton()
+    state = solver.init(np.zeros(3, dtype=dtype), rng=0)
+    solver.ask(state)
+    inner = state.inner
+    is_tied = np.array([True, False, True])
+    with np.errstate(over="ignore", invalid="ignore"):
+        inner.slopes = np.full(3, np.finfo(dtype).max)
+        inner.steps = inner.slopes.copy()
+        assert _may_be_chance(inner, is_tied, error) == (error == np.inf)
+        inner.slopes = np.array([np.nan, 1, np.inf], dtype=dtype)
+        inner.steps = np.array([1, 1, 0], dtype=dtype)
+        assert _may_be_chance(inner, is_tied, error)  # nothing is predicted

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from zoopt_nas._arrays import Array, array_namespace
+from zoopt_nas._arrays import Array, array_namespace, value_dtype
 from zoopt_nas.solvers.engines.descent_state import DescentPhase, DescentState
 from zoopt_nas.solvers.engines.differences import value_error
 from zoopt_nas.solvers.state import SolverState, within_bounds
@@ -135,10 +135,17 @@ def _may_be_chance(inner: DescentState, is_tied: Array, error: float) -> bool:
     changes = xp.abs(bends + linear)
     if inner.is_central:
         changes = _alternating(changes, xp.abs(bends - linear))
-    error = max(error, float(xp.finfo(changes.dtype).smallest_normal))
-    chances = xp.where(is_tied, error / xp.where(changes > error, changes, error), 1.0)
+    # Logarithms in the precision of values: products of float32 slopes and steps overflow.
+    dtype = value_dtype(changes)
+    limits = xp.finfo(dtype)
+    highest = float(limits.max)
+    error = min(max(error, float(limits.smallest_normal)), highest)
+    changes = xp.astype(changes, dtype)
+    changes = xp.where(changes > error, changes, error)  # also where one is NaN
+    changes = xp.where(changes < highest, changes, highest)
+    chances = xp.where(is_tied, math.log(error) - xp.log(changes), 0.0)
     n_sets = math.comb(is_tied.shape[0], int(xp.sum(is_tied)))  # that could be tied instead
-    return float(xp.sum(xp.log(chances))) + math.log(n_sets) > math.log(RARE)
+    return float(xp.sum(chances)) + math.log(n_sets) > math.log(RARE)
 
 
 def _alternating(ahead: Array, behind: Array) -> Array:
