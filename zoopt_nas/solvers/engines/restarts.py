@@ -1,8 +1,9 @@
-"""Where the next descent begins when one has ended: around the best end, or around the start.
+"""Where the next run begins when one has ended: around the best end, or around the start.
 
 A descent takes some 10 evaluations per dimension, and one point of a random batch is likely to be
 nearer to a low minimum than the others. So the batch holds one point for each dimension, and the
-best of them becomes the origin.
+best of them becomes the origin. For a trust region in two dimensions several points make no
+difference, so it draws one.
 """
 
 from __future__ import annotations
@@ -55,24 +56,33 @@ def origins(state: SolverState) -> Array:
 
     Around the best end a cycle leaves out the spreads that were too small to leave it.
     """
-    xp = array_namespace(state.x)
     inner: DescentState = state.inner
-    dim = state.x.shape[0]
     if inner.n_restarts % 2:
         centre, inner.spread = inner.best, _next_spread(inner)
         width = inner.spread
     else:
         centre, width = inner.start, spread(inner.n_restarts)
     scales = first_scales(state, inner.start)
-    rows = centre + width * scales * sampling.gaussian(state.rng, dim, state.x)
-    if state.lower is not None and state.upper is not None:
-        # Coordinates outside are drawn uniformly, because clipping would favour corners.
-        gap = state.upper - state.lower
-        has_gap = xp.isfinite(gap)
-        leaves = ((rows < state.lower) | (rows > state.upper)) & has_gap
-        if bool(xp.any(leaves)):  # bounds that are far away do not change a run
-            fractions = xp.reshape(sampling.uniform(state.rng, dim * dim, state.x), (dim, dim))
-            rows = xp.where(leaves, state.lower + xp.where(has_gap, gap, 0.0) * fractions, rows)
+    return points_around(state, centre, width * scales, n=state.x.shape[0])
+
+
+def points_around(state: SolverState, centre: Array, deviations: Array | float, n: int) -> Array:
+    """Draw normal points within the bounds, (n, dim).
+
+    ``deviations`` are the standard deviations, (dim,), or one for all coordinates. Coordinates
+    outside are drawn again, uniformly, because clipping would favour corners.
+    """
+    xp = array_namespace(state.x)
+    dim = state.x.shape[0]
+    rows = centre + deviations * sampling.gaussian(state.rng, n, state.x)
+    if state.lower is None or state.upper is None:
+        return rows
+    gap = state.upper - state.lower
+    has_gap = xp.isfinite(gap)
+    leaves = ((rows < state.lower) | (rows > state.upper)) & has_gap
+    if bool(xp.any(leaves)):  # bounds that are far away do not change a run
+        fractions = xp.reshape(sampling.uniform(state.rng, n * dim, state.x), (n, dim))
+        rows = xp.where(leaves, state.lower + xp.where(has_gap, gap, 0.0) * fractions, rows)
     return within_bounds(state, rows)
 
 

@@ -148,20 +148,9 @@ def restart(state: SolverState) -> None:
         _next_block(state)
         return
     _choose_block(state, inner.scale)
-    block, scales = inner.block, inner.scales
-    k = len(block)
-    centre = as_float64(inner.best if n_restarts % 2 else inner.start)[block]
-    draw = as_float64(sampling.gaussian(state.rng, 1, state.x)[0])[:k]
-    origin = centre + restarts.spread(n_restarts) * scales * draw
-    lower, upper = ends_of(state)
-    if lower is not None and upper is not None:
-        # Coordinates outside are drawn uniformly, because clipping would favour corners.
-        width = np.where(np.isfinite(upper - lower), upper - lower, 0.0)
-        leaves = ((origin < lower) | (origin > upper)) & (width > 0)
-        if leaves.any():
-            fractions = as_float64(sampling.uniform(state.rng, k, state.x))
-            origin = np.where(leaves, np.where(leaves, lower, 0.0) + width * fractions, origin)
-        origin = np.clip(origin, lower, upper)
+    centre = inner.best if n_restarts % 2 else inner.start
+    deviation = restarts.spread(n_restarts) * inner.scale
+    origin = as_float64(restarts.points_around(state, centre, deviation, n=1)[0])[inner.block]
     limit = float(np.finfo(np.float32).max)
     inner.origin = np.clip(origin, -limit, limit)
     plan_first(state)
