@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoopt_nas import AdaptiveGLD, QuasiNewton, load_state, save_state
+from zoopt_nas import AdaptiveGLD, QuasiNewton, load_state, minimize, save_state
 from zoopt_nas.solvers.widening import N_WIDENED
 
 SOLVER = QuasiNewton()
@@ -44,6 +44,28 @@ def test_the_scale_of_a_flat_coordinate_grows_and_of_a_blind_one_shrinks():
     again = told(state, fun)
     assert again.shape == (4, 3)  # the pairs of the two that told nothing, and no other
     np.testing.assert_array_equal(np.abs(again).max(axis=0), [0.0, 8.0, 1 / 8])
+
+
+def test_a_coordinate_with_astronomic_values_is_looked_at_closer():
+    def fun(x):
+        return float(x[0] ** 2 + np.cosh(40 * x[1]))  # 1 at the start, 1e17 and 74 at 1 and 1/8
+
+    state = SOLVER.init(np.zeros(2), rng=0, is_scaled=True)
+    told(state, fun)
+    again = told(state, fun)
+    np.testing.assert_array_equal(np.abs(again), [[0.0, 1 / 8], [0.0, 1 / 8]])
+
+
+def test_an_astronomic_value_does_not_hide_the_other_coordinates():
+    """Without the look that is closer, the run is at 8 after 150 evaluations."""
+
+    def fun(x):
+        with np.errstate(over="ignore"):
+            steep = np.cosh(60 * x[4]) - 1
+        return float(np.arange(1, 5) @ (x[:4] - 0.3) ** 2 + steep)
+
+    result = minimize(fun, [2.0, -1.0, 1.0, -2.0, 0.0], "quasi_newton", maxfev=150, rng=0)
+    assert result.fun < 1e-8
 
 
 def test_repeated_values_that_differ_by_rounding_are_no_noise():

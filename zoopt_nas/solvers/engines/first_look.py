@@ -1,7 +1,8 @@
 """The first look of a descent: slope, curvature and scale along each coordinate.
 
 A batch holds the origin and two points along each coordinate. A coordinate is probed again at a
-smaller distance if neither point has a value, and at a larger one if all values are equal.
+smaller distance if neither point has a value or both values are astronomic, and at a larger one if
+all values are equal.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ MAX_MOVES = 8
 MAX_FIRST_STEP = 10.0
 # The least curvature along a coordinate, relative to the largest.
 MIN_CURVATURE = 1e-8
+# A probe whose value is higher than the origin by REMOTE times the size of the values there is too
+# far away and counts as failed: its curvature would hide all others, as they are compared down to
+# MIN_CURVATURE.
+REMOTE = 1 / MIN_CURVATURE
 # Values of one point that differ by less than this, relative to the values around, are rounded and
 # not noisy.
 JITTER = 1e-10
@@ -94,7 +99,7 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Outcome:
         _measure_origin(state, values)
     first = int(is_first or n_pairs == 0)
     rows = candidates[first : first + n_pairs]
-    changes = values[first : first + n_pairs] - state.value
+    changes = _without_remote(values[first : first + n_pairs] - state.value, state.value)
     # A box moves each coordinate separately, so rows still differ from the origin in one.
     ways = xp.sum(xp.astype(rows - look.origin, values.dtype), axis=1)
     ahead, behind = ways[::2], ways[1::2]
@@ -128,6 +133,15 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Outcome:
     look.scales = look.scales * xp.astype(factors, look.scales.dtype)
     look.unclear = is_unclear
     return Outcome.LOOK_AGAIN
+
+
+def _without_remote(changes: Array, value: float) -> Array:
+    """Return the changes from the ``value`` of the origin, with +inf for probes too far away."""
+    xp = array_namespace(changes)
+    if changes.shape[0] == 0:
+        return changes
+    size = max(abs(value), -float(xp.min(changes)))
+    return xp.where(changes > REMOTE * size, math.inf, changes) if size > 0 else changes
 
 
 def widths(state: SolverState) -> Array:
