@@ -253,6 +253,18 @@ def test_errors_by_rounding_are_corrected_or_the_model_is_rebuilt():
     assert model.inverse.any()
 
 
+def test_an_astronomic_value_does_not_hide_the_others():
+    """In the first model, cosh(300) = 1e130 would round the values of all other points to 0."""
+
+    def fun(x):
+        with np.errstate(over="ignore"):
+            steep = np.cosh(300 * x[4]) - 1
+        return float(np.arange(1, 5) @ (x[:4] - 0.3) ** 2 + steep)
+
+    result = minimize(fun, [2.0, -1.0, 1.0, -2.0, 0.0], "trust_region", maxfev=300, rng=0)
+    assert result.fun < 1e-8  # with that value: 5
+
+
 def test_values_near_overflow_do_not_break_the_run():
     solver = TrustRegion()
     state = solver.init(np.ones(3), rng=0)

@@ -99,7 +99,8 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Outcome:
         _measure_origin(state, values)
     first = int(is_first or n_pairs == 0)
     rows = candidates[first : first + n_pairs]
-    changes = _without_remote(values[first : first + n_pairs] - state.value, state.value)
+    changes = values[first : first + n_pairs] - state.value
+    changes = without_remote(changes, state.value, REMOTE)
     # A box moves each coordinate separately, so rows still differ from the origin in one.
     ways = xp.sum(xp.astype(rows - look.origin, values.dtype), axis=1)
     ahead, behind = ways[::2], ways[1::2]
@@ -135,13 +136,16 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Outcome:
     return Outcome.LOOK_AGAIN
 
 
-def _without_remote(changes: Array, value: float) -> Array:
-    """Return the changes from the ``value`` of the origin, with +inf for probes too far away."""
+def without_remote(changes: Array, value: float, limit: float) -> Array:
+    """Return changes from ``value``, with +inf for those above ``limit`` times the size of values.
+
+    The size is the larger one of ``value`` and of the greatest decrease.
+    """
     xp = array_namespace(changes)
     if changes.shape[0] == 0:
         return changes
     size = max(abs(value), -float(xp.min(changes)))
-    return xp.where(changes > REMOTE * size, math.inf, changes) if size > 0 else changes
+    return xp.where(changes > limit * size, math.inf, changes) if size > 0 else changes
 
 
 def widths(state: SolverState) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import copy
-from zoopt_nas.solvers.engines import restarts
+from zoopt_nas.solvers.engines import first_look, restarts
 from zoopt_nas.solvers.engines.interpolation import Model
 from zoopt_nas.solvers.engines.trust_state import (
     SAMPLE,
@@ -36,6 +36,9 @@ BLOCK_SHRINK = 0.05
 # Values of one point that differ by less than this, relative to the values around, are rounded and
 # not noisy.
 JITTER = 1e-10
+# A point whose value is higher than the origin by so many times the size of the values there counts
+# as failed, because a model of its value would round the others to a few digits.
+REMOTE = 1e12
 # With noise, the second batch measures the origin so many times again.
 N_AGAIN = 2
 # A second point shorter than this part of the first one is placed elsewhere.
@@ -117,6 +120,9 @@ def first_model(inner: TrustState, rows: np.ndarray, values: np.ndarray) -> Mode
     rows = np.concatenate([inner.first_rows, rows])
     values = np.concatenate([inner.first_values, values])
     inner.first_rows = inner.first_values = None
+    if np.isfinite(values[0]):
+        changes = first_look.without_remote(values - values[0], float(values[0]), REMOTE)
+        values = np.where(np.isfinite(changes), values, math.inf)
     return Model(
         base=inner.origin,
         axes=np.diag(inner.scales),
