@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zoopt_nas import QuasiNewton
-from zoopt_nas.solvers.engines import descent, restarts
+from zoopt_nas.solvers.engines import descent, differences, restarts
 from zoopt_nas.solvers.engines.descent_state import DescentPhase
 from zoopt_nas.solvers.engines.differences import interpolated_gradient, orthogonal_to, parabola
 
@@ -82,7 +82,7 @@ def test_the_noise_is_the_root_mean_square_of_repeats():
     changes = np.random.default_rng(0).normal(0, deviation * np.sqrt(2), 4000)
     seen = []
     for change in changes:
-        noise = descent.averaged_noise(noise, change)
+        noise = differences.averaged_noise(noise, change)
         seen.append(noise**2)
     # Squares of normal numbers, averaged with weight 0.3: sd of the mean of 4000 is 2.3 %.
     assert np.mean(seen) == pytest.approx(deviation**2, rel=0.1)
@@ -197,3 +197,27 @@ def test_an_end_around_the_start_says_nothing_about_the_spreads():
     restarts.origins(state)
     restarts.remember_end(state, np.zeros(4))
     assert state.inner.returned == 0
+
+
+def test_after_a_first_step_far_above_the_origin_the_next_look_is_closer():
+    """Inside 1e-3 the slope is 1; outside is a bowl higher by 50, whose slope is 20."""
+
+    def fun(x):
+        is_inside = np.linalg.norm(x) <= 1e-3
+        return 1 - x[0] if is_inside else 51 - 20 * x[0] + x @ x
+
+    solver = QuasiNewton()
+    state = solver.init(np.zeros(2), rng=0, is_scaled=True)
+    batches = []
+    while len(batches) < 6:
+        batches.append(solver.ask(state))
+        solver.tell(state, batches[-1], np.array([fun(x) for x in batches[-1]]))
+    assert [len(rows) for rows in batches] == [6, 1, 1, 1, 1, 6]
+    # The parabola along x0 has the values 32 and 72 at ±1, and so its minimum at 20 / 102. Three
+    # tenfold shorter steps later the value is similar, but does not fall as expected.
+    trials = np.concatenate(batches[1:5])
+    np.testing.assert_allclose(trials[:, 0], 20 / 102 * 10.0 ** -np.arange(4), rtol=1e-9)
+    assert np.all(trials[:, 1] == 0)
+    # The next probes are as far away as the last step, with the same distance along both axes.
+    distances = np.abs(batches[5]).max(axis=0)
+    np.testing.assert_allclose(distances, trials[3, 0] / np.sqrt(2), rtol=1e-9)

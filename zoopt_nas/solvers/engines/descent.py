@@ -27,7 +27,7 @@ from zoopt_nas.solvers.engines import (
     restarts,
     second_differences,
 )
-from zoopt_nas.solvers.engines.box_steps import BoxStep, box_step
+from zoopt_nas.solvers.engines.box_steps import box_step
 from zoopt_nas.solvers.engines.descent_state import DescentPhase, DescentState
 from zoopt_nas.solvers.state import within_bounds
 
@@ -38,6 +38,9 @@ SUFFICIENT_DECREASE = 0.1
 # If a full step achieves nearly all of it, one longer by this factor is tried.
 EXPANSION = 4.0
 MAX_TRIALS = 8
+# After so many lengths of a first step whose values were far above the origin, its probes were too
+# far away: the next look is as far away as the first length with a similar value.
+MAX_ABOVE = 3
 # After MAX_POOR searches in a row that failed or ended below POOR_LENGTH, the model is renewed,
 # with probes closer by the factor CLOSER.
 POOR_LENGTH = 0.1
@@ -50,10 +53,6 @@ SMOOTHING_PER_STEP = 0.01
 MAX_SHRINK = 0.1
 # A descent restarts if a decrease by this multiple of |g|² would leave it above the best value.
 GIVE_UP_RATIO = 10.0
-# It also restarts if a step is expected to end at the best point: within NEAR of its length, at a
-# decrease that is the gap to the best value up to the factor SIMILAR.
-NEAR = 0.1
-SIMILAR = 2.0
 
 
 def begin(state: SolverState) -> None:
@@ -112,14 +111,6 @@ def tell(state: SolverState, candidates: Array, values: Array, *, smoothing: flo
     return _move(state, candidates[0], value)
 
 
-def averaged_noise(noise: float, change: float) -> float:
-    """Update the noise by a change of value at one point: a mean square of the last few changes."""
-    if noise == 0:
-        return abs(change) / math.sqrt(2)
-    averaged = math.hypot(math.sqrt(0.7) * noise, math.sqrt(0.15) * change)
-    return averaged if math.isfinite(averaged) else noise
-
-
 def bfgs_update(basis: Array, step: Array, change: Array) -> tuple[Array, Array] | None:
     """Update a product-form BFGS basis Z by the step Z s, where the slopes along Z change by y.
 
@@ -157,6 +148,7 @@ def _tell_start(state: SolverState, candidates: Array, values: Array) -> Array:
     inner.is_central = inner.has_pair = False
     inner.n_stalls = inner.n_poor = 0
     inner.has_hessian = False
+    inner.is_first, inner.n_above = True, 0
     return _begin_search(state, inner.look.origin)
 
 
@@ -191,7 +183,7 @@ def _tell_probe(
     if differences.measures_iterate(state) and math.isfinite(again := float(values[0])):
         # The old value was selected for being low; the average reduces this bias.
         change = again - state.value
-        inner.noise = averaged_noise(inner.noise, change)
+        inner.noise = differences.averaged_noise(inner.noise, change)
         state.value = state.value + change / 2
     elif may_measure_hessian and resolution.is_blind(state, candidates, values):
         return state.x
@@ -251,22 +243,11 @@ def _begin_search(state: SolverState, x: Array) -> Array:
     step = box_step(state, slopes) if 0 < square < math.inf else None
     if step is None or not 0 < step.promised < math.inf:
         return _search_failed(state, x)
-    if _ends_at_best(state, x, step):
+    if restarts.ends_at_best(state, x, step):
         return _restart(state, x)
     inner.direction, inner.in_basis, inner.promised = step
     inner.phase, inner.length, inner.n_trials = DescentPhase.SEARCH, 1.0, 0
     return x
-
-
-def _ends_at_best(state: SolverState, x: Array, step: BoxStep) -> bool:
-    """Return whether the model expects its minimum at the best end of an earlier descent."""
-    xp = array_namespace(x)
-    inner: DescentState = state.inner
-    gap = state.value - inner.best_value
-    if inner.noise > 0 or not gap / SIMILAR <= step.promised / 2 <= gap * SIMILAR:
-        return False
-    off = x + step.direction - inner.best
-    return float(xp.linalg.vector_norm(off)) <= NEAR * float(xp.linalg.vector_norm(step.direction))
 
 
 def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
@@ -282,6 +263,8 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
         return _move(state, candidate, value)
     inner.n_trials += 1
     inner.n_rejected += 1
+    if inner.is_first and _is_too_far(state, change):
+        return _look_closer(state, candidate)
     bend = change + promised
     if not math.isfinite(bend):
         length *= 0.5 if inner.n_trials == 1 else 0.1  # a single failure may be chance
@@ -295,9 +278,19 @@ def _tell_search(state: SolverState, candidate: Array, value: float) -> Array:
     return state.x
 
 
+def _is_too_far(state: SolverState, change: float) -> bool:
+    """Return whether the last look was too far away, after the next trial of its first step."""
+    inner: DescentState = state.inner
+    is_above = abs(state.value) < change < math.inf
+    inner.n_above += is_above
+    is_similar = not is_above or inner.n_trials == MAX_TRIALS
+    return is_similar and inner.n_above >= MAX_ABOVE and inner.n_renewals < MAX_RENEWALS
+
+
 def _move(state: SolverState, x: Array, value: float) -> Array:
     """Accept a step of the current length, and adapt the smoothing."""
     inner: DescentState = state.inner
+    inner.is_first = False
     error = differences.value_error(state)
     gained = state.value - value
     inner.n_stalls = inner.n_stalls + 1 if gained < 4 * error else 0
@@ -324,6 +317,7 @@ def _search_failed(state: SolverState, x: Array) -> Array:
     """Take the best probe if it is better, else probe more carefully, else restart."""
     inner: DescentState = state.inner
     inner.phase, inner.has_pair = DescentPhase.PROBE, False
+    inner.is_first = False
     inner.n_poor += 1
     if inner.n_poor >= MAX_POOR:
         can_renew = inner.n_renewals < MAX_RENEWALS
@@ -349,13 +343,24 @@ def _search_failed(state: SolverState, x: Array) -> Array:
     return x
 
 
-def _renew(state: SolverState, x: Array) -> Array:
+def _look_closer(state: SolverState, trial: Array) -> Array:
+    """Look again around the best point so far, as far away as ``trial`` is."""
+    xp = array_namespace(trial)
+    inner: DescentState = state.inner
+    distance = float(xp.linalg.vector_norm((trial - state.x) / inner.look.scales))
+    x: Array = state.x
+    if inner.fallback_value < state.value - 2 * inner.noise:
+        x, state.value = inner.fallback, inner.fallback_value
+    return _renew(state, x, max(CLOSER, math.sqrt(x.shape[0]) / (distance or 1.0)))
+
+
+def _renew(state: SolverState, x: Array, factor: float = CLOSER) -> Array:
     """Measure the landscape at x again with closer probes, because the model has failed."""
     inner: DescentState = state.inner
     inner.phase = DescentPhase.START
     inner.n_renewals += 1
     inner.n_spent = 0
-    inner.look = first_look.begin(x, inner.look.scales / CLOSER)
+    inner.look = first_look.begin(x, inner.look.scales / factor)
     return x
 
 

@@ -73,6 +73,8 @@ class DescentState:
     in_basis: Array = None  # ``direction`` in coordinates of the basis
     promised: float = 0.0  # the decrease that the slope predicts for length 1
     length: float = 1.0  # the length to try, or of the last step
+    is_first: bool = False  # whether no search since the last START has ended
+    n_above: int = 0  # the number of lengths of that search with values far above the origin
     n_rejected: int = 0  # the number of steps of all searches that were not accepted
     n_trials: int = 0  # the number of lengths of this search that failed
     step: Array = None  # the last step, in coordinates of the basis, (dim,)

@@ -18,6 +18,14 @@ def measures_iterate(state: SolverState) -> bool:
     return noise > 0
 
 
+def averaged_noise(noise: float, change: float) -> float:
+    """Update the noise by a change of value at one point: a mean square of the last few changes."""
+    if noise == 0:
+        return abs(change) / math.sqrt(2)
+    averaged = math.hypot(math.sqrt(0.7) * noise, math.sqrt(0.15) * change)
+    return averaged if math.isfinite(averaged) else noise
+
+
 def value_error(state: SolverState) -> float:
     """Return ε, the error of a value near the iterate: of noise, few digits, or rounding.
 

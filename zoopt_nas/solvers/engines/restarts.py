@@ -12,6 +12,7 @@ import math
 
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy
+from zoopt_nas.solvers.engines.box_steps import BoxStep
 from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.state import SolverState, within_bounds
 from zoopt_nas.solvers.widening import natural_size
@@ -21,6 +22,10 @@ from zoopt_nas.solvers.widening import natural_size
 SPREADS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0)
 # A descent has returned if it ends within this fraction of the mean distance of its origins.
 RETURNED = 0.5
+# A step is expected to end at the best point if it does so within NEAR of its length, at a decrease
+# that is the gap to the best value up to the factor SIMILAR.
+NEAR = 0.1
+SIMILAR = 2.0
 
 
 def spread(n_restarts: int) -> float:
@@ -49,6 +54,17 @@ def remember_end(state: SolverState, x: Array) -> None:
     inner.spread = 0.0
     if is_better:
         inner.best, inner.best_value = copy(x), state.value
+
+
+def ends_at_best(state: SolverState, x: Array, step: BoxStep) -> bool:
+    """Return whether the model expects its minimum at the best end of an earlier descent."""
+    xp = array_namespace(x)
+    inner: DescentState = state.inner
+    gap = state.value - inner.best_value
+    if inner.noise > 0 or not gap / SIMILAR <= step.promised / 2 <= gap * SIMILAR:
+        return False
+    off = x + step.direction - inner.best
+    return float(xp.linalg.vector_norm(off)) <= NEAR * float(xp.linalg.vector_norm(step.direction))
 
 
 def origins(state: SolverState) -> Array:

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from zoopt_nas import sampling
 from zoopt_nas._arrays import Array, array_namespace, copy
 from zoopt_nas.solvers.base import SolverState
-from zoopt_nas.solvers.engines.descent import averaged_noise
 from zoopt_nas.solvers.engines.descent_state import DescentPhase
-from zoopt_nas.solvers.engines.differences import interpolated_gradient, orthogonal_to
+from zoopt_nas.solvers.engines.differences import (
+    averaged_noise,
+    interpolated_gradient,
+    orthogonal_to,
+)
 from zoopt_nas.solvers.widening import natural_scale, natural_size
 
 # The lengths that a search tries, and the factor of the length if all fail.
