@@ -137,9 +137,10 @@ def tell(state: SolverState, candidates: Array, values: Array) -> Outcome:
 
 
 def without_remote(changes: Array, value: float, limit: float) -> Array:
-    """Return changes from ``value``, with +inf for those above ``limit`` times the size of values.
+    """Return changes from ``value``, (n,), with +inf for those that are too large.
 
-    The size is the larger one of ``value`` and of the greatest decrease.
+    They are if they exceed ``limit`` times the size of the values at hand, which is the larger one
+    of |value| and the greatest decrease. If that is 0, none is.
     """
     xp = array_namespace(changes)
     if changes.shape[0] == 0:
