@@ -136,16 +136,18 @@ class RunBox:
                 points = self._shift_pairs(points) if antithetic else self._reflect(points)
             return self._clip(xp.where(xp.isnan(points), self._x0, points))
 
-    def typical_steps(self, steps: Array) -> Array:
-        """Replace ``steps``, (dim,), by a quarter of the width where there are two bounds.
+    def quarters(self) -> Array:
+        """Return a quarter of the distance between two bounds, (dim,); inf where one is missing."""
+        return self.upper / 4 - self.lower / 4
 
-        For "transform", the steps on the real line change the points by about as much.
+    def steps_on_line(self, steps: Array) -> Array:
+        """Replace ``steps``, (dim,), for "transform" where there are bounds.
+
+        The new ones change points by about a quarter of the distance between two bounds, or by the
+        distance of the start from a single one.
         """
         xp = array_namespace(steps)
         both, bounded, origin, unit = self._line
-        if self.repairs:
-            quarter = self.upper / 4 - self.lower / 4
-            return xp.where(both & (quarter > 0), quarter, steps)
         distance = xp.abs((self.start - origin) / unit)
         reach = xp.abs(unit) * xp.maximum(distance, xp.ones_like(distance))
         return xp.where(bounded, xp.where(both, reach / 2, reach), steps)

@@ -13,10 +13,15 @@ from zoopt_nas._arrays import Array, array_namespace, as_like, device, to_numpy
 from zoopt_nas.bounds import RunBox
 from zoopt_nas.errors import InvalidValueError
 
-# Coordinates of x0 whose sizes differ by less than this factor get the same unit.
+# Coordinates of x0 whose sizes differ by less than this factor get the same unit. Between two
+# bounds, which are a better sign of unlike units, it is the second one: otherwise a coordinate that
+# is near 0 by chance would get a unit of its own.
 _SAME_UNIT_RATIO = 30.0
-# A box wider than this many steps is treated as open.
-_MAX_WIDTH = 1e8
+_SAME_FRACTION_RATIO = 1000.0
+# Two bounds are loose if a quarter of their distance exceeds the size of x0 by this factor.
+_LOOSE = 30.0
+# For the method "transform", a box wider than this many steps is treated as open.
+_MAX_ON_LINE = 1e8
 # A coordinate of x0 in this range gets the unit 1.
 _UNIT_RANGE = (0.1, 1.0)
 
@@ -56,14 +61,19 @@ class Coordinates:
 def units(x0: Array, box: RunBox | None, x_scale: Any = None) -> Array | None:
     """Return the unit of each coordinate, (dim,), as powers of two, or None if all are 1.
 
-    Without ``x_scale``, it is a quarter of the width between two bounds, or derived from ``x0``.
+    Without ``x_scale``, it is a quarter of the width between two bounds that are not loose, or
+    derived from ``x0``.
     """
     if x_scale is None:
-        steps = _steps_from_start(np.asarray(to_numpy(x0), dtype=np.float64))
-        if box is not None:
-            widths = box.typical_steps(as_like("steps", steps, x0, tuple(x0.shape)))
-            widths = np.asarray(to_numpy(widths), dtype=np.float64)
-            steps = np.where(widths <= _MAX_WIDTH * steps, widths, steps)
+        sizes = np.abs(np.asarray(to_numpy(x0), dtype=np.float64))
+        steps = _steps(_common(sizes, _SAME_UNIT_RATIO))
+        if box is not None and box.repairs:
+            quarters = np.asarray(to_numpy(box.quarters()), dtype=np.float64)
+            steps = _steps_in_box(sizes, steps, quarters)
+        elif box is not None:
+            on_line = box.steps_on_line(as_like("steps", steps, x0, tuple(x0.shape)))
+            on_line = np.asarray(to_numpy(on_line), dtype=np.float64)
+            steps = np.where(on_line <= _MAX_ON_LINE * steps, on_line, steps)
     else:
         steps = _steps_from_user(x_scale, x0.shape[0])
     xp = array_namespace(x0)
@@ -75,15 +85,28 @@ def units(x0: Array, box: RunBox | None, x_scale: Any = None) -> Array | None:
     return xp.asarray(np.ldexp(1.0, exponents), dtype=x0.dtype, device=device(x0))
 
 
-def _steps_from_start(x0: np.ndarray) -> np.ndarray:
-    """Return a step for each coordinate by its size; zeros and similar sizes get a common step."""
-    sizes = np.abs(x0)
+def _common(sizes: np.ndarray, ratio: float) -> np.ndarray:
+    """Replace zeros, and sizes above 1 / ratio of the root mean square, by it; 1 if all are 0."""
     largest = np.max(sizes, initial=0.0)
     common = largest * np.sqrt(np.mean((sizes / largest) ** 2)) if largest > 0 else 1.0
-    is_smaller = (sizes > 0) & (sizes * _SAME_UNIT_RATIO < common)
-    sizes = np.where(is_smaller, sizes, common)
+    is_smaller = (sizes > 0) & (sizes * ratio < common)
+    return np.where(is_smaller, sizes, common)
+
+
+def _steps(sizes: np.ndarray) -> np.ndarray:
+    """Return a step for coordinates of these sizes."""
     low, high = _UNIT_RANGE
     return np.where(sizes > high, sizes, np.minimum(sizes / low, high))
+
+
+def _steps_in_box(sizes: np.ndarray, steps: np.ndarray, quarters: np.ndarray) -> np.ndarray:
+    """Replace ``steps``, (dim,), by a quarter of the width, or by less where bounds are loose."""
+    has_width = np.isfinite(quarters) & (quarters > 0)
+    widths = quarters[has_width]
+    by_size = _steps(widths * _common(sizes[has_width] / widths, _SAME_FRACTION_RATIO))
+    result = steps.copy()
+    result[has_width] = np.where(widths <= _LOOSE * by_size, widths, by_size)
+    return result
 
 
 def _steps_from_user(x_scale: Any, dim: int) -> np.ndarray:

@@ -52,6 +52,27 @@ def test_two_bounds_are_the_unit_but_not_if_they_stand_for_none():
     np.testing.assert_array_equal(scale, [2.0**-20, 2.0**20, 1.0, 1.0])
 
 
+@pytest.mark.parametrize(
+    ("x0", "bounds", "expected"),
+    [
+        ([1.0, -2.0], [(-1e3, 1e3)] * 2, [2, 2]),  # the size of the start, rms 1.6
+        ([0.0, 2.5], [(-1e3, 1e3)] * 2, [2, 2]),  # also where it is 0, rms 1.8
+        ([0.01, 0.02], [(0.0, 20.0)] * 2, [2.0**-3, 2.0**-3]),  # 10 * 0.016, as without bounds
+        ([0.1, 0.1], [(0.0, 20.0)] * 2, [4, 4]),  # a quarter is 5 steps: not loose
+        ([0.0, 0.0], [(-1e3, 1e3)] * 2, [512, 512]),  # a start at 0 tells nothing
+        ([0.0, 1.0], [(-1e3, 1e3), (0.0, 2.0)], [512, 0.5]),  # the second has other units
+        ([2.0, 900.0], [(-1e3, 1e3)] * 2, [512, 512]),  # near 0 by chance
+        ([0.1, 900.0], [(-1e3, 1e3)] * 2, [1, 512]),  # smaller by more than 1000
+        ([5.0, 1.0], [(5.0, 5.0), (0.0, 2.0)], [4, 0.5]),  # a fixed one has no width
+        ([900.0, 0.5], [(-1e3, 1e3), (None, 1.0)], [512, 1]),
+    ],
+)
+def test_loose_bounds_are_no_unit(x0, bounds, expected):
+    bounds = [(-np.inf if a is None else a, np.inf if b is None else b) for a, b in bounds]
+    np.testing.assert_array_equal(units_of(x0, bounds), expected)
+    np.testing.assert_array_equal(units_of(x0, bounds, method="reflect"), expected)
+
+
 def test_units_that_are_given_are_taken():
     np.testing.assert_array_equal(units_of([1.0, 1.0], x_scale=[8.0, 2**-10]), [8.0, 2**-10])
     np.testing.assert_array_equal(units_of([1.0, 1.0], [(0, 1), (0, 1)], 100.0), [128.0, 128.0])
