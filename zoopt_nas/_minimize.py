@@ -91,7 +91,8 @@ def minimize(
             inside; a violation by rounding is corrected.
         x_scale: the size of a sensible first step, one number or (dim,), for solvers that adapt
             their step lengths. Default: a quarter of the width between two bounds that are
-            not loose, otherwise derived from ``x0``; no scaling if ``options`` set a length in units of x.
+            not loose (30 times the size of ``x0``), otherwise derived from ``x0``; no scaling if
+            ``options`` set a length in units of x.
         maxfev: the maximum number of evaluations. Default: 1000 * dim, unless ``maxiter``,
             ``maxtime`` or ``maxstall`` is given.
         maxiter: the maximum number of iterations (one batch each).

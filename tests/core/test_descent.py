@@ -77,15 +77,26 @@ def test_orthogonal_to_spans_the_rest():
     np.testing.assert_allclose(rows @ known.T, 0, atol=1e-12)
 
 
-def test_the_noise_is_the_root_mean_square_of_repeats():
+def test_the_noise_is_estimated_from_repeats():
     noise, deviation = 0.0, 2.5
-    changes = np.random.default_rng(0).normal(0, deviation * np.sqrt(2), 4000)
     seen = []
-    for change in changes:
+    for change in np.random.default_rng(0).normal(0, deviation * np.sqrt(2), 4000):
         noise = differences.averaged_noise(noise, change)
-        seen.append(noise**2)
-    # Squares of normal numbers, averaged with weight 0.3: sd of the mean of 4000 is 2.3 %.
-    assert np.mean(seen) == pytest.approx(deviation**2, rel=0.1)
+        seen.append(noise)
+    # By simulation, the mean of 4000 is 1.02 of the deviation, with a standard deviation of 0.014.
+    assert np.mean(seen) == pytest.approx(1.02 * deviation, rel=0.07)
+
+
+def test_the_noise_follows_values_that_fall():
+    """Noise that is proportional to them falls with them, here by 0.6 in each step."""
+    rng = np.random.default_rng(0)
+    noise, ratios = 1.0, []
+    for k in range(200):
+        noise = differences.averaged_noise(noise, 0.6**k * rng.normal(0, np.sqrt(2)))
+        ratios.append(np.log(noise / 0.6**k))
+    # By simulation, the mean is 0.94, with a standard deviation of 0.07. A mean square with the
+    # same weight would fall by sqrt(0.6) only, and end far above.
+    assert np.mean(ratios) == pytest.approx(0.94, abs=0.35)
 
 
 def test_a_descent_to_a_known_minimum_ends_early():

@@ -20,8 +20,8 @@ from zoopt_nas.solvers.trust_region import TrustRegion
 class Plan(NamedTuple):
     """The solvers of a run, and the reason for them as it reads in a message.
 
-    The first solver begins. When it restarts, or the objective is noisy or rugged, the race begins:
-    the second one starts at the best point, and they take turns.
+    The first solver begins. When it has converged, or the objective is rugged, the race begins: the
+    second one starts at the best point, and they take turns.
     """
 
     reason: str
@@ -42,6 +42,7 @@ PLANS = (
 FEW, MANY, SMALL, SMALL_MANY, NOISY, QUIET, LOW, QUIET_LOW, RUGGED = range(len(PLANS))
 # The plans that end if there is much noise, and the plans under little noise.
 QUIET_PLANS = {FEW: QUIET, LOW: QUIET_LOW, QUIET: QUIET, QUIET_LOW: QUIET_LOW, RUGGED: QUIET}
+NOISY_RACES = {QUIET, QUIET_LOW}
 
 # The largest dim in which a quadratic model, of (dim + 1)(dim + 2) / 2 points, is cheap.
 MAX_LOW = 2
@@ -54,10 +55,12 @@ ENOUGH_MANY = 1.5
 # The least dim for subspaces with a small budget; comparisons are better below.
 MIN_SUBSPACE = 30
 # Noise as a fraction of the range of values at the start. Below LITTLE_NOISE, differences over some
-# distance still are good slopes. From TINY_NOISE on, the race begins at once, and `minimize`
-# measures its result again.
+# distance still are good slopes. From TINY_NOISE on, `minimize` measures its result again.
 LITTLE_NOISE = 0.02
 TINY_NOISE = 1e-6
+# Under noise, the first solver has converged if its value has not fallen by more than the noise in
+# PATIENCE (dim + 2) evaluations.
+PATIENCE = 5.0
 
 # In a race, a turn lasts EVALUATIONS_PER_TURN (dim + 2) evaluations or until the solver restarts.
 # The solver that has found the best point gets LEAD times as many evaluations as the other one.
@@ -95,6 +98,8 @@ class AutoState:
     leader: int = 0  # the index of the arm that found ``best``
     is_race: bool = False  # whether the solvers take turns
     n_turn: int = 0  # the number of values of this turn
+    mark: float = math.inf  # the value of the iterate when it last fell by more than the noise
+    n_since: int = 0  # the number of values since then
     first: float = math.inf  # the least value of the first batch
     spread: float = 0.0  # the range of the values that showed noise first; 0 before
     line: ruggedness.LineTest | None = None  # the pending test for ruggedness, or None
@@ -119,8 +124,9 @@ class Auto(Solver):
        once, and gets fewer turns.
 
     If two values of the start differ by more than rounding, under rules 3 and 4, there is noise.
-    Below 2 % of the range of values around, the first solver races ``adaptive_mgs``, at once if it
-    is at least 1e-6; above 2 %, ``adaptive_mgs`` takes over at the best point.
+    Below 2 % of the range of values around, the first solver races ``adaptive_mgs`` once its value
+    does not fall by more than the noise any more; above 2 %, ``adaptive_mgs`` takes over at the
+    best point.
 
     The run does not depend on the number of workers, and the choice not on bounds. The message of
     `minimize` names the solvers that ran, and their evaluations.
@@ -216,11 +222,13 @@ class Auto(Solver):
         return state.x
 
     def _end_turn(self, state: SolverState, told: list[float], *, has_restarted: bool) -> None:
-        """Begin the race if the first solver restarts; in a race, end a long turn."""
+        """Begin the race if the first solver has converged; in a race, end a long turn."""
         inner: AutoState = state.inner
         inner.n_turn += len(told)
         dim = state.x.shape[0]
-        inner.is_race = inner.is_race or has_restarted
+        if not inner.is_race:
+            is_noisy = inner.plan in NOISY_RACES
+            inner.is_race = _stagnates(state, len(told)) if is_noisy else has_restarted
         rarer = RARER if inner.plan == RUGGED and inner.turn == 0 else 1.0
         is_long = rarer * inner.n_turn >= EVALUATIONS_PER_TURN * (dim + 2)
         if inner.is_race and (has_restarted or is_long):
@@ -264,7 +272,6 @@ class Auto(Solver):
             if inner.plan != QUIET_PLANS[inner.plan]:
                 inner.plan = QUIET_PLANS[inner.plan]
                 inner.arms[1:] = [Arm()]  # for another solver
-            inner.is_race = inner.is_race or share >= TINY_NOISE
             return False
         state.x, state.value = inner.best, math.nan
         self._begin(state, NOISY)
@@ -310,6 +317,16 @@ class Auto(Solver):
         else:  # its first turn
             state.x, state.value = best, math.nan
             _with_turn(state, "_init")
+
+
+def _stagnates(state: SolverState, n_told: int) -> bool:
+    """Return whether the iterate has not fallen by more than the noise for a while."""
+    inner: AutoState = state.inner
+    inner.n_since += n_told
+    value, dim = float(state.value), int(state.x.shape[0])
+    if value < inner.mark - inner.arms[0].inner.noise:
+        inner.mark, inner.n_since = value, 0
+    return inner.n_since >= PATIENCE * (dim + 2)
 
 
 def _with_turn(state: SolverState, method: str, *args: Any) -> Any:

@@ -11,6 +11,12 @@ from zoopt_nas.solvers.engines import box_steps
 from zoopt_nas.solvers.engines.descent_state import DescentState
 from zoopt_nas.solvers.state import SolverState
 
+# The share of the last change in the estimate of the noise; the least change, in units of what the
+# estimate lets expect; and the geometric mean of |z| for a standard normal z.
+LAST_SHARE = 0.4
+LEAST_RATIO = 0.1
+TYPICAL_NORMAL = math.sqrt(2 * math.exp(-0.5772156649015329)) / 2
+
 
 def measures_iterate(state: SolverState) -> bool:
     """Return whether row 0 of a PROBE is the iterate, which is measured again under noise."""
@@ -19,10 +25,18 @@ def measures_iterate(state: SolverState) -> bool:
 
 
 def averaged_noise(noise: float, change: float) -> float:
-    """Update the noise by a change of value at one point: a mean square of the last few changes."""
+    """Update the noise by a change of value at one point.
+
+    It grows as the mean square of the last few changes, and falls faster, as a geometric mean of
+    them, because noise that is proportional to the value falls with it.
+    """
+    shown = abs(change) / math.sqrt(2)
     if noise == 0:
-        return abs(change) / math.sqrt(2)
-    averaged = math.hypot(math.sqrt(0.7) * noise, math.sqrt(0.15) * change)
+        return shown
+    if shown > noise:
+        averaged = math.hypot(math.sqrt(1 - LAST_SHARE) * noise, math.sqrt(LAST_SHARE) * shown)
+    else:
+        averaged = noise * max(shown / (TYPICAL_NORMAL * noise), LEAST_RATIO) ** LAST_SHARE
     return averaged if math.isfinite(averaged) else noise
 
 
