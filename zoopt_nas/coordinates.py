@@ -20,8 +20,11 @@ _SAME_UNIT_RATIO = 30.0
 _SAME_FRACTION_RATIO = 1000.0
 # Two bounds are loose if a quarter of their distance exceeds the size of x0 by this factor.
 _LOOSE = 30.0
-# For the method "transform", a box wider than this many steps is treated as open.
-_MAX_ON_LINE = 1e8
+# A start that is no more than this many quarters of the width away from 0 tells a size; farther
+# away, in a box beside 0, it tells none.
+_MAX_FRACTION = 4.0
+# A box wider than this many steps is treated as open.
+_MAX_WIDTH = 1e8
 # A coordinate of x0 in this range gets the unit 1.
 _UNIT_RANGE = (0.1, 1.0)
 
@@ -73,7 +76,7 @@ def units(x0: Array, box: RunBox | None, x_scale: Any = None) -> Array | None:
         elif box is not None:
             on_line = box.steps_on_line(as_like("steps", steps, x0, tuple(x0.shape)))
             on_line = np.asarray(to_numpy(on_line), dtype=np.float64)
-            steps = np.where(on_line <= _MAX_ON_LINE * steps, on_line, steps)
+            steps = np.where(on_line <= _MAX_WIDTH * steps, on_line, steps)
     else:
         steps = _steps_from_user(x_scale, x0.shape[0])
     xp = array_namespace(x0)
@@ -101,9 +104,10 @@ def _steps(sizes: np.ndarray) -> np.ndarray:
 
 def _steps_in_box(sizes: np.ndarray, steps: np.ndarray, quarters: np.ndarray) -> np.ndarray:
     """Replace ``steps``, (dim,), by a quarter of the width, or by less where bounds are loose."""
-    has_width = np.isfinite(quarters) & (quarters > 0)
+    has_width = (quarters > 0) & (quarters <= _MAX_WIDTH * steps)
     widths = quarters[has_width]
-    by_size = _steps(widths * _common(sizes[has_width] / widths, _SAME_FRACTION_RATIO))
+    fractions = np.minimum(sizes[has_width] / widths, _MAX_FRACTION)
+    by_size = _steps(widths * _common(fractions, _SAME_FRACTION_RATIO))
     result = steps.copy()
     result[has_width] = np.where(widths <= _LOOSE * by_size, widths, by_size)
     return result

@@ -65,6 +65,10 @@ def test_two_bounds_are_the_unit_but_not_if_they_stand_for_none():
         ([0.1, 900.0], [(-1e3, 1e3)] * 2, [1, 512]),  # smaller by more than 1000
         ([5.0, 1.0], [(5.0, 5.0), (0.0, 2.0)], [4, 0.5]),  # a fixed one has no width
         ([900.0, 0.5], [(-1e3, 1e3), (None, 1.0)], [512, 1]),
+        ([0.0, 0.0], [(-1e20, 1e20), (0.0, 8.0)], [1, 2]),  # the first stands for no bounds
+        ([0.0, 1.0], [(-1e20, 1e20), (0.0, 2.0)], [1, 0.5]),
+        ([1e9, 3.0], [(1e9 - 1e-3, 1e9 + 1e-3), (-1e3, 1e3)], [2.0**-11, 512]),  # beside 0
+        ([1e10, 0.0], [(1e10, 1e10 + 4e-3), (0.0, 4e7)], [2.0**-10, 2.0**23]),
     ],
 )
 def test_loose_bounds_are_no_unit(x0, bounds, expected):

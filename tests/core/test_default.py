@@ -226,19 +226,18 @@ def test_under_noise_the_race_begins_when_the_value_stays(noise):
 
     solver = Auto()
     state = solver.init(np.full(4, -2.0), rng=0)
-    values, noises = [], []  # for each evaluation
+    mark, n, counts = np.inf, 0, []  # n: evaluations since the value fell by more than the noise
     while state.inner is None or not state.inner.is_race:
         rows = solver.ask(state)
         assert state.inner.turn == 0
         solver.tell(state, rows, rosenbrock(rows))
-        values += [float(state.value)] * len(rows)
-        noises += [state.inner.arms[0].inner.noise] * len(rows)
-    patience, batch = 5 * (4 + 2), len(rows)
-    fell = values.index(state.inner.mark)
-    later = slice(fell + 1, None)
-    assert patience <= len(values[later]) + batch < patience + 3 * batch
-    assert min(values[later]) >= state.inner.mark - max(noises[later])
-    assert state.inner.mark < values[fell - 1] - min(noises[fell - 1 : fell + 1])
+        if "slightly noisy" in solver.describe(state):
+            n += len(rows)
+            if state.value < mark - state.inner.arms[0].inner.noise:
+                mark, n = float(state.value), 0
+            counts.append(n)
+    assert counts[-1] >= 5 * (4 + 2) > max(counts[:-1])
+    assert mark < 100  # of 10 827 at the start
 
 
 def test_a_long_valley_is_followed_to_its_end():
